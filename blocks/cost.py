@@ -1,0 +1,53 @@
+"""Parameters and multiply-adds of a network, counted on its plan by arithmetic; no module is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blocks.layers import LAYERS, Op
+from blocks.plan import SHORTCUT, plan_model
+from blocks.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """`params`: learnable parameters; `macs`: multiply-adds of convolutions and linear layers for one image."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: Complexity) -> Complexity:
+        return Complexity(self.params + other.params, self.macs + other.macs)
+
+    @property
+    def gmacs(self) -> float:
+        """Multiply-adds in 10**9, the unit that the paper prints as FLOPs."""
+        return self.macs / 1e9
+
+
+def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
+    """The cost of layers in a row on an input of height `size`, and the height of what comes out."""
+    total = Complexity(0, 0)
+    for op in ops:
+        layer, size = LAYERS[op.kind], op.out_size(size)
+        total += Complexity(layer.params(op), layer.macs_per_position(op) * size**2)
+    return total, size
+
+
+def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
+    """The cost of `spec` for square images of `image_size` pixels; ValueError if they are too small for its strides."""
+    plan = plan_model(spec)
+    total, size = _count(plan.stem, image_size)
+    for downsample, blocks in zip(plan.downsamples, plan.stages, strict=True):
+        cost, size = _count(downsample, size)
+        total += cost
+        for block in blocks:
+            is_shortcut = [op.name.startswith(SHORTCUT) for op in block]
+            shortcut, _ = _count((op for op, aside in zip(block, is_shortcut, strict=True) if aside), size)
+            body, size = _count((op for op, aside in zip(block, is_shortcut, strict=True) if not aside), size)
+            total += body + shortcut
+            if size < 1:
+                raise ValueError(f"an image of {image_size} pixels is too small for this network: nothing is left of it")
+    head, _ = _count((*plan.head_norm, plan.classifier), 1)
+    return total + head

@@ -1,0 +1,120 @@
+"""From a spec to an ordered list of layers: every channel, stride and bias is decided here, in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blocks.layers import LAYERS, Op
+from blocks.spec import BlockSpec, ModelSpec, StemSpec
+
+BODY, SHORTCUT, SUM = "body", "shortcut", "sum"
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """All layers of a network: `downsamples[i]` leads into stage `i`; a block is the plan of `plan_block`."""
+
+    stem: tuple[Op, ...]
+    downsamples: tuple[tuple[Op, ...], ...]
+    stages: tuple[tuple[tuple[Op, ...], ...], ...]
+    head_norm: tuple[Op, ...]
+    classifier: Op
+
+
+def _conv(name: str, kind: str, c_in: int, c_out: int, *, bias: bool, kernel: int = 1, stride: int = 1, padding: int | None = None) -> Op:
+    return Op(name, kind, c_in, c_out, kernel, stride, kernel // 2 if padding is None else padding, bias)
+
+
+def _norm(name: str, kind: str, channels: int) -> Op:
+    return Op(name, kind, channels, channels)
+
+
+def _biased(spec: BlockSpec) -> bool:
+    """BN follows, or once followed, each convolution of a block and absorbs its bias; other norms leave it one."""
+    return spec.norm.kind != "bn"
+
+
+def plan_block(spec: BlockSpec, c_in: int, width: int, stride: int) -> tuple[Op, ...]:
+    """The layers of one block in order, named `path.place`: first the body's, then the shortcut's, then what follows the sum.
+
+    `c_in` and `width` are channels; `stride` sits on the spatial convolution (ResNet v1.5). The shortcut has layers
+    only where the block changes the shape; an empty path is an identity.
+    """
+    body = list(_plan_body(spec, c_in, width, stride))
+    c_out = body[-1].c_out
+    if spec.layer_scale is not None:
+        body.append(Op(f"{BODY}.gamma", "layer_scale", c_out, c_out, value=spec.layer_scale))
+    shortcut: list[Op] = []
+    if stride > 1 or c_in != c_out:
+        shortcut = [
+            _conv(f"{SHORTCUT}.conv", "pointwise", c_in, c_out, stride=stride, bias=False),
+            _norm(f"{SHORTCUT}.norm", spec.norm.kind, c_out),
+        ]
+    after = [Op(f"{SUM}.act", spec.act.kind, c_out, c_out)] if "sum" in spec.act.after else []
+    return (*body, *shortcut, *after)
+
+
+def _plan_body(spec: BlockSpec, c_in: int, width: int, stride: int) -> Iterator[Op]:
+    bias, channels = _biased(spec), c_in
+    for place in spec.order:
+        name = f"{BODY}.{place}"
+        if place == "spatial":
+            op = _conv(name, spec.spatial.kind, channels, channels, kernel=spec.spatial.kernel, stride=stride, bias=bias)
+        else:
+            factor = spec.hidden if place == "pw1" else spec.out
+            op = _conv(name, "pointwise", channels, factor * width, bias=bias)
+        yield op
+        channels = op.c_out
+        if place in spec.norm.after:
+            yield _norm(f"{name}_norm", spec.norm.kind, channels)
+        if place in spec.act.after:
+            yield Op(f"{name}_act", spec.act.kind, channels, channels)
+
+
+def describe(spec: BlockSpec) -> str:
+    """The block as a sentence, w being the stage width: 'pw(1w) bn relu conv3 bn relu pw(4w) bn + relu'."""
+    width = 64
+    words: dict[str, list[str]] = {BODY: [], SHORTCUT: [], SUM: []}
+    for op in plan_block(spec, c_in=spec.out * width, width=width, stride=1):
+        words[op.name.split(".")[0]].append(LAYERS[op.kind].label(op, width))
+    return " ".join(word for word in [*words[BODY], "+", *words[SUM]] if word)
+
+
+def _plan_stem(stem: StemSpec, block: BlockSpec, c_in: int, width: int) -> Iterator[Op]:
+    if stem.kind == "patchify":
+        yield _conv("conv", "conv", c_in, width, kernel=stem.stride, stride=stem.stride, padding=0, bias=True)
+    else:
+        yield _conv("conv", "conv", c_in, width, kernel=7, stride=stem.stride // 2, bias=_biased(block) or not stem.norm)
+    if stem.norm:
+        yield _norm("norm", block.norm.kind, width)
+    if stem.kind == "resnet":
+        yield Op("act", block.act.kind, width, width)
+        yield Op("pool", "max_pool", width, width, kernel=3, stride=2, padding=1)
+
+
+def _plan_downsample(spec: ModelSpec, c_in: int, c_out: int) -> Iterator[Op]:
+    if spec.downsample_norm:
+        yield _norm("norm", spec.block.norm.kind, c_in)
+    yield _conv("conv", "conv", c_in, c_out, kernel=2, stride=2, padding=0, bias=True)
+
+
+def plan_model(spec: ModelSpec) -> ModelPlan:
+    """The layers of the whole network, from the stem to the classifier."""
+    channels = spec.stage_width(0)
+    stem = tuple(_plan_stem(spec.stem, spec.block, spec.in_chans, channels))
+    downsamples, stages = [], []
+    for index, depth in enumerate(spec.depths):
+        width, stride = spec.stage_width(index), 2 if index else 1
+        downsample: tuple[Op, ...] = ()
+        if stride == 2 and spec.downsample == "separate":
+            downsample = tuple(_plan_downsample(spec, channels, spec.block.out * width))
+            channels, stride = downsample[-1].c_out, 1
+        blocks = [plan_block(spec.block, channels, width, stride)]
+        channels = spec.block.out * width
+        blocks += [plan_block(spec.block, channels, width, 1)] * (depth - 1)
+        downsamples.append(downsample)
+        stages.append(tuple(blocks))
+    head_norm = (_norm("norm", spec.block.norm.kind, channels),) if spec.head_norm else ()
+    classifier = Op("classifier", "linear", channels, spec.num_classes, bias=True)
+    return ModelPlan(stem, tuple(downsamples), tuple(stages), head_norm, classifier)

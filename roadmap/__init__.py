@@ -1,0 +1,1 @@
+"""The experiment: configuration, data, optimisation, training, records, statistics, tables and plots."""

@@ -1,0 +1,69 @@
+"""The last two checkpoints of a run: whole, verified, and never the only copy while another is being written."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roadmap.files import aside, sync_folder
+from roadmap.strict_yaml import relative
+
+KEEP = 2
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """A folder of checkpoints named `<iteration>-<digest>.pt`; the digest of a file's bytes tells a whole one from a torn one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def files(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return sorted(self.folder.glob("*-*.pt"), reverse=True)
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        """Writes a checkpoint and forgets all but two. OSError if the disk is full; those before it stay."""
+        self.folder.mkdir(exist_ok=True)
+        for torn in self.folder.glob(".*.tmp"):
+            torn.unlink(missing_ok=True)
+        temporary = aside(self.folder / f"{iteration:09d}.pt")
+        try:
+            with temporary.open("wb") as file:
+                try:
+                    torch.save(state, file)
+                except RuntimeError as error:  # what PyTorch makes of a failed write
+                    file.flush()
+                    raise OSError(str(error).splitlines()[0]) from error
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / f"{iteration:09d}-{_digest(temporary)}.pt")
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.folder)
+        for old in self.files()[KEEP:]:
+            old.unlink(missing_ok=True)
+
+    def load(self, device: torch.device) -> Iterator[dict[str, Any]]:
+        """The whole checkpoints, newest first, on `device`; a damaged one is named in the log and passed over."""
+        for path in self.files():
+            try:
+                if _digest(path) != path.stem.partition("-")[2]:
+                    raise pickle.UnpicklingError("its bytes are not those that were written")
+                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+                logger.warning("checkpoint %s is damaged and passed over: %s", relative(path), error)
+                continue
+            yield state
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()

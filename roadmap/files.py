@@ -1,0 +1,107 @@
+"""Files that survive a kill at any moment: written aside, flushed, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` durable, where the file system knows how."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def aside(path: Path) -> Path:
+    """A name beside `path` that no other process uses."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Puts `text` at `path` whole or not at all; what was there before stays if the disk is full."""
+    temporary = aside(path)
+    try:
+        _write_synced(temporary, text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def create_exclusive(path: Path, text: str) -> bool:
+    """Puts `text` at `path` only if nothing is there; False if something is. Exactly one of many callers wins, on NFS too."""
+    temporary = aside(path)
+    try:
+        _write_synced(temporary, text)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Puts `document` at `path` as JSON, whole or not at all."""
+    write_atomic(path, json.dumps(document, indent=2) + "\n")
+
+
+class JsonLines:
+    """A log of one JSON object a line, which can be cut back to where a checkpoint saw it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+
+    @property
+    def offset(self) -> int:
+        """The log's length in bytes, all of it on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def cut(self, offset: int) -> None:
+        """Forgets everything after `offset`."""
+        self._file.truncate(offset)
+        self._file.seek(offset)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds a line that others can read at once."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the log."""
+        self._file.close()
+
+
+def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The records of a log, or those in its last `tail_bytes`; a torn line, being written or cut off by a kill, is left out."""
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if isinstance(record := _parse(line), dict)]
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

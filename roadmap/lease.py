@@ -1,0 +1,150 @@
+"""Who owns a run: attempts/0001.json, 0002.json, ... are created exclusively, and the highest number is the owner.
+
+An attempt is alive while its process is (seen from the same host) or while its file is being touched (from another).
+Taking over means creating the next number, so two can never both succeed, nothing is ever deleted, and an owner that was
+only asleep finds a higher number than its own and stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from roadmap.files import create_exclusive, write_json
+
+HEARTBEAT_S = 15.0
+EXPIRY_S = 120.0
+
+
+class LeaseHeld(RuntimeError):
+    """Somebody else works on the run."""
+
+
+class LeaseLost(RuntimeError):
+    """Somebody else took the run over, for this process gave no sign of life."""
+
+
+def now() -> str:
+    """The present as text, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def attempts(run_dir: Path) -> list[Path]:
+    """The files of a run's attempts, oldest first."""
+    return sorted((run_dir / "attempts").glob("[0-9][0-9][0-9][0-9].json"))
+
+
+def read_attempt(path: Path) -> dict[str, Any]:
+    """What is known of an attempt; empty if its file is damaged."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def owner(run_dir: Path) -> dict[str, Any] | None:
+    """The attempt that is at work on a run now, or None."""
+    files = attempts(run_dir)
+    if not files:
+        return None
+    record = read_attempt(files[-1])
+    return record if _is_alive(files[-1], record) else None
+
+
+def _is_alive(path: Path, record: dict[str, Any]) -> bool:
+    if record.get("ended"):
+        return False
+    if record.get("place") == _place():
+        return record.get("process_start") == _process_start(int(record["pid"]))
+    return time.time() - path.stat().st_mtime < EXPIRY_S
+
+
+def _place() -> str:
+    """Where process ids have a meaning: this host and its namespace of processes."""
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, or None if there is none; tells a process from a later one with its id."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        return ""
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else fields[18]
+
+
+class Lease:
+    """Sole ownership of a run directory for the length of a `with` block. LeaseHeld if somebody else has it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.outcome = "failed"
+        self.reason: str | None = None
+        self._lost = threading.Event()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        (self.run_dir / "attempts").mkdir(parents=True, exist_ok=True)
+        files = attempts(self.run_dir)
+        if files and _is_alive(files[-1], record := read_attempt(files[-1])):
+            raise LeaseHeld(f"{self.run_dir} is being worked on by process {record.get('pid')} on {record.get('host')}")
+        number = int(files[-1].stem) + 1 if files else 1
+        self.path = self.run_dir / "attempts" / f"{number:04d}.json"
+        self.record: dict[str, Any] = {
+            "number": number,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "place": _place(),
+            "process_start": _process_start(os.getpid()),
+            "started": now(),
+        }
+        if not create_exclusive(self.path, json.dumps(self.record, indent=2) + "\n"):
+            raise LeaseHeld(f"{self.run_dir} was taken by somebody else this very moment")
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        if error is not None and self.reason is None:
+            self.reason = f"{type(error).__name__}: {error}"
+        write_json(self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason})
+
+    def ensure(self) -> None:
+        """LeaseLost if somebody else has taken over."""
+        if self._lost.is_set() or self._successor():
+            self._lost.set()
+            raise LeaseLost(f"{self.run_dir} was taken over by {self._successor()}")
+
+    def _successor(self) -> str | None:
+        newest = attempts(self.run_dir)[-1:]
+        return newest[0].name if newest and newest[0].name > self.path.name else None
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                os.utime(self.path)
+                if self._successor():
+                    self._lost.set()
+            except OSError:
+                continue  # a file server that is away for a moment; the training loop asks before it writes

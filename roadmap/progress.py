@@ -1,0 +1,66 @@
+"""How a run shows itself to whoever watches it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+
+class Watch:
+    """Somebody who looks at a run; this one does not care."""
+
+    def begin(self, done: int, total: int, images_per_iteration: int) -> None:
+        """`done` of `total` iterations are behind."""
+
+    def advance(self) -> None:
+        """An iteration has been made."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A line was added to the metrics."""
+
+
+class LiveProgress(Watch):
+    """A live bar with epoch, loss, accuracy, images/s and time left; plain lines, an epoch each, where there is no terminal."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None, state="")
+        self._state: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def begin(self, done: int, total: int, images_per_iteration: int) -> None:
+        """Starts the bar."""
+        self._bar.update(self._task, total=total, completed=done)
+
+    def advance(self) -> None:
+        """Moves the bar."""
+        self._bar.advance(self._task)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Shows the latest figures."""
+        self._state["epoch"] = f"epoch {record['epoch']}"
+        self._state["loss"] = f"loss {record['train_loss']:.3f}"
+        self._state["speed"] = f"{record['images_per_s']:.0f} images/s"
+        if record["kind"] == "epoch":
+            self._state["accuracy"] = f"top-1 {record['top1']:.2f} %"
+            if not self.console.is_terminal:
+                self.console.print(", ".join(self._state.values()), highlight=False)
+        self._bar.update(self._task, state="  ".join(self._state.values()))

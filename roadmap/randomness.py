@@ -1,0 +1,32 @@
+"""Random numbers that are a function of where in the run they are drawn, so that a resumed run draws the same ones."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import numpy as np
+import torch
+
+SAMPLE, STEP, ORDER, INIT = "sample", "step", "order", "init"
+
+
+def seed_of(purpose: str, *counters: int) -> int:
+    """A 63-bit seed for a purpose and its counters; nearby counters give unrelated seeds."""
+    words = np.random.SeedSequence([zlib.crc32(purpose.encode()), *counters]).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+def reseed(purpose: str, *counters: int) -> None:
+    """Sets the generators that timm and PyTorch draw from: Python's, NumPy's and PyTorch's on every device."""
+    seed = seed_of(purpose, *counters)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # timm's mixup draws from NumPy's global generator
+    torch.manual_seed(seed)
+
+
+def permutation(length: int, *counters: int) -> list[int]:
+    """The order of `length` samples in an epoch."""
+    generator = torch.Generator().manual_seed(seed_of(ORDER, *counters))
+    order: list[int] = torch.randperm(length, generator=generator).tolist()
+    return order

@@ -1,0 +1,198 @@
+"""What a run leaves on disk, and how to read it back: runs/<roadmap>/<profile>/<step>/seed<k>-<hash>/."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError
+
+from blocks.spec import Spec
+from roadmap.files import read_json_lines, write_atomic
+from roadmap.lease import attempts, owner, read_attempt
+from roadmap.recipe import RunConfig, reason
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
+NO_PROFILE = "paper"
+State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
+
+
+class Result(Spec):
+    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the validation set.
+
+    A diverged run has no accuracy, and its `epochs` are those completed. `images_per_s` is the training loop's, evaluation
+    apart; `train_seconds` adds up over attempts.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: Literal[1]
+    status: Literal["done", "diverged"]
+    roadmap: str
+    step: str
+    profile: str | None
+    seed: int
+    hash: str
+    top1: float | None
+    top5: float | None
+    val_loss: float | None
+    train_loss: float | None
+    ema_top1: float | None
+    epochs: int
+    iterations: int
+    global_batch: int
+    dataset: str
+    image_size: int
+    params: int
+    macs: int
+    images_per_s: float
+    train_seconds: float
+    peak_memory_mb: float | None
+    hardware: str
+    versions: dict[str, str]
+    commit: str | None
+    attempts: int
+    finished: str
+
+
+class DamagedResult(ValueError):
+    """A result.json that does not hold a result; the run counts as unfinished."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, commit and hardware of the latest attempt."""
+        return self.path / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: `train` records every few iterations, an `epoch` record after each evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the last two checkpoints."""
+        return self.path / "checkpoint"
+
+    @property
+    def result(self) -> Path:
+        """The outcome; its presence means that the run is finished."""
+        return self.path / "result.json"
+
+
+def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
+    """Where a run with this configuration lives under `runs`."""
+    return RunDir(runs / config.roadmap / (config.profile or NO_PROFILE) / config.step / f"seed{config.seed}-{config.hash}")
+
+
+def prepare(runs: Path, config: RunConfig) -> RunDir:
+    """The run's directory with its config.yaml, made if need be; ConfigError if it holds the run of another configuration."""
+    run = run_dir_of(runs, config)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([Problem(relative(run.path), f"cannot be made: {error.strerror}")]) from error
+    if run.config.exists():
+        check_config(run, config)
+    else:
+        write_atomic(run.config, config.to_yaml())
+    return run
+
+
+def check_config(run: RunDir, config: RunConfig) -> None:
+    """ConfigError if the directory's config.yaml would give another result than `config`."""
+    there = RunConfig.read(run.config)
+    if (there.hash, there.seed) != (config.hash, config.seed):
+        old, new = (_flat(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"})) for c in (there, config))
+        lines = [f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]]
+        raise ConfigError([Problem(relative(run.config), f"belongs to another configuration ({'; '.join(lines)}); move the folder away")])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def read_result(run: RunDir) -> Result | None:
+    """The run's result, None while there is none; DamagedResult if the file is empty, torn, foreign or from a later version."""
+    try:
+        text = run.result.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedResult(f"{relative(run.result)} cannot be read: {error}") from error
+    try:
+        return Result.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = "is empty" if not text.strip() else f"is damaged: {'.'.join(map(str, first['loc']))} {reason(first)}"
+        raise DamagedResult(f"{relative(run.result)} {what[:200]}") from error
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands. `record` is the last line of its metrics; `why` says what went wrong, if anything did."""
+
+    run: RunDir
+    state: State
+    result: Result | None = None
+    record: dict[str, Any] | None = None
+    why: str | None = None
+
+
+def status(run: RunDir) -> Status:
+    """Where a run stands, read from its files alone.
+
+    `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones ended with an error.
+    """
+    why = None
+    try:
+        result = read_result(run)
+    except DamagedResult as error:
+        result, why = None, str(error)
+    if result is not None:
+        return Status(run, result.status, result)
+    latest = read_json_lines(run.metrics, tail_bytes=4096)[-1:]
+    record = latest[0] if latest else None
+    if owner(run.path) is not None:
+        return Status(run, "running", None, record)
+    files = attempts(run.path)
+    if not files:
+        return Status(run, "pending", None, record, why)
+    last = read_attempt(files[-1])
+    if last.get("outcome") == "failed":
+        return Status(run, "failed", None, record, why or last.get("reason"))
+    return Status(run, "stale", None, record, why)
+
+
+def find_runs(root: Path) -> list[RunDir]:
+    """All run directories below `root`, sorted; ConfigError if it cannot be read."""
+    if not root.is_dir():
+        raise ConfigError([Problem(relative(root), "is not a folder of runs")])
+    found: list[RunDir] = []
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError([Problem(error.filename, f"cannot be read: {error.strerror}")])
+
+    for folder, children, _ in os.walk(root, onerror=refuse):
+        if RUN_FOLDER.fullmatch(Path(folder).name):
+            children.clear()
+            found.append(RunDir(Path(folder)))
+    return sorted(found, key=lambda run: run.path)

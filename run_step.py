@@ -1,0 +1,35 @@
+"""Trains or evaluates one step of the roadmap: python run_step.py kernel_7 --profile digits_noisy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from roadmap.command import add_config_options, config_of, main_of
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description="Train or evaluate one step. A run that was stopped or killed goes on where it was.")
+    options.add_argument("step", metavar="STEP", help="the step's id; `python -m roadmap steps` lists them")
+    add_config_options(options)
+    options.add_argument("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default: 0)")
+    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
+    mode = options.add_mutually_exclusive_group()
+    mode.add_argument("--plan", action="store_true", help="print the network, its cost and the budget; train nothing")
+    mode.add_argument("--eval", action="store_true", help="evaluate the run's last checkpoint; train nothing")
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plans, evaluates or trains; returns the exit code."""
+    config = config_of(arguments, arguments.step, arguments.seed)
+    from roadmap.run import evaluate_run, print_plan, train_run
+
+    action = print_plan if arguments.plan else evaluate_run if arguments.eval else train_run
+    return action(config, arguments.runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(parser(), run))
