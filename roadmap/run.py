@@ -11,8 +11,11 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import complexity, describe
+from roadmap.lease import LeaseHeld, LeaseLost
+from roadmap.progress import LiveProgress
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, find_runs, prepare, read_result, run_dir_of
+from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import relative
 
 HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
@@ -81,9 +84,7 @@ def train_run(config: RunConfig, runs: Path) -> int:
     run = prepare(runs, config)
     console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
     with console.status("importing PyTorch and timm"):
-        from roadmap.lease import LeaseHeld, LeaseLost
-        from roadmap.train import Stopped, StopSignals, train
-    from roadmap.progress import LiveProgress
+        from roadmap.train import train
 
     with StopSignals() as stop:
         try:

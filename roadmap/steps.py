@@ -187,9 +187,15 @@ def _blame(settings: Settings, error: Any) -> Problem:
     return Problem("", f"{'.'.join(parts)}: {reason(error)}")
 
 
-def settings_of(node: Node, source: str) -> Settings:
-    """The leaves of a delta, each at the place of its key."""
-    return {path: Setting(leaf.plain(), source, leaf.key) for path, leaf in node.leaves()}
+def settings_of(node: Node, source: str, problems: list[Problem]) -> Settings:
+    """The leaves of a delta, each at the place of its key; one that is spelled twice, dotted and nested, is a problem."""
+    settings: Settings = {}
+    for path, leaf in node.leaves():
+        setting = Setting(leaf.plain(), source, leaf.key)
+        if path in settings:
+            problems.append(setting.problem(f"duplicate key '{path}', first given at {settings[path].where}"))
+        settings[path] = setting
+    return settings
 
 
 def unknown_keys(base: Settings, settings: Settings) -> Iterator[Problem]:

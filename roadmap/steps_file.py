@@ -69,8 +69,8 @@ def read_roadmap(path: Path, name: str) -> Roadmap:
         raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{did_you_mean(name, written.roadmaps)}")])
     entry = written.roadmaps[name]
     nodes = document.value["roadmaps"].value[name].value["steps"].value
-    base = settings_of(document.value["base"], "base")
     problems: list[Problem] = []
+    base = settings_of(document.value["base"], "base", problems)
     steps = _read_steps(entry, nodes, problems)
     profiles = _read_profiles(written.profiles, document.value["profiles"], base, problems)
     for step in steps.values():
@@ -115,7 +115,7 @@ def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], problems: list[Pro
             problems.append(Problem(place, f"step '{written.name}' is defined twice, first in line {places[written.name].line}"))
             continue
         places[written.name] = place
-        settings = settings_of(node.value["set"], f"step '{written.name}'") if written.set else {}
+        settings = settings_of(node.value["set"], f"step '{written.name}'", problems) if written.set else {}
         if previous is not None and not settings:
             problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
         steps[written.name] = Delta(written.name, written.title, written.parent or previous, settings, written.paper)
@@ -128,7 +128,7 @@ def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], problems: list[Pro
 def _read_profiles(entries: Mapping[str, ProfileEntry], node: Node, base: Settings, problems: list[Problem]) -> dict[str, Delta]:
     parents = {name: entry.parent for name, entry in entries.items()}
     marks = {name: child.value["parent"].mark for name, child in node.value.items() if "parent" in child.value}
-    own = {name: settings_of(child.value["set"], f"profile '{name}'") for name, child in node.value.items()}
+    own = {name: settings_of(child.value["set"], f"profile '{name}'", problems) for name, child in node.value.items()}
     for settings in own.values():
         problems += unknown_keys(base, settings)
     wrong = _check_parents(parents, marks, "profile")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -23,39 +22,14 @@ from roadmap.progress import Watch
 from roadmap.provenance import cpu, provenance
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
+from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """No error: the run was asked to stop, has saved where it is, and can be resumed."""
-
-
 class Diverged(Exception):
     """No error but a result: the loss is not finite any more."""
-
-
-class StopSignals:
-    """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second SIGINT ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
 
 
 def train(config: RunConfig, run_dir: Path, *, stop: StopSignals | None = None, watch: Watch | None = None) -> Result:

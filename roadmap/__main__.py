@@ -1,0 +1,114 @@
+"""python -m roadmap: look at the roadmap without training anything, and without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from blocks import describe
+from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
+from roadmap.steps import Roadmap, Settings, changes, resolve, show, trace
+from roadmap.terminal import console, table
+from roadmap.verify import summary, verify
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="python -m roadmap", description="Look at the roadmap; nothing is trained.")
+    commands = options.add_subparsers(required=True, metavar="COMMAND")
+    steps = commands.add_parser("steps", help="the tree of steps, what each changes, and its block as a sentence")
+    add_roadmap_options(steps)
+    steps.set_defaults(run=print_steps)
+    check = commands.add_parser("verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong")
+    add_roadmap_options(check)
+    check.set_defaults(run=print_verify)
+    explain = commands.add_parser("explain", help="the resolved configuration of a step, and who set each value")
+    explain.add_argument("step", metavar="STEP")
+    add_config_options(explain)
+    explain.set_defaults(run=print_explain)
+    diff = commands.add_parser("diff", help="the values in which two steps differ")
+    diff.add_argument("one", metavar="A")
+    diff.add_argument("other", metavar="B")
+    add_config_options(diff)
+    diff.set_defaults(run=print_diff)
+    return options
+
+
+def print_steps(arguments: argparse.Namespace) -> int:
+    """The tree; side branches are indented."""
+    roadmap = roadmap_of(arguments)
+    rows = []
+    for name in roadmap.steps:
+        branch = "" if name in roadmap.trunk else "└ "
+        rows.append((f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block)))
+    title = f"{roadmap.name}: {roadmap.title}, {len(rows)} steps, {len(rows) - len(roadmap.trunk)} of them side branches"
+    console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
+    return 0
+
+
+def change_of(roadmap: Roadmap, step: str) -> str:
+    """What a step changes against its parent, in one line."""
+    parent = roadmap.tree[step].parent
+    if parent is None:
+        return "the base"
+    words = []
+    differences = changes(trace(roadmap, parent), trace(roadmap, step))
+    recipe = [path for path in differences if path.startswith("recipe.")]
+    for path, (before, after) in differences.items():
+        if path not in recipe:
+            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
+    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))
+
+
+def print_verify(arguments: argparse.Namespace) -> int:
+    """Every row with its verdict; exit code 1 if one that should match does not."""
+    roadmap = roadmap_of(arguments)
+    rows = verify(roadmap)
+    cells = [
+        (row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", f"{row.paper.gmacs:.2f}" if row.paper else "–", row.verdict)
+        for row in rows
+    ]
+    console().print(table(["step", ">params (M)", ">GMACs", ">paper's", "verdict"], cells, f"{roadmap.name}: {roadmap.title}"))
+    print(summary(rows))
+    return int(any(row.is_wrong for row in rows))
+
+
+def print_explain(arguments: argparse.Namespace) -> int:
+    """Each leaf with its value and its origin."""
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    config = resolve(roadmap, arguments.step, **choices)
+    settings = trace(roadmap, arguments.step, **choices)
+    rows = [(path, show(settings[path].value), *_origin(settings, path)) for path in roadmap.base]
+    console().print(table(["key", "value", "set by", "at"], rows, f"{arguments.step}: {describe(config.model.block)}, {config.hash}"))
+    return 0
+
+
+def print_diff(arguments: argparse.Namespace) -> int:
+    """The leaves that differ, with both values and their origins."""
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    one, other = (trace(roadmap, step, **choices) for step in (arguments.one, arguments.other))
+    for step in (arguments.one, arguments.other):
+        resolve(roadmap, step, **choices)
+    differences = changes(one, other)
+    rows = [
+        (path, show(differences[path][0]), show(differences[path][1]), _origin(one, path)[0], _origin(other, path)[0])
+        for path in roadmap.base
+        if path in differences
+    ]
+    columns = ["key", arguments.one, arguments.other, f"set in {arguments.one} by", f"set in {arguments.other} by"]
+    console().print(table(columns, rows, f"{len(rows)} values differ"))
+    return 0
+
+
+def _origin(settings: Settings, path: str) -> tuple[str, str]:
+    setting = settings[path]
+    return setting.source or "--set", str(setting.where) if setting.source else ""
+
+
+def main() -> int:
+    """Runs the command that was asked for."""
+    return main_of(parser(), lambda arguments: int(arguments.run(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Tables at a terminal, and whole lines where the output goes elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 240
+
+
+def console(file: TextIO | None = None) -> Console:
+    """As wide as the terminal; wide enough for every column where there is none."""
+    found = Console(file=file or sys.stdout, highlight=False)
+    return found if found.is_terminal else Console(file=found.file, highlight=False, width=WIDE)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is in them."""
+    built = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for name in columns:
+        built.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=name.startswith(">"))
+    for row in rows:
+        built.add_row(*(Text(cell) for cell in row))
+    return built

@@ -1,0 +1,153 @@
+"""Trains all steps of the roadmap with several seeds: python slurm/submit.py --profile digits_noisy --seeds 3."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+from roadmap.provenance import ROOT, usable_cores
+from roadmap.records import RunDir, Status, prepare, status
+from roadmap.steps import resolve
+from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.terminal import console
+from slurm.status import counts, name_of, overview, progress_of
+from slurm.worker import OPEN, work
+
+YEAR_MIN = 365 * 24 * 60
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(
+        description="Train every step with several seeds. Runs that are finished or being trained are left alone, so submitting again "
+        "does just what is missing."
+    )
+    options.add_argument("only", nargs="*", metavar="STEP", help="train these steps only (default: all)")
+    add_config_options(options)
+    options.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)")
+    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
+    options.add_argument("--cluster", choices=["local"], default="local", help="where to train: local is this machine (default)")
+    options.add_argument("--workers", type=int, default=usable_cores(), metavar="W", help="processes to train in (default: one a core)")
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plans, starts workers, and watches them to the end; exit code 1 if a run is left unfinished."""
+    runs = plan(arguments)
+    before = [status(found) for found in runs]
+    todo = sum(found.state in OPEN for found in before)
+    alive = sum(found.state == "running" for found in before)
+    workers = max(0, min(arguments.workers - alive, todo))
+    console().print(f"{len(runs)} runs: {counts(before)}; {workers} workers start on {todo}")
+    jobs = start(runs, workers) if workers else []
+    return watch(runs, jobs, said={found.run.path for found in before if has_ended(found)})
+
+
+def plan(arguments: argparse.Namespace) -> list[RunDir]:
+    """The directories of all runs, made where they are missing: seed by seed, so that a roadmap cut short is whole for some."""
+    for name in ("seeds", "workers"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {getattr(arguments, name)}")])
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    steps = arguments.only or roadmap.steps
+    configs = [resolve(roadmap, step, seed=seed, **choices) for seed in range(arguments.seeds) for step in steps]
+    if configs[0].data.dataset == "folder" and not Path(configs[0].system.data_dir or "").is_dir():
+        raise ConfigError([Problem("system.data_dir", f"is {configs[0].system.data_dir}, which is no folder; --set system.data_dir=DIR")])
+    return [prepare(arguments.runs, config) for config in configs]
+
+
+def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
+    """Workers on this machine, as submitit jobs; each gets a GPU of its own where there are any."""
+    import submitit
+
+    folder = runs[0].path.parent.parent / "jobs"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    jobs = []
+    with ignoring_interrupts():
+        for number in range(workers):
+            executor = submitit.AutoExecutor(folder=folder, cluster="local")
+            executor.update_parameters(timeout_min=YEAR_MIN)
+            if gpus:
+                executor.update_parameters(gpus_per_node=1, local_visible_gpus=(number % gpus,))
+            jobs.append(executor.submit(work, [str(run.path.absolute()) for run in runs]))
+    return jobs
+
+
+@contextlib.contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop instead."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
+    """Shows the runs until no worker is left, but not those in `said`; Ctrl-C has the workers save and stop."""
+    screen, started = console(), time.monotonic()
+    with Live(console=screen, auto_refresh=False, transient=True) as live:
+        while True:
+            try:
+                found = [status(run) for run in runs]
+                working = any(not job.done() for job in jobs) or any(run.state == "running" for run in found)
+                announce(live, found, said)
+                live.update(picture(found, time.monotonic() - started), refresh=screen.is_terminal)
+                if not working:
+                    break
+                time.sleep(1)
+            except KeyboardInterrupt:
+                live.console.print("stopping: the workers save what they are at; submit again to go on")
+                for job in jobs:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(job.job_id), signal.SIGTERM)
+    return conclude(found, jobs)
+
+
+def has_ended(run: Status) -> bool:
+    """Whether a run has come to a result or an error."""
+    return run.result is not None or run.state == "failed"
+
+
+def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
+    """A line for each run that has ended since the last look; its path goes into `said`."""
+    for run in found:
+        if has_ended(run) and run.run.path not in said:
+            said.add(run.run.path)
+            live.console.print(f"[{len(said)}/{len(found)}] {' seed '.join(name_of(run))}: {run.state}, {progress_of(run)}")
+
+
+def picture(found: Sequence[Status], seconds: float) -> Group:
+    """The runs that are being trained, under a line of totals."""
+    running = [run for run in found if run.state == "running"]
+    return Group(overview(running, ""), Text(f"{counts(found)}; {seconds:.0f} s"))
+
+
+def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:
+    """What is left to do, and where to look."""
+    left = [run for run in found if run.result is None]
+    screen = console()
+    screen.print(counts(found))
+    if not left:
+        return 0
+    screen.print(overview(left, f"{len(left)} runs are not finished; submit again to go on with them"))
+    for job in jobs:
+        screen.print(f"log of worker {job.job_id}: {relative(job.paths.stderr)}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(parser(), run))

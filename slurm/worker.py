@@ -1,0 +1,47 @@
+"""A worker takes the next unfinished run of a plan, trains it, and goes on until none is left that nobody works on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from roadmap.lease import LeaseHeld, LeaseLost
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, status
+from roadmap.stopping import Stopped, StopSignals
+
+logger = logging.getLogger(__name__)
+OPEN = {"pending", "stale", "failed"}
+
+
+def work(run_dirs: Sequence[str]) -> int:
+    """Trains the runs in `run_dirs` that are open, in order, each at most once; returns how many it finished.
+
+    Many workers may share a plan: the lease of a run decides who trains it. A run that fails leaves its reason in its
+    attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
+    """
+    finished, tried = 0, set[Path]()
+    with StopSignals() as stop:
+        from roadmap.train import train  # takes seconds, in which a signal must not be lost
+
+        while stop.signal is None and (run := next_open(run_dirs, tried)) is not None:
+            try:
+                train(RunConfig.read(run.config), run.path, stop=stop)
+                finished += 1
+            except LeaseHeld:
+                continue  # somebody was faster; if they die, the run is open again
+            except (Stopped, LeaseLost) as reason:
+                logger.warning("%s: %s", run.path, reason)
+            except Exception:
+                logger.exception("%s failed", run.path)
+            tried.add(run.path)
+    return finished
+
+
+def next_open(run_dirs: Sequence[str], tried: set[Path]) -> RunDir | None:
+    """The first run that is neither finished, nor being worked on, nor in `tried`."""
+    for run in map(RunDir, map(Path, run_dirs)):
+        if run.path not in tried and status(run).state in OPEN:
+            return run
+    return None
