@@ -7,7 +7,7 @@ import sys
 
 from blocks import describe
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
-from roadmap.steps import Roadmap, Settings, changes, resolve, show, trace
+from roadmap.steps import Settings, change_of, changes, resolve, show, trace
 from roadmap.terminal import console, table
 from roadmap.verify import summary, verify
 
@@ -44,20 +44,6 @@ def print_steps(arguments: argparse.Namespace) -> int:
     title = f"{roadmap.name}: {roadmap.title}, {len(rows)} steps, {len(rows) - len(roadmap.trunk)} of them side branches"
     console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
     return 0
-
-
-def change_of(roadmap: Roadmap, step: str) -> str:
-    """What a step changes against its parent, in one line."""
-    parent = roadmap.tree[step].parent
-    if parent is None:
-        return "the base"
-    words = []
-    differences = changes(trace(roadmap, parent), trace(roadmap, step))
-    recipe = [path for path in differences if path.startswith("recipe.")]
-    for path, (before, after) in differences.items():
-        if path not in recipe:
-            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
-    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))
 
 
 def print_verify(arguments: argparse.Namespace) -> int:

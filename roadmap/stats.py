@@ -48,7 +48,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def difference(child: Mapping[int, float], parent: Mapping[int, float]) -> Difference | None:
-    """Child minus parent, from accuracies by seed: pairs of equal seeds if at least two runs of each pair up, else Welch's interval."""
+    """Child minus parent, from accuracies by seed: in pairs where both ran the same seeds, else by Welch."""
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
         assert pairs is not None

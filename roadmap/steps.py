@@ -255,3 +255,17 @@ def show(value: Any) -> str:
 def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
     """The leaves that differ, with their values before and after."""
     return {path: (before[path].value, setting.value) for path, setting in after.items() if before[path].value != setting.value}
+
+
+def change_of(roadmap: Roadmap, step: str) -> str:
+    """What a step changes against its parent, in one line."""
+    parent = roadmap.tree[step].parent
+    if parent is None:
+        return "the base"
+    words = []
+    differences = changes(trace(roadmap, parent), trace(roadmap, step))
+    recipe = [path for path in differences if path.startswith("recipe.")]
+    for path, (before, after) in differences.items():
+        if path not in recipe:
+            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
+    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))

@@ -1,0 +1,35 @@
+"""Makes tables and figures from finished runs: python collect.py runs --out reports/mine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description="Make the ablation's tables and figures; runs that are missing are shown as missing.")
+    options.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="a folder of runs of one roadmap and profile")
+    options.add_argument("--paper", action="store_true", help="use the paper's own figures instead of runs")
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables and figures go")
+    add_config_options(options)
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads, writes, and prints the table."""
+    from roadmap.collect import collect_paper, collect_runs
+
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    if arguments.paper:
+        collect_paper(roadmap, arguments.out)
+    else:
+        collect_runs(roadmap, arguments.runs, arguments.out, **choices)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(parser(), run))

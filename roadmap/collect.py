@@ -1,0 +1,82 @@
+"""From a folder of runs, or from the paper, to a folder of tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from roadmap.files import write_atomic
+from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save
+from roadmap.records import NO_PROFILE, Status, find_runs, status
+from roadmap.steps import Reference, Roadmap, resolve
+from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.tables import Ablation, cells, columns, measured, published, runs_frame, to_frame, to_markdown
+from roadmap.terminal import console, table
+
+
+def collect_paper(roadmap: Roadmap, out: Path) -> None:
+    """The publication's table and figures, from the steps file alone."""
+    _write(published(roadmap), roadmap.reference, out)
+
+
+def collect_runs(roadmap: Roadmap, runs: Path | None, out: Path, *, profile: str | None, overrides: Mapping[str, Any]) -> None:
+    """Tables and figures of the runs below `runs`, which must be of one roadmap and one profile; finds out which, if need be."""
+    if runs is None:
+        raise ConfigError([Problem("RUNS", "is missing: name a folder of runs, or --paper")])
+    found = [status(run) for run in find_runs(runs)]
+    profile = _one_experiment(roadmap, runs, found, profile)
+    mine = [run for run in found if _experiment(run) == (roadmap.name, profile or NO_PROFILE)]
+    mine.sort(key=lambda run: (_place(roadmap, run.run.path.parent.name), run.run.path.name))
+    ablation = measured(roadmap, profile, overrides, mine)
+    data = resolve(roadmap, roadmap.steps[0], profile=profile, overrides=overrides).data
+    if data.dataset == "digits":
+        from roadmap.digits import logistic_regression
+
+        ablation.notes.insert(
+            1, f"Reference: a logistic regression on the raw pixels of the same images has {logistic_regression(data):.2f} %."
+        )
+    reference = roadmap.reference if data.dataset == "folder" else None
+    _write(ablation, reference, out, runs_frame(mine))
+
+
+def _experiment(run: Status) -> tuple[str, str]:
+    """The roadmap and profile that a run's path names."""
+    return run.run.path.parts[-4], run.run.path.parts[-3]
+
+
+def _one_experiment(roadmap: Roadmap, runs: Path, found: list[Status], profile: str | None) -> str | None:
+    """The profile to collect; ConfigError if the folder leaves it open."""
+    there = sorted({_experiment(run)[1] for run in found if _experiment(run)[0] == roadmap.name})
+    if not there:
+        raise ConfigError([Problem(relative(runs), f"holds no runs of {roadmap.name}")])
+    if profile is None and len(there) > 1:
+        raise ConfigError([Problem(relative(runs), f"holds runs of the profiles {', '.join(there)}; choose one with --profile")])
+    if profile is not None and profile not in there:
+        raise ConfigError([Problem(relative(runs), f"holds no runs of profile '{profile}', but of {', '.join(there)}")])
+    return profile or (None if there[0] == NO_PROFILE else there[0])
+
+
+def _place(roadmap: Roadmap, step: str) -> int:
+    return roadmap.steps.index(step) if step in roadmap.tree else len(roadmap.steps)
+
+
+def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.DataFrame | None = None) -> None:
+    """All files of a report, and the table at the terminal."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if runs is not None:
+            write_atomic(out / "runs.csv", runs.to_csv(index=False))
+        write_atomic(out / "ablation.csv", to_frame(ablation).to_csv(index=False))
+        write_atomic(out / "ablation.md", to_markdown(ablation))
+        written = save(roadmap_bars(ablation, reference), out / "roadmap")
+        written += save(accuracy_vs_gmacs(ablation, reference), out / "accuracy_vs_gmacs")
+    except OSError as error:
+        raise ConfigError([Problem(relative(out), f"cannot be written: {error.strerror}")]) from error
+    screen = console()
+    screen.print(table(columns(ablation), [cells(ablation, row) for row in ablation.rows], ablation.title))
+    for note in ablation.notes:
+        screen.print(f"- {note}", soft_wrap=True)
+    screen.print(f"tables: {relative(out / 'ablation.md')}; figures: {', '.join(map(relative, written))}", soft_wrap=True)
