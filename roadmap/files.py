@@ -89,13 +89,16 @@ class JsonLines:
 
 
 def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The records of a log, or those in its last `tail_bytes`; a torn line, being written or cut off by a kill, is left out."""
+    """The records of a log, or those in its last `tail_bytes`; none if it cannot be read.
+
+    A torn line, being written or cut off by a kill, is left out.
+    """
     try:
         with path.open("rb") as file:
             if tail_bytes is not None:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
             lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return []
     return [record for line in lines if isinstance(record := _parse(line), dict)]
 

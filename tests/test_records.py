@@ -1,0 +1,180 @@
+"""Damaged files are recovered from or named, and never read as a number."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from roadmap.checkpoint import Checkpoints
+from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
+from roadmap.provenance import ROOT
+from roadmap.recipe import RunConfig
+from roadmap.records import DamagedResult, RunDir, find_runs, prepare, read_result, status
+from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError
+from roadmap.train import evaluate, train
+
+TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
+CPU = torch.device("cpu")
+
+
+def config_of(**more: float) -> RunConfig:
+    overrides = TINY | {f"recipe.{name}": value for name, value in more.items()}
+    return resolve(load_roadmap(), "layer_norm", profile="digits", overrides=overrides)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> RunDir:
+    config = config_of()
+    run = prepare(tmp_path, config)
+    train(config, run.path)
+    return run
+
+
+def test_a_run_directory_holds_what_it_should(finished: RunDir) -> None:
+    names = {path.name for path in finished.path.iterdir()}
+    assert names == {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoint", "attempts", "result.json"}
+    assert len(list(finished.checkpoints.iterdir())) == 2
+    result = read_result(finished)
+    assert result is not None
+    last = read_json_lines(finished.metrics)[-1]
+    assert (result.top1, result.epochs, last["kind"]) == (last["top1"], 2, "epoch")
+    assert finished.path.name == f"seed0-{result.hash}"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"format": 2}', "[]", "null"])
+def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -> None:
+    before = json.loads(finished.result.read_text(encoding="utf-8"))
+    finished.result.write_text(text, encoding="utf-8")
+    with pytest.raises(DamagedResult, match=r"result\.json is (empty|damaged)"):
+        read_result(finished)
+    assert status(finished).state == "stale"
+    assert "result.json" in str(status(finished).why)
+    again = train(config_of(), finished.path)
+    assert (again.top1, again.iterations) == (before["top1"], before["iterations"])
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(finished: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    before = json.loads(finished.result.read_text(encoding="utf-8"))
+    newest = max(finished.checkpoints.iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    finished.result.unlink()
+    with caplog.at_level(logging.WARNING):
+        again = train(config_of(), finished.path)
+    assert newest.name in caplog.text
+    assert again.top1 == before["top1"]
+
+
+def test_a_flipped_bit_is_noticed(finished: RunDir) -> None:
+    newest, older = sorted(finished.checkpoints.iterdir(), reverse=True)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    states = list(Checkpoints(finished.checkpoints).load(CPU))
+    assert [state["engine"]["iteration"] for state in states] == [int(older.name[:9])]
+
+
+def test_without_any_whole_checkpoint_a_run_starts_anew(finished: RunDir) -> None:
+    before = json.loads(finished.result.read_text(encoding="utf-8"))
+    for checkpoint in finished.checkpoints.iterdir():
+        checkpoint.write_bytes(b"")
+    finished.result.unlink()
+    again = train(config_of(), finished.path)
+    assert again.top1 == before["top1"]
+    assert len(read_json_lines(finished.metrics)) == 2 * (18 // 5) + 1 + 2
+
+
+def test_metrics_shorter_than_a_checkpoint_says_mean_an_older_checkpoint(finished: RunDir) -> None:
+    lines = finished.metrics.read_bytes().splitlines(keepends=True)
+    finished.metrics.write_bytes(b"".join(lines[:-1]))
+    finished.result.unlink()
+    train(config_of(), finished.path)
+    assert [json.loads(line)["iteration"] for line in finished.metrics.read_bytes().splitlines()] == [
+        json.loads(line)["iteration"] for line in lines
+    ]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    log.append({"kind": "train"})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "ep')
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"kind": "train"}]
+
+
+def test_evaluating_gives_the_logged_accuracy(finished: RunDir, tmp_path: Path) -> None:
+    result = read_result(finished)
+    assert result is not None
+    scores = evaluate(config_of(), finished.path)
+    assert (scores.top1, scores.top5, scores.loss) == (result.top1, result.top5, result.val_loss)
+    with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
+        evaluate(config_of(), tmp_path / "nothing")
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run = prepare(tmp_path, config_of())
+    run.config.write_text(config_of(lr=0.5).to_yaml(), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.yaml belongs to another configuration \(recipe\.lr: 0\.5 there, 0\.004 now\)"):
+        prepare(tmp_path, config_of())
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_divergence_is_a_result(tmp_path: Path) -> None:
+    config = config_of(lr=1e6, warmup_epochs=0.0, epochs=4)
+    run = prepare(tmp_path, config)
+    result = train(config, run.path)
+    assert (result.status, result.top1) == ("diverged", None)
+    assert status(run).state == "diverged"
+    assert result.epochs < 4
+    assert all(b"NaN" not in line for line in run.metrics.read_bytes().splitlines())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_message(tmp_path: Path) -> None:
+    config = config_of()
+    run = prepare(tmp_path, config)
+    limit = 60_000  # bytes a file may have: enough for the log, not for a checkpoint
+    command = [sys.executable, str(ROOT / "run_step.py"), "layer_norm", "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert done.returncode == 1
+    assert "the last whole checkpoint is intact" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(run.checkpoints.iterdir()) == []
+    assert status(run).state == "failed"
+    assert train(config, run.path).status == "done"
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    write_atomic(target, "first")
+    code = (
+        "import resource, sys, pathlib\nfrom roadmap.files import write_atomic\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
+        "write_atomic(pathlib.Path(sys.argv[1]), 'x' * 100)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True).returncode == 1
+    assert target.read_text(encoding="utf-8") == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_exclusive_creation_happens_once(tmp_path: Path) -> None:
+    assert create_exclusive(tmp_path / "a", "one")
+    assert not create_exclusive(tmp_path / "a", "two")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "one"
+
+
+def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "deep", config_of())
+    (tmp_path / "seed0-nothex").mkdir()
+    assert find_runs(tmp_path) == find_runs(run.path) == [run]
+    with pytest.raises(ConfigError, match="is not a folder of runs"):
+        find_runs(tmp_path / "missing")

@@ -1,0 +1,142 @@
+"""A run that was killed or stopped ends exactly as one that was not: every logged loss and accuracy, and the final weights."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from roadmap.progress import Watch
+from roadmap.provenance import ROOT
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, prepare
+from roadmap.steps import load_roadmap, parse_overrides, resolve
+from roadmap.stopping import Stopped, StopSignals
+from roadmap.train import train
+
+# Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix; and EMA.
+BUSY = [
+    "data.copies=1",
+    "model.depths=[1, 1, 2, 1]",
+    "model.drop_path=0.2",
+    "recipe.epochs=2",
+    "recipe.mixup=0.8",
+    "recipe.cutmix=1.0",
+    "recipe.random_erasing=0.5",
+    "recipe.randaugment=rand-m9-mstd0.5-inc1",
+    "recipe.crop_scale=[0.5, 1.0]",
+    "recipe.hflip=0.5",
+    "recipe.ema=0.9",
+    "system.log_every=3",
+]
+ITERATIONS = 36
+STEP = "fewer_norms"
+TIMES = {"seconds", "images_per_s"}
+
+
+def config_of(*more: str) -> RunConfig:
+    return resolve(load_roadmap(), STEP, profile="digits", overrides=parse_overrides([*BUSY, *more]))
+
+
+def metrics(run: RunDir) -> list[dict[str, Any]]:
+    lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    newest = max(run.checkpoints.glob("*.pt"))
+    engine = torch.load(newest, weights_only=True)["engine"]
+    assert engine["iteration"] == ITERATIONS
+    return {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in engine[part].items()}
+
+
+def assert_same(run: RunDir, other: RunDir) -> None:
+    assert metrics(run) == metrics(other)
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run that nothing disturbed."""
+    config = config_of()
+    run = prepare(tmp_path_factory.mktemp("quiet"), config)
+    assert train(config, run.path).status == "done"
+    return run
+
+
+class StopAt(Watch):
+    """Asks a run to stop after some iterations, as a signal would."""
+
+    def __init__(self, stop: StopSignals, iterations: int) -> None:
+        self.stop, self.left = stop, iterations
+
+    def advance(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.signal = signal.SIGTERM
+
+
+@pytest.mark.parametrize("first", [1, 5, 17, 18, 19, 35, 36])
+def test_stopping_at_an_iteration_changes_nothing(first: int, quiet: RunDir, tmp_path: Path) -> None:
+    config = config_of()
+    run = prepare(tmp_path, config)
+    stop = StopSignals()
+    with pytest.raises(Stopped):
+        train(config, run.path, stop=stop, watch=StopAt(stop, first))
+    assert not run.result.exists()
+    assert train(config, run.path).attempts == 2
+    assert_same(run, quiet)
+
+
+def test_kill_9_at_random_moments_changes_nothing(quiet: RunDir, tmp_path: Path) -> None:
+    overrides = [*BUSY, "system.checkpoint_minutes=0.0001"]
+    run = prepare(tmp_path, config_of("system.checkpoint_minutes=0.0001"))
+    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for override in overrides for word in ("--set", override)]
+    moments = random.Random(7)
+    for lines_to_see in sorted(moments.sample(range(1, 11), 3)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not run.metrics.exists() or run.metrics.read_bytes().count(b"\n") < lines_to_see:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        assert not run.result.exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert json.loads(run.result.read_text(encoding="utf-8"))["attempts"] == 4
+    assert_same(run, quiet)
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(quiet: RunDir, tmp_path: Path) -> None:
+    run = prepare(tmp_path, config_of())
+    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for override in BUSY for word in ("--set", override)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not run.metrics.exists() or not run.metrics.read_bytes():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "the same command goes on from here" in said
+    assert "Traceback" not in said
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert_same(run, quiet)
+
+
+def test_a_finished_run_is_not_trained_again(quiet: RunDir) -> None:
+    before = quiet.result.read_bytes()
+    assert train(config_of(), quiet.path).status == "done"
+    assert quiet.result.read_bytes() == before
+    assert len(list((quiet.path / "attempts").iterdir())) == 1

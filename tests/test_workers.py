@@ -1,0 +1,106 @@
+"""Real workers on one plan: no run is trained twice, none is forgotten, and a killed worker's run goes on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from roadmap.lease import attempts, owner, read_attempt
+from roadmap.provenance import ROOT
+from roadmap.records import RunDir, prepare, status
+from roadmap.steps import load_roadmap, resolve
+
+TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "system.log_every": 3, "system.checkpoint_minutes": 0.0001}
+WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
+OPTIONS = ["--profile", "digits", *(word for key, value in TINY.items() for word in ("--set", f"{key}={value}"))]
+
+
+def plan(runs: Path, steps: list[str], seeds: int, epochs: int = 1) -> list[RunDir]:
+    roadmap, overrides = load_roadmap(), TINY | {"recipe.epochs": epochs}
+    return [
+        prepare(runs, resolve(roadmap, step, profile="digits", seed=seed, overrides=overrides)) for seed in range(seeds) for step in steps
+    ]
+
+
+def worker(runs: list[RunDir]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def outcomes(run: RunDir) -> list[str | None]:
+    return [read_attempt(path).get("outcome") for path in attempts(run.path)]
+
+
+def test_two_workers_never_train_the_same_run(tmp_path: Path) -> None:
+    runs = plan(tmp_path, ["resnet50", "kernel_7", "layer_norm"], seeds=2)
+    workers = [worker(runs), worker(runs)]
+    assert [process.wait(timeout=300) for process in workers] == [0, 0]
+    assert [outcomes(run) for run in runs] == [["done"]] * len(runs)
+    pids = {read_attempt(attempts(run.path)[0])["pid"] for run in runs}
+    assert pids == {process.pid for process in workers}, "both workers took a share"
+
+
+def test_the_run_of_a_killed_worker_goes_on_in_another(tmp_path: Path) -> None:
+    runs = plan(tmp_path, ["resnet50", "gelu"], seeds=1, epochs=3)
+    victim = worker(runs)
+    while not runs[0].checkpoints.exists() or not any(runs[0].checkpoints.glob("*.pt")):
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    assert status(runs[0]).state == "stale"
+    assert worker(runs).wait(timeout=300) == 0
+    assert outcomes(runs[0]) == [None, "done"]
+    assert outcomes(runs[1]) == ["done"]
+
+
+def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
+    runs = plan(tmp_path, ["resnet50", "gelu"], seeds=1)
+    runs[0].metrics.mkdir()
+    assert worker(runs).wait(timeout=300) == 0
+    assert [status(run).state for run in runs] == ["failed", "done"]
+    assert "IsADirectoryError" in str(status(runs[0]).why)
+    runs[0].metrics.rmdir()
+    assert worker(runs).wait(timeout=300) == 0
+    assert outcomes(runs[0]) == ["failed", "done"]
+
+
+def submit(runs: Path, *more: str) -> list[str]:
+    steps = ["resnet50", "separate_downsampling"]
+    return [sys.executable, str(ROOT / "slurm/submit.py"), *steps, *OPTIONS, "--seeds", "2", "--runs", str(runs), *more]
+
+
+def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    first = subprocess.run(submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
+    assert "4 runs: 4 pending; 2 workers start on 4" in first.stdout
+    assert "[4/4]" in first.stdout
+    again = subprocess.run(submit(runs), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    assert "4 runs: 4 done; 0 workers start on 0" in again.stdout
+    command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *OPTIONS]
+    subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    assert {path.name for path in out.iterdir()} == {
+        "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "accuracy_vs_gmacs.svg",
+    }  # fmt: skip
+    assert "4 of 36 runs" in (out / "ablation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool, tmp_path: Path) -> None:
+    process = subprocess.Popen(submit(tmp_path, "--workers", "2"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True)
+    running: list[int] = []
+    while not running:
+        assert process.poll() is None
+        held = [owner(path.parent) for path in tmp_path.glob("*/*/*/*/attempts")]
+        running = [int(record["pid"]) for record in held if record]
+        time.sleep(0.01)
+    victims = [f"-{process.pid}"] if everything else [str(running[0])]
+    subprocess.run(["kill", "-9", "--", *victims], check=True)
+    process.wait(timeout=300)
+    subprocess.run(submit(tmp_path), check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/*/*/*/result.json")]
+    assert [result["status"] for result in results] == ["done"] * 4
