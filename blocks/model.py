@@ -58,12 +58,6 @@ def _kaiming_fan_out(module: nn.Conv2d | nn.Linear) -> None:
         _zero_bias(module)
 
 
-def _kaiming_fan_in(module: nn.Conv2d | nn.Linear) -> None:
-    """Keeps the signal's variance at any width, where a fixed .02 would starve a narrow network."""
-    init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    _zero_bias(module)
-
-
 def _trunc_normal(module: nn.Conv2d | nn.Linear) -> None:
     """ConvNeXt: truncated normal of .02 for every weight."""
     init.trunc_normal_(module.weight, std=0.02)
@@ -71,14 +65,13 @@ def _trunc_normal(module: nn.Conv2d | nn.Linear) -> None:
 
 
 def _default(module: nn.Conv2d | nn.Linear) -> None:
-    """PyTorch's own for convolutions, a truncated normal of .02 for the classifier."""
+    """PyTorch's own for convolutions, uniform by fan-in; a truncated normal of .02 for the classifier."""
     if isinstance(module, nn.Linear):
         _trunc_normal(module)
 
 
 INITS: dict[str, Callable[[nn.Conv2d | nn.Linear], None]] = {
     "kaiming_fan_out": _kaiming_fan_out,
-    "kaiming_fan_in": _kaiming_fan_in,
     "trunc_normal": _trunc_normal,
     "default": _default,
 }

@@ -100,7 +100,7 @@ class ModelSpec(Spec):
     width: Count
     width_mult: Annotated[float, Field(gt=0)]
     drop_path: Rate
-    init: Literal["kaiming_fan_out", "kaiming_fan_in", "default", "trunc_normal"]
+    init: Literal["kaiming_fan_out", "default", "trunc_normal"]
     stem: StemSpec
     block: BlockSpec
     downsample: Literal["block", "separate"]
