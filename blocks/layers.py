@@ -119,7 +119,7 @@ class MultiScale(Layer):
         return sum(conv.macs_per_position(part) for conv, part in self.branches(op))
 
     def build(self, op: Op) -> nn.Module:
-        from blocks.residual import Split
+        from blocks.modules import Split
 
         parts = self.branches(op)
         return Split([conv.build(part) for conv, part in parts], [part.c_in for _, part in parts])

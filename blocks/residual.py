@@ -1,11 +1,10 @@
-"""The modules that a plan cannot do without: a residual sum, and a split over channels."""
+"""The modules that a plan is built into: layers in a row, and the residual block."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -32,16 +31,3 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.after(self.shortcut(x) + self.drop_path(self.body(x)))
         return total
-
-
-class Split(nn.Module):
-    """cat(branch(part) for each part of x); `sizes` are the parts' channels."""
-
-    def __init__(self, branches: Iterable[nn.Module], sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-        self.sizes = list(sizes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = torch.split(x, self.sizes, dim=1)
-        return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)

@@ -7,8 +7,9 @@ import sys
 
 from blocks import describe
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
-from roadmap.steps import Settings, change_of, changes, resolve, show, trace
+from roadmap.settings import Settings, changes, show
 from roadmap.terminal import console, table
+from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import summary, verify
 
 

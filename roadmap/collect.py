@@ -11,10 +11,10 @@ import pandas as pd
 from roadmap.files import write_atomic
 from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save
 from roadmap.records import NO_PROFILE, Status, find_runs, status
-from roadmap.steps import Reference, Roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tables import Ablation, cells, columns, measured, published, runs_frame, to_frame, to_markdown
 from roadmap.terminal import console, table
+from roadmap.tree import Reference, Roadmap, resolve
 
 
 def collect_paper(roadmap: Roadmap, out: Path) -> None:
@@ -31,15 +31,22 @@ def collect_runs(roadmap: Roadmap, runs: Path | None, out: Path, *, profile: str
     mine = [run for run in found if _experiment(run) == (roadmap.name, profile or NO_PROFILE)]
     mine.sort(key=lambda run: (_place(roadmap, run.run.path.parent.name), run.run.path.name))
     ablation = measured(roadmap, profile, overrides, mine)
-    data = resolve(roadmap, roadmap.steps[0], profile=profile, overrides=overrides).data
-    if data.dataset == "digits":
+    reference = _reference(roadmap, profile, overrides)
+    if reference:
+        ablation.notes.insert(1, f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
+    _write(ablation, reference, out, runs_frame(mine))
+
+
+def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
+    """What the runs are compared with: on digits a logistic regression, on the paper's own data its reference network."""
+    first = roadmap.steps[0]
+    mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
+    if mine.data.dataset == "digits":
         from roadmap.digits import logistic_regression
 
-        ablation.notes.insert(
-            1, f"Reference: a logistic regression on the raw pixels of the same images has {logistic_regression(data):.2f} %."
-        )
-    reference = roadmap.reference if data.dataset == "folder" else None
-    _write(ablation, reference, out, runs_frame(mine))
+        return Reference(title="logistic regression on the pixels", top1=logistic_regression(mine.data))
+    same = (mine.data, mine.model.num_classes) == (plain.data, plain.model.num_classes)
+    return roadmap.reference if same else None
 
 
 def _experiment(run: Status) -> tuple[str, str]:

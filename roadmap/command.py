@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.recipe import RunConfig
-from roadmap.steps import STEPS_YAML, Roadmap, load_roadmap, parse_overrides, resolve
+from roadmap.settings import parse_overrides
+from roadmap.steps import STEPS_YAML, load_roadmap
 from roadmap.strict_yaml import ConfigError
+from roadmap.tree import Roadmap, resolve
 
 BAD_INPUT = 2
 

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from roadmap.labels import Box, place
 from roadmap.stats import Summary
-from roadmap.steps import Reference
 from roadmap.tables import Ablation, Row
+from roadmap.tree import Reference
 
 BLUE, ORANGE, GREY, DARK = "#0072B2", "#E69F00", "#9A9A9A", "#333333"  # Okabe and Ito's colour-blind safe palette
 STYLE: Any = {
@@ -97,7 +97,7 @@ def _bar(axes: Axes, place: int, row: Row, low: float, high: float) -> None:
 
 def _value(row: Row) -> str:
     assert row.top1 is not None
-    return f"{row.top1.mean:.2f} (n = {row.top1.n}{f' of {row.planned}' if row.top1.n < row.planned else ''})"
+    return f"{row.top1.mean:.2f} (n = {row.top1.n}{f'/{row.planned}' if row.top1.n < row.planned else ''})"
 
 
 def _gmacs(row: Row) -> str:
@@ -110,7 +110,7 @@ def _limits(rows: tuple[Row, ...], reference: Reference | None) -> tuple[float, 
     if not ends:
         return 0.0, 100.0
     low = max(0.0, float(int(min(ends) - 0.15 * (max(ends) - min(ends)) - 0.5)))
-    return low, max(ends) + 0.28 * (max(ends) - low)
+    return low, max(ends) + 0.3 * (max(ends) - low)
 
 
 def _ends(summary: Summary) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def accuracy_vs_gmacs(ablation: Ablation, reference: Reference | None) -> Figure
         for row in finished.values():
             _arrow(axes, row, finished.get(row.parent or ""))
             _point(axes, row)
-        if reference:
+        if reference and reference.gmacs is not None:
             axes.plot(reference.gmacs, reference.top1, marker="*", markersize=11, color=ORANGE, linestyle="none", zorder=4)
         axes.margins(0.1)
         axes.set_xlabel("GMACs an image (convolutions and linear layers)")
@@ -142,7 +142,9 @@ def _numbers(axes: Axes, ablation: Ablation, finished: dict[str, Row], reference
     """Each point's number beside it; a thin line leads to those that had to move away."""
     texts = [str(number) for number, row in enumerate(ablation.rows, 1) if row.step in finished]
     points = [_box(axes, row.cost.gmacs, row.top1) for row in finished.values() if row.top1]
-    obstacles = points + ([_box(axes, reference.gmacs, Summary(reference.top1, None, 1))] if reference else [])
+    obstacles = list(points)
+    if reference and reference.gmacs is not None:
+        obstacles.append(_box(axes, reference.gmacs, Summary(reference.top1, None, 1)))
     centres = {row.step: (point.x, point.y) for row, point in zip(finished.values(), points, strict=True)}
     lines = [(centres[row.parent], centres[row.step]) for row in finished.values() if row.parent in centres]
     area = axes.get_window_extent()
@@ -167,7 +169,7 @@ def _box(axes: Axes, x: float, top1: Summary) -> Box:
 def _key(axes: Axes, ablation: Ablation, reference: Reference | None) -> None:
     """What the numbers mean, right of the axes from top to bottom."""
     lines = [(str(number), row.title if row.top1 else f"{row.title} (no result)") for number, row in enumerate(ablation.rows, 1)]
-    lines += [("★", f"{reference.title} (published)")] if reference else []
+    lines += [("★", f"{reference.title} (published)")] if reference and reference.gmacs is not None else []
     for index, (mark, words) in enumerate(lines):
         height = 1 - index / len(lines)
         axes.text(1.05, height, mark, transform=axes.transAxes, ha="right", va="top", fontsize=7, fontweight="bold", color=DARK)

@@ -1,271 +1,186 @@
-"""The roadmap: a base, a tree of deltas, and the resolution of a step into a run's configuration."""
+"""Reading a steps file: its form, its tree, and that every delta does what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from blocks.spec import Count, Spec
-from roadmap.recipe import RunConfig, reason
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml, relative
+from blocks.spec import Spec
+from roadmap.recipe import reason
+from roadmap.settings import Settings, did_you_mean, parse_overrides, settings_of, show, unknown_keys
+from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
+from roadmap.tree import Delta, PaperFigures, Reference, Roadmap, resolve, trace
+
+__all__ = ["Roadmap", "load_roadmap", "parse_overrides", "resolve"]
 
 STEPS_YAML = Path(__file__).resolve().parent.parent / "steps.yaml"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
-class PaperFigures(Spec):
-    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs at 224 px."""
+class StepEntry(Spec):
+    """One step as it is written."""
 
-    top1: float
-    std: Annotated[float, Field(ge=0)] | None = None
-    n: Count
-    gmacs: float
-    gmacs_note: str | None = None
-
-
-class Reference(Spec):
-    """A published network outside the roadmap that a figure is compared with."""
-
+    name: Name
     title: str
-    top1: float
-    gmacs: float
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The value of one leaf of a configuration, who set it, and where."""
-
-    value: Any
-    source: str
-    where: Mark | str
-
-    def problem(self, message: str) -> Problem:
-        """`message` at the place of this setting."""
-        return Problem(self.where, f"{self.source}: {message}" if self.source else message)
-
-
-Settings = dict[str, Setting]
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A step or a profile: the leaves that it sets over those of its parent, which is None for a root."""
-
-    name: str
-    title: str
-    parent: str | None
-    settings: Settings
+    parent: Name | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
     paper: PaperFigures | None = None
 
 
-@dataclass(frozen=True)
-class Roadmap:
-    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from."""
+class ProfileEntry(Spec):
+    """One profile as it is written."""
 
-    name: str
     title: str
-    path: Path
-    base: Settings
-    tree: Mapping[str, Delta]
-    profiles: Mapping[str, Delta]
-    reference: Reference | None
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The ids of all steps, in the order of the file."""
-        return tuple(self.tree)
-
-    @property
-    def trunk(self) -> tuple[str, ...]:
-        """The ids from the root to the last step; all other steps are side branches."""
-        return tuple(step.name for step in self.lineage(self.steps[-1]))
-
-    def lineage(self, step: str) -> tuple[Delta, ...]:
-        """The steps from the root to `step`, both included; ConfigError if there is no such step."""
-        return self._ancestry("step", self.tree, step)
-
-    def profile(self, name: str | None) -> tuple[Delta, ...]:
-        """The profile with its ancestors, oldest first, or nothing for None; ConfigError if there is no such profile."""
-        return () if name is None else self._ancestry("profile", self.profiles, name)
-
-    def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
-        if name not in known:
-            raise ConfigError([Problem(relative(self.path), f"unknown {what} '{name}'{did_you_mean(name, known)}")])
-        path = [known[name]]
-        while (parent := path[-1].parent) is not None:
-            path.append(known[parent])
-        return tuple(reversed(path))
+    parent: Name | None = None
+    set: dict[str, Any]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
-    known = list(known)
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}" if known else ""
+class RoadmapEntry(Spec):
+    """One roadmap as it is written."""
+
+    title: str
+    reference: Reference | None = None
+    steps: tuple[StepEntry, ...]
+
+
+class StepsFile(Spec):
+    """A steps file as it is written."""
+
+    base: dict[str, Any]
+    profiles: dict[Name, ProfileEntry]
+    roadmaps: dict[Name, RoadmapEntry]
 
 
 def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t") -> Roadmap:
-    """The roadmap `name` of a steps file; ConfigError with every problem of the file, each with its line and column."""
-    from roadmap.steps_file import read_roadmap
-
-    return read_roadmap(Path(path), name)
-
-
-def trace(
-    roadmap: Roadmap,
-    step: str,
-    *,
-    profile: str | None = None,
-    drop: Iterable[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Every leaf of a configuration with who set it; the latest set come last. Parameters as in `resolve`."""
-    lineage, drop = roadmap.lineage(step), tuple(drop)
-    for name in drop:
-        if name not in {ancestor.name for ancestor in lineage}:
-            raise ConfigError([Problem(relative(roadmap.path), f"'{name}' is not on the way to '{step}', so it cannot be dropped")])
-    deltas = [delta for delta in lineage if delta.name not in drop]
-    deltas += roadmap.profile(profile)
-    return merge(roadmap.base, *(delta.settings for delta in deltas), _override(roadmap.base, overrides or {}))
+    """The roadmap `name` of a steps file; ConfigError holds all that is wrong with the file at once, with lines and columns."""
+    path = Path(path)
+    document = read_yaml(path)
+    written = _check_form(document)
+    if name not in written.roadmaps:
+        raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{did_you_mean(name, written.roadmaps)}")])
+    entry = written.roadmaps[name]
+    nodes = document.value["roadmaps"].value[name].value["steps"].value
+    problems: list[Problem] = []
+    base = settings_of(document.value["base"], "base", problems)
+    steps = _read_steps(entry, nodes, problems)
+    profiles = _read_profiles(written.profiles, document.value["profiles"], base, problems)
+    for step in steps.values():
+        problems += unknown_keys(base, step.settings)
+    roadmap = Roadmap(name, entry.title, path.absolute(), base, steps, profiles, entry.reference)
+    problems = problems or _check_deltas(roadmap)
+    if problems:
+        raise ConfigError(problems)
+    return roadmap
 
 
-def resolve(
-    roadmap: Roadmap,
-    step: str,
-    *,
-    profile: str | None = None,
-    seed: int = 0,
-    drop: Iterable[str] = (),
-    overrides: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """The configuration of one run: base, the deltas from the root to `step` but for those in `drop`, profile, overrides.
-
-    `overrides` maps dotted leaves ('recipe.lr') to values. ConfigError says what is wrong and who set it.
-    """
-    settings = trace(roadmap, step, profile=profile, drop=drop, overrides=overrides)
-    return validate(settings, roadmap=roadmap.name, step=step, profile=profile, seed=seed)
-
-
-def merge(*layers: Settings) -> Settings:
-    """Later layers over earlier ones; a leaf moves to the end when it is set again."""
-    merged: Settings = {}
-    for layer in layers:
-        for path, setting in layer.items():
-            merged.pop(path, None)
-            merged[path] = setting
-    return merged
-
-
-def validate(settings: Settings, **identity: Any) -> RunConfig:
-    """The configuration that `settings` spell out; ConfigError names the setting to blame for each problem."""
-    tree: dict[str, Any] = dict(identity)
-    for path, setting in settings.items():
-        *sections, leaf = path.split(".")
-        section = tree
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[leaf] = setting.value
+def _check_form(document: Node) -> StepsFile:
     try:
-        return RunConfig.model_validate(tree)
+        return StepsFile.model_validate(document.plain())
     except ValidationError as error:
-        raise ConfigError([_blame(settings, item) for item in error.errors()]) from error
+        raise ConfigError([_locate(document, item) for item in error.errors()]) from error
 
 
-def _blame(settings: Settings, error: Any) -> Problem:
-    """The setting behind a pydantic error; for a rule over several leaves, the one of them that was set last."""
-    parts = [str(part) for part in error["loc"]]
-    for end in range(len(parts), -1, -1):
-        path = ".".join(parts[:end])
-        below = [setting for leaf, setting in settings.items() if leaf == path or leaf.startswith(f"{path}.") or not path]
-        if below and (path or not parts):
-            return below[-1].problem(f"{path}: {reason(error)}" if path else reason(error))
-    return Problem("", f"{'.'.join(parts)}: {reason(error)}")
+def _locate(document: Node, error: Any) -> Problem:
+    """A pydantic error at the nearest place of the document."""
+    node, where, inside = document, document.key, []
+    for part in error["loc"]:
+        children: Any = node.value
+        if not (isinstance(children, dict) and part in children) and not (isinstance(children, tuple) and isinstance(part, int)):
+            break
+        node = children[part]
+        inside.append(str(part))
+        where = node.key
+    path = ".".join(inside)
+    if error["type"] == "extra_forbidden":
+        return Problem(where, f"unknown key '{path}'")
+    return Problem(where, f"{path or 'the file'}: {reason(error)}")
 
 
-def settings_of(node: Node, source: str, problems: list[Problem]) -> Settings:
-    """The leaves of a delta, each at the place of its key; one that is spelled twice, dotted and nested, is a problem."""
-    settings: Settings = {}
-    for path, leaf in node.leaves():
-        setting = Setting(leaf.plain(), source, leaf.key)
-        if path in settings:
-            problems.append(setting.problem(f"duplicate key '{path}', first given at {settings[path].where}"))
-        settings[path] = setting
-    return settings
+def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], problems: list[Problem]) -> dict[str, Delta]:
+    steps: dict[str, Delta] = {}
+    places: dict[str, Mark] = {}
+    previous: str | None = None
+    for written, node in zip(entry.steps, nodes, strict=True):
+        place = node.value["name"].mark
+        if written.name in steps:
+            problems.append(Problem(place, f"step '{written.name}' is defined twice, first in line {places[written.name].line}"))
+            continue
+        places[written.name] = place
+        settings = settings_of(node.value["set"], f"step '{written.name}'", problems) if written.set else {}
+        if previous is not None and not settings:
+            problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
+        steps[written.name] = Delta(written.name, written.title, written.parent or previous, settings, written.paper)
+        previous = written.name
+    parents = {node.value["name"].value: node.value["parent"].mark for node in nodes if "parent" in node.value}
+    problems += _check_parents({step.name: step.parent for step in steps.values()}, parents, "step")
+    return steps
 
 
-def unknown_keys(base: Settings, settings: Settings) -> Iterator[Problem]:
-    """A problem for each leaf that the base does not have."""
-    for path, setting in settings.items():
-        if path not in base:
-            yield setting.problem(f"{_unknown_key(base, path)}")
+def _read_profiles(entries: Mapping[str, ProfileEntry], node: Node, base: Settings, problems: list[Problem]) -> dict[str, Delta]:
+    parents = {name: entry.parent for name, entry in entries.items()}
+    marks = {name: child.value["parent"].mark for name, child in node.value.items() if "parent" in child.value}
+    own = {name: settings_of(child.value["set"], f"profile '{name}'", problems) for name, child in node.value.items()}
+    for settings in own.values():
+        problems += unknown_keys(base, settings)
+    wrong = _check_parents(parents, marks, "profile")
+    if wrong:
+        problems += wrong
+        return {}
+    return {name: Delta(name, entry.title, entry.parent, own[name]) for name, entry in entries.items()}
 
 
-def _unknown_key(base: Settings, path: str) -> str:
-    leaves = [leaf for leaf in base if leaf.startswith(f"{path}.")]
-    if leaves:
-        return f"'{path}' is a section, not a value; set {', '.join(leaves)}"
-    section, _, key = path.rpartition(".")
-    prefix = f"{section}." if section else ""
-    siblings = {leaf.removeprefix(prefix).split(".")[0] for leaf in base if leaf.startswith(prefix)}
-    near = get_close_matches(key, sorted(siblings), n=1)
-    elsewhere = [leaf for leaf in base if leaf.endswith(f".{key}")] or get_close_matches(path, base, n=1)
-    hint = near or elsewhere
-    return f"unknown key '{path}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
-
-
-def _override(base: Settings, overrides: Mapping[str, Any]) -> Settings:
-    settings = {
-        path: Setting(tuple(value) if isinstance(value, list) else value, "", f"--set {path}:") for path, value in overrides.items()
-    }
-    problems = list(unknown_keys(base, settings))
-    if problems:
-        raise ConfigError(problems)
-    return settings
-
-
-def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words of a command line as overrides; values are YAML. ConfigError for any that is not one."""
-    overrides: dict[str, Any] = {}
+def _check_parents(parents: Mapping[str, str | None], marks: Mapping[str, Mark], what: str) -> list[Problem]:
+    """Each parent exists, and following them ends at a root."""
     problems = []
-    for word in assignments:
-        path, equals, text = word.partition("=")
-        if not equals or not path:
-            problems.append(Problem(f"--set {word}:", "write it as key=value, such as --set recipe.epochs=10"))
-        elif path in overrides:
-            problems.append(Problem(f"--set {word}:", f"'{path}' is set twice"))
-        else:
-            overrides[path] = parse_yaml(text, f"--set {path}").plain()
-    if problems:
-        raise ConfigError(problems)
-    return overrides
+    for name, parent in parents.items():
+        if parent is not None and parent not in parents:
+            problems.append(Problem(marks[name], f"{what} '{name}': unknown parent '{parent}'{did_you_mean(parent, parents)}"))
+    for name in marks:
+        chain, here = [name], parents.get(name)
+        while here is not None and here not in chain and here in parents:
+            chain.append(here)
+            here = parents[here]
+        if here == name:
+            problems.append(Problem(marks[name], f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
+    return problems
 
 
-def show(value: Any) -> str:
-    """A leaf's value as YAML would write it."""
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(show, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _check_deltas(roadmap: Roadmap) -> list[Problem]:
+    """Each delta changes every leaf that it sets (a profile's in some step at least), and every step is valid in every profile."""
+    problems: list[Problem] = []
+    for step in roadmap.tree.values():
+        before = trace(roadmap, step.parent) if step.parent else roadmap.base
+        problems += _check_changes(step, [before])
+        problems += _check_values(roadmap, step.name, None)
+    for profile in roadmap.profiles.values():
+        before_all = [trace(roadmap, step, profile=profile.parent) for step in roadmap.steps]
+        problems += _check_changes(profile, before_all)
+    if not problems:
+        for name in roadmap.profiles:
+            for step_name in roadmap.steps:
+                problems += _check_values(roadmap, step_name, name)
+    return problems
 
 
-def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
-    """The leaves that differ, with their values before and after."""
-    return {path: (before[path].value, setting.value) for path, setting in after.items() if before[path].value != setting.value}
+def _check_changes(delta: Delta, before: list[Settings]) -> list[Problem]:
+    return [
+        setting.problem(f"'{path}' changes nothing: it already is {show(setting.value)}")
+        for path, setting in delta.settings.items()
+        if all(_same(settings[path].value, setting.value) for settings in before)
+    ]
 
 
-def change_of(roadmap: Roadmap, step: str) -> str:
-    """What a step changes against its parent, in one line."""
-    parent = roadmap.tree[step].parent
-    if parent is None:
-        return "the base"
-    words = []
-    differences = changes(trace(roadmap, parent), trace(roadmap, step))
-    recipe = [path for path in differences if path.startswith("recipe.")]
-    for path, (before, after) in differences.items():
-        if path not in recipe:
-            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
-    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))
+def _check_values(roadmap: Roadmap, step: str, profile: str | None) -> list[Problem]:
+    try:
+        resolve(roadmap, step, profile=profile)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal as configuration: 1 and 1.0 are, 1 and true are not."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)

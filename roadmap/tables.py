@@ -11,7 +11,7 @@ import pandas as pd
 from blocks import Complexity, complexity
 from roadmap.records import Result, Status
 from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
-from roadmap.steps import Roadmap, change_of, resolve
+from roadmap.tree import Roadmap, change_of, resolve
 
 NONE = "–"
 

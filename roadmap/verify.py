@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blocks import Complexity, complexity
-from roadmap.steps import PaperFigures, Roadmap, resolve
+from roadmap.tree import PaperFigures, Roadmap, resolve
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from rich.text import Text
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
 from roadmap.provenance import ROOT, usable_cores
 from roadmap.records import RunDir, Status, prepare, status
-from roadmap.steps import resolve
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import console
+from roadmap.tree import resolve
 from slurm.status import counts, name_of, overview, progress_of
 from slurm.worker import OPEN, work
 

@@ -1,0 +1,143 @@
+"""The leaves of a configuration, each with who set it: merged, checked, and turned into a RunConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from roadmap.recipe import RunConfig, reason
+from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The value of one leaf of a configuration, who set it, and where."""
+
+    value: Any
+    source: str
+    where: Mark | str
+
+    def problem(self, message: str) -> Problem:
+        """`message` at the place of this setting."""
+        return Problem(self.where, f"{self.source}: {message}" if self.source else message)
+
+
+Settings = dict[str, Setting]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}" if known else ""
+
+
+def merge(*layers: Settings) -> Settings:
+    """Later layers over earlier ones; a leaf moves to the end when it is set again."""
+    merged: Settings = {}
+    for layer in layers:
+        for path, setting in layer.items():
+            merged.pop(path, None)
+            merged[path] = setting
+    return merged
+
+
+def validate(settings: Settings, **identity: Any) -> RunConfig:
+    """The configuration that `settings` spell out; ConfigError names the setting to blame for each problem."""
+    tree: dict[str, Any] = dict(identity)
+    for path, setting in settings.items():
+        *sections, leaf = path.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[leaf] = setting.value
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError([_blame(settings, item) for item in error.errors()]) from error
+
+
+def _blame(settings: Settings, error: Any) -> Problem:
+    """The setting behind a pydantic error; for a rule over several leaves, the one of them that was set last."""
+    parts = [str(part) for part in error["loc"]]
+    for end in range(len(parts), -1, -1):
+        path = ".".join(parts[:end])
+        below = [setting for leaf, setting in settings.items() if leaf == path or leaf.startswith(f"{path}.") or not path]
+        if below and (path or not parts):
+            return below[-1].problem(f"{path}: {reason(error)}" if path else reason(error))
+    return Problem("", f"{'.'.join(parts)}: {reason(error)}")
+
+
+def settings_of(node: Node, source: str, problems: list[Problem]) -> Settings:
+    """The leaves of a delta, each at the place of its key; one that is spelled twice, dotted and nested, is a problem."""
+    settings: Settings = {}
+    for path, leaf in node.leaves():
+        setting = Setting(leaf.plain(), source, leaf.key)
+        if path in settings:
+            problems.append(setting.problem(f"duplicate key '{path}', first given at {settings[path].where}"))
+        settings[path] = setting
+    return settings
+
+
+def unknown_keys(base: Settings, settings: Settings) -> Iterator[Problem]:
+    """A problem for each leaf that the base does not have."""
+    for path, setting in settings.items():
+        if path not in base:
+            yield setting.problem(f"{_unknown_key(base, path)}")
+
+
+def _unknown_key(base: Settings, path: str) -> str:
+    leaves = [leaf for leaf in base if leaf.startswith(f"{path}.")]
+    if leaves:
+        return f"'{path}' is a section, not a value; set {', '.join(leaves)}"
+    section, _, key = path.rpartition(".")
+    prefix = f"{section}." if section else ""
+    siblings = {leaf.removeprefix(prefix).split(".")[0] for leaf in base if leaf.startswith(prefix)}
+    near = get_close_matches(key, sorted(siblings), n=1)
+    elsewhere = [leaf for leaf in base if leaf.endswith(f".{key}")] or get_close_matches(path, base, n=1)
+    hint = near or elsewhere
+    return f"unknown key '{path}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
+
+
+def overriding(base: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """Overrides as settings; ConfigError for keys that the base does not have."""
+    settings = {
+        path: Setting(tuple(value) if isinstance(value, list) else value, "", f"--set {path}:") for path, value in overrides.items()
+    }
+    problems = list(unknown_keys(base, settings))
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """`key=value` words of a command line as overrides; values are YAML. ConfigError for any that is not one."""
+    overrides: dict[str, Any] = {}
+    problems = []
+    for word in assignments:
+        path, equals, text = word.partition("=")
+        if not equals or not path:
+            problems.append(Problem(f"--set {word}:", "write it as key=value, such as --set recipe.epochs=10"))
+        elif path in overrides:
+            problems.append(Problem(f"--set {word}:", f"'{path}' is set twice"))
+        else:
+            overrides[path] = parse_yaml(text, f"--set {path}").plain()
+    if problems:
+        raise ConfigError(problems)
+    return overrides
+
+
+def show(value: Any) -> str:
+    """A leaf's value as YAML would write it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(show, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
+    """The leaves that differ, with their values before and after."""
+    return {path: (before[path].value, setting.value) for path, setting in after.items() if before[path].value != setting.value}

@@ -1,0 +1,132 @@
+"""The roadmap: a tree of steps over a base, and the resolution of a step into a run's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from blocks.spec import Count, Spec
+from roadmap.recipe import RunConfig
+from roadmap.settings import Settings, changes, did_you_mean, merge, overriding, show, validate
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+
+class PaperFigures(Spec):
+    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs at 224 px."""
+
+    top1: float
+    std: Annotated[float, Field(ge=0)] | None = None
+    n: Count
+    gmacs: float
+    gmacs_note: str | None = None
+
+
+class Reference(Spec):
+    """A model outside the roadmap that its figures are compared with; without `gmacs` it has no place among networks."""
+
+    title: str
+    top1: float
+    gmacs: float | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A step or a profile: the leaves that it sets over those of its parent, which is None for a root."""
+
+    name: str
+    title: str
+    parent: str | None
+    settings: Settings
+    paper: PaperFigures | None = None
+
+
+@dataclass(frozen=True)
+class Roadmap:
+    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from."""
+
+    name: str
+    title: str
+    path: Path
+    base: Settings
+    tree: Mapping[str, Delta]
+    profiles: Mapping[str, Delta]
+    reference: Reference | None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The ids of all steps, in the order of the file."""
+        return tuple(self.tree)
+
+    @property
+    def trunk(self) -> tuple[str, ...]:
+        """The ids from the root to the last step; all other steps are side branches."""
+        return tuple(step.name for step in self.lineage(self.steps[-1]))
+
+    def lineage(self, step: str) -> tuple[Delta, ...]:
+        """The steps from the root to `step`, both included; ConfigError if there is no such step."""
+        return self._ancestry("step", self.tree, step)
+
+    def profile(self, name: str | None) -> tuple[Delta, ...]:
+        """The profile with its ancestors, oldest first, or nothing for None; ConfigError if there is no such profile."""
+        return () if name is None else self._ancestry("profile", self.profiles, name)
+
+    def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
+        if name not in known:
+            raise ConfigError([Problem(relative(self.path), f"unknown {what} '{name}'{did_you_mean(name, known)}")])
+        path = [known[name]]
+        while (parent := path[-1].parent) is not None:
+            path.append(known[parent])
+        return tuple(reversed(path))
+
+
+def trace(
+    roadmap: Roadmap,
+    step: str,
+    *,
+    profile: str | None = None,
+    drop: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Every leaf of a configuration with who set it; the latest set come last. Parameters as in `resolve`."""
+    lineage, drop = roadmap.lineage(step), tuple(drop)
+    for name in drop:
+        if name not in {ancestor.name for ancestor in lineage}:
+            raise ConfigError([Problem(relative(roadmap.path), f"'{name}' is not on the way to '{step}', so it cannot be dropped")])
+    deltas = [delta for delta in lineage if delta.name not in drop]
+    deltas += roadmap.profile(profile)
+    return merge(roadmap.base, *(delta.settings for delta in deltas), overriding(roadmap.base, overrides or {}))
+
+
+def resolve(
+    roadmap: Roadmap,
+    step: str,
+    *,
+    profile: str | None = None,
+    seed: int = 0,
+    drop: Iterable[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The configuration of one run: base, the deltas from the root to `step` but for those in `drop`, profile, overrides.
+
+    `overrides` maps dotted leaves ('recipe.lr') to values. ConfigError says what is wrong and who set it.
+    """
+    settings = trace(roadmap, step, profile=profile, drop=drop, overrides=overrides)
+    return validate(settings, roadmap=roadmap.name, step=step, profile=profile, seed=seed)
+
+
+def change_of(roadmap: Roadmap, step: str) -> str:
+    """What a step changes against its parent, in one line."""
+    parent = roadmap.tree[step].parent
+    if parent is None:
+        return "the base"
+    words = []
+    differences = changes(trace(roadmap, parent), trace(roadmap, step))
+    recipe = [path for path in differences if path.startswith("recipe.")]
+    for path, (before, after) in differences.items():
+        if path not in recipe:
+            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
+    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))

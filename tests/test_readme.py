@@ -1,0 +1,81 @@
+"""The README does what it says, and shows what the reports hold."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from roadmap.provenance import ROOT
+from roadmap.steps import load_roadmap
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK = "--set recipe.epochs=1 --set data.copies=1 --set model.depths=[1,1,1,1]"
+
+
+def block_with(text: str) -> str:
+    """The fenced block of the README that holds `text`."""
+    return next(block for block in re.findall(r"```\w+\n(.*?)```", README, re.DOTALL) if text in block)
+
+
+@pytest.fixture
+def steps_file(tmp_path: Path) -> Path:
+    """The steps file with the README's example at its end."""
+    path = tmp_path / "steps.yaml"
+    path.write_text((ROOT / "steps.yaml").read_text(encoding="utf-8") + "\n" + block_with("name: hard_swish"), encoding="utf-8")
+    return path
+
+
+def test_the_worked_example_runs_from_yaml_to_table(steps_file: Path, tmp_path: Path) -> None:
+    assert load_roadmap(steps_file).steps[-1] == "hard_swish"
+    commands = [line for line in block_with("submit.py separate_downsampling hard_swish").splitlines() if line]
+    assert len(commands) == 3
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "python"
+        quick = "" if "diff" in words else QUICK
+        command = [sys.executable, *words[1:], "--steps", str(steps_file), *shlex.split(quick)]
+        if words[1].endswith(".py"):
+            command[1] = str(ROOT / words[1])
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "reports/mine/ablation.md").read_text(encoding="utf-8")
+    assert re.search(r"\| hard_swish \| act\.kind gelu → hard_swish \| 3 \| \d+\.\d\d ± \d+\.\d\d \| [+-]", rows)
+
+
+def test_every_command_line_names_files_and_options_that_exist() -> None:
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+    scripts = {words[1] for line in lines if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")}
+    assert scripts == {"run_step.py", "collect.py", "slurm/submit.py", "slurm/status.py"}
+    assert all((ROOT / script).is_file() for script in scripts)
+    for script in sorted(scripts):
+        known = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True).stdout
+        used = {word for line in lines if script in line for word in line.split() if word.startswith("--")}
+        assert used <= set(re.findall(r"--[a-z]+", known))
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) >= 6
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_demo_table_is_the_one_that_collect_wrote() -> None:
+    report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
+    table = [line for line in report.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(load_roadmap().steps)
+    assert "\n".join(table) in README
+
+
+def test_the_committed_reports_are_whole() -> None:
+    report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
+    assert "54 of 54 runs" in report
+    assert "Hardware:" in report
+    assert "MIXED" not in report
+    names = {"ablation.md", "ablation.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "accuracy_vs_gmacs.svg"}
+    assert names <= {path.name for path in (ROOT / "reports/paper").iterdir()}
+    assert names | {"runs.csv"} == {path.name for path in (ROOT / "reports/digits_noisy").iterdir()}
