@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+from roadmap.strict_yaml import ConfigError, Problem
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, writes, and prints the table."""
     from roadmap.collect import collect_paper, collect_runs
 
+    if arguments.paper == (arguments.runs is not None):
+        raise ConfigError([Problem("collect.py", "takes either a folder of RUNS or --paper")])
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     if arguments.paper:
         collect_paper(roadmap, arguments.out)

@@ -98,7 +98,7 @@ class ModelSpec(Spec):
     num_classes: Count
     depths: Annotated[tuple[Count, ...], Field(min_length=1)]
     width: Count
-    width_mult: Annotated[float, Field(gt=0)]
+    width_mult: Annotated[float, Field(gt=0, le=64)]
     drop_path: Rate
     init: Literal["kaiming_fan_out", "default", "trunc_normal"]
     stem: StemSpec

@@ -7,8 +7,9 @@ import sys
 
 from blocks import describe
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
-from roadmap.settings import Settings, changes, show
-from roadmap.terminal import console, table
+from roadmap.settings import Settings, changes
+from roadmap.strict_yaml import show
+from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import summary, verify
 
@@ -42,7 +43,7 @@ def print_steps(arguments: argparse.Namespace) -> int:
     for name in roadmap.steps:
         branch = "" if name in roadmap.trunk else "└ "
         rows.append((f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block)))
-    title = f"{roadmap.name}: {roadmap.title}, {len(rows)} steps, {len(rows) - len(roadmap.trunk)} of them side branches"
+    title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}, {len(rows) - len(roadmap.trunk)} on side branches"
     console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
     return 0
 
@@ -83,7 +84,7 @@ def print_diff(arguments: argparse.Namespace) -> int:
         if path in differences
     ]
     columns = ["key", arguments.one, arguments.other, f"set in {arguments.one} by", f"set in {arguments.other} by"]
-    console().print(table(columns, rows, f"{len(rows)} values differ"))
+    console().print(table(columns, rows, f"{count(len(rows), 'value')} differ{'s' if len(rows) == 1 else ''}"))
     return 0
 
 

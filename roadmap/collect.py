@@ -22,18 +22,16 @@ def collect_paper(roadmap: Roadmap, out: Path) -> None:
     _write(published(roadmap), roadmap.reference, out)
 
 
-def collect_runs(roadmap: Roadmap, runs: Path | None, out: Path, *, profile: str | None, overrides: Mapping[str, Any]) -> None:
+def collect_runs(roadmap: Roadmap, runs: Path, out: Path, *, profile: str | None, overrides: Mapping[str, Any]) -> None:
     """Tables and figures of the runs below `runs`, which must be of one roadmap and one profile; finds out which, if need be."""
-    if runs is None:
-        raise ConfigError([Problem("RUNS", "is missing: name a folder of runs, or --paper")])
     found = [status(run) for run in find_runs(runs)]
     profile = _one_experiment(roadmap, runs, found, profile)
-    mine = [run for run in found if _experiment(run) == (roadmap.name, profile or NO_PROFILE)]
-    mine.sort(key=lambda run: (_place(roadmap, run.run.path.parent.name), run.run.path.name))
+    mine = [run for run in found if run.run.experiment == (roadmap.name, profile or NO_PROFILE)]
+    mine.sort(key=lambda run: (_place(roadmap, run.run.step), run.run.path.name))
     ablation = measured(roadmap, profile, overrides, mine)
     reference = _reference(roadmap, profile, overrides)
     if reference:
-        ablation.notes.insert(1, f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
+        ablation.notes.insert(2, f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
     _write(ablation, reference, out, runs_frame(mine))
 
 
@@ -49,14 +47,9 @@ def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, An
     return roadmap.reference if same else None
 
 
-def _experiment(run: Status) -> tuple[str, str]:
-    """The roadmap and profile that a run's path names."""
-    return run.run.path.parts[-4], run.run.path.parts[-3]
-
-
 def _one_experiment(roadmap: Roadmap, runs: Path, found: list[Status], profile: str | None) -> str | None:
     """The profile to collect; ConfigError if the folder leaves it open."""
-    there = sorted({_experiment(run)[1] for run in found if _experiment(run)[0] == roadmap.name})
+    there = sorted({run.run.experiment[1] for run in found if run.run.experiment[0] == roadmap.name})
     if not there:
         raise ConfigError([Problem(relative(runs), f"holds no runs of {roadmap.name}")])
     if profile is None and len(there) > 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from roadmap.digits import Split, load_digits
+from roadmap.folder import class_names
 from roadmap.randomness import SAMPLE, permutation, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -40,16 +40,12 @@ class Folder(Dataset[tuple[Image.Image, int]]):
     """Images in `data_dir`/train/<class>/ and `data_dir`/val/<class>/, read by timm."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
-        root = config.system.data_dir
-        if root is None:
-            raise ConfigError([Problem("system.data_dir", "is not set: where are train/ and val/? --set system.data_dir=/data/imagenet")])
-        if not (Path(root) / split).is_dir():
-            raise ConfigError([Problem(root, f"has no folder {split}/ with one folder a class in it")])
+        root, names = config.system.data_dir, class_names(config.system.data_dir)
+        self.num_classes = len(names)
         try:
-            self._dataset: Any = create_dataset("", root=root, split=split)
+            self._dataset: Any = create_dataset("", root=root, split=split, class_map={name: label for label, name in enumerate(names)})
         except RuntimeError as error:
             raise ConfigError([Problem(f"{root}/{split}", str(error))]) from error
-        self.num_classes = len(self._dataset.reader.class_to_idx)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -149,11 +149,11 @@ def _numbers(axes: Axes, ablation: Ablation, finished: dict[str, Row], reference
     lines = [(centres[row.parent], centres[row.step]) for row in finished.values() if row.parent in centres]
     area = axes.get_window_extent()
     frame = Box(area.x0 + area.width / 2, area.y0 + area.height / 2, area.width, area.height)
-    placed = place(points, [(5.0 * len(text) + 3, 10.0) for text in texts], lines, frame, obstacles)
+    placed = place(points, [(7.0 * len(text) + 2, 11.0) for text in texts], lines, frame, obstacles)
     for text, box, point in zip(texts, placed, points, strict=True):
         at, tip = axes.transData.inverted().transform([(box.x, box.y), (point.x, point.y)])
         lead = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 4, "shrinkB": 3}
-        far = abs(box.x - point.x) > 12 + box.width / 2 or abs(box.y - point.y) > 12 + (point.height + box.height) / 2
+        far = abs(box.x - point.x) > 12 + box.width / 2 or abs(box.y - point.y) > 6 + (point.height + box.height) / 2
         axes.annotate(
             text, xy=tip, xytext=at, ha="center", va="center_baseline", fontsize=7, fontweight="bold", color=DARK, zorder=5,
             arrowprops=lead if far else None,

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
-from roadmap.strict_yaml import ConfigError, Problem, read_yaml, relative
+from roadmap.strict_yaml import ConfigError, Problem, read_yaml, relative, show
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -131,7 +131,10 @@ class RunConfig(Spec):
             given = len(getattr(self.data, name))
             if given != self.model.in_chans:
                 raise ValueError(f"data.{name} holds {given} values for model.in_chans = {self.model.in_chans}")
-        complexity(self.model, self.data.image_size)
+        try:
+            complexity(self.model, self.data.image_size)
+        except ValueError as error:
+            raise ValueError(f"data.image_size: {error}") from error
         return self
 
     @property
@@ -162,5 +165,10 @@ def reason(error: Any) -> str:
     if error["type"] == "value_error":
         return message
     if error["type"] == "missing":
-        return f"'{error['loc'][-1]}' is missing"
-    return f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
+        key = error["loc"][-1]
+        return f"'{key}' is missing" if isinstance(key, str) else f"value {key + 1} is missing"
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    given = error["input"]
+    value = repr(given) if isinstance(given, str) else show(given)
+    return f"{message[0].lower()}{message[1:].replace('tuple', 'list')}, not {value}"

@@ -13,11 +13,12 @@ from pydantic import ConfigDict, ValidationError
 from blocks.spec import Spec
 from roadmap.files import read_json_lines, write_atomic
 from roadmap.lease import attempts, owner, read_attempt
-from roadmap.recipe import RunConfig, reason
+from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 NO_PROFILE = "paper"
+FORMAT = 1
 State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
 
 
@@ -30,7 +31,7 @@ class Result(Spec):
 
     model_config = ConfigDict(extra="ignore")
 
-    format: Literal[1]
+    format: Literal[1]  # FORMAT
     status: Literal["done", "diverged"]
     roadmap: str
     step: str
@@ -68,6 +69,31 @@ class RunDir:
     """The files of one run."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's own part of its path, the same wherever the runs are."""
+        return "/".join(self.path.parts[-4:])
+
+    @property
+    def experiment(self) -> tuple[str, str]:
+        """The roadmap and the profile."""
+        return self.path.parts[-4], self.path.parts[-3]
+
+    @property
+    def step(self) -> str:
+        """The step's id."""
+        return self.path.parent.name
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return int(self.path.name.partition("-")[0].removeprefix("seed"))
+
+    @property
+    def hash(self) -> str:
+        """The configuration's hash."""
+        return self.path.name.partition("-")[2]
 
     @property
     def config(self) -> Path:
@@ -131,19 +157,29 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_result(run: RunDir) -> Result | None:
-    """The run's result, None while there is none; DamagedResult if the file is empty, torn, foreign or from a later version."""
+    """The run's result, None while there is none; DamagedResult if the file is empty, torn, another run's or from a later version."""
     try:
         text = run.result.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedResult(f"{relative(run.result)} cannot be read: {error}") from error
+        raise DamagedResult(f"{run.name}/result.json cannot be read: {error}") from error
     try:
-        return Result.model_validate_json(text)
+        result = Result.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        what = "is empty" if not text.strip() else f"is damaged: {'.'.join(map(str, first['loc']))} {reason(first)}"
-        raise DamagedResult(f"{relative(run.result)} {what[:200]}") from error
+        wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
+        why = (
+            "it is not JSON"
+            if not wrong
+            else f"its format is unknown to this version ({FORMAT})"
+            if "format" in wrong
+            else ", ".join(wrong)
+        )
+        what = f"is damaged: {why}" if text.strip() else "is empty"
+        raise DamagedResult(f"{run.name}/result.json {what}") from error
+    if (result.step, result.seed, result.hash) != (run.step, run.seed, run.hash):
+        raise DamagedResult(f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}")
+    return result
 
 
 @dataclass(frozen=True)
@@ -184,15 +220,19 @@ def status(run: RunDir) -> Status:
 
 def find_runs(root: Path) -> list[RunDir]:
     """All run directories below `root`, sorted; ConfigError if it cannot be read."""
-    if not root.is_dir():
-        raise ConfigError([Problem(relative(root), "is not a folder of runs")])
     found: list[RunDir] = []
+    try:
+        root = root.resolve(strict=True)
+        if not root.is_dir():
+            raise NotADirectoryError(20, "it is not a folder")
+    except OSError as error:
+        raise ConfigError([Problem(relative(root), f"cannot be read as a folder of runs: {error.strerror}")]) from error
 
     def refuse(error: OSError) -> None:
         raise ConfigError([Problem(error.filename, f"cannot be read: {error.strerror}")])
 
     for folder, children, _ in os.walk(root, onerror=refuse):
-        if RUN_FOLDER.fullmatch(Path(folder).name):
+        if RUN_FOLDER.fullmatch(Path(folder).name) and len(Path(folder).parts) > 4:
             children.clear()
             found.append(RunDir(Path(folder)))
     return sorted(found, key=lambda run: run.path)

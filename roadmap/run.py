@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import complexity, describe
+from roadmap.folder import check_data
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.progress import LiveProgress
 from roadmap.recipe import RunConfig
@@ -81,6 +82,7 @@ def _forecast(config: RunConfig, runs: Path, images: int) -> str:
 def train_run(config: RunConfig, runs: Path) -> int:
     """Trains a run in its directory under `runs` with a live bar; returns the exit code."""
     console = _console()
+    check_data(config)
     run = prepare(runs, config)
     console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
     with console.status("importing PyTorch and timm"):

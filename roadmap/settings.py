@@ -62,14 +62,16 @@ def validate(settings: Settings, **identity: Any) -> RunConfig:
 
 
 def _blame(settings: Settings, error: Any) -> Problem:
-    """The setting behind a pydantic error; for a rule over several leaves, the one of them that was set last."""
-    parts = [str(part) for part in error["loc"]]
+    """The setting behind a pydantic error; for a rule over several leaves, the one of those it names that was set last."""
+    parts, message = [str(part) for part in error["loc"]], reason(error)
     for end in range(len(parts), -1, -1):
         path = ".".join(parts[:end])
-        below = [setting for leaf, setting in settings.items() if leaf == path or leaf.startswith(f"{path}.") or not path]
+        prefix = f"{path}." if path else ""
+        below = {leaf.removeprefix(prefix): setting for leaf, setting in settings.items() if leaf == path or leaf.startswith(prefix)}
         if below and (path or not parts):
-            return below[-1].problem(f"{path}: {reason(error)}" if path else reason(error))
-    return Problem("", f"{'.'.join(parts)}: {reason(error)}")
+            named = [setting for leaf, setting in below.items() if leaf in message]
+            return (named or list(below.values()))[-1].problem(f"{path}: {message}" if path else message)
+    return Problem("", f"{'.'.join(parts)}: {message}")
 
 
 def settings_of(node: Node, source: str, problems: list[Problem]) -> Settings:
@@ -105,9 +107,7 @@ def _unknown_key(base: Settings, path: str) -> str:
 
 def overriding(base: Settings, overrides: Mapping[str, Any]) -> Settings:
     """Overrides as settings; ConfigError for keys that the base does not have."""
-    settings = {
-        path: Setting(tuple(value) if isinstance(value, list) else value, "", f"--set {path}:") for path, value in overrides.items()
-    }
+    settings = {path: Setting(tuple(value) if isinstance(value, list) else value, "", "--set") for path, value in overrides.items()}
     problems = list(unknown_keys(base, settings))
     if problems:
         raise ConfigError(problems)
@@ -129,13 +129,6 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return overrides
-
-
-def show(value: Any) -> str:
-    """A leaf's value as YAML would write it."""
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(show, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:

@@ -41,9 +41,11 @@ def summarize(values: Sequence[float]) -> Summary | None:
     """The mean and spread of some runs; None if there are none."""
     if not values:
         return None
-    mean = math.fsum(values) / len(values)
     if len(values) == 1:
-        return Summary(mean, None, 1)
+        return Summary(values[0], None, 1)
+    if min(values) == max(values):
+        return Summary(values[0], 0.0, len(values))  # a mean that is rounded would differ from its own values
+    mean = math.fsum(values) / len(values)
     return Summary(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
 
 

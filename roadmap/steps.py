@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from blocks.spec import Spec
 from roadmap.recipe import reason
-from roadmap.settings import Settings, did_you_mean, parse_overrides, settings_of, show, unknown_keys
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
+from roadmap.settings import Settings, did_you_mean, parse_overrides, settings_of, unknown_keys
+from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, show
 from roadmap.tree import Delta, PaperFigures, Reference, Roadmap, resolve, trace
 
 __all__ = ["Roadmap", "load_roadmap", "parse_overrides", "resolve"]
@@ -38,12 +39,18 @@ class ProfileEntry(Spec):
     set: dict[str, Any]
 
 
+def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
+    if not steps:
+        raise ValueError("a roadmap needs at least one step")
+    return steps
+
+
 class RoadmapEntry(Spec):
     """One roadmap as it is written."""
 
     title: str
     reference: Reference | None = None
-    steps: tuple[StepEntry, ...]
+    steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)]
 
 
 class StepsFile(Spec):
@@ -65,15 +72,21 @@ def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t") -> Roa
     nodes = document.value["roadmaps"].value[name].value["steps"].value
     problems: list[Problem] = []
     base = settings_of(document.value["base"], "base", problems)
-    steps = _read_steps(entry, nodes, problems)
+    steps = _read_steps(entry, nodes, base, problems)
     profiles = _read_profiles(written.profiles, document.value["profiles"], base, problems)
-    for step in steps.values():
-        problems += unknown_keys(base, step.settings)
     roadmap = Roadmap(name, entry.title, path.absolute(), base, steps, profiles, entry.reference)
-    problems = problems or _check_deltas(roadmap)
+    lost = _check_parents(steps, {node.value["name"].value: node for node in nodes}, "step")
+    lost += _check_parents(profiles, document.value["profiles"].value, "profile")
+    problems += lost or _check_deltas(roadmap)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(_in_order(problems, document.value["base"].key))
     return roadmap
+
+
+def _in_order(problems: list[Problem], base: Mark) -> list[Problem]:
+    """Problems from the top of the file to its end; what has no place of its own is missing from the base."""
+    placed = [problem if isinstance(problem.where, Mark) else Problem(base, f"base: {problem.message}") for problem in problems]
+    return sorted(placed, key=lambda problem: (problem.where.line, problem.where.column) if isinstance(problem.where, Mark) else (0, 0))
 
 
 def _check_form(document: Node) -> StepsFile:
@@ -91,15 +104,20 @@ def _locate(document: Node, error: Any) -> Problem:
         if not (isinstance(children, dict) and part in children) and not (isinstance(children, tuple) and isinstance(part, int)):
             break
         node = children[part]
-        inside.append(str(part))
+        name = node.value.get("name") if isinstance(node.value, dict) else None
+        inside.append(str(name.value) if name else str(part))
         where = node.key
     path = ".".join(inside)
     if error["type"] == "extra_forbidden":
-        return Problem(where, f"unknown key '{path}'")
+        fields = {
+            field for entry in (StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Reference) for field in entry.model_fields
+        }
+        near = get_close_matches(inside[-1], sorted(fields), n=1)
+        return Problem(where, f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else ""))
     return Problem(where, f"{path or 'the file'}: {reason(error)}")
 
 
-def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], problems: list[Problem]) -> dict[str, Delta]:
+def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], base: Settings, problems: list[Problem]) -> dict[str, Delta]:
     steps: dict[str, Delta] = {}
     places: dict[str, Mark] = {}
     previous: str | None = None
@@ -108,43 +126,45 @@ def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], problems: list[Pro
         if written.name in steps:
             problems.append(Problem(place, f"step '{written.name}' is defined twice, first in line {places[written.name].line}"))
             continue
-        places[written.name] = place
-        settings = settings_of(node.value["set"], f"step '{written.name}'", problems) if written.set else {}
-        if previous is not None and not settings:
+        if previous is not None and not written.set:
             problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
+        settings = _read_set(node, f"step '{written.name}'", base, problems)
         steps[written.name] = Delta(written.name, written.title, written.parent or previous, settings, written.paper)
+        places[written.name] = place
         previous = written.name
-    parents = {node.value["name"].value: node.value["parent"].mark for node in nodes if "parent" in node.value}
-    problems += _check_parents({step.name: step.parent for step in steps.values()}, parents, "step")
     return steps
 
 
 def _read_profiles(entries: Mapping[str, ProfileEntry], node: Node, base: Settings, problems: list[Problem]) -> dict[str, Delta]:
-    parents = {name: entry.parent for name, entry in entries.items()}
-    marks = {name: child.value["parent"].mark for name, child in node.value.items() if "parent" in child.value}
-    own = {name: settings_of(child.value["set"], f"profile '{name}'", problems) for name, child in node.value.items()}
-    for settings in own.values():
-        problems += unknown_keys(base, settings)
-    wrong = _check_parents(parents, marks, "profile")
-    if wrong:
-        problems += wrong
+    return {
+        name: Delta(name, entry.title, entry.parent, _read_set(node.value[name], f"profile '{name}'", base, problems))
+        for name, entry in entries.items()
+    }
+
+
+def _read_set(node: Node, source: str, base: Settings, problems: list[Problem]) -> Settings:
+    """What a delta sets; keys that the base does not have become problems and are left out, so that the rest can be checked."""
+    if not node.value.get("set") or not node.value["set"].value:
         return {}
-    return {name: Delta(name, entry.title, entry.parent, own[name]) for name, entry in entries.items()}
+    settings = settings_of(node.value["set"], source, problems)
+    problems += unknown_keys(base, settings)
+    return {path: setting for path, setting in settings.items() if path in base}
 
 
-def _check_parents(parents: Mapping[str, str | None], marks: Mapping[str, Mark], what: str) -> list[Problem]:
+def _check_parents(deltas: Mapping[str, Delta], nodes: Mapping[str, Node], what: str) -> list[Problem]:
     """Each parent exists, and following them ends at a root."""
     problems = []
-    for name, parent in parents.items():
-        if parent is not None and parent not in parents:
-            problems.append(Problem(marks[name], f"{what} '{name}': unknown parent '{parent}'{did_you_mean(parent, parents)}"))
-    for name in marks:
-        chain, here = [name], parents.get(name)
-        while here is not None and here not in chain and here in parents:
+    for name, delta in deltas.items():
+        if delta.parent is None or "parent" not in nodes[name].value:
+            continue
+        place, chain, here = nodes[name].value["parent"].mark, [name], delta.parent
+        if here not in deltas:
+            problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{did_you_mean(here, deltas)}"))
+        while here in deltas and here not in chain:
             chain.append(here)
-            here = parents[here]
+            here = deltas[here].parent or ""
         if here == name:
-            problems.append(Problem(marks[name], f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
+            problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
     return problems
 
 

@@ -19,7 +19,7 @@ SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
     (re.compile(r"~|null|Null|NULL|"), lambda _: None),
     (re.compile(r"true|True|TRUE"), lambda _: True),
     (re.compile(r"false|False|FALSE"), lambda _: False),
-    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"[-+]?[0-9]{1,18}"), int),
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
 ]
@@ -106,8 +106,14 @@ def parse_yaml(text: str, name: str) -> Node:
         place = error.problem_mark
         where = Mark(name, place.line + 1, place.column + 1) if place else name
         raise ConfigError([Problem(where, f"is not YAML: {error.problem}")]) from error
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        where = Mark(name, before.count("\n") + 1, error.position - before.rfind("\n"))
+        raise ConfigError([Problem(where, f"is not YAML: {error.reason}")]) from error
+    except RecursionError as error:
+        raise ConfigError([Problem(name, "is not YAML that anybody wrote: it is nested too deep")]) from error
     except yaml.YAMLError as error:
-        raise ConfigError([Problem(name, f"is not YAML: {error}")]) from error
+        raise ConfigError([Problem(name, f"is not YAML: {' '.join(str(error).split())}")]) from error
     if root is None:
         return Node(None, Mark(name, 1, 1), Mark(name, 1, 1))
     problems: list[Problem] = []
@@ -123,7 +129,7 @@ def _mark(name: str, node: yaml.Node) -> Mark:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One walk over a composed document; `seen` holds the collections met, so that an alias shows as a second visit."""
+    """One walk over a composed document; `seen` holds the nodes met, so that an alias shows as a second visit."""
 
     name: str
     problems: list[Problem]
@@ -131,12 +137,14 @@ class _Reader:
 
     def read(self, node: yaml.Node, key: Mark) -> Node:
         mark = _mark(self.name, node)
-        if isinstance(node, yaml.ScalarNode):
-            return Node(self._scalar(node), mark, key)
         if id(node) in self.seen:
             self.problems.append(Problem(mark, "is used again by an alias; write the value out, or make it a parent step"))
             return Node(None, mark, key)
         self.seen.add(id(node))
+        if not node.tag.startswith("tag:yaml.org,2002:"):
+            self.problems.append(Problem(mark, f"has a tag, '{node.tag}', which is not supported"))
+        if isinstance(node, yaml.ScalarNode):
+            return Node(self._scalar(node), mark, key)
         if isinstance(node, yaml.SequenceNode):
             return Node(tuple(self.read(item, _mark(self.name, item)) for item in node.value), mark, key)
         assert isinstance(node, yaml.MappingNode)
@@ -162,3 +170,10 @@ class _Reader:
             if pattern.fullmatch(node.value):
                 return convert(node.value)
         return node.value
+
+
+def show(value: Any) -> str:
+    """A leaf's value as YAML would write it."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(show, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

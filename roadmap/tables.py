@@ -11,6 +11,7 @@ import pandas as pd
 from blocks import Complexity, complexity
 from roadmap.records import Result, Status
 from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
+from roadmap.terminal import count
 from roadmap.tree import Roadmap, change_of, resolve
 
 NONE = "–"
@@ -55,34 +56,23 @@ def measured(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]
     """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named."""
     accuracies: dict[str, dict[int, float]] = {}
     rows, used, notes = [], list[Result](), list[str]()
-    planned = _by_step(runs)
-    most = max((len({_seed(run) for run in found}) for found in planned.values()), default=0)
-    for name in roadmap.steps:
-        config = resolve(roadmap, name, profile=profile, overrides=overrides)
-        present = [run for run in planned.get(name, []) if run.run.path.name.endswith(config.hash)]
-        results = [run.result for run in present if run.result is not None]
-        others = len(planned.get(name, [])) - len(present)
+    configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
+    present = {name: [run for run in runs if run.run.step == name and run.run.hash == config.hash] for name, config in configs.items()}
+    planned = max(map(len, present.values()))
+    for name, config in configs.items():
+        others = sum(run.run.step == name for run in runs) - len(present[name])
         if others:
-            notes.append(f"{name}: {others} runs of another configuration are left out (the present one is {config.hash}).")
+            notes.append(f"{name}: {count(others, 'run')} of another configuration left out (the present one is {config.hash}).")
+        results = [run.result for run in present[name] if run.result is not None]
         used += results
         accuracies[name] = {result.seed: result.top1 for result in results if result.top1 is not None}
         cost = complexity(config.model, config.data.image_size)
-        rows.append(_row(roadmap, name, accuracies, cost, results, max(most, len(present))))
-    notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in planned if name not in roadmap.tree]
-    notes += [run.why for run in runs if run.why and run.result is None]
+        rows.append(_row(roadmap, name, accuracies, cost, results, planned))
+    strangers = sorted({run.run.step for run in runs} - set(roadmap.steps))
+    notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in strangers]
+    notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     return Ablation(title, tuple(rows), "measured", [*_honest(rows, used), *_agreement(roadmap, rows), *notes])
-
-
-def _by_step(runs: Sequence[Status]) -> dict[str, list[Status]]:
-    grouped: dict[str, list[Status]] = {}
-    for run in runs:
-        grouped.setdefault(run.run.path.parent.name, []).append(run)
-    return grouped
-
-
-def _seed(run: Status) -> str:
-    return run.run.path.name.partition("-")[0]
 
 
 def _row(
@@ -224,7 +214,7 @@ def _line(texts: Sequence[str]) -> str:
 
 def to_frame(ablation: Ablation) -> pd.DataFrame:
     """The table in full precision, one row a step."""
-    return pd.DataFrame([_record(row) for row in ablation.rows])
+    return pd.DataFrame([_record(row) for row in ablation.rows]).convert_dtypes()
 
 
 def _record(row: Row) -> dict[str, Any]:
@@ -254,9 +244,10 @@ def runs_frame(runs: Sequence[Status]) -> pd.DataFrame:
     """The long form: one row a run, finished or not."""
     records = []
     for run in runs:
-        record = {"run": "/".join(run.run.path.parts[-4:]), "state": run.state, "why": run.why}
+        record: dict[str, Any] = {"run": run.run.name, "state": run.state, "why": run.why}
+        record |= {"step": run.run.step, "seed": run.run.seed, "hash": run.run.hash}
         if run.result is not None:
             result = run.result.model_dump(exclude={"format", "status", "versions"})
             record |= result | {name.replace("-", "_"): version for name, version in run.result.versions.items()}
         records.append(record)
-    return pd.DataFrame(records)
+    return pd.DataFrame(records).convert_dtypes()  # whole numbers stay whole beside missing ones

@@ -20,6 +20,11 @@ def console(file: TextIO | None = None) -> Console:
     return found if found.is_terminal else Console(file=found.file, highlight=False, width=WIDE)
 
 
+def count(number: int, noun: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is in them."""
     built = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)

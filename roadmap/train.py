@@ -21,7 +21,7 @@ from roadmap.lease import Lease, now
 from roadmap.progress import Watch
 from roadmap.provenance import cpu, provenance
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
+from roadmap.records import FORMAT, DamagedResult, Result, RunDir, check_config, read_result
 from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
@@ -200,7 +200,7 @@ class Training:
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
         return Result.model_validate(
             {
-                "format": 1,
+                "format": FORMAT,
                 "status": status,
                 **config.model_dump(include={"roadmap", "step", "profile", "seed"}),
                 "hash": config.hash,

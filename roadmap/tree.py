@@ -11,8 +11,8 @@ from pydantic import Field
 
 from blocks.spec import Count, Spec
 from roadmap.recipe import RunConfig
-from roadmap.settings import Settings, changes, did_you_mean, merge, overriding, show, validate
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.settings import Settings, changes, did_you_mean, merge, overriding, validate
+from roadmap.strict_yaml import ConfigError, Problem, relative, show
 
 
 class PaperFigures(Spec):

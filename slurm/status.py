@@ -11,14 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from roadmap.command import main_of
-from roadmap.records import RUN_FOLDER, Status, find_runs, status
-from roadmap.terminal import console, table
-
-
-def name_of(run: Status) -> tuple[str, str]:
-    """A run's step and seed."""
-    folder = RUN_FOLDER.fullmatch(run.run.path.name)
-    return run.run.path.parent.name, folder[1] if folder else run.run.path.name
+from roadmap.records import Status, find_runs, status
+from roadmap.terminal import console, count, table
 
 
 def progress_of(run: Status) -> str:
@@ -40,7 +34,9 @@ def counts(runs: Iterable[Status]) -> str:
 
 def overview(runs: Sequence[Status], title: str) -> Table:
     """A line for each run."""
-    return table(["step", ">seed", "state", "progress"], [(*name_of(run), run.state, progress_of(run)) for run in runs], title)
+    return table(
+        ["step", ">seed", "state", "progress"], [(run.run.step, str(run.run.seed), run.state, progress_of(run)) for run in runs], title
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Prints every run below the folder."""
     runs = [status(found) for found in find_runs(arguments.runs)]
-    console().print(overview(runs, f"{len(runs)} runs: {counts(runs)}"))
+    console().print(overview(runs, f"{count(len(runs), 'run')}: {counts(runs)}"))
     return 0
 
 

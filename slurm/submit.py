@@ -17,12 +17,13 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+from roadmap.folder import check_data
 from roadmap.provenance import ROOT, usable_cores
 from roadmap.records import RunDir, Status, prepare, status
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.terminal import console
+from roadmap.terminal import console, count
 from roadmap.tree import resolve
-from slurm.status import counts, name_of, overview, progress_of
+from slurm.status import counts, overview, progress_of
 from slurm.worker import OPEN, work
 
 YEAR_MIN = 365 * 24 * 60
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.state == "running" for found in before)
     workers = max(0, min(arguments.workers - alive, todo))
-    console().print(f"{len(runs)} runs: {counts(before)}; {workers} workers start on {todo}")
+    console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
     jobs = start(runs, workers) if workers else []
     return watch(runs, jobs, said={found.run.path for found in before if has_ended(found)})
 
@@ -63,8 +64,8 @@ def plan(arguments: argparse.Namespace) -> list[RunDir]:
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     steps = arguments.only or roadmap.steps
     configs = [resolve(roadmap, step, seed=seed, **choices) for seed in range(arguments.seeds) for step in steps]
-    if configs[0].data.dataset == "folder" and not Path(configs[0].system.data_dir or "").is_dir():
-        raise ConfigError([Problem("system.data_dir", f"is {configs[0].system.data_dir}, which is no folder; --set system.data_dir=DIR")])
+    for config in configs:
+        check_data(config)
     return [prepare(arguments.runs, config) for config in configs]
 
 
@@ -127,7 +128,7 @@ def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
     for run in found:
         if has_ended(run) and run.run.path not in said:
             said.add(run.run.path)
-            live.console.print(f"[{len(said)}/{len(found)}] {' seed '.join(name_of(run))}: {run.state}, {progress_of(run)}")
+            live.console.print(f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state}, {progress_of(run)}")
 
 
 def picture(found: Sequence[Status], seconds: float) -> Group:
@@ -143,7 +144,7 @@ def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:
     screen.print(counts(found))
     if not left:
         return 0
-    screen.print(overview(left, f"{len(left)} runs are not finished; submit again to go on with them"))
+    screen.print(overview(left, f"{count(len(left), 'unfinished run')}; submit again to go on"))
     for job in jobs:
         screen.print(f"log of worker {job.job_id}: {relative(job.paths.stderr)}")
     return 1

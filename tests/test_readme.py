@@ -19,7 +19,8 @@ QUICK = "--set recipe.epochs=1 --set data.copies=1 --set model.depths=[1,1,1,1]"
 
 def block_with(text: str) -> str:
     """The fenced block of the README that holds `text`."""
-    return next(block for block in re.findall(r"```\w+\n(.*?)```", README, re.DOTALL) if text in block)
+    found: list[str] = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
+    return next(block for block in found if text in block)
 
 
 @pytest.fixture

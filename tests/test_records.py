@@ -176,5 +176,5 @@ def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
     run = prepare(tmp_path / "deep", config_of())
     (tmp_path / "seed0-nothex").mkdir()
     assert find_runs(tmp_path) == find_runs(run.path) == [run]
-    with pytest.raises(ConfigError, match="is not a folder of runs"):
+    with pytest.raises(ConfigError, match="cannot be read as a folder of runs"):
         find_runs(tmp_path / "missing")

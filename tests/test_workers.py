@@ -77,10 +77,10 @@ def submit(runs: Path, *more: str) -> list[str]:
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     first = subprocess.run(submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
-    assert "4 runs: 4 pending; 2 workers start on 4" in first.stdout
+    assert "4 runs: 4 pending; 2 workers for 4 open runs" in first.stdout
     assert "[4/4]" in first.stdout
     again = subprocess.run(submit(runs), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
-    assert "4 runs: 4 done; 0 workers start on 0" in again.stdout
+    assert "4 runs: 4 done; 0 workers for 0 open runs" in again.stdout
     command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *OPTIONS]
     subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
     assert {path.name for path in out.iterdir()} == {

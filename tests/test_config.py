@@ -1,0 +1,480 @@
+"""Steps files and command lines: what they resolve to, and what is said about bad ones, word for word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roadmap.recipe import RunConfig
+from roadmap.steps import STEPS_YAML, load_roadmap, parse_overrides, resolve
+from roadmap.strict_yaml import ConfigError
+
+ROADMAP = load_roadmap()
+KERNEL_7 = "set: {model.block.spatial.kernel: 7}"
+GELU = "set: {model.block.act.kind: gelu}"
+WIDTH = "set: {model.width: 96}"
+RATIO = "set: {model.depths: [3, 3, 9, 3]}"
+Edit = tuple[str, str]
+
+
+def edited(text: str, edits: list[Edit]) -> str:
+    for old, new in edits:
+        assert text.count(old) == 1, f"{old!r} must stand once in the steps file"
+        text = text.replace(old, new)
+    return text
+
+
+def place(text: str, marked: str) -> tuple[int, int]:
+    """Line and column of the `^` in `marked`, the rest of which stands in `text` once."""
+    assert text.count(marked.replace("^", "")) == 1, f"{marked!r} must stand once in the edited file"
+    before = text[: text.index(marked.replace("^", "")) + marked.index("^")]
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def expected(text: str, message: str) -> str:
+    """`message` with the place for each `@<words ^ words>`, and the line alone for each `#<words ^ words>`."""
+    message = re.sub(r"@<(.+?)>", lambda match: "steps.yaml:{}:{}".format(*place(text, match[1])), message, flags=re.DOTALL)
+    return re.sub(r"#<(.+?)>", lambda match: str(place(text, match[1])[0]), message, flags=re.DOTALL)
+
+
+def errors(attempt: Callable[[], Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        attempt()
+    return str(caught.value).splitlines()
+
+
+BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
+    "unknown key": (
+        [(KERNEL_7, "set: {model.block.spatial.kernal: 7}")],
+        ["@<set: {^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?"],
+    ),
+    "unknown key of a profile": (
+        [("      data.noise: 0.0\n", "      data.niose: 0.0\n")],
+        ["@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?"],
+    ),
+    "section": (
+        [(KERNEL_7, "set: {model.block.spatial: 7}")],
+        [
+            "@<set: {^model.block.spatial: 7}> step 'kernel_7': 'model.block.spatial' is a section, not a value; "
+            "set model.block.spatial.kind, model.block.spatial.kernel"
+        ],
+    ),
+    "text for a number": (
+        [(KERNEL_7, 'set: {model.block.spatial.kernel: "7"}')],
+        [
+            "@<set: {^model.block.spatial.kernel: \"7\"> step 'kernel_7': model.block.spatial.kernel: "
+            "input should be a valid integer, not '7'"
+        ],
+    ),
+    "fraction for an integer": (
+        [(WIDTH, "set: {model.width: 96.5}")],
+        ["@<set: {^model.width: 96.5> step 'increase_width': model.width: input should be a valid integer, not 96.5"],
+    ),
+    "even kernel": (
+        [(KERNEL_7, "set: {model: {block.spatial.kernel: 8}}")],
+        [
+            "@<{model: {^block.spatial.kernel: 8> step 'kernel_7': model.block.spatial.kernel: "
+            "a kernel must be odd to keep its output centred, not 8"
+        ],
+    ),
+    "duplicate key": (
+        [(KERNEL_7, "set:\n          model.block.spatial.kernel: 7\n          model.block.spatial.kernel: 9")],
+        ["@<^model.block.spatial.kernel: 9\n> duplicate key 'model.block.spatial.kernel', first given in line #<^kernel: 7\n>"],
+    ),
+    "the same leaf dotted and nested": (
+        [(KERNEL_7, "set: {model.block.spatial.kernel: 7, model: {block: {spatial: {kernel: 9}}}}")],
+        [
+            "@<spatial: {^kernel: 9}> step 'kernel_7': duplicate key 'model.block.spatial.kernel', "
+            "first given at @<set: {^model.block.spatial.kernel: 7>"
+        ],
+    ),
+    "a delta that changes nothing": (
+        [(KERNEL_7, "set: {model.block.spatial.kernel: 3}")],
+        ["@<set: {^model.block.spatial.kernel: 3> step 'kernel_7': 'model.block.spatial.kernel' changes nothing: it already is 3"],
+    ),
+    "a leaf that changes nothing": (
+        [(RATIO, "set: {model.depths: [3, 3, 9, 3], recipe.betas: [0.9, 0.999]}")],
+        ["@<, ^recipe.betas> step 'stage_ratio': 'recipe.betas' changes nothing: it already is [0.9, 0.999]"],
+    ),
+    "a profile that changes nothing": (
+        [("recipe.precision: bf16", "recipe.precision: fp32")],
+        ["@<^recipe.precision: fp32> profile 'imagenet': 'recipe.precision' changes nothing: it already is fp32"],
+    ),
+    "an empty delta": (
+        [(f"        {RATIO}\n", "")],
+        ["@<name: ^stage_ratio> step 'stage_ratio': changes nothing: `set` is empty"],
+    ),
+    "unknown parent": (
+        [("parent: kernel_7", "parent: kernel_77")],
+        ["@<parent: ^kernel_77> step 'gelu': unknown parent 'kernel_77'; did you mean 'kernel_7'?"],
+    ),
+    "unknown parent of a profile": (
+        [("parent: digits_noisy", "parent: digits_nosy")],
+        ["@<parent: ^digits_nosy> profile 'digits': unknown parent 'digits_nosy'; did you mean 'digits_noisy'?"],
+    ),
+    "cycle": (
+        [("title: move up depthwise conv", "title: move up depthwise conv\n        parent: gelu")],
+        [
+            "@<parent: ^gelu> step 'move_up_depthwise': is its own ancestor: move_up_depthwise -> gelu -> kernel_7 -> move_up_depthwise",
+            "@<parent: ^move_up_depthwise\n        set: {model.block.spatial.kernel: 7}> step 'kernel_7': is its own ancestor: "
+            "kernel_7 -> move_up_depthwise -> gelu -> kernel_7",
+            "@<parent: ^kernel_7> step 'gelu': is its own ancestor: gelu -> kernel_7 -> move_up_depthwise -> gelu",
+        ],
+    ),
+    "a step is its own parent": (
+        [("parent: kernel_7", "parent: gelu")],
+        ["@<parent: ^gelu> step 'gelu': is its own ancestor: gelu -> gelu"],
+    ),
+    "duplicate step": (
+        [("- name: kernel_9", "- name: gelu")],
+        ["@<name: ^gelu\n        title: ReLU> step 'gelu' is defined twice, first in line #<^gelu\n        title: kernel>"],
+    ),
+    "unknown kind": (
+        [("spatial.kind: depthwise", "spatial.kind: dephtwise")],
+        [
+            "@<set: {^model.block.spatial.kind: dephtwise> step 'depthwise_conv': model.block.spatial.kind: "
+            "unknown spatial kind 'dephtwise', not one of conv, depthwise, multiscale; did you mean 'depthwise'?"
+        ],
+    ),
+    "unknown place": (
+        [("act.after: [pw1]", "act.after: [pw3]")],
+        [
+            "@<set: {^model.block.act.after: [pw3]> step 'fewer_activations': model.block.act.after: "
+            "input should be 'pw1', 'spatial', 'pw2' or 'sum', not 'pw3'"
+        ],
+    ),
+    "a rule over several leaves": (
+        [("mean: [0.435]", "mean: [0.435, 0.4]")],
+        ["@<^mean: [0.435, 0.4]> profile 'digits_noisy': data.mean holds 2 values for model.in_chans = 1"],
+    ),
+    "several at once": (
+        [
+            (KERNEL_7, "set: {model.block.spatial.kernal: 7}"),
+            (GELU, "set: {model.block.act.knd: gelu}"),
+            ("parent: kernel_7", "parent: kernel_77"),
+            ("      data.noise: 0.0\n", "      data.niose: 0.0\n"),
+            (WIDTH, "set: {}"),
+        ],
+        [
+            "@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?",
+            "@<name: ^increase_width> step 'increase_width': changes nothing: `set` is empty",
+            "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?",
+            "@<parent: ^kernel_77> step 'gelu': unknown parent 'kernel_77'; did you mean 'kernel_7'?",
+            "@<^model.block.act.knd> step 'gelu': unknown key 'model.block.act.knd'; did you mean 'kind'?",
+        ],
+    ),
+    "several values at once": (
+        [(WIDTH, "set: {model.width: 64}"), (GELU, "set: {model.block.act.kind: gleu}"), (RATIO, "set: {model.depths: [3, 3, 9, 0]}")],
+        [
+            "@<^model.depths: [3, 3, 9, 0]> step 'stage_ratio': model.depths: input should be greater than or equal to 1, not 0",
+            "@<^model.width: 64> step 'increase_width': 'model.width' changes nothing: it already is 64",
+            "@<^model.block.act.kind: gleu> step 'gelu': model.block.act.kind: "
+            "unknown act kind 'gleu', not one of relu, gelu, silu, hard_swish; did you mean 'gelu'?",
+        ],
+    ),
+    "an unknown key and a wrong value at once": (
+        [(KERNEL_7, "set: {model.block.spatial.kernal: 7}"), (WIDTH, 'set: {model.width: "96"}')],
+        [
+            "@<^model.width: \"96\"> step 'increase_width': model.width: input should be a valid integer, not '96'",
+            "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_steps_file(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edits, messages = BAD_FILES[case]
+    text = edited(STEPS_YAML.read_text(encoding="utf-8"), edits)
+    monkeypatch.chdir(tmp_path)
+    Path("steps.yaml").write_text(text, encoding="utf-8")
+    assert errors(lambda: load_roadmap("steps.yaml")) == [expected(text, message) for message in messages]
+
+
+BASE_ONLY = "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title: a\n    steps: [{name: a, title: b}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("", ["steps.yaml:1:1 the file: input should be a valid dictionary or instance of StepsFile, not null"]),
+        ("base: 3\nprofiles: {}\nroadmaps: {}\n", ["steps.yaml:1:1 base: input should be a valid dictionary, not 3"]),
+        (
+            "base: {}\nroadmaps: {}\nprofile: {}\n",
+            ["steps.yaml:1:1 the file: 'profiles' is missing", "steps.yaml:3:1 unknown key 'profile'; did you mean 'profiles'?"],
+        ),
+        (
+            BASE_ONLY.replace("{name: a", "{nam: a"),
+            [
+                "steps.yaml:6:13 roadmaps.convnext_t.steps.0: 'name' is missing",
+                "steps.yaml:6:14 unknown key 'roadmaps.convnext_t.steps.0.nam'; did you mean 'name'?",
+            ],
+        ),
+    ],
+)
+def test_steps_file_of_another_form(text: str, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("steps.yaml").write_text(text, encoding="utf-8")
+    assert errors(lambda: load_roadmap("steps.yaml")) == messages
+
+
+def test_each_problem_of_a_broken_base_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("steps.yaml").write_text(BASE_ONLY, encoding="utf-8")
+    assert [message for message in errors(lambda: load_roadmap("steps.yaml")) if not message.startswith("steps.yaml:1:")] == []
+
+
+def test_a_roadmap_without_steps_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = STEPS_YAML.read_text(encoding="utf-8")
+    Path("steps.yaml").write_text(text[: text.index("    steps:\n")] + "    steps: []\n", encoding="utf-8")
+    (message,) = errors(lambda: load_roadmap("steps.yaml"))
+    assert "roadmaps.convnext_t.steps" in message
+
+
+def command_line(*words: str) -> RunConfig:
+    return resolve(ROADMAP, "kernel_7", overrides=parse_overrides(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["recipe.epoch=3"], ["--set unknown key 'recipe.epoch'; did you mean 'epochs'?"]),
+        (["recipe.epochs"], ["--set recipe.epochs: write it as key=value, such as --set recipe.epochs=10"]),
+        (["=3"], ["--set =3: write it as key=value, such as --set recipe.epochs=10"]),
+        (["recipe.epochs=1", "recipe.epochs=2"], ["--set recipe.epochs=2: 'recipe.epochs' is set twice"]),
+        (
+            ["model.stem=patchify"],
+            ["--set 'model.stem' is a section, not a value; set model.stem.kind, model.stem.stride, model.stem.norm"],
+        ),
+        (["recipe.epochs=x"], ["--set recipe.epochs: input should be a valid integer, not 'x'"]),
+        (["recipe.epochs="], ["--set recipe.epochs: input should be a valid integer, not null"]),
+        (["recipe.epochs=true"], ["--set recipe.epochs: input should be a valid integer, not true"]),
+        (["recipe.lr=.nan"], ["--set recipe.lr: input should be a finite number, not nan"]),
+        (["model.depths=[1"], ["--set model.depths:2:1 is not YAML: did not find expected ',' or ']'"]),
+        (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 leaves nothing of 300 epochs"]),
+        (["model.width=2"], ["--set model: width 2 x 1.0 leaves 2 channels; 4 are the least"]),
+        (
+            ["recipe.epoch=3", "model.wdth=3"],
+            [
+                "--set unknown key 'recipe.epoch'; did you mean 'epochs'?",
+                "--set unknown key 'model.wdth'; did you mean 'width'?",
+            ],
+        ),
+        (
+            ["recipe.epochs", "recipe.lr=1", "recipe.lr=2"],
+            [
+                "--set recipe.epochs: write it as key=value, such as --set recipe.epochs=10",
+                "--set recipe.lr=2: 'recipe.lr' is set twice",
+            ],
+        ),
+    ],
+)
+def test_bad_set_option(words: list[str], messages: list[str]) -> None:
+    assert errors(lambda: command_line(*words)) == messages
+
+
+@pytest.mark.parametrize("word", ["model.width_mult=1e308", pytest.param(f"recipe.epochs={'1' * 5000}", id="5000 digits")])
+def test_an_absurd_value_is_a_message_not_a_crash(word: str) -> None:
+    assert [message[:6] for message in errors(lambda: command_line(word))] == ["--set "]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: resolve(ROADMAP, "kernel7"), "unknown step 'kernel7'; did you mean 'kernel_7'?"),
+        (lambda: resolve(ROADMAP, "kernel_7", profile="digit"), "unknown profile 'digit'; did you mean 'digits'?"),
+        (lambda: load_roadmap(name="convnext_tt"), "unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?"),
+        (lambda: resolve(ROADMAP, "kernel_7", drop=["gelu"]), "'gelu' is not on the way to 'kernel_7', so it cannot be dropped"),
+    ],
+)
+def test_unknown_name(attempt: Callable[[], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(STEPS_YAML.parent)
+    assert errors(attempt) == [f"steps.yaml {message}"]
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (-1, "seed: input should be greater than or equal to 0, not -1"),
+        (2**32, "seed: input should be less than 4294967296, not 4294967296"),
+    ],
+)
+def test_seed_out_of_range(seed: int, message: str) -> None:
+    assert errors(lambda: resolve(ROADMAP, "kernel_7", seed=seed)) == [message]
+
+
+# arXiv 2201.03545, appendix A, and torchvision's reference for the first row.
+ORIGINAL = {
+    "epochs": 90,
+    "global_batch": 256,
+    "precision": "fp32",
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "lr_scale": 1.0,
+    "momentum": 0.9,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 1e-4,
+    "decay_norm_and_bias": True,
+    "clip_grad": None,
+    "schedule": "step",
+    "warmup_epochs": 0.0,
+    "min_lr": 0.0,
+    "step_epochs": 30.0,
+    "gamma": 0.1,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5,
+    "ema": None,
+    "crop_scale": (0.08, 1.0),
+    "hflip": 0.5,
+    "randaugment": None,
+    "random_erasing": 0.0,
+    "erase_mode": "pixel",
+    "train_interpolation": "bilinear",
+    "eval_interpolation": "bilinear",
+    "eval_crop_pct": 0.875,
+}
+ENHANCED = ORIGINAL | {
+    "epochs": 300,
+    "global_batch": 4096,
+    "optimizer": "adamw",
+    "lr": 4e-3,
+    "min_lr": 1e-6,
+    "schedule": "cosine",
+    "warmup_epochs": 20.0,
+    "weight_decay": 0.05,
+    "decay_norm_and_bias": False,
+    "randaugment": "rand-m9-mstd0.5-inc1",
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "random_erasing": 0.25,
+    "label_smoothing": 0.1,
+    "train_interpolation": "bicubic",
+    "eval_interpolation": "bicubic",
+}
+
+
+@pytest.mark.parametrize("step", ROADMAP.steps)
+def test_recipe_is_the_papers(step: str) -> None:
+    config = resolve(ROADMAP, step)
+    first = step == "resnet50"
+    assert config.recipe.model_dump() == (ORIGINAL if first else ENHANCED)
+    assert config.model.drop_path == (0.0 if first else 0.1)
+    assert config.data.image_size == 224
+
+
+def test_dropping_a_step_leaves_its_delta_out() -> None:
+    whole, without = resolve(ROADMAP, "gelu"), resolve(ROADMAP, "gelu", drop=["kernel_7"])
+    assert (whole.model.block.spatial.kernel, without.model.block.spatial.kernel) == (7, 3)
+    block = whole.model.block.model_copy(update={"spatial": without.model.block.spatial})
+    assert without == whole.model_copy(update={"model": whole.model.model_copy(update={"block": block})})
+
+
+def test_a_step_inherits_from_its_parent_not_from_the_step_before() -> None:
+    assert [step.name for step in ROADMAP.lineage("kernel_9")][-2:] == ["move_up_depthwise", "kernel_9"]
+    assert "kernel_7" in ROADMAP.trunk
+    assert not {"kernel_5", "kernel_9", "kernel_11"} & set(ROADMAP.trunk)
+
+
+def test_overrides_win_over_the_profile_and_the_profile_over_the_step() -> None:
+    overrides = parse_overrides(["recipe.epochs=7", "model.block.spatial.kernel=5"])
+    step, profiled, overridden = (
+        resolve(ROADMAP, "kernel_7"),
+        resolve(ROADMAP, "kernel_7", profile="digits_noisy"),
+        resolve(ROADMAP, "kernel_7", profile="digits_noisy", overrides=overrides),
+    )
+    assert (step.recipe.epochs, step.model.num_classes, step.model.block.spatial.kernel) == (300, 1000, 7)
+    assert profiled.recipe.epochs < 300
+    assert (profiled.model.num_classes, profiled.model.block.spatial.kernel) == (10, 7)
+    assert (overridden.recipe.epochs, overridden.model.num_classes, overridden.model.block.spatial.kernel) == (7, 10, 5)
+
+
+def test_a_profile_wins_over_its_parent() -> None:
+    noisy, clean = (resolve(ROADMAP, "kernel_7", profile=name) for name in ("digits_noisy", "digits"))
+    assert noisy.data.noise > 0
+    assert clean.data.noise == 0
+    assert clean.data.dataset == noisy.data.dataset == "digits"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "model.width=64",
+        "model.drop_path=0.2",
+        "model.block.layer_scale=1e-6",
+        "model.block.act.after=[pw1]",
+        "recipe.epochs=299",
+        "recipe.lr=4.1e-3",
+        "recipe.ema=0.9999",
+        "recipe.precision=bf16",
+        "data.image_size=192",
+        "data.noise=0.1",
+    ],
+)
+def test_hash_changes_with_what_can_change_a_result(word: str) -> None:
+    assert command_line(word).hash != command_line().hash
+
+
+def test_hash_ignores_where_a_run_executes() -> None:
+    words = {
+        "device": "cpu",
+        "threads": "3",
+        "workers": "1",
+        "data_dir": "elsewhere",
+        "eval_batch": "8",
+        "log_every": "1",
+        "checkpoint_minutes": "1.5",
+    }
+    moved = command_line(*(f"system.{key}={value}" for key, value in words.items()))
+    unmoved = set(moved.system.model_dump().items()) & set(command_line().system.model_dump().items())
+    assert unmoved == set()
+    assert moved.hash == command_line().hash
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"step": "other"}, {"roadmap": "other"}, {"profile": "other"}])
+def test_hash_ignores_names_and_the_seed(other: dict[str, Any]) -> None:
+    config = command_line()
+    assert config.model_copy(update=other).hash == config.hash
+
+
+def test_hash_is_of_the_values_not_of_how_they_came_about() -> None:
+    reached = resolve(ROADMAP, "move_up_depthwise", overrides=parse_overrides(["model.block.spatial.kernel=7"]))
+    assert reached.hash == resolve(ROADMAP, "kernel_7").hash
+    assert command_line("recipe.lr=1").hash == command_line("recipe.lr=1.0").hash
+
+
+def test_hash_is_eight_hex_digits() -> None:
+    assert re.fullmatch("[0-9a-f]{8}", command_line().hash)
+
+
+@pytest.mark.parametrize("profile", [None, *ROADMAP.profiles])
+@pytest.mark.parametrize("step", ROADMAP.steps)
+def test_config_survives_its_file(step: str, profile: str | None, tmp_path: Path) -> None:
+    config = resolve(ROADMAP, step, profile=profile, seed=3)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    read = RunConfig.read(path)
+    assert read == config
+    assert read.hash == config.hash
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (("width: 96", 'width: "96"'), "config.yaml model.width: input should be a valid integer, not '96'"),
+        (("seed: 0\n", ""), "config.yaml seed: 'seed' is missing"),
+        (("seed: 0\n", "seed: 0\nseed: 0\n"), "config.yaml:5:1 duplicate key 'seed', first given in line 4"),
+    ],
+)
+def test_bad_config_file(edit: Edit, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(edited(command_line().to_yaml(), [edit]), encoding="utf-8")
+    assert errors(lambda: RunConfig.read(Path("config.yaml"))) == [message]

@@ -1,0 +1,156 @@
+"""A module imports only from its own floor and those below, and only training needs torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The floor of each module; a package with `*` has all its modules on one.
+FLOORS = {
+    "blocks.*": 0,
+    "roadmap": 1,
+    "roadmap.strict_yaml": 1,
+    "roadmap.recipe": 1,
+    "roadmap.steps": 1,
+    "roadmap.settings": 1,
+    "roadmap.tree": 1,
+    "roadmap.files": 2,
+    "roadmap.folder": 2,
+    "roadmap.lease": 2,
+    "roadmap.records": 2,
+    "roadmap.provenance": 2,
+    "roadmap.digits": 2,
+    "roadmap.randomness": 2,
+    "roadmap.progress": 2,
+    "roadmap.stopping": 2,
+    "roadmap.terminal": 2,
+    "roadmap.labels": 2,
+    "roadmap.data": 2,
+    "roadmap.optim": 2,
+    "roadmap.checkpoint": 3,
+    "roadmap.engine": 3,
+    "roadmap.stats": 3,
+    "roadmap.train": 4,
+    "roadmap.tables": 4,
+    "roadmap.plots": 4,
+    "roadmap.collect": 4,
+    "roadmap.command": 4,
+    "roadmap.run": 4,
+    "roadmap.verify": 4,
+    "roadmap.__main__": 5,
+    "run_step": 5,
+    "collect": 5,
+    "slurm.*": 5,
+}
+NEEDS_TORCH = {
+    "blocks.model",
+    "blocks.modules",
+    "blocks.residual",
+    "roadmap.randomness",
+    "roadmap.data",
+    "roadmap.optim",
+    "roadmap.checkpoint",
+    "roadmap.engine",
+    "roadmap.train",
+}
+HEAVY = ("torch", "timm", "sklearn")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+PATTERNS = ("*.py", "blocks/**/*.py", "roadmap/**/*.py", "slurm/**/*.py")
+MODULES = {name_of(path): path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))}
+PACKAGES = {name.partition(".")[0] for name in MODULES}
+
+
+def floor_of(module: str) -> int:
+    floor = FLOORS.get(module, FLOORS.get(f"{module.partition('.')[0]}.*"))
+    assert floor is not None, f"{module} has no floor: decide what it may import and give it one in FLOORS"
+    return floor
+
+
+def imports(source: str) -> Iterator[str]:
+    """The project's modules that `source` imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: write `from package.module import name`, not a relative import"
+            package = node.module or ""
+            members = [f"{package}.{alias.name}" for alias in node.names]
+            found = [member if member in MODULES else package for member in members]
+        else:
+            continue
+        yield from (name for name in dict.fromkeys(found) if name.partition(".")[0] in PACKAGES)
+
+
+def upward(module: str, source: str) -> list[str]:
+    return [f"{module} imports {name}" for name in imports(source) if floor_of(name) > floor_of(module)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_nothing_from_above(module: str) -> None:
+    assert upward(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.partition(".")[0] == "blocks"])
+def test_blocks_know_nothing_of_the_experiment(module: str) -> None:
+    assert {name.partition(".")[0] for name in imports(MODULES[module].read_text(encoding="utf-8"))} <= {"blocks"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import roadmap.train",
+        "from roadmap.train import train",
+        "from roadmap import train",
+        "def later():\n    from roadmap.train import train",
+        "if TYPE_CHECKING:\n    import roadmap.train as t",
+    ],
+)
+def test_an_import_from_above_is_seen_wherever_it_stands(line: str) -> None:
+    assert upward("roadmap.engine", line) == ["roadmap.engine imports roadmap.train"]
+
+
+def test_a_module_without_a_floor_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"roadmap\.novel has no floor"):
+        upward("roadmap.novel", "import roadmap.train")
+
+
+PROBE = f"""
+import importlib, json, sys
+guilty = {{}}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    loaded = [heavy for heavy in {HEAVY} if heavy in sys.modules and heavy not in guilty]
+    guilty.update(dict.fromkeys(loaded, name))
+print(json.dumps(guilty))
+"""
+
+
+def first_importers(modules: list[str]) -> dict[str, str]:
+    """Each heavy package that a fresh interpreter has loaded after importing `modules`, with the one that loaded it."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *modules], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, str] = json.loads(done.stdout)
+    return loaded
+
+
+def test_only_training_needs_torch() -> None:
+    light = sorted(MODULES.keys() - NEEDS_TORCH)
+    assert {"blocks.plan", "roadmap.run", "run_step", "slurm.submit"} <= set(light)
+    assert first_importers(light) == {}
+
+
+def test_a_heavy_import_is_seen() -> None:
+    assert first_importers(["blocks.plan", "blocks.modules"]) == {"torch": "blocks.modules"}

@@ -1,0 +1,186 @@
+"""Every network of the roadmap: its sentence and cost against a golden file, its layers against the arithmetic."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks import LAYERS, BlockSpec, Complexity, ModelSpec, Op, build_model, complexity, describe
+from blocks.model import Network
+from blocks.modules import Split
+from blocks.residual import Residual
+from roadmap.steps import load_roadmap, resolve
+
+ROADMAP = load_roadmap()
+GOLDEN = Path(__file__).with_name("golden") / "networks.csv"
+SMALL = {
+    "model.width_mult": 0.125,
+    "model.stem.stride": 2,
+    "model.num_classes": 10,
+    "model.in_chans": 1,
+    "data.image_size": 32,
+    "data.mean": [0.5],
+    "data.std": [0.25],
+}
+
+# Parameters in 10**6 and conv + linear multiply-adds in 10**9 at 224 px, recomputed from arXiv 2201.03545 outside this code.
+RECOMPUTED = {
+    "resnet50": (25.557, 4.0892),
+    "enhanced_recipe": (25.557, 4.0892),
+    "stage_ratio": (28.629, 4.5259),
+    "patchify_stem": (28.622, 4.4175),
+    "depthwise_conv": (15.723, 2.3495),
+    "increase_width": (33.761, 5.2680),
+    "inverting_dimensions": (25.851, 4.6444),
+    "move_up_depthwise": (25.625, 4.0651),
+    "kernel_5": (25.721, 4.0973),
+    "kernel_7": (25.863, 4.1456),
+    "kernel_9": (26.054, 4.2100),
+    "kernel_11": (26.292, 4.2906),
+    "gelu": (25.863, 4.1456),
+    "fewer_activations": (25.863, 4.1456),
+    "fewer_norms": (25.797, 4.1456),
+    "layer_norm": (25.836, 4.1456),
+    "separate_downsampling": (28.589, 4.4555),
+    "multiscale_depthwise": (28.523, 4.434),
+}
+
+each_step = pytest.mark.parametrize("step", ROADMAP.steps)
+
+
+def full_size(step: str) -> ModelSpec:
+    return resolve(ROADMAP, step).model
+
+
+def small(step: str) -> ModelSpec:
+    return resolve(ROADMAP, step, overrides=SMALL).model
+
+
+def counted(spec: ModelSpec, image_size: int) -> Complexity:
+    """The cost of the modules themselves: their parameters, and half the flops of one forward pass without data."""
+    with torch.device("meta"):
+        network = build_model(spec).eval()
+        image = torch.empty(1, spec.in_chans, image_size, image_size)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        network(image)
+    return Complexity(sum(parameter.numel() for parameter in network.parameters()), flops.get_total_flops() // 2)
+
+
+def test_networks_match_the_golden_file() -> None:
+    with GOLDEN.open(encoding="utf-8", newline="") as file:
+        golden = list(csv.DictReader(file))
+    ours = []
+    for step in ROADMAP.steps:
+        spec = full_size(step)
+        cost = complexity(spec, 224)
+        ours.append({"step": step, "sentence": describe(spec.block), "params": str(cost.params), "macs": str(cost.macs)})
+    assert ours == golden
+
+
+@each_step
+def test_golden_cost_is_the_recomputed_one(step: str) -> None:
+    with GOLDEN.open(encoding="utf-8", newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["step"] == step)
+    params_m, gmacs = RECOMPUTED[step]
+    assert int(row["params"]) / 1e6 == pytest.approx(params_m, abs=0.0005)
+    assert int(row["macs"]) / 1e9 == pytest.approx(gmacs, abs=0.00005 if step != "multiscale_depthwise" else 0.0005)
+
+
+@each_step
+def test_arithmetic_counts_the_modules_at_full_size(step: str) -> None:
+    assert complexity(full_size(step), 224) == counted(full_size(step), 224)
+
+
+@each_step
+def test_arithmetic_counts_the_modules_at_small_size(step: str) -> None:
+    assert complexity(small(step), 32) == counted(small(step), 32)
+
+
+@each_step
+def test_every_parameter_gets_a_gradient(step: str) -> None:
+    torch.manual_seed(0)
+    network = build_model(small(step)).train()
+    logits = network(torch.randn(8, 1, 32, 32))
+    assert logits.shape == (8, 10)
+    functional.cross_entropy(logits, torch.arange(8)).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
+    assert [name for name, gradient in gradients.items() if gradient is not None and not gradient.any()] == []
+
+
+def drop_rates(network: Network) -> list[float]:
+    blocks = [module for module in network.modules() if isinstance(module, Residual)]
+    return [float(getattr(block.drop_path, "drop_prob", 0.0)) for block in blocks]
+
+
+@pytest.mark.parametrize(("step", "rate", "blocks"), [("resnet50", 0.0, 16), ("enhanced_recipe", 0.1, 16), ("kernel_7", 0.1, 18)])
+def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks: int) -> None:
+    expected = torch.linspace(0, rate, blocks, dtype=torch.float64).tolist()
+    assert drop_rates(build_model(small(step))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("channels", "sizes"), [(4, [1, 2, 1]), (6, [1, 4, 1]), (7, [1, 5, 1]), (10, [2, 6, 2]), (12, [3, 6, 3]), (99, [24, 51, 24])]
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiscale_splits_its_channels_1_2_1(channels: int, sizes: list[int], stride: int) -> None:
+    op = Op("spatial", "multiscale", channels, channels, kernel=7, stride=stride, padding=3, bias=True)
+    split = LAYERS["multiscale"].build(op)
+    assert isinstance(split, Split)
+    branches = [conv for conv in split.branches if isinstance(conv, nn.Conv2d)]
+    convs = [(conv.in_channels, conv.groups, conv.kernel_size, conv.dilation) for conv in branches]
+    scales = [((3, 3), (1, 1)), ((7, 7), (1, 1)), ((7, 7), (3, 3))]
+    assert convs == [(size, size, *scale) for size, scale in zip(sizes, scales, strict=True)]
+    assert split(torch.randn(2, channels, 9, 9)).shape == (2, channels, op.out_size(9), op.out_size(9))
+
+
+def test_multiscale_at_a_width_that_four_does_not_divide() -> None:
+    spec = small("multiscale_depthwise").model_copy(update={"width": 80})
+    assert spec.stage_width(0) == 10
+    assert complexity(spec, 32) == counted(spec, 32)
+
+
+def test_norms_between_the_stages_can_be_left_out() -> None:
+    spec = resolve(ROADMAP, "separate_downsampling", overrides=SMALL | {"model.downsample_norm": False}).model
+    names = [name for name, _ in build_model(spec).named_parameters() if "downsample" in name]
+    assert names == [f"stages.{stage}.downsample.conv.{part}" for stage in (1, 2, 3) for part in ("weight", "bias")]
+    assert complexity(spec, 32) == counted(spec, 32)
+
+
+@each_step
+def test_shortcut_has_layers_only_where_the_shape_changes(step: str) -> None:
+    spec = small(step)
+    changed = [
+        (stage, block)
+        for stage, blocks in enumerate(build_model(spec).stages)
+        for block, residual in enumerate(blocks.get_submodule("blocks").children())
+        if len(residual.get_submodule("shortcut").state_dict())
+    ]
+    assert changed == [(stage, 0) for stage in range(4) if changes_shape(spec, spec.block, stage)]
+
+
+def changes_shape(spec: ModelSpec, block: BlockSpec, stage: int) -> bool:
+    return block.out > 1 if stage == 0 else spec.downsample == "block"
+
+
+@pytest.mark.parametrize(
+    ("step", "conv_std", "linear_std"),
+    [
+        ("resnet50", (2 / 64) ** 0.5, (1 / 256 / 3) ** 0.5),  # kaiming over 64 outputs; PyTorch's default
+        ("enhanced_recipe", (1 / 256 / 3) ** 0.5, 0.02),  # uniform within 1 / sqrt(256 inputs)
+        ("layer_norm", (1 / 96 / 3) ** 0.5, 0.02),
+        ("separate_downsampling", 0.02, 0.02),
+    ],
+)
+def test_weights_start_with_the_spread_of_their_row(step: str, conv_std: float, linear_std: float) -> None:
+    torch.manual_seed(0)
+    network = build_model(small(step))
+    pointwise, classifier = network.get_parameter("stages.3.blocks.1.body.pw1.weight"), network.get_parameter("head.classifier.weight")
+    assert pointwise.std().item() == pytest.approx(conv_std, rel=0.05)
+    assert classifier.std().item() == pytest.approx(linear_std, rel=0.1)

@@ -1,0 +1,230 @@
+"""What holds for any settings and for any network that a spec allows, not only for the roadmap's."""
+
+from __future__ import annotations
+
+from itertools import pairwise, permutations
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks import BlockSpec, ModelSpec, Op, build_model, complexity, describe, plan_block, plan_model
+from blocks.layers import kinds
+from blocks.plan import BODY, SHORTCUT, SUM
+from blocks.spec import ActSpec, NormSpec, SpatialSpec, StemSpec
+from roadmap.settings import Setting, Settings, merge, validate
+from roadmap.steps import load_roadmap
+
+ROADMAP = load_roadmap()
+PLACES = ("pw1", "spatial", "pw2")
+
+networks = settings(max_examples=40, deadline=None, derandomize=True)
+plain = settings(max_examples=100, deadline=None, derandomize=True)
+
+
+@st.composite
+def deltas(draw: st.DrawFn, paths: str = "abcdef") -> Settings:
+    values = draw(st.dictionaries(st.sampled_from(paths), st.integers(0, 3)))
+    source = draw(st.sampled_from(["base", "step", "profile"]))
+    return {path: Setting(value, source, "") for path, value in values.items()}
+
+
+@plain
+@given(st.lists(deltas(), max_size=4))
+def test_the_last_delta_that_sets_a_leaf_wins(layers: list[Settings]) -> None:
+    merged = merge(*layers)
+    assert merged.keys() == {path for layer in layers for path in layer}
+    for path, setting in merged.items():
+        assert setting is [layer[path] for layer in layers if path in layer][-1]
+
+
+@plain
+@given(deltas(), deltas())
+def test_the_leaves_set_last_come_last(base: Settings, delta: Settings) -> None:
+    untouched = [path for path in base if path not in delta]
+    assert list(merge(base, delta)) == [*untouched, *delta]
+
+
+@plain
+@given(deltas(), deltas("abc"), deltas("def"))
+def test_the_order_of_disjoint_deltas_does_not_matter(base: Settings, one: Settings, other: Settings) -> None:
+    assert merge(base, one, other) == merge(base, other, one)
+
+
+@plain
+@given(deltas(), deltas())
+def test_merging_a_delta_again_changes_nothing(base: Settings, delta: Settings) -> None:
+    assert merge(base, delta, delta) == merge(merge(base, delta), delta) == merge(base, delta)
+
+
+@plain
+@given(deltas(), deltas(), deltas())
+def test_deltas_can_be_merged_in_groups(one: Settings, two: Settings, three: Settings) -> None:
+    assert merge(merge(one, two), three) == merge(one, merge(two, three)) == merge(one, two, three)
+
+
+@plain
+@given(deltas(), deltas())
+def test_merging_leaves_its_inputs_alone(base: Settings, delta: Settings) -> None:
+    before = list(base.items()), list(delta.items())
+    merge(base, delta)
+    assert (list(base.items()), list(delta.items())) == before
+
+
+def subsets(places: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(places), unique=True).map(tuple)
+
+
+orders = st.sampled_from([order for order in permutations(PLACES) if order.index("pw1") < order.index("pw2")])
+kernels = st.integers(0, 5).map(lambda half: 2 * half + 1)
+block_specs = st.builds(
+    BlockSpec,
+    order=orders,
+    hidden=st.integers(1, 4),
+    out=st.integers(1, 4),
+    spatial=st.builds(SpatialSpec, kind=st.sampled_from(kinds("spatial")), kernel=kernels),
+    norm=st.builds(NormSpec, kind=st.sampled_from(kinds("norm")), after=subsets(PLACES)),
+    act=st.builds(ActSpec, kind=st.sampled_from(kinds("act")), after=subsets((*PLACES, "sum"))),
+    layer_scale=st.sampled_from([None, 1e-6, 1.0]),
+)
+stem_specs = st.one_of(
+    st.builds(StemSpec, kind=st.just("resnet"), stride=st.sampled_from([2, 4]), norm=st.booleans()),
+    st.builds(StemSpec, kind=st.just("patchify"), stride=st.integers(2, 5), norm=st.booleans()),
+)
+model_specs = st.builds(
+    ModelSpec,
+    in_chans=st.integers(1, 3),
+    num_classes=st.integers(1, 5),
+    depths=st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple),
+    width=st.integers(4, 9),
+    width_mult=st.sampled_from([1.0, 1.25]),
+    drop_path=st.sampled_from([0.0, 0.2]),
+    init=st.sampled_from(get_args(ModelSpec.model_fields["init"].annotation)),
+    stem=stem_specs,
+    block=block_specs,
+    downsample=st.sampled_from(["block", "separate"]),
+    downsample_norm=st.booleans(),
+    head_norm=st.booleans(),
+)
+
+
+def path(plan: tuple[Op, ...], name: str) -> list[Op]:
+    return [op for op in plan if op.name.split(".")[0] == name]
+
+
+def chain(ops: list[Op] | tuple[Op, ...], channels: int) -> int:
+    """The channels that come out of `ops` in a row; fails where one does not take what the one before it gives."""
+    for op in ops:
+        assert op.c_in == channels, op
+        channels = op.c_out
+    return channels
+
+
+def stride_of(ops: list[Op] | tuple[Op, ...]) -> int:
+    total = 1
+    for op in ops:
+        total *= op.stride
+    return total
+
+
+def check_block(plan: tuple[Op, ...], channels: int, stride: int) -> int:
+    """The channels that come out of a block on `channels`; both of its paths agree on them and on the stride."""
+    body, shortcut, after = (path(plan, name) for name in (BODY, SHORTCUT, SUM))
+    assert (*body, *shortcut, *after) == plan
+    c_out = chain(body, channels)
+    assert chain(shortcut, channels) == c_out
+    assert stride_of(body) == stride_of(shortcut) == stride
+    return chain(after, c_out)
+
+
+@plain
+@given(block_specs, st.integers(4, 40), st.integers(4, 10), st.sampled_from([1, 2]))
+def test_both_paths_of_a_block_end_in_the_same_shape(spec: BlockSpec, c_in: int, width: int, stride: int) -> None:
+    plan = plan_block(spec, c_in, width, stride)
+    assert check_block(plan, c_in, stride) == spec.out * width
+    assert bool(path(plan, SHORTCUT)) == (stride > 1 or c_in != spec.out * width)
+    convs = [op.name.removeprefix(f"{BODY}.") for op in plan if op.name.removeprefix(f"{BODY}.") in PLACES]
+    assert tuple(convs) == spec.order
+
+
+@plain
+@given(model_specs)
+def test_channels_chain_from_the_image_to_the_classes(spec: ModelSpec) -> None:
+    plan = plan_model(spec)
+    channels = chain(plan.stem, spec.in_chans)
+    assert stride_of(plan.stem) == spec.stem.stride
+    assert tuple(map(len, plan.stages)) == spec.depths
+    for stage, (downsample, blocks) in enumerate(zip(plan.downsamples, plan.stages, strict=True)):
+        channels = chain(downsample, channels)
+        assert stride_of(downsample) == (2 if stage and spec.downsample == "separate" else 1)
+        strides = [2 if stage and block == 0 and spec.downsample == "block" else 1 for block in range(len(blocks))]
+        for block, stride in zip(blocks, strides, strict=True):
+            channels = check_block(block, channels, stride)
+        assert channels == spec.block.out * spec.stage_width(stage)
+    assert chain((*plan.head_norm, plan.classifier), channels) == spec.num_classes
+
+
+@plain
+@given(model_specs)
+def test_each_stage_is_twice_as_wide_as_the_one_before(spec: ModelSpec) -> None:
+    widths = [spec.stage_width(stage) for stage in range(len(spec.depths))]
+    assert all(wide == 2 * narrow for narrow, wide in pairwise(widths))
+
+
+@plain
+@given(block_specs)
+def test_the_sentence_names_every_layer_in_order(spec: BlockSpec) -> None:
+    body, _, after = describe(spec).partition("+")
+    convs = {"pw1": f"pw({spec.hidden}w)", "pw2": f"pw({spec.out}w)", "spatial": spatial_word(spec.spatial)}
+    expected = []
+    for place in spec.order:
+        expected += [convs[place]]
+        expected += [spec.norm.kind] if place in spec.norm.after else []
+        expected += [spec.act.kind] if place in spec.act.after else []
+    assert body.split() == expected
+    assert after.split() == ([spec.act.kind] if "sum" in spec.act.after else [])
+
+
+def spatial_word(spec: SpatialSpec) -> str:
+    return {"conv": "conv{0}", "depthwise": "dw{0}", "multiscale": "ms(3,{0},{0}d3)"}[spec.kind].format(spec.kernel)
+
+
+def check_cost(spec: ModelSpec, image_size: int) -> None:
+    """Arithmetic and the modules agree on parameters, multiply-adds and the output's shape, or both refuse the image."""
+    with torch.device("meta"):
+        network = build_model(spec).eval()
+        images = torch.empty(2, spec.in_chans, image_size, image_size)
+    try:
+        cost = complexity(spec, image_size)
+    except ValueError:
+        event("the image is too small")
+        with pytest.raises(RuntimeError):
+            network(images)
+        return
+    with FlopCounterMode(display=False) as flops:
+        logits = network(images)
+    assert logits.shape == (2, spec.num_classes)
+    assert cost.params == sum(parameter.numel() for parameter in network.parameters())
+    assert 2 * cost.macs == flops.get_total_flops() // len(images)
+
+
+@networks
+@given(model_specs, st.integers(1, 40))
+def test_arithmetic_counts_the_modules_of_any_network(spec: ModelSpec, image_size: int) -> None:
+    check_cost(spec, image_size)
+
+
+def step_deltas(name: str) -> Settings:
+    return ROADMAP.tree[name].settings
+
+
+@networks
+@given(st.lists(st.sampled_from(ROADMAP.steps), unique=True))
+def test_any_deltas_of_the_roadmap_in_any_order_are_a_network(names: list[str]) -> None:
+    small = {"model.width_mult": 0.125, "model.depths": (1, 1, 2, 1)}
+    merged = merge(ROADMAP.base, *map(step_deltas, names), {path: Setting(value, "", "") for path, value in small.items()})
+    config = validate(merged, roadmap="any", step="any", profile=None, seed=0)
+    check_cost(config.model, 64)

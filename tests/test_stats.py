@@ -1,0 +1,195 @@
+"""Means, intervals and rank correlations are SciPy's, and nothing claims an interval that n does not give."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from random import Random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
+
+patient = settings(deadline=None)
+ACCURACY = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
+ACCURACIES = st.lists(ACCURACY, min_size=2, max_size=8)
+PAIRS = st.lists(st.tuples(ACCURACY, ACCURACY), min_size=2, max_size=8)
+T_2, T_4 = 4.302652729749464, 2.7764451051977987  # the t distribution's 97.5 % points at 2 and 4 degrees of freedom
+
+
+def seeded(values: list[float] | tuple[float, ...], first: int = 0) -> dict[int, float]:
+    return dict(enumerate(values, first))
+
+
+def interval(found: Difference | None) -> tuple[float, float]:
+    assert found is not None
+    assert found.margin is not None
+    return found.value - found.margin, found.value + found.margin
+
+
+@patient
+@given(ACCURACIES)
+def test_a_summary_is_the_mean_and_the_sample_standard_deviation(values: list[float]) -> None:
+    found = summarize(values)
+    assert found is not None
+    assert found.n == len(values)
+    assert found.mean == pytest.approx(statistics.fmean(values), abs=1e-11)
+    assert found.std == pytest.approx(statistics.stdev(values), abs=1e-11)
+
+
+@patient
+@given(ACCURACY)
+def test_a_single_run_has_no_spread(value: float) -> None:
+    assert summarize([value]) == Summary(value, None, 1)
+
+
+def test_no_runs_have_no_summary() -> None:
+    assert summarize([]) is None
+
+
+@patient
+@given(PAIRS)
+def test_the_same_seeds_give_the_paired_t_interval(pairs: list[tuple[float, float]]) -> None:
+    child, parent = zip(*pairs, strict=True)
+    assume(len({round(one - other, 6) for one, other in pairs}) > 1)
+    low, high = stats.ttest_rel(child, parent).confidence_interval(0.95)
+    assert interval(difference(seeded(child), seeded(parent))) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+@patient
+@given(ACCURACIES, ACCURACIES)
+def test_other_seeds_give_the_welch_interval(child: list[float], parent: list[float]) -> None:
+    assume(len(set(child)) > 1 and len(set(parent)) > 1)
+    low, high = stats.ttest_ind(child, parent, equal_var=False).confidence_interval(0.95)
+    assert interval(difference(seeded(child), seeded(parent, first=1))) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+
+
+@patient
+@given(PAIRS, st.integers(1, 3))
+def test_pairs_are_used_only_where_both_have_exactly_the_same_seeds(pairs: list[tuple[float, float]], extra: int) -> None:
+    child, parent = (seeded(values) for values in zip(*pairs, strict=True))
+    more = child | seeded(tuple(range(extra)), first=len(child))
+    one, other = summarize(list(more.values())), summarize(list(parent.values()))
+    assert one is not None
+    assert other is not None
+    assert difference(more, parent) == welch(one, other)
+
+
+@patient
+@given(PAIRS, st.randoms())
+def test_the_order_in_which_runs_are_read_does_not_matter(pairs: list[tuple[float, float]], random: Random) -> None:
+    child, parent = (seeded(values) for values in zip(*pairs, strict=True))
+    order = random.sample(sorted(child), len(child))
+    assert difference({seed: child[seed] for seed in order}, parent) == difference(child, parent)
+
+
+@patient
+@given(ACCURACIES, ACCURACIES, st.integers(0, 1))
+def test_a_difference_turned_round_changes_its_sign_alone(one: list[float], other: list[float], first: int) -> None:
+    there, back = difference(seeded(one), seeded(other, first)), difference(seeded(other, first), seeded(one))
+    assert there is not None
+    assert back is not None
+    assert back.value == pytest.approx(-there.value, abs=1e-11)
+    assert back.margin == pytest.approx(there.margin, rel=1e-9, abs=1e-11)
+
+
+@patient
+@given(PAIRS, st.booleans())
+def test_resolved_means_that_scipys_interval_excludes_zero(pairs: list[tuple[float, float]], same_seeds: bool) -> None:
+    child, parent = zip(*pairs, strict=True)
+    assume(len(set(child)) > 1 and len(set(parent)) > 1 and len({round(one - other, 6) for one, other in pairs}) > 1)
+    test = stats.ttest_rel(child, parent) if same_seeds else stats.ttest_ind(child, parent, equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    assume(min(abs(low), abs(high)) > 1e-6)
+    found = difference(seeded(child), seeded(parent, first=0 if same_seeds else 1))
+    assert found is not None
+    assert found.resolved is bool(low > 0 or high < 0)
+
+
+@patient
+@given(ACCURACY, st.integers(2, 9), st.integers(2, 9))
+def test_runs_that_all_agree_are_no_resolved_difference(value: float, n: int, others: int) -> None:
+    found = difference(seeded([value] * n), seeded([value] * others))
+    assert found is not None
+    assert found.resolved is False
+
+
+@patient
+@given(ACCURACY, st.integers(2, 9), st.integers(2, 9))
+def test_no_difference_has_no_minus_sign(value: float, n: int, others: int) -> None:
+    assert str(difference(seeded([value] * n), seeded([value] * others))) == "+0.00 ± 0.00"
+
+
+@pytest.mark.parametrize(
+    ("child", "parent", "value", "margin", "resolved"),
+    [
+        pytest.param({0: 81, 1: 83, 2: 85}, {0: 80, 1: 81, 2: 82}, 2.0, T_2 / math.sqrt(3), False, id="pairs, 1 2 3"),
+        pytest.param({0: 81.5, 1: 83, 2: 84.5}, {0: 80, 1: 81, 2: 82}, 2.0, T_2 * 0.5 / math.sqrt(3), True, id="pairs, 1.5 2 2.5"),
+        pytest.param({3: 83, 4: 84, 5: 85}, {0: 80, 1: 81, 2: 82}, 3.0, T_4 * math.sqrt(2 / 3), True, id="other seeds, std 1 and 1"),
+        pytest.param({0: 82, 1: 83, 2: 84}, {0: 80, 1: 81, 3: 82}, 2.0, T_4 * math.sqrt(2 / 3), False, id="one seed differs"),
+    ],
+)
+def test_known_differences(child: Mapping[int, float], parent: Mapping[int, float], value: float, margin: float, resolved: bool) -> None:
+    found = difference(child, parent)
+    assert found is not None
+    assert found.value == pytest.approx(value)
+    assert found.margin == pytest.approx(margin)
+    assert found.resolved is resolved
+
+
+@pytest.mark.parametrize(
+    ("child", "parent"),
+    [({0: 82.0}, {0: 80.0}), ({0: 82.0}, {0: 79.0, 1: 81.0}), ({0: 81.0, 1: 83.0}, {0: 80.0}), ({1: 82.0}, {0: 80.0})],
+)
+def test_one_run_on_either_side_gives_no_interval(child: Mapping[int, float], parent: Mapping[int, float]) -> None:
+    found = difference(child, parent)
+    assert found == Difference(2.0, None)
+    assert found.resolved is None
+    assert str(found) == "+2.00"
+
+
+@pytest.mark.parametrize(("child", "parent"), [({}, {0: 80.0}), ({0: 80.0}, {}), ({}, {})])
+def test_a_side_without_runs_gives_no_difference(child: Mapping[int, float], parent: Mapping[int, float]) -> None:
+    assert difference(child, parent) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (Summary(80.5678, None, 1), "80.57"),
+        (Summary(80.5678, 0.0949, 3), "80.57 ± 0.09"),
+        (Difference(0.125, 0.0), "+0.12 ± 0.00"),
+        (Difference(-1.234, 0.3781), "-1.23 ± 0.38"),
+        (Difference(2.686, None), "+2.69"),
+    ],
+)
+def test_figures_read_as_in_a_table(found: Summary | Difference, text: str) -> None:
+    assert str(found) == text
+
+
+@patient
+@given(st.lists(st.tuples(ACCURACY, ACCURACY), min_size=3, max_size=18))
+def test_the_rank_correlation_is_spearmans(pairs: list[tuple[float, float]]) -> None:
+    ours, theirs = zip(*pairs, strict=True)
+    assume(len(set(ours)) > 1 and len(set(theirs)) > 1)
+    assert rank_correlation(ours, theirs) == pytest.approx(stats.spearmanr(ours, theirs).statistic)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [10.0, 30.0, 70.0], 1.0),
+        ([1.0, 2.0, 3.0], [70.0, 30.0, 10.0], -1.0),
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], 0.8),  # 1 - 6 * 2 / (4 * 15)
+        ([1.0, 2.0], [1.0, 2.0], None),
+        ([1.0, 2.0, 3.0], [5.0, 5.0, 5.0], None),
+        ([5.0, 5.0, 5.0], [1.0, 2.0, 3.0], None),
+        ([], [], None),
+    ],
+)
+def test_known_rank_correlations(ours: list[float], theirs: list[float], expected: float | None) -> None:
+    assert rank_correlation(ours, theirs) == (None if expected is None else pytest.approx(expected))

@@ -1,0 +1,155 @@
+"""What a YAML file may say, what it means, and the message for everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "f.yaml")
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("4E3", 4000.0),
+        ("1.", 1.0),
+        (".5", 0.5),
+        ("-.inf", float("-inf")),
+        ("7", 7),
+        ("+7", 7),
+        ("-0", 0),
+        ("017", 17),
+        ("08", 8),
+        ("0x10", "0x10"),
+        ("0o17", "0o17"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("on", "on"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("true", True),
+        ("False", False),
+        ("tRue", "tRue"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ('"7"', "7"),
+        ("'1e-6'", "1e-6"),
+        ('"true"', "true"),
+        ("''", ""),
+        ("|\n  7", "7"),
+        ("[1, 2.0, x, [on]]", (1, 2.0, "x", ("on",))),
+        ("{b: 1, c: {d: 1e-6}}", {"b": 1, "c": {"d": 1e-6}}),
+    ],
+)
+def test_a_value_means(text: str, value: Any) -> None:
+    read = parse_yaml(f"a: {text}", "f.yaml").plain()["a"]
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "f.yaml:3:1 duplicate key 'a', first given in line 1"),
+        ('x:\n  a: 1\n  "a": 2', "f.yaml:3:3 duplicate key 'a', first given in line 2"),
+        ("a.b: 1\na.b: 1", "f.yaml:2:1 duplicate key 'a.b', first given in line 1"),
+        ("a: &x {b: 1}\nc:\n  <<: *x", "f.yaml:3:3 a key must be plain text, and `<<` is not supported"),
+        ("a:\n  ? [1]\n  : 2", "f.yaml:2:5 a key must be plain text, and `<<` is not supported"),
+        ('"": 1', "f.yaml:1:1 a key must be plain text, and `<<` is not supported"),
+    ],
+)
+def test_what_yaml_would_let_slip_is_refused(text: str, message: str) -> None:
+    assert errors(text) == [message]
+
+
+@pytest.mark.parametrize("anchored", ["{b: 1}", "[1, 2]", "1", "text"])
+def test_an_alias_is_refused(anchored: str) -> None:
+    (message,) = errors(f"a: &x {anchored}\nc: *x")
+    assert message.startswith("f.yaml:")
+    assert "alias" in message
+
+
+def test_all_duplicates_are_reported() -> None:
+    assert errors("a: 1\na: 2\nb: {c: 1, c: 2}\na: 3") == [
+        "f.yaml:2:1 duplicate key 'a', first given in line 1",
+        "f.yaml:3:11 duplicate key 'c', first given in line 3",
+        "f.yaml:4:1 duplicate key 'a', first given in line 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("\ta: 1", "1:1"),
+        ("a:\n\t- 1", "2:1"),
+        ("a: b: c", "1:5"),
+        ("a: - 1", "1:4"),
+        ("a: [1\nb: 2", "2:2"),
+        ('a: 1\nb: "\\q"', "2:5"),
+        ("--- 1\n--- 2", "2:1"),
+        ("a: 1\nb: \x00", "2:4"),
+    ],
+)
+def test_bad_syntax_is_one_line_with_its_place(text: str, place: str) -> None:
+    (message,) = errors(text)
+    assert message.startswith(f"f.yaml:{place} is not YAML: ")
+
+
+def test_a_dotted_and_a_nested_key_are_the_same_leaf() -> None:
+    dotted, nested = (parse_yaml(text, "f.yaml") for text in ("a.b: 1", "a: {b: 1}"))
+    assert [(path, leaf.plain()) for path, leaf in dotted.leaves()] == [("a.b", 1)]
+    assert [(path, leaf.plain()) for path, leaf in nested.leaves()] == [("a.b", 1)]
+
+
+def test_a_leaf_knows_the_places_of_its_key_and_value() -> None:
+    leaves = dict(parse_yaml("a:\n  b.c: {d:   1}\n  e: [2]", "f.yaml").leaves())
+    places = {path: (leaf.key, leaf.mark) for path, leaf in leaves.items()}
+    assert places == {
+        "a.b.c.d": (Mark("f.yaml", 2, 9), Mark("f.yaml", 2, 14)),
+        "a.e": (Mark("f.yaml", 3, 3), Mark("f.yaml", 3, 6)),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", ["f.yaml", "sub/f.yaml"])
+def test_a_file_is_named_as_seen_from_here(folder: Path, where: str) -> None:
+    (folder / where).parent.mkdir(exist_ok=True)
+    (folder / where).write_text("a: 1\na: 2\n")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(folder / where)
+    assert str(caught.value) == f"{where}:2:1 duplicate key 'a', first given in line 1"
+
+
+def test_a_file_that_is_not_utf8(folder: Path) -> None:
+    (folder / "f.yaml").write_bytes(b"a: 1\nb: \xff\n")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(Path("f.yaml"))
+    assert str(caught.value) == "f.yaml is not UTF-8 text: invalid start byte at byte 8"
+
+
+@pytest.mark.parametrize(("where", "reason"), [("f.yaml", "No such file or directory"), (".", "Is a directory")])
+def test_a_file_that_cannot_be_read(folder: Path, where: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(folder / where)
+    assert str(caught.value) == f"{where} cannot be read: {reason}"
+
+
+def test_utf8_text_is_read(folder: Path) -> None:
+    (folder / "f.yaml").write_text("a: naïve\n", encoding="utf-8")
+    assert read_yaml(folder / "f.yaml").plain() == {"a": "naïve"}
