@@ -131,12 +131,11 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
     run = run_dir_of(runs, config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        if not run.config.exists():
+            write_atomic(run.config, config.to_yaml())
     except OSError as error:
         raise ConfigError([Problem(relative(run.path), f"cannot be made: {error.strerror}")]) from error
-    if run.config.exists():
-        check_config(run, config)
-    else:
-        write_atomic(run.config, config.to_yaml())
+    check_config(run, config)
     return run
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from blocks import Complexity, complexity
+from roadmap.recipe import RunConfig
 from roadmap.records import Result, Status
 from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
 from roadmap.terminal import count
@@ -52,94 +53,83 @@ class Ablation:
         return next(row for row in self.rows if row.step == step)
 
 
+def published(roadmap: Roadmap) -> Ablation:
+    """The ablation that the paper prints; GMACs and parameters are ours, the printed GMACs stand beside."""
+    rows = [_printed(roadmap, name) for name, step in roadmap.tree.items() if step.paper]
+    unresolved = [row.step for row in rows if row.delta and row.delta.resolved is False]
+    notes = ["As printed in arXiv 2201.03545, Table 10; GMACs and parameters are computed from our plans at 224 px."]
+    notes += [f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note]
+    notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
+    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes)
+
+
 def measured(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]) -> Ablation:
     """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named."""
-    accuracies: dict[str, dict[int, float]] = {}
-    rows, used, notes = [], list[Result](), list[str]()
     configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
     present = {name: [run for run in runs if run.run.step == name and run.run.hash == config.hash] for name, config in configs.items()}
+    results = {name: [run.result for run in found if run.result is not None] for name, found in present.items()}
     planned = max(map(len, present.values()))
+    rows = [_measured(roadmap, config, results, planned) for config in configs.values()]
+    notes = []
     for name, config in configs.items():
-        others = sum(run.run.step == name for run in runs) - len(present[name])
-        if others:
+        if others := sum(run.run.step == name for run in runs) - len(present[name]):
             notes.append(f"{name}: {count(others, 'run')} of another configuration left out (the present one is {config.hash}).")
-        results = [run.result for run in present[name] if run.result is not None]
-        used += results
-        accuracies[name] = {result.seed: result.top1 for result in results if result.top1 is not None}
-        cost = complexity(config.model, config.data.image_size)
-        rows.append(_row(roadmap, name, accuracies, cost, results, planned))
     strangers = sorted({run.run.step for run in runs} - set(roadmap.steps))
     notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in strangers]
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
+    used = [result for found in results.values() for result in found]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     return Ablation(title, tuple(rows), "measured", [*_honest(rows, used), *_agreement(roadmap, rows), *notes])
 
 
-def _row(
-    roadmap: Roadmap, name: str, accuracies: dict[str, dict[int, float]], cost: Complexity, results: Sequence[Result], planned: int
-) -> Row:
-    parent = roadmap.tree[name].parent
-    top1 = summarize(list(accuracies[name].values()))
-    delta = difference(accuracies[name], accuracies[parent]) if parent else None
-    speed = summarize([result.images_per_s for result in results])
-    diverged = sum(result.status == "diverged" for result in results)
-    return _published(roadmap, name, cost, planned, diverged, top1, delta, speed.mean if speed else None)
-
-
-def _published(
-    roadmap: Roadmap,
-    name: str,
-    cost: Complexity,
-    planned: int,
-    diverged: int,
-    top1: Summary | None,
-    delta: Difference | None,
-    images_per_s: float | None,
-) -> Row:
-    """A row with the publication's figures beside ours."""
-    step = roadmap.tree[name]
-    paper = _paper(roadmap, name)
-    before = _paper(roadmap, step.parent) if step.parent else None
+def _printed(roadmap: Roadmap, name: str) -> Row:
+    """A step with the publication's figures."""
+    step, config = roadmap.tree[name], resolve(roadmap, name)
+    figures, before = _paper(roadmap, name), _paper(roadmap, step.parent)
+    delta = welch(figures, before) if figures and before else None
     return Row(
         step=name,
         title=step.title,
         change=change_of(roadmap, name),
         parent=step.parent,
         is_side_branch=name not in roadmap.trunk,
-        planned=planned,
-        diverged=diverged,
-        top1=top1,
+        planned=figures.n if figures else 0,
+        diverged=0,
+        top1=figures,
         delta=delta,
-        cost=cost,
-        images_per_s=images_per_s,
-        paper=paper,
-        paper_delta=welch(paper, before) if paper and before else None,
+        cost=complexity(config.model, config.data.image_size),
+        images_per_s=None,
+        paper=figures,
+        paper_delta=delta,
         paper_gmacs=step.paper.gmacs if step.paper else None,
         gmacs_note=step.paper.gmacs_note if step.paper else None,
     )
 
 
-def _paper(roadmap: Roadmap, step: str) -> Summary | None:
-    figures = roadmap.tree[step].paper
+def _measured(roadmap: Roadmap, config: RunConfig, results: Mapping[str, Sequence[Result]], planned: int) -> Row:
+    """A step with our figures beside the publication's."""
+    name, parent = config.step, roadmap.tree[config.step].parent
+    mine = _accuracies(results[name])
+    speed = summarize([result.images_per_s for result in results[name]])
+    return replace(
+        _printed(roadmap, name),
+        planned=planned,
+        diverged=sum(result.status == "diverged" for result in results[name]),
+        top1=summarize(list(mine.values())),
+        delta=difference(mine, _accuracies(results[parent])) if parent else None,
+        cost=complexity(config.model, config.data.image_size),
+        images_per_s=speed.mean if speed else None,
+    )
+
+
+def _accuracies(results: Sequence[Result]) -> dict[int, float]:
+    """Top-1 in % by seed, of the runs that have one."""
+    return {result.seed: result.top1 for result in results if result.top1 is not None}
+
+
+def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
+    figures = roadmap.tree[step].paper if step else None
     return Summary(figures.top1, figures.std, figures.n) if figures else None
-
-
-def published(roadmap: Roadmap) -> Ablation:
-    """The ablation that the paper prints; GMACs and parameters are ours, the printed GMACs stand beside."""
-    rows = []
-    for name, step in roadmap.tree.items():
-        if step.paper is None:
-            continue
-        config, figures = resolve(roadmap, name), _paper(roadmap, name)
-        before = _paper(roadmap, step.parent) if step.parent else None
-        delta = welch(figures, before) if figures and before else None
-        cost = complexity(config.model, config.data.image_size)
-        rows.append(_published(roadmap, name, cost, step.paper.n, 0, figures, delta, None))
-    unresolved = [row.step for row in rows if row.delta and row.delta.resolved is False]
-    notes = ["As printed in arXiv 2201.03545, Table 10; GMACs and parameters are computed from our plans at 224 px."]
-    notes += [f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note]
-    notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
-    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes)
 
 
 def _honest(rows: Sequence[Row], used: Sequence[Result]) -> list[str]:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     workers = max(0, min(arguments.workers - alive, todo))
     console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
     jobs = start(runs, workers) if workers else []
-    return watch(runs, jobs, said={found.run.path for found in before if has_ended(found)})
+    return watch(runs, jobs, said={found.run.path for found in before if found.result is not None})
 
 
 def plan(arguments: argparse.Namespace) -> list[RunDir]:
@@ -62,7 +63,7 @@ def plan(arguments: argparse.Namespace) -> list[RunDir]:
         if getattr(arguments, name) < 1:
             raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {getattr(arguments, name)}")])
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
-    steps = arguments.only or roadmap.steps
+    steps = dict.fromkeys(arguments.only or roadmap.steps)
     configs = [resolve(roadmap, step, seed=seed, **choices) for seed in range(arguments.seeds) for step in steps]
     for config in configs:
         check_data(config)
@@ -99,14 +100,14 @@ def ignoring_interrupts() -> Iterator[None]:
 
 def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
     """Shows the runs until no worker is left, but not those in `said`; Ctrl-C has the workers save and stop."""
-    screen, started = console(), time.monotonic()
+    screen, started, before = console(), time.monotonic(), len(said)
     with Live(console=screen, auto_refresh=False, transient=True) as live:
         while True:
             try:
                 found = [status(run) for run in runs]
                 working = any(not job.done() for job in jobs) or any(run.state == "running" for run in found)
                 announce(live, found, said)
-                live.update(picture(found, time.monotonic() - started), refresh=screen.is_terminal)
+                live.update(picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal)
                 if not working:
                     break
                 time.sleep(1)
@@ -118,23 +119,20 @@ def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
     return conclude(found, jobs)
 
 
-def has_ended(run: Status) -> bool:
-    """Whether a run has come to a result or an error."""
-    return run.result is not None or run.state == "failed"
-
-
 def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
     """A line for each run that has ended since the last look; its path goes into `said`."""
     for run in found:
-        if has_ended(run) and run.run.path not in said:
+        if (run.result is not None or run.state == "failed") and run.run.path not in said:
             said.add(run.run.path)
             live.console.print(f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state}, {progress_of(run)}")
 
 
-def picture(found: Sequence[Status], seconds: float) -> Group:
-    """The runs that are being trained, under a line of totals."""
+def picture(found: Sequence[Status], seconds: float, ended: int) -> Group:
+    """The runs that are being trained, over a line of totals; `ended` runs have ended in these `seconds`."""
     running = [run for run in found if run.state == "running"]
-    return Group(overview(running, ""), Text(f"{counts(found)}; {seconds:.0f} s"))
+    left = sum(run.result is None for run in found)
+    forecast = f", about {timedelta(seconds=round(seconds / ended * left))} left" if ended else ""
+    return Group(overview(running, ""), Text(f"{counts(found)}; {timedelta(seconds=round(seconds))} so far{forecast}"))
 
 
 def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:

@@ -279,7 +279,7 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("run_step", "gelu", *RUN, "--set", "recipe.epoch=3", said=[r"^--set unknown key 'recipe\.epoch'; did you mean 'epochs'"]),
         case("run_step", "gelu", *RUN, "--set", "epochs=3", said=[r"unknown key 'epochs'; did you mean 'recipe\.epochs'"]),
         case("run_step", "gelu", *RUN, "--set", "recipe=3", said=["'recipe' is a section, not a value; set recipe.epochs"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.epochs=ten", said=[f"^--set recipe.epochs: {EPOCHS}"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.epochs=ten", said=[f"^--set {EPOCHS}"]),
         case("submit", *RUN, "--set", "recipe.epochs=ten", said=[EPOCHS]),
         case("roadmap", "explain", "gelu", "--set", "recipe.epochs=ten", said=[EPOCHS]),
         case("run_step", "gelu", *RUN, "--set", "recipe.epochs", said=["^--set recipe.epochs: write it as key=value"]),
