@@ -83,11 +83,11 @@ def train_run(config: RunConfig, runs: Path) -> int:
     """Trains a run in its directory under `runs` with a live bar; returns the exit code."""
     console = _console()
     check_data(config)
+    with console.status("importing PyTorch and timm"):
+        from roadmap.train import select_device, train
+    select_device(config)
     run = prepare(runs, config)
     console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
-    with console.status("importing PyTorch and timm"):
-        from roadmap.train import train
-
     with StopSignals() as stop:
         try:
             with LiveProgress(console, config.step) as progress:

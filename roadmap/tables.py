@@ -69,7 +69,10 @@ def measured(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]
     present = {name: [run for run in runs if run.run.step == name and run.run.hash == config.hash] for name, config in configs.items()}
     results = {name: [run.result for run in found if run.result is not None] for name, found in present.items()}
     planned = max(map(len, present.values()))
-    rows = [_measured(roadmap, config, results, planned) for config in configs.values()]
+    rows = [
+        replace(_measured(roadmap, config, results, planned), change=change_of(roadmap, name, profile=profile, overrides=overrides))
+        for name, config in configs.items()
+    ]
     notes = []
     for name, config in configs.items():
         if others := sum(run.run.step == name for run in runs) - len(present[name]):

@@ -118,15 +118,16 @@ def resolve(
     return validate(settings, roadmap=roadmap.name, step=step, profile=profile, seed=seed)
 
 
-def change_of(roadmap: Roadmap, step: str) -> str:
-    """What a step changes against its parent, in one line."""
+def change_of(roadmap: Roadmap, step: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+    """What a step changes against its parent, in one line; a profile may take back some of it."""
     parent = roadmap.tree[step].parent
     if parent is None:
         return "the base"
     words = []
-    differences = changes(trace(roadmap, parent), trace(roadmap, step))
+    before, after = (trace(roadmap, name, profile=profile, overrides=overrides) for name in (parent, step))
+    differences = changes(before, after)
     recipe = [path for path in differences if path.startswith("recipe.")]
     for path, (before, after) in differences.items():
         if path not in recipe:
             words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
-    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else []))
+    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else [])) or "nothing here: the profile sets the same"

@@ -192,7 +192,7 @@ def collect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     "line",
     [
         "| resnet50 | the base | 3 | 80.29 ± 0.89 | – | – | 0.0055 | 0.376 | 1100 | 76.13 | – |",
-        "| enhanced_recipe | drop_path 0.0 → 0.1, init kaiming_fan_out → default, 16 values of the recipe "
+        "| enhanced_recipe | 6 values of the recipe "
         "| 3 | 83.29 ± 1.38 | +3.00 ± 1.24 | yes | 0.0055 | 0.376 | 1100 | 78.82 ± 0.07 | +2.69 |",
         "| stage_ratio | depths [3, 4, 6, 3] → [3, 3, 9, 3] | 2/3 | 84.25 ± 1.06 | +0.96 ± 3.65 | no "
         "| 0.0060 | 0.425 | 1100 | 79.36 ± 0.07 | +0.54 ± 0.16 |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import torch
 
 from roadmap.checkpoint import Checkpoints
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
+from roadmap.lease import Lease
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, RunDir, find_runs, prepare, read_result, status
+from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import evaluate, train
@@ -178,3 +181,20 @@ def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == find_runs(run.path) == [run]
     with pytest.raises(ConfigError, match="cannot be read as a folder of runs"):
         find_runs(tmp_path / "missing")
+
+
+def test_a_run_that_somebody_works_on_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = prepare(tmp_path, config_of())
+    with Lease(run.path):
+        assert train_run(config_of(), tmp_path) == HELD
+    assert f"is being worked on by process {os.getpid()}" in capsys.readouterr().err.replace("\n", " ")
+    assert not run.metrics.exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    config = resolve(load_roadmap(), "layer_norm", profile="digits", overrides=TINY | {"system.device": "cuda"})
+    with pytest.raises(ConfigError, match="'cuda' is not to be had on this machine"):
+        train_run(config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
