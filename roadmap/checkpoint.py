@@ -51,6 +51,12 @@ class Checkpoints:
         for old in self.files()[KEEP:]:
             old.unlink(missing_ok=True)
 
+    def forget_after(self, iteration: int) -> None:
+        """Removes the checkpoints of a future that did not happen: damaged ones, and those whose metrics are lost."""
+        for path in self.files():
+            if int(path.stem.partition("-")[0]) > iteration:
+                path.unlink(missing_ok=True)
+
     def load(self, device: torch.device) -> Iterator[dict[str, Any]]:
         """The whole checkpoints, newest first, on `device`; a damaged one is named in the log and passed over."""
         for path in self.files():

@@ -10,11 +10,11 @@ import pandas as pd
 
 from roadmap.files import write_atomic
 from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save
-from roadmap.records import NO_PROFILE, Status, find_runs, status
+from roadmap.records import Status, find_runs, status
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tables import Ablation, cells, columns, measured, published, runs_frame, to_frame, to_markdown
 from roadmap.terminal import console, table
-from roadmap.tree import Reference, Roadmap, resolve
+from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
 
 
 def collect_paper(roadmap: Roadmap, out: Path) -> None:
@@ -32,7 +32,8 @@ def collect_runs(roadmap: Roadmap, runs: Path, out: Path, *, profile: str | None
     reference = _reference(roadmap, profile, overrides)
     if reference:
         ablation.notes.insert(2, f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
-    _write(ablation, reference, out, runs_frame(mine))
+    hashes = {step: resolve(roadmap, step, profile=profile, overrides=overrides).hash for step in roadmap.steps}
+    _write(ablation, reference, out, runs_frame(mine, hashes))
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:

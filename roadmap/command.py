@@ -59,6 +59,8 @@ def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1

@@ -12,8 +12,8 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from roadmap.digits import Split, load_digits
-from roadmap.folder import class_names
+from roadmap.check_data import class_names
+from roadmap.digits import CLASSES, Split, load_digits
 from roadmap.randomness import SAMPLE, permutation, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -27,7 +27,7 @@ class Digits(Dataset[tuple[Image.Image, int]]):
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)
-        self.num_classes = 10
+        self.num_classes = CLASSES
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,16 +43,22 @@ class Folder(Dataset[tuple[Image.Image, int]]):
         root, names = config.system.data_dir, class_names(config.system.data_dir)
         self.num_classes = len(names)
         try:
-            self._dataset: Any = create_dataset("", root=root, split=split, class_map={name: label for label, name in enumerate(names)})
+            labels = {name: label for label, name in enumerate(names)}
+            self._reader: Any = create_dataset("", root=root, split=split, class_map=labels).reader
         except RuntimeError as error:
             raise ConfigError([Problem(f"{root}/{split}", str(error))]) from error
+        self._mode = "L" if config.model.in_chans == 1 else "RGB"
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._reader)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self._dataset[index]
-        return image, int(label)
+        file, label = self._reader[index]
+        try:
+            with file:
+                return Image.open(file).convert(self._mode), int(label)
+        except OSError as error:  # timm would quietly take the next image, and count that one twice
+            raise OSError(f"{self._reader.filename(index, absolute=True)} is not an image that can be read") from error
 
 
 DATASETS: dict[str, Callable[[RunConfig, Split], Digits | Folder]] = {"digits": Digits, "folder": Folder}
@@ -149,8 +155,7 @@ def build_transform(config: RunConfig, training: bool) -> Transform:
     transform: Transform = create_transform(
         config.data.image_size,
         is_training=training and recipe.augments,
-        scale=recipe.crop_scale or (1.0, 1.0),
-        ratio=None if recipe.crop_scale else (1.0, 1.0),
+        scale=recipe.crop_scale,
         hflip=recipe.hflip,
         color_jitter=None,
         auto_augment=recipe.randaugment,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from roadmap.recipe import DataSpec
 
 Split = Literal["train", "val"]
+CLASSES, TRAIN_IMAGES = 10, 1198  # before copies
 SPLIT_SEED, NOISE_SEED = 0, {"train": 1, "val": 2}
 
 

@@ -62,25 +62,30 @@ def owner(run_dir: Path) -> dict[str, Any] | None:
 def _is_alive(path: Path, record: dict[str, Any]) -> bool:
     if record.get("ended"):
         return False
-    if record.get("place") == _place():
+    if is_here(record):
         return record.get("process_start") == _process_start(int(record["pid"]))
     return time.time() - path.stat().st_mtime < EXPIRY_S
 
 
 def _place() -> str:
-    """Where process ids have a meaning: this host and its namespace of processes."""
+    """Where process ids have a meaning: this host since its last boot, and its namespace of processes."""
     try:
-        namespace = str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
-        namespace = ""
-    return f"{socket.gethostname()} {namespace}"
+        return socket.gethostname()
+
+
+def is_here(record: dict[str, Any]) -> bool:
+    """Whether an attempt's process is, or was, one of this machine's."""
+    return bool(record.get("place") == _place())
 
 
 def _process_start(pid: int) -> str | None:
     """When a process started, in clock ticks since boot, or None if there is none; tells a process from a later one with its id."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():
             return None
         try:
@@ -126,7 +131,8 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         self._thread.join()
-        if error is not None and self.reason is None:
+        if error is not None and self.outcome != "stopped":
+            self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.reason = f"{type(error).__name__}: {error}"
         write_json(self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason})
 

@@ -64,8 +64,8 @@ def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
         figure = Figure(figsize=(7.0, 0.9 + 0.27 * len(rows)), layout="constrained")
         axes: Axes = figure.subplots()
         low, high = _limits(rows, reference)
-        for place, row in enumerate(rows):
-            _bar(axes, place, row, low, high)
+        for height, row in enumerate(rows):
+            _bar(axes, height, row, low, high)
         axes.set_yticks(range(len(rows)), [row.title for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(low, high)
@@ -80,19 +80,19 @@ def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
         return figure
 
 
-def _bar(axes: Axes, place: int, row: Row, low: float, high: float) -> None:
-    axes.text(1.01, place, _gmacs(row), transform=axes.get_yaxis_transform(), ha="left", va="center", color=DARK)
+def _bar(axes: Axes, height: int, row: Row, low: float, high: float) -> None:
+    axes.text(1.01, height, _gmacs(row), transform=axes.get_yaxis_transform(), ha="left", va="center", color=DARK)
     if row.top1 is None:
-        axes.text(low, place, "  diverged" if row.diverged else "  no run has finished", va="center", color=DARK, style="italic")
+        axes.text(low, height, "  diverged" if row.diverged else "  no run has finished", va="center", color=DARK, style="italic")
         return
     look: dict[str, Any] = (
         {"color": "white", "edgecolor": BLUE, "hatch": "////"} if row.is_side_branch else {"color": BLUE, "edgecolor": BLUE}
     )
-    axes.barh(place, row.top1.mean - low, left=low, height=0.72, linewidth=0.8, **look)
+    axes.barh(height, row.top1.mean - low, left=low, height=0.72, linewidth=0.8, **look)
     if row.top1.std is not None:
-        axes.errorbar(row.top1.mean, place, xerr=row.top1.std, color=DARK, capsize=2, linewidth=1)
+        axes.errorbar(row.top1.mean, height, xerr=row.top1.std, color=DARK, capsize=2, linewidth=1)
     edge = row.top1.mean + (row.top1.std or 0.0)
-    axes.text(edge + 0.008 * (high - low), place, _value(row), va="center", ha="left", color=DARK, bbox=PAPER, zorder=4)
+    axes.text(edge + 0.008 * (high - low), height, _value(row), va="center", ha="left", color=DARK, bbox=PAPER, zorder=4)
 
 
 def _value(row: Row) -> str:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class Watch:
     """Somebody who looks at a run; this one does not care."""
 
-    def begin(self, done: int, total: int, images_per_iteration: int) -> None:
+    def begin(self, done: int, total: int) -> None:
         """`done` of `total` iterations are behind."""
 
     def advance(self) -> None:
@@ -46,7 +46,7 @@ class LiveProgress(Watch):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
 
-    def begin(self, done: int, total: int, images_per_iteration: int) -> None:
+    def begin(self, done: int, total: int) -> None:
         """Starts the bar."""
         self._bar.update(self._task, total=total, completed=done)
 

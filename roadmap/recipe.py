@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
@@ -54,7 +54,7 @@ class Recipe(Spec):
     ema: Beta | None
     crop_scale: tuple[Fraction, Fraction] | None
     hflip: Probability
-    randaugment: str | None
+    randaugment: Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")] | None
     random_erasing: Probability
     erase_mode: Literal["const", "rand", "pixel"]
     train_interpolation: Interpolation
@@ -77,6 +77,8 @@ class Recipe(Spec):
             raise ValueError(f"mixup and cutmix pair the images of a batch, so global_batch must be even, not {self.global_batch}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+        if self.crop_scale is None and self.augments:
+            raise ValueError("crop_scale null trains on the evaluation's crop as it is; hflip must be 0 and randaugment null with it")
         if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"crop_scale runs from small to large, not from {self.crop_scale[0]:g} to {self.crop_scale[1]:g}")
         return self
@@ -98,7 +100,7 @@ class DataSpec(Spec):
 
 
 class SystemSpec(Spec):
-    """Where and how a run executes; nothing here changes its result, so none of it is hashed.
+    """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names its hardware).
 
     `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers` load data;
     a checkpoint is written after each epoch and whenever `checkpoint_minutes` have passed since the last.

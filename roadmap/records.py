@@ -15,9 +15,9 @@ from roadmap.files import read_json_lines, write_atomic
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.tree import NO_PROFILE
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
-NO_PROFILE = "paper"
 FORMAT = 1
 State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
 
@@ -183,13 +183,17 @@ def read_result(run: RunDir) -> Result | None:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands. `record` is the last line of its metrics; `why` says what went wrong, if anything did."""
+    """Where a run stands. `record` is the last line of its metrics, `owner` the attempt that is at work on it.
+
+    `why` says what went wrong, if anything did.
+    """
 
     run: RunDir
     state: State
     result: Result | None = None
     record: dict[str, Any] | None = None
     why: str | None = None
+    owner: dict[str, Any] | None = None
 
 
 def status(run: RunDir) -> Status:
@@ -206,8 +210,8 @@ def status(run: RunDir) -> Status:
         return Status(run, result.status, result)
     latest = read_json_lines(run.metrics, tail_bytes=4096)[-1:]
     record = latest[0] if latest else None
-    if owner(run.path) is not None:
-        return Status(run, "running", None, record)
+    if (working := owner(run.path)) is not None:
+        return Status(run, "running", None, record, owner=working)
     files = attempts(run.path)
     if not files:
         return Status(run, "pending", None, record, why)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import complexity, describe
-from roadmap.folder import check_data
+from roadmap.check_data import check_data
+from roadmap.digits import TRAIN_IMAGES
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.progress import LiveProgress
 from roadmap.recipe import RunConfig
@@ -52,13 +53,11 @@ def print_plan(config: RunConfig, runs: Path) -> int:
 def training_images(config: RunConfig) -> int | None:
     """How many images an epoch has, or None where the data is not at hand."""
     if config.data.dataset == "digits":
-        from roadmap.digits import load_digits
-
-        return len(load_digits(config.data, "train")[1])
+        return TRAIN_IMAGES * config.data.copies
     folder = Path(config.system.data_dir or "") / "train"
     if config.system.data_dir is None or not folder.is_dir():
         return None
-    return sum(len(files) for _, _, files in os.walk(folder))
+    return sum(len(files) for _, _, files in os.walk(folder, followlinks=True))
 
 
 def _forecast(config: RunConfig, runs: Path, images: int) -> str:
@@ -114,8 +113,10 @@ def evaluate_run(config: RunConfig, runs: Path) -> int:
     _console()
     from roadmap.train import evaluate
 
-    scores = evaluate(config, run_dir_of(runs, config).path)
-    print(f"top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, loss {scores.loss:.4f}")
+    epochs, scores, ema = evaluate(config, run_dir_of(runs, config).path)
+    average = f"; moving average: top-1 {ema.top1:.2f} %" if ema else ""
+    figures = f"top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, loss {scores.loss:.4f}{average}"
+    print(f"after epoch {epochs} of {config.recipe.epochs}: {figures}")
     return 0
 
 

@@ -54,7 +54,7 @@ def difference(child: Mapping[int, float], parent: Mapping[int, float]) -> Diffe
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
         assert pairs is not None
-        return Difference(pairs.mean, _margin(_standard_error(pairs), pairs.n - 1))
+        return Difference(pairs.mean, _margin(_standard_error(pairs), pairs.n - 1) if pairs.std else None)
     one, other = summarize(list(child.values())), summarize(list(parent.values()))
     return welch(one, other) if one and other else None
 
@@ -66,7 +66,7 @@ def welch(child: Summary, parent: Summary) -> Difference:
         return Difference(value, None)
     one, other = _standard_error(child) ** 2, _standard_error(parent) ** 2
     if one + other == 0:
-        return Difference(value, 0.0)
+        return Difference(value, None)  # runs that agree to the last image say nothing of how they spread
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
     return Difference(value, _margin(math.sqrt(one + other), freedom))
 

@@ -13,7 +13,7 @@ from blocks.spec import Spec
 from roadmap.recipe import reason
 from roadmap.settings import Settings, did_you_mean, parse_overrides, settings_of, unknown_keys
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, show
-from roadmap.tree import Delta, PaperFigures, Reference, Roadmap, resolve, trace
+from roadmap.tree import NO_PROFILE, Delta, PaperFigures, Reference, Roadmap, resolve, trace
 
 __all__ = ["Roadmap", "load_roadmap", "parse_overrides", "resolve"]
 
@@ -65,17 +65,21 @@ def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t") -> Roa
     """The roadmap `name` of a steps file; ConfigError holds all that is wrong with the file at once, with lines and columns."""
     path = Path(path)
     document = read_yaml(path)
-    written = _check_form(document)
+    written, problems = _check_form(document)
+    if written is None:
+        raise ConfigError(problems)
     if name not in written.roadmaps:
         raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{did_you_mean(name, written.roadmaps)}")])
     entry = written.roadmaps[name]
     nodes = document.value["roadmaps"].value[name].value["steps"].value
-    problems: list[Problem] = []
     base = settings_of(document.value["base"], "base", problems)
     steps = _read_steps(entry, nodes, base, problems)
     profiles = _read_profiles(written.profiles, document.value["profiles"], base, problems)
     roadmap = Roadmap(name, entry.title, path.absolute(), base, steps, profiles, entry.reference)
-    lost = _check_parents(steps, {node.value["name"].value: node for node in nodes}, "step")
+    if NO_PROFILE in profiles:
+        place = document.value["profiles"].value[NO_PROFILE].key
+        problems.append(Problem(place, f"profile '{NO_PROFILE}': the name stands for running without a profile; choose another"))
+    lost = _check_parents(steps, {node.value["name"].value: node for node in reversed(nodes)}, "step")
     lost += _check_parents(profiles, document.value["profiles"].value, "profile")
     problems += lost or _check_deltas(roadmap)
     if problems:
@@ -89,11 +93,30 @@ def _in_order(problems: list[Problem], base: Mark) -> list[Problem]:
     return sorted(placed, key=lambda problem: (problem.where.line, problem.where.column) if isinstance(problem.where, Mark) else (0, 0))
 
 
-def _check_form(document: Node) -> StepsFile:
+def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
+    """The file as it is written, without what is wrong with its form, or None if nothing can be said of the rest."""
+    plain = document.plain()
     try:
-        return StepsFile.model_validate(document.plain())
+        return StepsFile.model_validate(plain), []
     except ValidationError as error:
-        raise ConfigError([_locate(document, item) for item in error.errors()]) from error
+        problems = [_locate(document, item) for item in error.errors()]
+        for item in error.errors():
+            _forget(plain, item["loc"])
+    try:
+        return StepsFile.model_validate(plain), problems
+    except ValidationError:
+        return None, problems
+
+
+def _forget(plain: Any, place: tuple[Any, ...]) -> None:
+    """Removes the paper's figures, or the key, that a form error is about, so that the rest of the file can be checked."""
+    place = place[: place.index("paper") + 1] if "paper" in place else place
+    for part in place[:-1]:
+        if not isinstance(plain, dict | tuple) or (isinstance(plain, dict) and part not in plain):
+            return
+        plain = plain[part]
+    if isinstance(plain, dict):
+        plain.pop(place[-1] if place else None, None)
 
 
 def _locate(document: Node, error: Any) -> Problem:

@@ -141,7 +141,7 @@ def _honest(rows: Sequence[Row], used: Sequence[Result]) -> list[str]:
     notes = [
         f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation over n seeds.",
         "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else Welch); "
-        "'yes' means that the interval excludes zero.",
+        "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty would say so, too.",
     ]
     diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
     notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
@@ -233,12 +233,13 @@ def _record(row: Row) -> dict[str, Any]:
     return figures | costs
 
 
-def runs_frame(runs: Sequence[Status]) -> pd.DataFrame:
-    """The long form: one row a run, finished or not."""
+def runs_frame(runs: Sequence[Status], hashes: Mapping[str, str]) -> pd.DataFrame:
+    """The long form: one row a run, finished or not; `in_table` says whether its configuration is its step's present one."""
     records = []
     for run in runs:
         record: dict[str, Any] = {"run": run.run.name, "state": run.state, "why": run.why}
         record |= {"step": run.run.step, "seed": run.run.seed, "hash": run.run.hash}
+        record["in_table"] = run.result is not None and hashes.get(run.run.step) == run.run.hash
         if run.result is not None:
             result = run.result.model_dump(exclude={"format", "status", "versions"})
             record |= result | {name.replace("-", "_"): version for name, version in run.result.versions.items()}

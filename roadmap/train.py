@@ -16,7 +16,7 @@ from blocks.cost import complexity
 from roadmap.checkpoint import Checkpoints
 from roadmap.data import Loader
 from roadmap.engine import Engine, Mean, Scores
-from roadmap.files import JsonLines, read_json_lines, write_json
+from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
 from roadmap.progress import Watch
 from roadmap.provenance import cpu, provenance
@@ -40,14 +40,19 @@ def train(config: RunConfig, run_dir: Path, *, stop: StopSignals | None = None, 
     """
     run = RunDir(run_dir)
     check_config(run, config)
-    try:
-        result = read_result(run)
-    except DamagedResult as error:
-        logger.warning("%s; the run goes on from its last checkpoint", error)
-        result = None
+    result = _finished(run)
     if result is not None:
         return result
-    with Lease(run.path) as lease, Training(config, run, lease, stop or StopSignals(), watch or Watch()) as training:
+    with Lease(run.path) as lease:
+        result = _finished(run)  # somebody may have finished it since
+        if result is None:
+            result = _train(config, run, lease, stop or StopSignals(), watch or Watch())
+        lease.outcome = result.status
+        return result
+
+
+def _train(config: RunConfig, run: RunDir, lease: Lease, stop: StopSignals, watch: Watch) -> Result:
+    with Training(config, run, lease, stop, watch) as training:
         try:
             result = training.run()
         except Stopped:
@@ -55,17 +60,27 @@ def train(config: RunConfig, run_dir: Path, *, stop: StopSignals | None = None, 
             raise
         lease.ensure()
         write_json(run.result, result.model_dump(mode="json"))
-        lease.outcome = result.status
         return result
 
 
-def evaluate(config: RunConfig, run_dir: Path) -> Scores:
-    """The scores of the run's last checkpoint on the validation images; ConfigError if it has none."""
+def _finished(run: RunDir) -> Result | None:
+    try:
+        return read_result(run)
+    except DamagedResult as error:
+        logger.warning("%s; the run goes on from its last checkpoint", error)
+        return None
+
+
+def evaluate(config: RunConfig, run_dir: Path) -> tuple[int, Scores, Scores | None]:
+    """The run's last checkpoint on the validation images: epochs trained, scores, and those of its moving average if it has one.
+
+    ConfigError if there is no checkpoint.
+    """
     device = select_device(config)
     engine, loader = Engine(config, device, 1), Loader(config, "val", device)
     for state in Checkpoints(RunDir(run_dir).checkpoints).load(device):
         engine.restore(state["engine"])
-        return engine.evaluate(loader)
+        return state["epoch"], engine.evaluate(loader), engine.evaluate_ema(loader)
     raise ConfigError([Problem(relative(run_dir), "has no checkpoint to evaluate; train it first")])
 
 
@@ -90,9 +105,12 @@ class Training:
         self.loader, self.val_loader = Loader(config, "train", self.device), Loader(config, "val", self.device)
         self.engine = Engine(config, self.device, len(self.loader))
         self.checkpoints = Checkpoints(run.checkpoints)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.window, self.whole = Mean(self.device), Mean(self.device)
         self.epoch = 0
         self.seconds = 0.0
+        self.last: dict[str, float | None] = {}  # the figures of the last evaluation
         self.saved_at = time.monotonic()
         self.hardware = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu()
         self.provenance = provenance(self.hardware)
@@ -109,7 +127,7 @@ class Training:
         write_json(self.run_dir.provenance, self.provenance)
         self._restore()
         total = self.config.recipe.epochs * len(self.loader)
-        self.watch.begin(self.engine.iteration, total, self.config.recipe.global_batch)
+        self.watch.begin(self.engine.iteration, total)
         try:
             while self.epoch < self.config.recipe.epochs:
                 self._train_epoch()
@@ -134,8 +152,11 @@ class Training:
                 self._save()
                 raise Stopped(self.stop.signal.name)
             if time.monotonic() - self.saved_at > 60 * system.checkpoint_minutes:
-                started = self._clock(started)
+                self._clock(started)
                 self._save()
+                started = time.perf_counter()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or the evaluation would wait for what training has queued
         self._clock(started)
 
     def _clock(self, started: float) -> float:
@@ -147,12 +168,16 @@ class Training:
     def _finish_epoch(self) -> None:
         scores = self.engine.evaluate(self.val_loader)
         ema = self.engine.evaluate_ema(self.val_loader)
-        self._log("epoch", self.whole.take(), val_loss=scores.loss, top1=scores.top1, top5=scores.top5, ema_top1=ema.top1 if ema else None)
+        figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
+        train_loss = self.whole.take()
+        self._log("epoch", train_loss, **figures)
+        self.last = {"train_loss": train_loss, **figures}
         self.epoch += 1
         self._save()
 
     def _log(self, kind: str, train_loss: float, **figures: float | None) -> None:
         """Adds a line to the metrics; Diverged if a loss is not finite, which JSON could not hold either."""
+        self.lease.ensure()
         figures = {"train_loss": train_loss, **figures}
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
         record = {"kind": kind, "epoch": self.epoch + 1, "iteration": self.engine.iteration, "lr": self.engine.lr(), **finite}
@@ -173,6 +198,7 @@ class Training:
             "window": self.window.state(),
             "whole": self.whole.state(),
             "seconds": self.seconds,
+            "last": self.last,
             "metrics_offset": self.log.offset,
         }
         self.checkpoints.save(self.engine.iteration, state)
@@ -189,14 +215,16 @@ class Training:
             self.epoch, self.seconds = state["epoch"], state["seconds"]
             self.window.restore(state["window"])
             self.whole.restore(state["whole"])
+            self.last = state["last"]
             self.log.cut(state["metrics_offset"])
-            return
-        self.log.cut(0)
+            break
+        else:
+            self.log.cut(0)
+        self.checkpoints.forget_after(self.engine.iteration)
 
     def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
-        epochs = [record for record in read_json_lines(self.run_dir.metrics) if record["kind"] == "epoch"]
-        last = epochs[-1] if epochs and status == "done" else {}
+        last = self.last if status == "done" else {}
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
         return Result.model_validate(
             {

@@ -14,6 +14,8 @@ from roadmap.recipe import RunConfig
 from roadmap.settings import Settings, changes, did_you_mean, merge, overriding, validate
 from roadmap.strict_yaml import ConfigError, Problem, relative, show
 
+NO_PROFILE = "paper"
+
 
 class PaperFigures(Spec):
     """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs at 224 px."""
@@ -71,8 +73,8 @@ class Roadmap:
         return self._ancestry("step", self.tree, step)
 
     def profile(self, name: str | None) -> tuple[Delta, ...]:
-        """The profile with its ancestors, oldest first, or nothing for None; ConfigError if there is no such profile."""
-        return () if name is None else self._ancestry("profile", self.profiles, name)
+        """The profile with its ancestors, oldest first; none for None and 'paper', the steps as they are. ConfigError if unknown."""
+        return () if name in (None, NO_PROFILE) else self._ancestry("profile", self.profiles, str(name))
 
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
@@ -127,7 +129,7 @@ def change_of(roadmap: Roadmap, step: str, *, profile: str | None = None, overri
     before, after = (trace(roadmap, name, profile=profile, overrides=overrides) for name in (parent, step))
     differences = changes(before, after)
     recipe = [path for path in differences if path.startswith("recipe.")]
-    for path, (before, after) in differences.items():
+    for path, (old, new) in differences.items():
         if path not in recipe:
-            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(before)} → {show(after)}")
+            words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(old)} → {show(new)}")
     return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else [])) or "nothing here: the profile sets the same"

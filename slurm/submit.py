@@ -17,8 +17,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from roadmap.check_data import check_data
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
-from roadmap.folder import check_data
+from roadmap.lease import is_here
 from roadmap.provenance import ROOT, usable_cores
 from roadmap.records import RunDir, Status, prepare, status
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -41,7 +42,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)")
     options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
     options.add_argument("--cluster", choices=["local"], default="local", help="where to train: local is this machine (default)")
-    options.add_argument("--workers", type=int, default=usable_cores(), metavar="W", help="processes to train in (default: one a core)")
+    options.add_argument(
+        "--workers",
+        type=int,
+        default=len(gpus()) or usable_cores(),
+        metavar="W",
+        help="processes to train in (default: one a GPU, or a core)",
+    )
     return options
 
 
@@ -50,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = plan(arguments)
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
-    alive = sum(found.state == "running" for found in before)
+    alive = sum(found.owner is not None and is_here(found.owner) for found in before)
     workers = max(0, min(arguments.workers - alive, todo))
     console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
     jobs = start(runs, workers) if workers else []
@@ -76,16 +83,24 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
 
     folder = runs[0].path.parent.parent / "jobs"
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    devices = gpus()
     jobs = []
     with ignoring_interrupts():
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)
-            if gpus:
-                executor.update_parameters(gpus_per_node=1, local_visible_gpus=(number % gpus,))
+            if devices:
+                executor.update_parameters(gpus_per_node=1, local_visible_gpus=(devices[number % len(devices)],))
             jobs.append(executor.submit(work, [str(run.path.absolute()) for run in runs]))
     return jobs
+
+
+def gpus() -> list[int]:
+    """The GPUs that this process may use, told without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [int(word) for word in visible.split(",") if word.strip().isdigit()]
+    return list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
 
 
 @contextlib.contextmanager
@@ -100,23 +115,31 @@ def ignoring_interrupts() -> Iterator[None]:
 
 def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
     """Shows the runs until no worker is left, but not those in `said`; Ctrl-C has the workers save and stop."""
-    screen, started, before = console(), time.monotonic(), len(said)
+    screen, started, before, stopping = console(), time.monotonic(), len(said), False
     with Live(console=screen, auto_refresh=False, transient=True) as live:
         while True:
             try:
                 found = [status(run) for run in runs]
-                working = any(not job.done() for job in jobs) or any(run.state == "running" for run in found)
+                alive = [job for job in jobs if not job.done()]
+                if stopping:
+                    stop(alive)
+                working = bool(alive) or (not stopping and any(run.state == "running" for run in found))
                 announce(live, found, said)
                 live.update(picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal)
                 if not working:
                     break
                 time.sleep(1)
             except KeyboardInterrupt:
-                live.console.print("stopping: the workers save what they are at; submit again to go on")
-                for job in jobs:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(job.job_id), signal.SIGTERM)
+                stopping = True
+                live.console.print("stopping: the workers started here save what they are at; submit again to go on")
     return conclude(found, jobs)
+
+
+def stop(jobs: Sequence[Any]) -> None:
+    """Asks workers to save and end; they may be asked again, for one that is only starting does not listen yet."""
+    for job in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(job.job_id), signal.SIGTERM)
 
 
 def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,20 +13,27 @@ from roadmap.records import RunDir, status
 from roadmap.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
+LOOK_AGAIN_S = 2.0
 OPEN = {"pending", "stale", "failed"}
 
 
 def work(run_dirs: Sequence[str]) -> int:
     """Trains the runs in `run_dirs` that are open, in order, each at most once; returns how many it finished.
 
-    Many workers may share a plan: the lease of a run decides who trains it. A run that fails leaves its reason in its
-    attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
+    Many workers may share a plan: the lease of a run decides who trains it, and nobody leaves while another might die over one.
+    A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
     """
     finished, tried = 0, set[Path]()
     with StopSignals() as stop:
         from roadmap.train import train  # takes seconds, in which a signal must not be lost
 
-        while stop.signal is None and (run := next_open(run_dirs, tried)) is not None:
+        while stop.signal is None:
+            run, waiting = next_open(run_dirs, tried)
+            if run is None and not waiting:
+                break
+            if run is None:
+                time.sleep(LOOK_AGAIN_S)
+                continue
             try:
                 train(RunConfig.read(run.config), run.path, stop=stop)
                 finished += 1
@@ -39,9 +47,15 @@ def work(run_dirs: Sequence[str]) -> int:
     return finished
 
 
-def next_open(run_dirs: Sequence[str], tried: set[Path]) -> RunDir | None:
-    """The first run that is neither finished, nor being worked on, nor in `tried`."""
+def next_open(run_dirs: Sequence[str], tried: set[Path]) -> tuple[RunDir | None, bool]:
+    """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being worked on.
+
+    What others work on may yet become open, for they can die.
+    """
+    waiting = False
     for run in map(RunDir, map(Path, run_dirs)):
-        if run.path not in tried and status(run).state in OPEN:
-            return run
-    return None
+        state = status(run).state
+        waiting |= state == "running"
+        if run.path not in tried and state in OPEN:
+            return run, waiting
+    return None, waiting

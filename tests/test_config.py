@@ -478,3 +478,39 @@ def test_bad_config_file(edit: Edit, message: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(edited(command_line().to_yaml(), [edit]), encoding="utf-8")
     assert errors(lambda: RunConfig.read(Path("config.yaml"))) == [message]
+
+
+def problems_of(text: str, tmp_path: Path) -> list[str]:
+    path = tmp_path / "steps.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_roadmap(path)
+    return [line.removeprefix(f"{path}:") for line in str(caught.value).splitlines()]
+
+
+def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) -> None:
+    text = STEPS_YAML.read_text(encoding="utf-8")
+    one, other = "set: {model.head_norm: true}", "set: {model.init: default}"
+    text += "\n" + "".join(
+        f"      - {{name: {name}, title: {name}, {more}}}\n"
+        for name, more in [("a", f"parent: b, {one}"), ("b", f"parent: a, {other}"), ("a", one)]
+    )
+    said = problems_of(text, tmp_path)
+    assert any("step 'a' is defined twice" in line for line in said)
+    assert any("step 'a': is its own ancestor: a -> b -> a" in line for line in said)
+
+
+def test_a_wrong_figure_and_a_wrong_key_are_told_together(tmp_path: Path) -> None:
+    text = edited(
+        STEPS_YAML.read_text(encoding="utf-8"), [("top1: 80.62", "top1: high"), (KERNEL_7, "set: {model.block.spatial.kernal: 7}")]
+    )
+    said = problems_of(text, tmp_path)
+    assert len(said) == 2
+    assert "paper.top1: input should be a valid number, not 'high'" in "".join(said)
+    assert "did you mean 'kernel'?" in "".join(said)
+
+
+def test_the_name_for_running_without_a_profile_is_taken(tmp_path: Path) -> None:
+    text = edited(STEPS_YAML.read_text(encoding="utf-8"), [("  imagenet:\n", "  paper:\n")])
+    assert problems_of(text, tmp_path)[0].endswith("profile 'paper': the name stands for running without a profile; choose another")
+    assert resolve(load_roadmap(), "gelu", profile="paper").hash == resolve(load_roadmap(), "gelu").hash

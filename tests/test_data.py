@@ -322,3 +322,11 @@ def test_digits_reach_the_network_normalised(split: Split) -> None:
     assert images.shape[1:] == (1, 32, 32)
     assert abs(images.mean()) < 0.2
     assert 0.7 < images.std() < 1.3
+
+
+def test_an_image_that_cannot_be_read_is_named_and_not_replaced(folder: Path) -> None:
+    loader = Loader(config_of(folder), "val", CPU)
+    broken = sorted((folder / "val").rglob("*.jpg"))[1]
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(OSError, match=rf"{broken.name} is not an image that can be read"):
+        list(loader.epoch())

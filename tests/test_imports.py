@@ -23,7 +23,7 @@ FLOORS = {
     "roadmap.settings": 1,
     "roadmap.tree": 1,
     "roadmap.files": 2,
-    "roadmap.folder": 2,
+    "roadmap.check_data": 2,
     "roadmap.lease": 2,
     "roadmap.records": 2,
     "roadmap.provenance": 2,

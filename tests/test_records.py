@@ -21,8 +21,10 @@ from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
+from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import evaluate, train
+from tests.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
 CPU = torch.device("cpu")
@@ -94,6 +96,25 @@ def test_without_any_whole_checkpoint_a_run_starts_anew(finished: RunDir) -> Non
     assert len(read_json_lines(finished.metrics)) == 2 * (18 // 5) + 1 + 2
 
 
+def test_a_run_that_starts_anew_keeps_its_new_checkpoints(finished: RunDir) -> None:
+    for checkpoint in finished.checkpoints.iterdir():
+        checkpoint.write_bytes(b"")
+    finished.result.unlink()
+    stop = StopSignals()
+    with pytest.raises(Stopped):
+        train(config_of(), finished.path, stop=stop, watch=StopAt(stop, 5))
+    states = list(Checkpoints(finished.checkpoints).load(CPU))
+    assert [state["engine"]["iteration"] for state in states] == [5]
+
+
+def test_an_unreadable_epoch_line_does_not_lend_its_place_to_another(finished: RunDir) -> None:
+    before = read_result(finished)
+    assert before is not None
+    finished.metrics.write_bytes(finished.metrics.read_bytes().replace(b'"kind": "epoch", "epoch": 2', b'"kind": "epoch", "epoch":"2'))
+    finished.result.unlink()
+    assert train(config_of(), finished.path).top1 == before.top1
+
+
 def test_metrics_shorter_than_a_checkpoint_says_mean_an_older_checkpoint(finished: RunDir) -> None:
     lines = finished.metrics.read_bytes().splitlines(keepends=True)
     finished.metrics.write_bytes(b"".join(lines[:-1]))
@@ -116,7 +137,8 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 def test_evaluating_gives_the_logged_accuracy(finished: RunDir, tmp_path: Path) -> None:
     result = read_result(finished)
     assert result is not None
-    scores = evaluate(config_of(), finished.path)
+    epochs, scores, average = evaluate(config_of(), finished.path)
+    assert (epochs, average) == (2, None)
     assert (scores.top1, scores.top5, scores.loss) == (result.top1, result.top5, result.val_loss)
     with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
         evaluate(config_of(), tmp_path / "nothing")

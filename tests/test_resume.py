@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from roadmap.progress import Watch
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.stopping import Stopped, StopSignals
 from roadmap.train import train
+from tests.stopping import StopAt
 
 # Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix; and EMA.
 BUSY = [
@@ -72,18 +72,6 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = prepare(tmp_path_factory.mktemp("quiet"), config)
     assert train(config, run.path).status == "done"
     return run
-
-
-class StopAt(Watch):
-    """Asks a run to stop after some iterations, as a signal would."""
-
-    def __init__(self, stop: StopSignals, iterations: int) -> None:
-        self.stop, self.left = stop, iterations
-
-    def advance(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.stop.signal = signal.SIGTERM
 
 
 @pytest.mark.parametrize("first", [1, 5, 17, 18, 19, 35, 36])

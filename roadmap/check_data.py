@@ -1,21 +1,31 @@
-"""A folder of images, train/<class>/ and val/<class>/, looked at before anything is trained on it."""
+"""Data looked at before anything is trained on it: is it there, and does the model fit it?"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from roadmap.digits import CLASSES, TRAIN_IMAGES
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 
 def check_data(config: RunConfig) -> None:
-    """ConfigError if the configuration's images are not where it says, or not of as many classes."""
-    if config.data.dataset == "folder":
-        names = class_names(config.system.data_dir)
-        if len(names) != config.model.num_classes:
-            what = f"has {len(names)} classes, the model {config.model.num_classes}; --set model.num_classes={len(names)}"
-            raise ConfigError([Problem(str(config.system.data_dir), what)])
+    """ConfigError if the configuration's images are not where it says, or its model is made for others."""
+    data, model = config.data, config.model
+    if data.dataset == "digits":
+        classes, channels, images = CLASSES, {1}, TRAIN_IMAGES * data.copies
+    else:
+        classes, channels, images = len(class_names(config.system.data_dir)), {1, 3}, config.recipe.global_batch
+    problems = []
+    if model.num_classes != classes:
+        problems.append(f"has {classes} classes, the model {model.num_classes}; --set model.num_classes={classes}")
+    if model.in_chans not in channels:
+        problems.append(f"has images of {' or '.join(map(str, channels))} channels, model.in_chans is {model.in_chans}")
+    if images < config.recipe.global_batch:
+        problems.append(f"has {images} training images, less than a batch of {config.recipe.global_batch}")
+    if problems:
+        raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
 
 
 def class_names(root: str | None) -> list[str]:

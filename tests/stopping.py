@@ -1,0 +1,20 @@
+"""A stop at a chosen iteration."""
+
+from __future__ import annotations
+
+import signal
+
+from roadmap.progress import Watch
+from roadmap.stopping import StopSignals
+
+
+class StopAt(Watch):
+    """Asks a run to stop after some iterations, as a signal would."""
+
+    def __init__(self, stop: StopSignals, iterations: int) -> None:
+        self.stop, self.left = stop, iterations
+
+    def advance(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.signal = signal.SIGTERM
