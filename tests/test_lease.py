@@ -77,8 +77,11 @@ def test_a_dead_process_loses_its_run_at_once(number: signal.Signals, tmp_path: 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
     process = hold(tmp_path)
     process.kill()
-    while owner(tmp_path) is not None:
+    deadline = time.monotonic() + 30
+    while owner(tmp_path) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert owner(tmp_path) is None
+    assert process.returncode is None, "nobody has asked how it ended"
     process.wait()
 
 
