@@ -35,7 +35,7 @@ BUSY = [
     "recipe.crop_scale=[0.5, 1.0]",
     "recipe.hflip=0.5",
     "recipe.ema=0.9",
-    "system.log_every=3",
+    "system.log_every=2",
 ]
 ITERATIONS = 36
 STEP = "fewer_norms"
