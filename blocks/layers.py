@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
+
+from blocks.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -232,6 +233,4 @@ def one_of(what: str, value: str, known: Iterable[str]) -> str:
     known = tuple(known)
     if value in known:
         return value
-    near = get_close_matches(value, known, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"unknown {what} '{value}', not one of {', '.join(known)}{hint}")
+    raise ValueError(f"unknown {what} '{value}', not one of {', '.join(known)}{did_you_mean(value, known)}")

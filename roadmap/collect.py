@@ -28,12 +28,9 @@ def collect_runs(roadmap: Roadmap, runs: Path, out: Path, *, profile: str | None
     profile = _one_experiment(roadmap, runs, found, profile)
     mine = [run for run in found if run.run.experiment == (roadmap.name, profile or NO_PROFILE)]
     mine.sort(key=lambda run: (_place(roadmap, run.run.step), run.run.path.name))
-    ablation = measured(roadmap, profile, overrides, mine)
     reference = _reference(roadmap, profile, overrides)
-    if reference:
-        ablation.notes.insert(2, f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
-    hashes = {step: resolve(roadmap, step, profile=profile, overrides=overrides).hash for step in roadmap.steps}
-    _write(ablation, reference, out, runs_frame(mine, hashes))
+    ablation = measured(roadmap, profile, overrides, mine, reference)
+    _write(ablation, reference, out, runs_frame(mine, ablation))
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:

@@ -166,19 +166,22 @@ def read_result(run: RunDir) -> Result | None:
     try:
         result = Result.model_validate_json(text)
     except ValidationError as error:
-        wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
-        why = (
-            "it is not JSON"
-            if not wrong
-            else f"its format is unknown to this version ({FORMAT})"
-            if "format" in wrong
-            else ", ".join(wrong)
-        )
-        what = f"is damaged: {why}" if text.strip() else "is empty"
-        raise DamagedResult(f"{run.name}/result.json {what}") from error
+        raise DamagedResult(f"{run.name}/result.json {_damage(text, error)}") from error
     if (result.step, result.seed, result.hash) != (run.step, run.seed, run.hash):
         raise DamagedResult(f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}")
     return result
+
+
+def _damage(text: str, error: ValidationError) -> str:
+    """What is wrong with a result.json, in a few words."""
+    wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
+    if not text.strip():
+        return "is empty"
+    if not wrong:
+        return "is damaged: it is not JSON"
+    if "format" in wrong:
+        return f"is damaged: its format is unknown to this version ({FORMAT})"
+    return f"is damaged: {', '.join(wrong)}"
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def training_images(config: RunConfig) -> int | None:
 def _forecast(config: RunConfig, runs: Path, images: int) -> str:
     """Training time at the speed of the finished runs of this configuration."""
     speeds: dict[str, list[float]] = {}
-    for run in find_runs(run_dir_of(runs, config).path.parent) if run_dir_of(runs, config).path.parent.is_dir() else []:
+    folder = run_dir_of(runs, config).path.parent
+    for run in find_runs(folder) if folder.is_dir() else []:
         try:
             result = read_result(run)
         except DamagedResult:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 
+from blocks.spelling import did_you_mean
 from roadmap.recipe import RunConfig, reason
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml
 
@@ -29,11 +29,10 @@ class Setting:
 Settings = dict[str, Setting]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def one_of_these(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, or all of them."""
     known = list(known)
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}" if known else ""
+    return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
 
 
 def merge(*layers: Settings) -> Settings:
@@ -89,7 +88,7 @@ def unknown_keys(base: Settings, settings: Settings) -> Iterator[Problem]:
     """A problem for each leaf that the base does not have."""
     for path, setting in settings.items():
         if path not in base:
-            yield setting.problem(f"{_unknown_key(base, path)}")
+            yield setting.problem(_unknown_key(base, path))
 
 
 def _unknown_key(base: Settings, path: str) -> str:
@@ -99,10 +98,8 @@ def _unknown_key(base: Settings, path: str) -> str:
     section, _, key = path.rpartition(".")
     prefix = f"{section}." if section else ""
     siblings = {leaf.removeprefix(prefix).split(".")[0] for leaf in base if leaf.startswith(prefix)}
-    near = get_close_matches(key, sorted(siblings), n=1)
-    elsewhere = [leaf for leaf in base if leaf.endswith(f".{key}")] or get_close_matches(path, base, n=1)
-    hint = near or elsewhere
-    return f"unknown key '{path}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
+    elsewhere = next((f"; did you mean '{leaf}'?" for leaf in base if leaf.endswith(f".{key}")), "")
+    return f"unknown key '{path}'" + (did_you_mean(key, sorted(siblings)) or elsewhere or did_you_mean(path, base))
 
 
 def overriding(base: Settings, overrides: Mapping[str, Any]) -> Settings:
@@ -131,6 +128,11 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def same(one: Any, other: Any) -> bool:
+    """Equal as configuration: 1 and 1.0 are, 1 and true are not."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
 def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
     """The leaves that differ, with their values before and after."""
-    return {path: (before[path].value, setting.value) for path, setting in after.items() if before[path].value != setting.value}
+    return {path: (before[path].value, setting.value) for path, setting in after.items() if not same(before[path].value, setting.value)}

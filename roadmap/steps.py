@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from blocks.spec import Spec
+from blocks.spelling import did_you_mean
 from roadmap.recipe import reason
-from roadmap.settings import Settings, did_you_mean, parse_overrides, settings_of, unknown_keys
+from roadmap.settings import Settings, one_of_these, parse_overrides, same, settings_of, unknown_keys
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, show
 from roadmap.tree import NO_PROFILE, Delta, PaperFigures, Reference, Roadmap, resolve, trace
 
@@ -69,7 +69,7 @@ def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t") -> Roa
     if written is None:
         raise ConfigError(problems)
     if name not in written.roadmaps:
-        raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{did_you_mean(name, written.roadmaps)}")])
+        raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{one_of_these(name, written.roadmaps)}")])
     entry = written.roadmaps[name]
     nodes = document.value["roadmaps"].value[name].value["steps"].value
     base = settings_of(document.value["base"], "base", problems)
@@ -135,8 +135,7 @@ def _locate(document: Node, error: Any) -> Problem:
         fields = {
             field for entry in (StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Reference) for field in entry.model_fields
         }
-        near = get_close_matches(inside[-1], sorted(fields), n=1)
-        return Problem(where, f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        return Problem(where, f"unknown key '{path}'{did_you_mean(inside[-1], sorted(fields))}")
     return Problem(where, f"{path or 'the file'}: {reason(error)}")
 
 
@@ -182,7 +181,7 @@ def _check_parents(deltas: Mapping[str, Delta], nodes: Mapping[str, Node], what:
             continue
         place, chain, here = nodes[name].value["parent"].mark, [name], delta.parent
         if here not in deltas:
-            problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{did_you_mean(here, deltas)}"))
+            problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{one_of_these(here, deltas)}"))
         while here in deltas and here not in chain:
             chain.append(here)
             here = deltas[here].parent or ""
@@ -212,7 +211,7 @@ def _check_changes(delta: Delta, before: list[Settings]) -> list[Problem]:
     return [
         setting.problem(f"'{path}' changes nothing: it already is {show(setting.value)}")
         for path, setting in delta.settings.items()
-        if all(_same(settings[path].value, setting.value) for settings in before)
+        if all(same(settings[path].value, setting.value) for settings in before)
     ]
 
 
@@ -222,8 +221,3 @@ def _check_values(roadmap: Roadmap, step: str, profile: str | None) -> list[Prob
     except ConfigError as error:
         return error.problems
     return []
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Equal as configuration: 1 and 1.0 are, 1 and true are not."""
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)

@@ -13,7 +13,7 @@ from roadmap.recipe import RunConfig
 from roadmap.records import Result, Status
 from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
 from roadmap.terminal import count
-from roadmap.tree import Roadmap, change_of, resolve
+from roadmap.tree import Reference, Roadmap, change_of, resolve
 
 NONE = "–"
 
@@ -23,6 +23,7 @@ class Row:
     """A step in the ablation. `top1` is percent; `delta` is against the parent; `planned` counts the runs there should be."""
 
     step: str
+    hash: str
     title: str
     change: str
     parent: str | None
@@ -63,7 +64,9 @@ def published(roadmap: Roadmap) -> Ablation:
     return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes)
 
 
-def measured(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]) -> Ablation:
+def measured(
+    roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status], reference: Reference | None = None
+) -> Ablation:
     """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named."""
     configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
     present = {name: [run for run in runs if run.run.step == name and run.run.hash == config.hash] for name, config in configs.items()}
@@ -82,7 +85,7 @@ def measured(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     used = [result for found in results.values() for result in found]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
-    return Ablation(title, tuple(rows), "measured", [*_honest(rows, used), *_agreement(roadmap, rows), *notes])
+    return Ablation(title, tuple(rows), "measured", [*_honest(rows, used, reference), *_agreement(roadmap, rows), *notes])
 
 
 def _printed(roadmap: Roadmap, name: str) -> Row:
@@ -92,6 +95,7 @@ def _printed(roadmap: Roadmap, name: str) -> Row:
     delta = welch(figures, before) if figures and before else None
     return Row(
         step=name,
+        hash=config.hash,
         title=step.title,
         change=change_of(roadmap, name),
         parent=step.parent,
@@ -116,6 +120,7 @@ def _measured(roadmap: Roadmap, config: RunConfig, results: Mapping[str, Sequenc
     speed = summarize([result.images_per_s for result in results[name]])
     return replace(
         _printed(roadmap, name),
+        hash=config.hash,
         planned=planned,
         diverged=sum(result.status == "diverged" for result in results[name]),
         top1=summarize(list(mine.values())),
@@ -135,7 +140,7 @@ def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
     return Summary(figures.top1, figures.std, figures.n) if figures else None
 
 
-def _honest(rows: Sequence[Row], used: Sequence[Result]) -> list[str]:
+def _honest(rows: Sequence[Row], used: Sequence[Result], reference: Reference | None) -> list[str]:
     """What a reader must know to judge the figures: n, missing runs, hardware, versions, code."""
     finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
     notes = [
@@ -143,6 +148,7 @@ def _honest(rows: Sequence[Row], used: Sequence[Result]) -> list[str]:
         "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else Welch); "
         "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty would say so, too.",
     ]
+    notes += [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
     diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
     notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
     for what, values in (
@@ -233,8 +239,9 @@ def _record(row: Row) -> dict[str, Any]:
     return figures | costs
 
 
-def runs_frame(runs: Sequence[Status], hashes: Mapping[str, str]) -> pd.DataFrame:
-    """The long form: one row a run, finished or not; `in_table` says whether its configuration is its step's present one."""
+def runs_frame(runs: Sequence[Status], ablation: Ablation) -> pd.DataFrame:
+    """The long form: one row a run, finished or not; `in_table` says whether it is part of the ablation."""
+    hashes = {row.step: row.hash for row in ablation.rows}
     records = []
     for run in runs:
         record: dict[str, Any] = {"run": run.run.name, "state": run.state, "why": run.why}

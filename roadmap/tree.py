@@ -11,7 +11,7 @@ from pydantic import Field
 
 from blocks.spec import Count, Spec
 from roadmap.recipe import RunConfig
-from roadmap.settings import Settings, changes, did_you_mean, merge, overriding, validate
+from roadmap.settings import Settings, changes, merge, one_of_these, overriding, validate
 from roadmap.strict_yaml import ConfigError, Problem, relative, show
 
 NO_PROFILE = "paper"
@@ -78,7 +78,7 @@ class Roadmap:
 
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
-            raise ConfigError([Problem(relative(self.path), f"unknown {what} '{name}'{did_you_mean(name, known)}")])
+            raise ConfigError([Problem(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")])
         path = [known[name]]
         while (parent := path[-1].parent) is not None:
             path.append(known[parent])
