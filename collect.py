@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+from roadmap.command import add_config_options, choices_of, main_of
+from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 
 
@@ -26,11 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.paper == (arguments.runs is not None):
         raise ConfigError([Problem("collect.py", "takes either a folder of RUNS or --paper")])
-    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    if arguments.paper and arguments.ablate:
+        raise ConfigError([Problem("--ablate", "the paper has figures for the path only")])
+    roadmap, choices = load_roadmap(arguments.steps, arguments.roadmap), choices_of(arguments)
     if arguments.paper:
         collect_paper(roadmap, arguments.out)
     else:
-        collect_runs(roadmap, arguments.runs, arguments.out, **choices)
+        collect_runs(roadmap, arguments.runs, arguments.out, ablation=arguments.ablate, **choices)
     return 0
 
 

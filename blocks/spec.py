@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from blocks.layers import kinds, one_of
 
@@ -16,6 +16,10 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 def _kind(role: str) -> AfterValidator:
     return AfterValidator(lambda value: one_of(f"{role} kind", value, kinds(role)))
+
+
+def _names(role: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": list(kinds(role))})
 
 
 def _odd(value: int) -> int:
@@ -39,21 +43,21 @@ class Spec(BaseModel):
 class SpatialSpec(Spec):
     """The block's spatial mixer; `kernel` is its side in pixels."""
 
-    kind: Annotated[str, _kind("spatial")]
-    kernel: Annotated[Count, AfterValidator(_odd)]
+    kind: Annotated[str, _kind("spatial"), _names("spatial")]
+    kernel: Annotated[Count, AfterValidator(_odd), Field(json_schema_extra={"not": {"multipleOf": 2}})]
 
 
 class NormSpec(Spec):
     """The normalisation and the convolutions that it follows."""
 
-    kind: Annotated[str, _kind("norm")]
+    kind: Annotated[str, _kind("norm"), _names("norm")]
     after: Annotated[tuple[Conv, ...], AfterValidator(_distinct)]
 
 
 class ActSpec(Spec):
     """The activation and the places that it follows; `sum` is the residual addition."""
 
-    kind: Annotated[str, _kind("act")]
+    kind: Annotated[str, _kind("act"), _names("act")]
     after: Annotated[tuple[Place, ...], AfterValidator(_distinct)]
 
 
@@ -111,6 +115,12 @@ class ModelSpec(Spec):
     def _check_width(self) -> Self:
         if self.stage_width(0) < 4:
             raise ValueError(f"width {self.width} x {self.width_mult} leaves {self.stage_width(0)} channels; 4 are the least")
+        return self
+
+    @model_validator(mode="after")
+    def _check_downsample(self) -> Self:
+        if not self.downsample_norm and self.downsample == "block":
+            raise ValueError("downsample_norm false has no meaning while downsample is block, which has no norm of its own between stages")
         return self
 
     def stage_width(self, stage: int) -> int:

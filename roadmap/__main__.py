@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 from blocks import describe
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
+from roadmap.files import write_atomic
+from roadmap.schema import steps_schema
 from roadmap.settings import Settings, changes
-from roadmap.strict_yaml import show
+from roadmap.steps import load_roadmap, load_roadmaps
+from roadmap.strict_yaml import ConfigError, Problem, relative, show
 from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
-from roadmap.verify import summary, verify
+from roadmap.verify import Row, summary, verify
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     steps.set_defaults(run=print_steps)
     check = commands.add_parser("verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong")
     add_roadmap_options(check)
+    check.add_argument("--all", action="store_true", help="all roadmaps of the file")
     check.set_defaults(run=print_verify)
     explain = commands.add_parser("explain", help="the resolved configuration of a step, and who set each value")
     explain.add_argument("step", metavar="STEP")
@@ -33,6 +39,9 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("other", metavar="B")
     add_config_options(diff)
     diff.set_defaults(run=print_diff)
+    schema = commands.add_parser("schema", help="the JSON Schema of steps files, for completion in an editor")
+    schema.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
+    schema.set_defaults(run=print_schema)
     return options
 
 
@@ -43,22 +52,30 @@ def print_steps(arguments: argparse.Namespace) -> int:
     for name in roadmap.steps:
         branch = "" if name in roadmap.trunk else "└ "
         rows.append((f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block)))
-    title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}, {len(rows) - len(roadmap.trunk)} on side branches"
+    title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
+    if aside := len(rows) - len(roadmap.trunk):
+        title += f", {aside} on side branches"
     console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
+    for note in roadmap.notes:
+        console().print(f"- {note}", soft_wrap=True)
     return 0
 
 
 def print_verify(arguments: argparse.Namespace) -> int:
     """Every row with its verdict; exit code 1 if one that should match does not."""
-    roadmap = roadmap_of(arguments)
-    rows = verify(roadmap)
-    cells = [
-        (row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", f"{row.paper.gmacs:.2f}" if row.paper else "–", row.verdict)
-        for row in rows
-    ]
-    console().print(table(["step", ">params (M)", ">GMACs", ">paper's", "verdict"], cells, f"{roadmap.name}: {roadmap.title}"))
-    print(summary(rows))
-    return int(any(row.is_wrong for row in rows))
+    roadmaps = list(load_roadmaps(arguments.steps).values()) if arguments.all else [roadmap_of(arguments)]
+    wrong = False
+    for roadmap in roadmaps:
+        rows = verify(roadmap)
+        cells = [(row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", _printed(row), row.verdict) for row in rows]
+        console().print(table(["step", ">params (M)", ">GMACs", ">paper's", "verdict"], cells, f"{roadmap.name}: {roadmap.title}"))
+        print(summary(rows))
+        wrong |= any(row.is_wrong for row in rows)
+    return int(wrong)
+
+
+def _printed(row: Row) -> str:
+    return f"{row.paper.gmacs:.2f}" if row.paper is not None and row.paper.gmacs is not None else "–"
 
 
 def print_explain(arguments: argparse.Namespace) -> int:
@@ -85,6 +102,19 @@ def print_diff(arguments: argparse.Namespace) -> int:
     ]
     columns = ["key", arguments.one, arguments.other, f"set in {arguments.one} by", f"set in {arguments.other} by"]
     console().print(table(columns, rows, f"{count(len(rows), 'value')} differ{'s' if len(rows) == 1 else ''}"))
+    return 0
+
+
+def print_schema(arguments: argparse.Namespace) -> int:
+    """The schema, at the terminal or in a file."""
+    text = json.dumps(steps_schema(load_roadmap().base), indent=2) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    try:
+        write_atomic(arguments.out, text)
+    except OSError as error:
+        raise ConfigError([Problem(relative(arguments.out), f"cannot be written: {error.strerror}")]) from error
     return 0
 
 

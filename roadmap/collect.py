@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from roadmap.ablations import ablate, end_of
 from roadmap.files import write_atomic
-from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save
+from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save, worth_points
 from roadmap.records import Status, find_runs, status
+from roadmap.rows import Ablation, measured, published
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.tables import Ablation, cells, columns, measured, published, runs_frame, to_frame, to_markdown
-from roadmap.terminal import console, table
+from roadmap.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
+from roadmap.terminal import console, count, table
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
+from roadmap.worth import MEANING, Worth, worths
 
 
 def collect_paper(roadmap: Roadmap, out: Path) -> None:
     """The publication's table and figures, from the steps file alone."""
-    _write(published(roadmap), roadmap.reference, out)
+    ablation = published(roadmap)
+    if not ablation.rows:
+        raise ConfigError([Problem(relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}")])
+    _write(ablation, roadmap.reference, out)
 
 
-def collect_runs(roadmap: Roadmap, runs: Path, out: Path, *, profile: str | None, overrides: Mapping[str, Any]) -> None:
-    """Tables and figures of the runs below `runs`, which must be of one roadmap and one profile; finds out which, if need be."""
+def collect_runs(
+    roadmap: Roadmap, runs: Path, out: Path, *, ablation: str | None = None, profile: str | None, overrides: Mapping[str, Any]
+) -> None:
+    """Tables and figures of the runs below `runs`, which must be of one roadmap and one profile; finds out which, if need be.
+
+    With an `ablation`, its combinations take the place of the path, and what each change is worth is told, too.
+    """
+    whole, roadmap = roadmap, ablate(roadmap, ablation) if ablation else roadmap
     found = [status(run) for run in find_runs(runs)]
     profile = _one_experiment(roadmap, runs, found, profile)
     mine = [run for run in found if run.run.experiment == (roadmap.name, profile or NO_PROFILE)]
     mine.sort(key=lambda run: (_place(roadmap, run.run.step), run.run.path.name))
-    reference = _reference(roadmap, profile, overrides)
-    ablation = measured(roadmap, profile, overrides, mine, reference)
-    _write(ablation, reference, out, runs_frame(mine, ablation))
+    here = [run for run in mine if run.run.step in roadmap.tree or not _is_combination(whole, run.run.step)]
+    reference = _reference(whole, profile, overrides)
+    rows = measured(roadmap, profile, overrides, here, reference)
+    if len(here) < len(mine):
+        rows.notes.append(f"{count(len(mine) - len(here), 'run')} of other ablations left out (--ablate chooses one).")
+    _write(rows, reference, out, runs_frame(here, rows))
+    if ablation and (end := end_of(whole, ablation)):
+        title = f"What each change on the way to {whole.tree[end].title} is worth on {profile or 'ImageNet-1K'}"
+        _write_worth(worths(whole, end, profile, overrides, mine), title, out)
+
+
+def _is_combination(roadmap: Roadmap, step: str) -> bool:
+    try:
+        return bool(roadmap.lineage(step))
+    except ConfigError:
+        return False
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
@@ -61,20 +87,50 @@ def _place(roadmap: Roadmap, step: str) -> int:
     return roadmap.steps.index(step) if step in roadmap.tree else len(roadmap.steps)
 
 
-def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.DataFrame | None = None) -> None:
-    """All files of a report, and the table at the terminal."""
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """One clear message where `out` cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ConfigError([Problem(relative(out), f"cannot be written: {error.strerror}")]) from error
+
+
+def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.DataFrame | None = None) -> None:
+    """The files of an ablation, and its table at the terminal."""
+    with _writing(out):
         if runs is not None:
             write_atomic(out / "runs.csv", runs.to_csv(index=False))
         write_atomic(out / "ablation.csv", to_frame(ablation).to_csv(index=False))
         write_atomic(out / "ablation.md", to_markdown(ablation))
         written = save(roadmap_bars(ablation, reference), out / "roadmap")
         written += save(accuracy_vs_gmacs(ablation, reference), out / "accuracy_vs_gmacs")
-    except OSError as error:
-        raise ConfigError([Problem(relative(out), f"cannot be written: {error.strerror}")]) from error
-    screen = console()
-    screen.print(table(columns(ablation), [cells(ablation, row) for row in ablation.rows], ablation.title))
-    for note in ablation.notes:
-        screen.print(f"- {note}", soft_wrap=True)
-    screen.print(f"tables: {relative(out / 'ablation.md')}; figures: {', '.join(map(relative, written))}", soft_wrap=True)
+    _show(ablation.title, columns(ablation), [cells(ablation, row) for row in ablation.rows], ablation.notes)
+    _point_to(out / "ablation.md", written)
+
+
+def _write_worth(found: list[Worth], title: str, out: Path) -> None:
+    """The table and the figure of what each change is worth."""
+    rows = [worth_cells(worth) for worth in found]
+    notes = [f"{reading}: {meaning}." for reading, meaning in MEANING.items()]
+    notes.append("Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero.")
+    notes.append(
+        "A dash stands for missing runs, and where a change that comes later sets the same values, so that leaving it out is none."
+    )
+    with _writing(out):
+        write_atomic(out / "worth.csv", worth_frame(found).to_csv(index=False))
+        write_atomic(out / "worth.md", markdown(title, WORTH_COLUMNS, rows, notes))
+        written = save(worth_points(found, title), out / "worth")
+    _show(title, WORTH_COLUMNS, rows, notes)
+    _point_to(out / "worth.md", written)
+
+
+def _show(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> None:
+    console().print(table(heads, rows, title))
+    for note in notes:
+        console().print(f"- {note}", soft_wrap=True)
+
+
+def _point_to(tables: Path, figures: list[Path]) -> None:
+    console().print(f"tables: {relative(tables)}; figures: {', '.join(map(relative, figures))}", soft_wrap=True)

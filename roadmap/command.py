@@ -18,13 +18,18 @@ BAD_INPUT = 2
 
 
 def add_roadmap_options(options: argparse.ArgumentParser) -> None:
-    """--steps and --roadmap."""
+    """--steps, --roadmap and --ablate."""
     options.add_argument("--steps", type=Path, default=STEPS_YAML, metavar="FILE", help="steps file (default: the project's own)")
     options.add_argument("--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)")
+    options.add_argument(
+        "--ablate",
+        metavar="HOW",
+        help="combine the path's changes in another way: leave-one-out or one-at-a-time (with :STEP for another end), or order:SEED",
+    )
 
 
 def add_config_options(options: argparse.ArgumentParser) -> None:
-    """--steps, --roadmap, --profile and --set."""
+    """--steps, --roadmap, --ablate, --profile and --set."""
     add_roadmap_options(options)
     options.add_argument("--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)")
     options.add_argument(
@@ -39,7 +44,7 @@ def add_config_options(options: argparse.ArgumentParser) -> None:
 
 def roadmap_of(arguments: argparse.Namespace) -> Roadmap:
     """The roadmap that the command line names."""
-    return load_roadmap(arguments.steps, arguments.roadmap)
+    return load_roadmap(arguments.steps, arguments.roadmap, ablation=arguments.ablate)
 
 
 def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from roadmap.labels import Box, place
+from roadmap.rows import Ablation, Row
 from roadmap.stats import Summary
-from roadmap.tables import Ablation, Row
 from roadmap.tree import Reference
+from roadmap.worth import ALONE, IN_PLACE, LAST, Worth
 
-BLUE, ORANGE, GREY, DARK = "#0072B2", "#E69F00", "#9A9A9A", "#333333"  # Okabe and Ito's colour-blind safe palette
+BLUE, ORANGE, GREEN, GREY, DARK = "#0072B2", "#E69F00", "#009E73", "#9A9A9A", "#333333"  # Okabe and Ito's colour-blind safe palette
 STYLE: Any = {
     "font.size": 8.0,
     "font.family": "DejaVu Sans",
@@ -190,3 +191,37 @@ def _point(axes: Axes, row: Row) -> None:
         row.cost.gmacs, row.top1.mean, yerr=row.top1.std, fmt="o", markersize=5, capsize=2, linewidth=1, color=BLUE,
         markerfacecolor="white" if row.is_side_branch else BLUE, zorder=3,
     )  # fmt: skip
+
+
+MARKS = {ALONE: (ORANGE, "o", -0.24), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.24)}  # colour, marker, place in the row
+
+
+def worth_points(worths: Sequence[Worth], title: str) -> Figure:
+    """What each change is worth, alone, in place and last: a row a change, error bars of the 95 % interval."""
+    with _style():
+        figure = Figure(figsize=(7.0, 1.1 + 0.36 * len(worths)), layout="constrained")
+        axes: Axes = figure.subplots()
+        for reading, (colour, marker, shift) in MARKS.items():
+            found = [(height + shift, worth.of[reading]) for height, worth in enumerate(worths)]
+            points = [(height, difference) for height, difference in found if difference is not None]
+            axes.errorbar(
+                [difference.value for _, difference in points],
+                [height for height, _ in points],
+                xerr=[difference.margin or 0.0 for _, difference in points],
+                fmt=marker, color=colour, markersize=4.5, linewidth=1, label=reading,
+            )  # fmt: skip
+        axes.axvline(0, color=DARK, linewidth=0.8)
+        for height in range(1, len(worths)):
+            axes.axhline(height - 0.5, color="#E3E3E3", linewidth=0.6)
+        axes.set_yticks(range(len(worths)), [worth.title for worth in worths])
+        axes.set_ylim(len(worths) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        seeds = sorted({n for worth in worths for n in worth.n.values() if n})
+        bars = "bars: 95 % interval, " if any(d and d.margin for worth in worths for d in worth.of.values()) else ""
+        axes.set_xlabel(
+            f"change of top-1 accuracy (percentage points), {bars}n = {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"
+        )
+        axes.set_title(title, loc="left", fontsize=9, pad=20)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8, borderaxespad=0, handletextpad=0.2)
+        return figure

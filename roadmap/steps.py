@@ -1,210 +1,190 @@
-"""Reading a steps file: its form, its tree, and that every delta does what it says."""
+"""Reading a steps file: its trees, and that every delta does what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from roadmap.ablations import ablate
+from roadmap.settings import Settings, merge, one_of_these, parse_overrides, same, settings_of, unknown_keys
+from roadmap.steps_file import STEPS_YAML, Document, RoadmapEntry, StepEntry, read_steps_file
+from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, relative, show
+from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 
-from blocks.spec import Spec
-from blocks.spelling import did_you_mean
-from roadmap.recipe import reason
-from roadmap.settings import Settings, one_of_these, parse_overrides, same, settings_of, unknown_keys
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, show
-from roadmap.tree import NO_PROFILE, Delta, PaperFigures, Reference, Roadmap, resolve, trace
-
-__all__ = ["Roadmap", "load_roadmap", "parse_overrides", "resolve"]
-
-STEPS_YAML = Path(__file__).resolve().parent.parent / "steps.yaml"
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+__all__ = ["STEPS_YAML", "Roadmap", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
 
 
-class StepEntry(Spec):
-    """One step as it is written."""
+def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None) -> Roadmap:
+    """The roadmap `name` of a steps file, or an ablation of it such as 'leave-one-out' (`roadmap.ablations` lists them).
 
-    name: Name
-    title: str
-    parent: Name | None = None
-    set: dict[str, Any] = Field(default_factory=dict)
-    paper: PaperFigures | None = None
-
-
-class ProfileEntry(Spec):
-    """One profile as it is written."""
-
-    title: str
-    parent: Name | None = None
-    set: dict[str, Any]
+    ConfigError holds all that is wrong with the file at once, with lines and columns.
+    """
+    document = read_steps_file(Path(path))
+    if name not in document.written.roadmaps:
+        raise ConfigError([Problem(relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}")])
+    roadmap = _checked(document, [name])[name]
+    return ablate(roadmap, ablation) if ablation else roadmap
 
 
-def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
-    if not steps:
-        raise ValueError("a roadmap needs at least one step")
-    return steps
+def load_roadmaps(path: str | Path = STEPS_YAML) -> dict[str, Roadmap]:
+    """All roadmaps of a steps file by name; ConfigError as in `load_roadmap`."""
+    document = read_steps_file(Path(path))
+    return _checked(document, list(document.written.roadmaps))
 
 
-class RoadmapEntry(Spec):
-    """One roadmap as it is written."""
-
-    title: str
-    reference: Reference | None = None
-    steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)]
-
-
-class StepsFile(Spec):
-    """A steps file as it is written."""
-
-    base: dict[str, Any]
-    profiles: dict[Name, ProfileEntry]
-    roadmaps: dict[Name, RoadmapEntry]
-
-
-def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t") -> Roadmap:
-    """The roadmap `name` of a steps file; ConfigError holds all that is wrong with the file at once, with lines and columns."""
-    path = Path(path)
-    document = read_yaml(path)
-    written, problems = _check_form(document)
-    if written is None:
-        raise ConfigError(problems)
-    if name not in written.roadmaps:
-        raise ConfigError([Problem(relative(path), f"unknown roadmap '{name}'{one_of_these(name, written.roadmaps)}")])
-    entry = written.roadmaps[name]
-    nodes = document.value["roadmaps"].value[name].value["steps"].value
-    base = settings_of(document.value["base"], "base", problems)
-    steps = _read_steps(entry, nodes, base, problems)
-    profiles = _read_profiles(written.profiles, document.value["profiles"], base, problems)
-    roadmap = Roadmap(name, entry.title, path.absolute(), base, steps, profiles, entry.reference)
-    if NO_PROFILE in profiles:
-        place = document.value["profiles"].value[NO_PROFILE].key
-        problems.append(Problem(place, f"profile '{NO_PROFILE}': the name stands for running without a profile; choose another"))
-    lost = _check_parents(steps, {node.value["name"].value: node for node in reversed(nodes)}, "step")
-    lost += _check_parents(profiles, document.value["profiles"].value, "profile")
-    problems += lost or _check_deltas(roadmap)
+def _checked(document: Document, wanted: Sequence[str]) -> dict[str, Roadmap]:
+    """The wanted roadmaps; all steps of the document are checked, the wanted ones in each profile, too."""
+    trees = _Trees(document)
+    problems = trees.problems + _check_profiles(trees.profiles, list(trees.roadmaps.values()))
+    for roadmap in trees.roadmaps.values():
+        problems += _check_steps(roadmap)
+    if not problems:
+        problems = [problem for name in wanted for problem in _check_steps_in_profiles(trees.roadmaps[name])]
     if problems:
-        raise ConfigError(_in_order(problems, document.value["base"].key))
-    return roadmap
+        raise document.error(problems)
+    return {name: trees.roadmaps[name] for name in wanted}
 
 
-def _in_order(problems: list[Problem], base: Mark) -> list[Problem]:
-    """Problems from the top of the file to its end; what has no place of its own is missing from the base."""
-    placed = [problem if isinstance(problem.where, Mark) else Problem(base, f"base: {problem.message}") for problem in problems]
-    return sorted(placed, key=lambda problem: (problem.where.line, problem.where.column) if isinstance(problem.where, Mark) else (0, 0))
+class _Trees:
+    """One pass over a document: its profiles and roadmaps, without those that have no root, and what is wrong with it."""
 
+    def __init__(self, document: Document) -> None:
+        self.document, self.problems = document, list(document.problems)
+        self.base = settings_of(document.node.value["base"], "base", self.problems)
+        self.profiles = self._read_profiles()
+        self.roadmaps: dict[str, Roadmap] = {}
+        for name, entry in document.written.roadmaps.items():
+            base, like = self._base_of(name, entry), self._like(name, entry)
+            if base is None or (entry.like and not like):
+                continue
+            steps = self._read_steps(name, entry, like)
+            nodes = {node.value["name"].value: node for node in reversed(document.steps(name))}
+            if self._check_parents(steps, nodes, "step"):
+                self.roadmaps[name] = Roadmap(name, entry.title, document.path, base, steps, self.profiles, entry.reference, entry.source)
 
-def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
-    """The file as it is written, without what is wrong with its form, or None if nothing can be said of the rest."""
-    plain = document.plain()
-    try:
-        return StepsFile.model_validate(plain), []
-    except ValidationError as error:
-        problems = [_locate(document, item) for item in error.errors()]
-        for item in error.errors():
-            _forget(plain, item["loc"])
-    try:
-        return StepsFile.model_validate(plain), problems
-    except ValidationError:
-        return None, problems
-
-
-def _forget(plain: Any, place: tuple[Any, ...]) -> None:
-    """Removes the paper's figures, or the key, that a form error is about, so that the rest of the file can be checked."""
-    place = place[: place.index("paper") + 1] if "paper" in place else place
-    for part in place[:-1]:
-        if not isinstance(plain, dict | tuple) or (isinstance(plain, dict) and part not in plain):
-            return
-        plain = plain[part]
-    if isinstance(plain, dict):
-        plain.pop(place[-1] if place else None, None)
-
-
-def _locate(document: Node, error: Any) -> Problem:
-    """A pydantic error at the nearest place of the document."""
-    node, where, inside = document, document.key, []
-    for part in error["loc"]:
-        children: Any = node.value
-        if not (isinstance(children, dict) and part in children) and not (isinstance(children, tuple) and isinstance(part, int)):
-            break
-        node = children[part]
-        name = node.value.get("name") if isinstance(node.value, dict) else None
-        inside.append(str(name.value) if name else str(part))
-        where = node.key
-    path = ".".join(inside)
-    if error["type"] == "extra_forbidden":
-        fields = {
-            field for entry in (StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Reference) for field in entry.model_fields
+    def _read_profiles(self) -> dict[str, Delta]:
+        node = self.document.node.value["profiles"]
+        profiles = {
+            name: Delta(name, entry.title, entry.parent, self._read_set(node.value[name], f"profile '{name}'"))
+            for name, entry in self.document.written.profiles.items()
         }
-        return Problem(where, f"unknown key '{path}'{did_you_mean(inside[-1], sorted(fields))}")
-    return Problem(where, f"{path or 'the file'}: {reason(error)}")
+        if NO_PROFILE in profiles:
+            message = f"profile '{NO_PROFILE}': the name stands for running without a profile; choose another"
+            self.problems.append(Problem(node.value[NO_PROFILE].key, message))
+        return profiles if self._check_parents(profiles, node.value, "profile") else {}
+
+    def _base_of(self, name: str, entry: RoadmapEntry) -> Settings | None:
+        """What a roadmap starts from: the file's base, or a step of a roadmap above it; None if there is no such step."""
+        if entry.base is None:
+            return self.base
+        place = self.document.node.value["roadmaps"].value[name].value["base"].mark
+        other, step = entry.base.split("/")
+        roadmap = self._above(name, other, place, "base")
+        if roadmap is None:
+            return None
+        if step not in roadmap.tree:
+            self.problems.append(Problem(place, f"roadmap '{name}': base: {other} has no step '{step}'{one_of_these(step, roadmap.tree)}"))
+            return None
+        settings = trace(roadmap, step)
+        return {path: settings[path] for path in self.base}
+
+    def _like(self, name: str, entry: RoadmapEntry) -> Roadmap | None:
+        """The roadmap whose deltas a roadmap shares, if it shares any."""
+        if entry.like is None:
+            return None
+        place = self.document.node.value["roadmaps"].value[name].value["like"].mark
+        return self._above(name, entry.like, place, "like")
+
+    def _above(self, name: str, other: str, place: Mark, key: str) -> Roadmap | None:
+        """The roadmap `other`, which must stand above `name`; None if it does not, or is broken itself."""
+        if other not in self.roadmaps:
+            written = list(self.document.written.roadmaps)
+            earlier = written[: written.index(name)]
+            if other not in earlier:
+                why = "stands below it, or is itself" if other in written else f"is unknown{one_of_these(other, earlier)}"
+                self.problems.append(Problem(place, f"roadmap '{name}': {key}: '{other}' {why}"))
+            return None
+        return self.roadmaps[other]
+
+    def _read_steps(self, name: str, entry: RoadmapEntry, like: Roadmap | None) -> dict[str, Delta]:
+        steps: dict[str, Delta] = {}
+        places: dict[str, Mark] = {}
+        previous: str | None = None
+        for written, node in zip(entry.steps, self.document.steps(name), strict=True):
+            place = node.value["name"].mark
+            if written.name in steps:
+                first = places[written.name]
+                where = f"in line {first.line}" if first.file == place.file else f"at {first}"
+                self.problems.append(Problem(place, f"step '{written.name}' is defined twice, first {where}"))
+                continue
+            steps[written.name] = self._read_step(written, node, previous, like)
+            places[written.name] = place
+            is_shared = like is not None and (written.name in like.tree or written.title is None)
+            if previous is not None and not written.set and not is_shared:
+                self.problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
+            previous = written.name
+        return steps
+
+    def _read_step(self, written: StepEntry, node: Node, previous: str | None, like: Roadmap | None) -> Delta:
+        """A step; in a roadmap that is like another, the step of the same name there gives what is not written."""
+        settings, title, parent = self._read_set(node, f"step '{written.name}'"), written.title, written.parent
+        if like and written.name in like.tree:
+            pattern = like.tree[written.name]
+            settings, title = merge(pattern.settings, settings), title or pattern.title
+            parent = parent or like.branches_off(written.name)
+        if title is None:
+            why = f", and {like.name} has no step of this name{one_of_these(written.name, like.tree)}" if like else ""
+            self.problems.append(Problem(node.key, f"step '{written.name}': 'title' is missing{why}"))
+        return Delta(written.name, title or written.name, parent or previous, settings, written.paper, written.counted)
+
+    def _read_set(self, node: Node, source: str) -> Settings:
+        """What a delta sets; keys that the base does not have become problems and are left out, so that the rest can be checked."""
+        if not node.value.get("set") or not node.value["set"].value:
+            return {}
+        settings = settings_of(node.value["set"], source, self.problems)
+        self.problems += unknown_keys(self.base, settings)
+        return {path: setting for path, setting in settings.items() if path in self.base}
+
+    def _check_parents(self, deltas: Mapping[str, Delta], nodes: Mapping[str, Node], what: str) -> bool:
+        """Whether each parent exists, and following them ends at a root."""
+        problems = []
+        for name, delta in deltas.items():
+            if delta.parent is None:
+                continue
+            written = nodes[name].value.get("parent")
+            place, chain, here = (written or nodes[name]).mark, [name], delta.parent
+            if here not in deltas:
+                problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{one_of_these(here, deltas)}"))
+            while here in deltas and here not in chain:
+                chain.append(here)
+                here = deltas[here].parent or ""
+            if here == name:
+                problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
+        self.problems += problems
+        return not problems
 
 
-def _read_steps(entry: RoadmapEntry, nodes: tuple[Node, ...], base: Settings, problems: list[Problem]) -> dict[str, Delta]:
-    steps: dict[str, Delta] = {}
-    places: dict[str, Mark] = {}
-    previous: str | None = None
-    for written, node in zip(entry.steps, nodes, strict=True):
-        place = node.value["name"].mark
-        if written.name in steps:
-            problems.append(Problem(place, f"step '{written.name}' is defined twice, first in line {places[written.name].line}"))
-            continue
-        if previous is not None and not written.set:
-            problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
-        settings = _read_set(node, f"step '{written.name}'", base, problems)
-        steps[written.name] = Delta(written.name, written.title, written.parent or previous, settings, written.paper)
-        places[written.name] = place
-        previous = written.name
-    return steps
-
-
-def _read_profiles(entries: Mapping[str, ProfileEntry], node: Node, base: Settings, problems: list[Problem]) -> dict[str, Delta]:
-    return {
-        name: Delta(name, entry.title, entry.parent, _read_set(node.value[name], f"profile '{name}'", base, problems))
-        for name, entry in entries.items()
-    }
-
-
-def _read_set(node: Node, source: str, base: Settings, problems: list[Problem]) -> Settings:
-    """What a delta sets; keys that the base does not have become problems and are left out, so that the rest can be checked."""
-    if not node.value.get("set") or not node.value["set"].value:
-        return {}
-    settings = settings_of(node.value["set"], source, problems)
-    problems += unknown_keys(base, settings)
-    return {path: setting for path, setting in settings.items() if path in base}
-
-
-def _check_parents(deltas: Mapping[str, Delta], nodes: Mapping[str, Node], what: str) -> list[Problem]:
-    """Each parent exists, and following them ends at a root."""
-    problems = []
-    for name, delta in deltas.items():
-        if delta.parent is None or "parent" not in nodes[name].value:
-            continue
-        place, chain, here = nodes[name].value["parent"].mark, [name], delta.parent
-        if here not in deltas:
-            problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{one_of_these(here, deltas)}"))
-        while here in deltas and here not in chain:
-            chain.append(here)
-            here = deltas[here].parent or ""
-        if here == name:
-            problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
-    return problems
-
-
-def _check_deltas(roadmap: Roadmap) -> list[Problem]:
-    """Each delta changes every leaf that it sets (a profile's in some step at least), and every step is valid in every profile."""
+def _check_steps(roadmap: Roadmap) -> list[Problem]:
+    """Each step changes every leaf that it sets, and is valid."""
     problems: list[Problem] = []
     for step in roadmap.tree.values():
         before = trace(roadmap, step.parent) if step.parent else roadmap.base
         problems += _check_changes(step, [before])
         problems += _check_values(roadmap, step.name, None)
-    for profile in roadmap.profiles.values():
-        before_all = [trace(roadmap, step, profile=profile.parent) for step in roadmap.steps]
-        problems += _check_changes(profile, before_all)
-    if not problems:
-        for name in roadmap.profiles:
-            for step_name in roadmap.steps:
-                problems += _check_values(roadmap, step_name, name)
     return problems
+
+
+def _check_profiles(profiles: Mapping[str, Delta], roadmaps: Sequence[Roadmap]) -> list[Problem]:
+    """Each profile changes every leaf that it sets, in some step of some roadmap."""
+    problems: list[Problem] = []
+    for profile in profiles.values():
+        before = [trace(roadmap, step, profile=profile.parent) for roadmap in roadmaps for step in roadmap.steps]
+        problems += _check_changes(profile, before) if before else []
+    return problems
+
+
+def _check_steps_in_profiles(roadmap: Roadmap) -> list[Problem]:
+    return [problem for name in roadmap.profiles for step in roadmap.steps for problem in _check_values(roadmap, step, name)]
 
 
 def _check_changes(delta: Delta, before: list[Settings]) -> list[Problem]:

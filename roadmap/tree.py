@@ -1,7 +1,13 @@
-"""The roadmap: a tree of steps over a base, and the resolution of a step into a run's configuration."""
+"""The roadmap: a tree of steps over a base, and the resolution of a step into a run's configuration.
+
+A step's id may also be a combination of deltas: `resnet50+gelu` is a step with a delta more, `layer_norm-gelu` one with a
+delta less, `gelu@order7` is where gelu is added when the path's deltas are added in the random order 7.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +24,20 @@ NO_PROFILE = "paper"
 
 
 class PaperFigures(Spec):
-    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs at 224 px."""
+    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs to two decimals."""
 
     top1: float
     std: Annotated[float, Field(ge=0)] | None = None
     n: Count
-    gmacs: float
+    gmacs: float | None = None
     gmacs_note: str | None = None
+
+
+class Counted(Spec):
+    """A step's cost at its own image size, counted outside this code: parameters in 10**6, multiply-adds in 10**9."""
+
+    params: float
+    gmacs: float
 
 
 class Reference(Spec):
@@ -44,11 +57,16 @@ class Delta:
     parent: str | None
     settings: Settings
     paper: PaperFigures | None = None
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True)
 class Roadmap:
-    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from."""
+    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from.
+
+    `source` says where the paper's figures are printed. `ablation` is set where the steps are not the path but combinations
+    of its deltas; `notes` are the sentences on those that were left out.
+    """
 
     name: str
     title: str
@@ -57,6 +75,9 @@ class Roadmap:
     tree: Mapping[str, Delta]
     profiles: Mapping[str, Delta]
     reference: Reference | None
+    source: str | None = None
+    ablation: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -65,12 +86,57 @@ class Roadmap:
 
     @property
     def trunk(self) -> tuple[str, ...]:
-        """The ids from the root to the last step; all other steps are side branches."""
-        return tuple(step.name for step in self.lineage(self.steps[-1]))
+        """The ids from the root to the last step; all other steps are side branches. An ablation has none of those."""
+        return self.steps if self.ablation else tuple(step.name for step in self.lineage(self.steps[-1]))
+
+    def branches_off(self, step: str) -> str | None:
+        """The parent of a step if it is another than the step before."""
+        parent, place = self.tree[step].parent, self.steps.index(step)
+        return parent if parent is not None and parent != self.steps[place - 1] else None
 
     def lineage(self, step: str) -> tuple[Delta, ...]:
-        """The steps from the root to `step`, both included; ConfigError if there is no such step."""
-        return self._ancestry("step", self.tree, step)
+        """The deltas that make up a step, from the root on: its ancestors' and its own, or those of a combination.
+
+        ConfigError if there is no such step, or if the combination has no meaning.
+        """
+        if step in self.tree or not re.search("[+@-]", step):
+            return self._ancestry("step", self.tree, step)
+        return self._ordered(step) if "@" in step else self._combined(step)
+
+    def _combined(self, combination: str) -> tuple[Delta, ...]:
+        """`step+delta-delta`, read from left to right."""
+        step, *words = re.split("([+-])", combination)
+        deltas = list(self._ancestry("step", self.tree, step))
+        for sign, name in zip(words[::2], words[1::2], strict=True):
+            delta = self._ancestry("step", self.tree, name)[-1]
+            if delta.parent is None:
+                raise self._error(combination, f"{name} is a root, and no change that could be added or left out")
+            if sign == "+" and delta in deltas:
+                raise self._error(combination, f"{name} is in it already")
+            if sign == "-" and delta not in deltas:
+                raise self._error(combination, f"{name} is not on the way to {step}, so it cannot be left out")
+            deltas = [*deltas, delta] if sign == "+" else [other for other in deltas if other is not delta]
+        return tuple(deltas)
+
+    def _ordered(self, place: str) -> tuple[Delta, ...]:
+        """`delta@orderSEED`."""
+        name, _, order = place.partition("@")
+        seed = re.fullmatch(r"order(\d{1,9})", order, re.ASCII)
+        if seed is None:
+            raise self._error(place, f"'{order}' is no order; write {name}@order7")
+        deltas = self.shuffled(int(seed[1]))
+        names = [delta.name for delta in deltas]
+        if name not in names[1:]:
+            raise self._error(place, f"{name} is no change on the path{one_of_these(name, names[1:])}")
+        return deltas[: names.index(name) + 1]
+
+    def _error(self, combination: str, message: str) -> ConfigError:
+        return ConfigError([Problem(relative(self.path), f"'{combination}': {message}")])
+
+    def shuffled(self, seed: int) -> tuple[Delta, ...]:
+        """The path's deltas in a random order, behind the root; a new step does not change the order of the others."""
+        root, *rest = self.lineage(self.trunk[-1])
+        return (root, *sorted(rest, key=lambda delta: hashlib.sha256(f"{seed}:{delta.name}".encode()).digest()))
 
     def profile(self, name: str | None) -> tuple[Delta, ...]:
         """The profile with its ancestors, oldest first; none for None and 'paper', the steps as they are. ConfigError if unknown."""
@@ -132,4 +198,7 @@ def change_of(roadmap: Roadmap, step: str, *, profile: str | None = None, overri
     for path, (old, new) in differences.items():
         if path not in recipe:
             words.append(f"{path.removeprefix('model.').removeprefix('block.')} {show(old)} → {show(new)}")
-    return ", ".join(words + ([f"{len(recipe)} values of the recipe"] if recipe else [])) or "nothing here: the profile sets the same"
+    return (
+        ", ".join(words + ([f"{len(recipe)} value{'s' * (len(recipe) > 1)} of the recipe"] if recipe else []))
+        or "nothing here: the profile sets the same"
+    )

@@ -5,36 +5,57 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blocks import Complexity, complexity
-from roadmap.tree import PaperFigures, Roadmap, resolve
+from roadmap.tree import Counted, PaperFigures, Roadmap, resolve
 
 
 @dataclass(frozen=True)
 class Row:
-    """A step's cost at its own image size beside the printed one."""
+    """A step's cost at its own image size beside the printed GMACs and the cost that was counted outside this code."""
 
     step: str
     title: str
     cost: Complexity
     paper: PaperFigures | None
+    counted: Counted | None
 
     @property
-    def matches(self) -> bool:
-        """Whether our GMACs round to the printed digits."""
-        return self.paper is not None and f"{self.cost.gmacs:.2f}" == f"{self.paper.gmacs:.2f}"
+    def prints(self) -> bool | None:
+        """Whether our GMACs are the printed ones, to the digit; None where none are printed."""
+        return None if self.paper is None or self.paper.gmacs is None else _agree(self.cost.gmacs, self.paper.gmacs, 2)
+
+    @property
+    def counts(self) -> bool | None:
+        """Whether our parameters and GMACs are the counted ones, to the digit; None where none were counted."""
+        if self.counted is None:
+            return None
+        return _agree(self.cost.params / 1e6, self.counted.params, 3) and _agree(self.cost.gmacs, self.counted.gmacs, 2)
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether our GMACs are not the printed ones for a reason that the steps file gives."""
+        return self.prints is False and self.paper is not None and self.paper.gmacs_note is not None
 
     @property
     def is_wrong(self) -> bool:
         """Whether the row should match and does not."""
-        return self.paper is not None and not self.matches and self.paper.gmacs_note is None
+        return self.counts is False or (self.prints is False and not self.is_flagged)
 
     @property
     def verdict(self) -> str:
         """The outcome in words."""
-        if self.paper is None:
-            return "not in the paper"
-        if self.matches:
-            return "match"
-        return f"flagged: {self.paper.gmacs_note}" if self.paper.gmacs_note else "DOES NOT MATCH"
+        if self.counts is False and self.counted is not None:
+            return f"DOES NOT MATCH what was counted: {self.counted.params:g} M, {self.counted.gmacs:g} GMACs"
+        if self.is_flagged and self.paper is not None:
+            return f"flagged: {self.paper.gmacs_note}"
+        if self.prints is False:
+            return "DOES NOT MATCH what is printed"
+        return "match" if self.prints or self.counts else "nothing to compare with"
+
+
+def _agree(ours: float, theirs: float, digits: int) -> bool:
+    """Whether ours rounds to theirs, to as many decimals as theirs has, but to `digits` at least (4.1 stands for 4.10)."""
+    digits = max(digits, len(f"{theirs!r}".partition(".")[2]))
+    return f"{ours:.{digits}f}" == f"{theirs:.{digits}f}"
 
 
 def verify(roadmap: Roadmap) -> list[Row]:
@@ -42,13 +63,18 @@ def verify(roadmap: Roadmap) -> list[Row]:
     rows = []
     for name, step in roadmap.tree.items():
         config = resolve(roadmap, name)
-        rows.append(Row(name, step.title, complexity(config.model, config.data.image_size), step.paper))
+        rows.append(Row(name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted))
     return rows
 
 
 def summary(rows: list[Row]) -> str:
     """One line that counts the verdicts."""
-    published = [row for row in rows if row.paper is not None]
-    matching, wrong = sum(row.matches for row in published), sum(row.is_wrong for row in published)
-    flagged = len(published) - matching - wrong
-    return f"{matching} of {len(published)} published rows match to the printed digit, {flagged} flagged, {wrong} wrong"
+    printed = [row for row in rows if row.prints is not None]
+    counted = [row for row in rows if row.counts is not None]
+    flagged, wrong = sum(row.is_flagged for row in rows), sum(row.is_wrong for row in rows)
+    words = []
+    if printed:
+        words.append(f"{sum(bool(row.prints) for row in printed)} of {len(printed)} published rows match to the printed digit")
+    if counted:
+        words.append(f"{sum(bool(row.counts) for row in counted)} of {len(counted)} have the parameters and GMACs counted elsewhere")
+    return ", ".join([*words, f"{flagged} flagged, {wrong} wrong"])

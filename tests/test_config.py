@@ -106,7 +106,7 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     ),
     "an empty delta": (
         [(f"        {RATIO}\n", "")],
-        ["@<name: ^stage_ratio> step 'stage_ratio': changes nothing: `set` is empty"],
+        ["@<name: ^stage_ratio\n        title: stage ratio\n> step 'stage_ratio': changes nothing: `set` is empty"],
     ),
     "unknown parent": (
         [("parent: kernel_7", "parent: kernel_77")],
@@ -130,8 +130,18 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         ["@<parent: ^gelu> step 'gelu': is its own ancestor: gelu -> gelu"],
     ),
     "duplicate step": (
-        [("- name: kernel_9", "- name: gelu")],
-        ["@<name: ^gelu\n        title: ReLU> step 'gelu' is defined twice, first in line #<^gelu\n        title: kernel>"],
+        [("- name: multiscale_s", "- name: convnext_s")],
+        [
+            "@<name: ^convnext_s\n        title: multi> step 'convnext_s' is defined twice, "
+            "first in line #<^convnext_s\n        title: ConvNeXt-S\n>"
+        ],
+    ),
+    "a step that the other roadmap shares is renamed": (
+        [("- name: kernel_9\n        title", "- name: kernel_13\n        title")],
+        [
+            "@<- ^name: kernel_9\n        paper> step 'kernel_9': 'title' is missing, and convnext_t has no step of this name; "
+            "did you mean 'kernel_7'?"
+        ],
     ),
     "unknown kind": (
         [("spatial.kind: depthwise", "spatial.kind: dephtwise")],
@@ -161,7 +171,7 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         ],
         [
             "@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?",
-            "@<name: ^increase_width> step 'increase_width': changes nothing: `set` is empty",
+            "@<name: ^increase_width\n        title> step 'increase_width': changes nothing: `set` is empty",
             "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?",
             "@<parent: ^kernel_77> step 'gelu': unknown parent 'kernel_77'; did you mean 'kernel_7'?",
             "@<^model.block.act.knd> step 'gelu': unknown key 'model.block.act.knd'; did you mean 'kind'?",
@@ -491,10 +501,11 @@ def problems_of(text: str, tmp_path: Path) -> list[str]:
 def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) -> None:
     text = STEPS_YAML.read_text(encoding="utf-8")
     one, other = "set: {model.head_norm: true}", "set: {model.init: default}"
-    text += "\n" + "".join(
+    more = "".join(
         f"      - {{name: {name}, title: {name}, {more}}}\n"
         for name, more in [("a", f"parent: b, {one}"), ("b", f"parent: a, {other}"), ("a", one)]
     )
+    text = edited(text, [("\n  convnext_b:\n", f"\n{more}\n  convnext_b:\n")])
     said = problems_of(text, tmp_path)
     assert any("step 'a' is defined twice" in line for line in said)
     assert any("step 'a': is its own ancestor: a -> b -> a" in line for line in said)

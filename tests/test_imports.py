@@ -20,6 +20,9 @@ FLOORS = {
     "roadmap.strict_yaml": 1,
     "roadmap.recipe": 1,
     "roadmap.steps": 1,
+    "roadmap.steps_file": 1,
+    "roadmap.ablations": 1,
+    "roadmap.schema": 1,
     "roadmap.settings": 1,
     "roadmap.tree": 1,
     "roadmap.files": 2,
@@ -37,8 +40,12 @@ FLOORS = {
     "roadmap.optim": 2,
     "roadmap.checkpoint": 3,
     "roadmap.engine": 3,
+    "roadmap.weights": 3,
+    "roadmap.timm_models": 3,
     "roadmap.stats": 3,
     "roadmap.train": 4,
+    "roadmap.rows": 4,
+    "roadmap.worth": 4,
     "roadmap.tables": 4,
     "roadmap.plots": 4,
     "roadmap.collect": 4,
@@ -60,6 +67,8 @@ NEEDS_TORCH = {
     "roadmap.checkpoint",
     "roadmap.engine",
     "roadmap.train",
+    "roadmap.weights",
+    "roadmap.timm_models",
 }
 HEAVY = ("torch", "timm", "sklearn")
 

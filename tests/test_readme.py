@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from roadmap.provenance import ROOT
 from roadmap.steps import load_roadmap
 
@@ -23,15 +21,9 @@ def block_with(text: str) -> str:
     return next(block for block in found if text in block)
 
 
-@pytest.fixture
-def steps_file(tmp_path: Path) -> Path:
-    """The steps file with the README's example at its end."""
-    path = tmp_path / "steps.yaml"
-    path.write_text((ROOT / "steps.yaml").read_text(encoding="utf-8") + "\n" + block_with("name: hard_swish"), encoding="utf-8")
-    return path
-
-
-def test_the_worked_example_runs_from_yaml_to_table(steps_file: Path, tmp_path: Path) -> None:
+def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
+    steps_file = tmp_path / "my.yaml"
+    steps_file.write_text(block_with("name: hard_swish"), encoding="utf-8")
     assert load_roadmap(steps_file).steps[-1] == "hard_swish"
     commands = [line for line in block_with("submit.py separate_downsampling hard_swish").splitlines() if line]
     assert len(commands) == 3
@@ -39,7 +31,7 @@ def test_the_worked_example_runs_from_yaml_to_table(steps_file: Path, tmp_path: 
         words = shlex.split(line)
         assert words[0] == "python"
         quick = "" if "diff" in words else QUICK
-        command = [sys.executable, *words[1:], "--steps", str(steps_file), *shlex.split(quick)]
+        command = [sys.executable, *words[1:], *shlex.split(quick)]
         if words[1].endswith(".py"):
             command[1] = str(ROOT / words[1])
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

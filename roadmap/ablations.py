@@ -1,0 +1,101 @@
+"""Other readings of a roadmap's deltas than the path, each a roadmap itself, so that all that takes a roadmap takes an ablation.
+
+leave-one-out[:STEP]   the last step of the path, or STEP, without each of its deltas
+one-at-a-time[:STEP]   the first step with each of those deltas alone
+order:SEED             the path's deltas, added in a random order
+
+A combination that is a step of the roadmap already keeps that step's id, and so its runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from roadmap.settings import Settings, changes, one_of_these
+from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.tree import Delta, Roadmap, resolve, trace
+
+LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
+Variant = tuple[str, str, str | None]  # id, title, the parent's id
+
+
+def ablate(roadmap: Roadmap, ablation: str) -> Roadmap:
+    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own. ConfigError if unknown."""
+    kind, _, argument = ablation.partition(":")
+    if kind == ORDER and re.fullmatch(r"\d{1,9}", argument, re.ASCII):
+        variants, title = _shuffle(roadmap, int(argument)), f"the changes in random order {int(argument)}"
+    elif end := end_of(roadmap, ablation):
+        root, *deltas = roadmap.lineage(end)
+        if kind == LEAVE_ONE_OUT:
+            variants, title = _leave_out(roadmap.tree[end], deltas), f"{roadmap.tree[end].title} without each change"
+        else:
+            variants, title = _add_alone(root, deltas), f"{root.title} with each change alone"
+    else:
+        known = f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP) and {ORDER}:SEED, such as {ORDER}:0"
+        raise ConfigError([Problem("--ablate", f"unknown ablation '{ablation}'; there are {known}")])
+    return _grow(roadmap, list(variants), ablation, title)
+
+
+def end_of(roadmap: Roadmap, ablation: str) -> str | None:
+    """The step whose changes an ablation leaves out or adds one at a time; None for others. ConfigError if there is no such step."""
+    kind, colon, argument = ablation.partition(":")
+    if kind not in (LEAVE_ONE_OUT, ONE_AT_A_TIME) or (colon and not argument):
+        return None
+    end = argument or roadmap.trunk[-1]
+    if end not in roadmap.tree:
+        raise ConfigError([Problem("--ablate", f"unknown step '{end}'{one_of_these(end, roadmap.tree)}")])
+    return end
+
+
+def _leave_out(whole: Delta, deltas: list[Delta]) -> Iterator[Variant]:
+    yield whole.name, whole.title, None
+    for delta in deltas:
+        yield f"{whole.name}-{delta.name}", f"without {delta.title}", whole.name
+
+
+def _add_alone(root: Delta, deltas: list[Delta]) -> Iterator[Variant]:
+    yield root.name, root.title, None
+    for delta in deltas:
+        yield f"{root.name}+{delta.name}", f"{delta.title} alone", root.name
+
+
+def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
+    root, *deltas = roadmap.shuffled(seed)
+    yield root.name, root.title, None
+    before = root.name
+    for delta in deltas:
+        name = f"{delta.name}@{ORDER}{seed}" if delta is not deltas[0] else f"{root.name}+{delta.name}"
+        yield name, delta.title, before
+        before = name
+
+
+def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str) -> Roadmap:
+    """The tree of the variants that are networks of their own, each as a change of its parent."""
+    known = {_values(trace(roadmap, step)): step for step in reversed(roadmap.steps)}
+    tree: dict[str, Delta] = {}
+    kept: dict[str, str] = {}  # from a variant's id to that of the step which stands for it
+    notes = []
+    for name, words, before in variants:
+        try:
+            resolve(roadmap, name)
+        except ConfigError as error:
+            notes.append(f"{name} is not possible: {'; '.join(problem.message for problem in error.problems)}.")
+            kept[name] = kept.get(before or "", "")
+            continue
+        settings, parent = trace(roadmap, name), kept.get(before or "")
+        step = kept[name] = known.setdefault(_values(settings), name)
+        if step in tree:
+            notes.append(f"{name} is the same network and recipe as {step}: other changes set the same values.")
+            continue
+        own = settings if parent is None else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
+        there = roadmap.tree.get(step)
+        tree[step] = Delta(step, words, parent, own, there.paper if there else None, there.counted if there else None)
+    return replace(roadmap, title=f"{roadmap.title}: {title}", tree=tree, ablation=ablation, notes=tuple(notes))
+
+
+def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:
+    """The leaves with their values, to compare configurations by: 1 and 1.0 are the same, 1 and true are not."""
+    return frozenset((path, isinstance(setting.value, bool), setting.value) for path, setting in settings.items())

@@ -1,0 +1,63 @@
+"""What each change of the path is worth, read in three ways: alone, in place, and last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roadmap.records import Status
+from roadmap.stats import Difference, difference
+from roadmap.strict_yaml import ConfigError
+from roadmap.tree import Roadmap, resolve
+
+ALONE, IN_PLACE, LAST = READINGS = ("alone", "in place", "last")
+MEANING = {
+    ALONE: "the first step with the change minus the first step",
+    IN_PLACE: "the change's own step minus the one before it",
+    LAST: "the last step minus the last step without the change",
+}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None where runs are missing."""
+
+    step: str
+    title: str
+    of: Mapping[str, Difference | None]
+    n: Mapping[str, int]
+
+
+def worths(roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]) -> list[Worth]:
+    """The worth of each change on the way to `end`, from the finished runs of a roadmap and profile, whatever step they are filed under."""
+    top1: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run.result is not None and run.result.top1 is not None:
+            top1.setdefault(run.result.hash, {})[run.result.seed] = run.result.top1
+    found = []
+    root, *deltas = roadmap.lineage(end)
+    before = root.name
+    for delta in deltas:
+        name, of, n = delta.name, {}, {}
+        pairs = {ALONE: (f"{root.name}+{name}", root.name), IN_PLACE: (name, before), LAST: (end, f"{end}-{name}")}
+        for reading, (child, parent) in pairs.items():
+            of[reading], n[reading] = _compare(top1, *(_hash(roadmap, step, profile, overrides) for step in (child, parent)))
+        found.append(Worth(name, delta.title, of, n))
+        before = name
+    return found
+
+
+def _hash(roadmap: Roadmap, step: str, profile: str | None, overrides: Mapping[str, Any]) -> str | None:
+    try:
+        return resolve(roadmap, step, profile=profile, overrides=overrides).hash
+    except ConfigError:
+        return None  # a combination without meaning; `ablate` says so
+
+
+def _compare(top1: Mapping[str, dict[int, float]], child: str | None, parent: str | None) -> tuple[Difference | None, int]:
+    """Child minus parent, and the seeds that both have at least; nothing where the two are one configuration."""
+    if child is None or parent is None or child == parent:
+        return None, 0
+    ours, theirs = top1.get(child, {}), top1.get(parent, {})
+    return difference(ours, theirs), min(len(ours), len(theirs))
