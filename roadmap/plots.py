@@ -212,7 +212,7 @@ def worth_points(worths: Sequence[Worth], title: str) -> Figure:
             )  # fmt: skip
         axes.axvline(0, color=DARK, linewidth=0.8)
         for height in range(1, len(worths)):
-            axes.axhline(height - 0.5, color="#E3E3E3", linewidth=0.6)
+            axes.axhline(height - 0.5, color="#E3E3E3", linewidth=0.6, zorder=0.5)
         axes.set_yticks(range(len(worths)), [worth.title for worth in worths])
         axes.set_ylim(len(worths) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -222,6 +222,6 @@ def worth_points(worths: Sequence[Worth], title: str) -> Figure:
         axes.set_xlabel(
             f"change of top-1 accuracy (percentage points), {bars}n = {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"
         )
-        axes.set_title(title, loc="left", fontsize=9, pad=20)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8, borderaxespad=0, handletextpad=0.2)
         return figure

@@ -21,7 +21,8 @@ def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, abl
     """
     document = read_steps_file(Path(path))
     if name not in document.written.roadmaps:
-        raise ConfigError([Problem(relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}")])
+        unknown = Problem(relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}")
+        raise document.error(document.problems) if document.problems else ConfigError([unknown])
     roadmap = _checked(document, [name])[name]
     return ablate(roadmap, ablation) if ablation else roadmap
 
@@ -109,7 +110,6 @@ class _Trees:
     def _read_steps(self, name: str, entry: RoadmapEntry, like: Roadmap | None) -> dict[str, Delta]:
         steps: dict[str, Delta] = {}
         places: dict[str, Mark] = {}
-        previous: str | None = None
         for written, node in zip(entry.steps, self.document.steps(name), strict=True):
             place = node.value["name"].mark
             if written.name in steps:
@@ -117,25 +117,26 @@ class _Trees:
                 where = f"in line {first.line}" if first.file == place.file else f"at {first}"
                 self.problems.append(Problem(place, f"step '{written.name}' is defined twice, first {where}"))
                 continue
-            steps[written.name] = self._read_step(written, node, previous, like)
+            steps[written.name] = self._read_step(written, node, like, list(steps))
             places[written.name] = place
             is_shared = like is not None and (written.name in like.tree or written.title is None)
-            if previous is not None and not written.set and not is_shared:
+            if len(steps) > 1 and not written.set and not is_shared:
                 self.problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
-            previous = written.name
         return steps
 
-    def _read_step(self, written: StepEntry, node: Node, previous: str | None, like: Roadmap | None) -> Delta:
-        """A step; in a roadmap that is like another, the step of the same name there gives what is not written."""
+    def _read_step(self, written: StepEntry, node: Node, like: Roadmap | None, before: Sequence[str]) -> Delta:
+        """A step behind those `before` it; in a roadmap that is like another, the step of the same name there gives what is not written."""
         settings, title, parent = self._read_set(node, f"step '{written.name}'"), written.title, written.parent
         if like and written.name in like.tree:
             pattern = like.tree[written.name]
             settings, title = merge(pattern.settings, settings), title or pattern.title
-            parent = parent or like.branches_off(written.name)
+            if parent is None and like.branches_off(written.name):  # from its nearest ancestor that is here, too
+                parent = next((delta.name for delta in reversed(like.lineage(written.name)) if delta.name in before), None)
         if title is None:
             why = f", and {like.name} has no step of this name{one_of_these(written.name, like.tree)}" if like else ""
             self.problems.append(Problem(node.key, f"step '{written.name}': 'title' is missing{why}"))
-        return Delta(written.name, title or written.name, parent or previous, settings, written.paper, written.counted)
+        parent = parent or (before[-1] if before else None)
+        return Delta(written.name, title or written.name, parent, settings, written.paper, written.counted)
 
     def _read_set(self, node: Node, source: str) -> Settings:
         """What a delta sets; keys that the base does not have become problems and are left out, so that the rest can be checked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise, permutations
 from typing import get_args
 
@@ -9,16 +10,20 @@ import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import BlockSpec, ModelSpec, Op, build_model, complexity, describe, plan_block, plan_model
 from blocks.layers import kinds
 from blocks.plan import BODY, SHORTCUT, SUM
 from blocks.spec import ActSpec, NormSpec, SpatialSpec, StemSpec
+from roadmap.ablations import ablate
 from roadmap.settings import Setting, Settings, merge, validate
-from roadmap.steps import load_roadmap
+from roadmap.steps import load_roadmaps, resolve
+from roadmap.tree import trace
 
-ROADMAP = load_roadmap()
+ROADMAPS = load_roadmaps()
+ROADMAP = ROADMAPS["convnext_t"]
 PLACES = ("pw1", "spatial", "pw2")
 
 networks = settings(max_examples=40, deadline=None, derandomize=True)
@@ -95,7 +100,8 @@ stem_specs = st.one_of(
     st.builds(StemSpec, kind=st.just("patchify"), stride=st.integers(2, 5), norm=st.booleans()),
 )
 model_specs = st.builds(
-    ModelSpec,
+    lambda between, **axes: ModelSpec(downsample=between[0], downsample_norm=between[1], **axes),
+    between=st.sampled_from([("block", True), ("separate", True), ("separate", False)]),
     in_chans=st.integers(1, 3),
     num_classes=st.integers(1, 5),
     depths=st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple),
@@ -105,8 +111,6 @@ model_specs = st.builds(
     init=st.sampled_from(get_args(ModelSpec.model_fields["init"].annotation)),
     stem=stem_specs,
     block=block_specs,
-    downsample=st.sampled_from(["block", "separate"]),
-    downsample_norm=st.booleans(),
     head_norm=st.booleans(),
 )
 
@@ -217,14 +221,63 @@ def test_arithmetic_counts_the_modules_of_any_network(spec: ModelSpec, image_siz
     check_cost(spec, image_size)
 
 
-def step_deltas(name: str) -> Settings:
-    return ROADMAP.tree[name].settings
+def shrunk(spec: ModelSpec, positions: int) -> tuple[ModelSpec, int]:
+    """A network of the same kind, 4 to 12 channels wide and up to two blocks a stage, with images that leave the last stage `positions`."""
+    depths = tuple(min(depth, 2) for depth in spec.depths)
+    width = round(2 * math.log2(spec.width)) - 8  # wider stays wider: 64 to 1,024 channels become 4 to 12
+    small = spec.model_dump() | {"width": width, "depths": depths, "num_classes": 10}
+    return ModelSpec.model_validate(small), positions * spec.stem.stride << (len(depths) - 1)
+
+
+def check_training(spec: ModelSpec, image_size: int) -> None:
+    """Arithmetic and the modules agree on the cost of a forward pass, and every parameter gets a finite gradient from it."""
+    torch.manual_seed(0)
+    network = build_model(spec).train()
+    images = torch.randn(2, spec.in_chans, image_size, image_size)
+    with FlopCounterMode(display=False) as flops:
+        logits = network(images)
+    cost = complexity(spec, image_size)
+    assert cost.params == sum(parameter.numel() for parameter in network.parameters())
+    assert 2 * cost.macs * len(images) == flops.get_total_flops()
+    functional.cross_entropy(logits, torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
+
+
+DELTAS = [(name, step) for name, roadmap in ROADMAPS.items() for step in roadmap.steps if roadmap.tree[step].settings]
+
+
+def some(size: int) -> st.SearchStrategy[list[tuple[str, str]]]:
+    """As many deltas, in any order."""
+    return st.permutations(DELTAS).map(lambda order: order[:size])
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(st.integers(0, len(DELTAS)).flatmap(some), st.integers(1, 2))
+def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(chosen: list[tuple[str, str]], positions: int) -> None:
+    merged = merge(ROADMAP.base, *(ROADMAPS[name].tree[step].settings for name, step in chosen))
+    config = validate(merged, roadmap="any", step="any", profile=None, seed=0)
+    event(f"{len(chosen) // 10 * 10} deltas or more")
+    check_training(*shrunk(config.model, positions))
+
+
+@plain
+@given(st.lists(st.sampled_from(ROADMAP.steps[1:]), unique=True), st.data())
+def test_a_combination_is_its_deltas_in_the_order_of_its_name(names: list[str], data: st.DataObject) -> None:
+    dropped = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+    combination = "".join(["resnet50", *(f"+{name}" for name in names), *(f"-{name}" for name in dropped)])
+    kept = [ROADMAP.tree[name].settings for name in names if name not in dropped]
+    merged = merge(ROADMAP.base, *kept)
+    assert trace(ROADMAP, combination) == merged
+    assert resolve(ROADMAP, combination).model == validate(merged, roadmap="any", step="any", profile=None, seed=0).model
 
 
 @networks
-@given(st.lists(st.sampled_from(ROADMAP.steps), unique=True))
-def test_any_deltas_of_the_roadmap_in_any_order_are_a_network(names: list[str]) -> None:
-    small = {"model.width_mult": 0.125, "model.depths": (1, 1, 2, 1)}
-    merged = merge(ROADMAP.base, *map(step_deltas, names), {path: Setting(value, "", "") for path, value in small.items()})
-    config = validate(merged, roadmap="any", step="any", profile=None, seed=0)
-    check_cost(config.model, 64)
+@given(st.integers(0, 10**9 - 1))
+def test_a_random_order_ends_with_all_changes_of_the_path(seed: int) -> None:
+    ordered = ablate(ROADMAP, f"order:{seed}")
+    assert ordered.steps[0] == "resnet50"
+    deltas = ROADMAP.shuffled(seed)
+    assert {delta.name for delta in deltas} == set(ROADMAP.trunk)
+    values = {path: setting.value for path, setting in merge(ROADMAP.base, *(delta.settings for delta in deltas)).items()}
+    assert {path: setting.value for path, setting in trace(ordered, ordered.steps[-1]).items()} == values

@@ -1,0 +1,174 @@
+"""What each change is worth alone, in place and last: the arithmetic, the table and the figure."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
+from scipy import stats
+
+from roadmap.plots import worth_points
+from roadmap.provenance import ROOT
+from roadmap.records import find_runs, prepare, status
+from roadmap.stats import Difference
+from roadmap.steps import load_roadmap, resolve
+from roadmap.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
+from tests.test_collect import finish
+
+ROADMAP = load_roadmap()
+END = "separate_downsampling"
+# Top-1 in % by seed; what is not here has not run. separate_downsampling without separate_downsampling is layer_norm.
+TOP1: Mapping[str, Mapping[int, float]] = {
+    "resnet50": {0: 80.0, 1: 81.0, 2: 82.0},
+    "enhanced_recipe": {0: 82.0, 1: 83.5, 2: 84.0},
+    "stage_ratio": {0: 82.5, 1: 83.0, 2: 84.5},
+    "kernel_7": {0: 85.0},
+    "gelu": {0: 86.5},
+    "layer_norm": {0: 90.0, 1: 90.5, 2: 91.0},
+    "separate_downsampling": {0: 91.0, 1: 91.0, 2: 92.0},
+    "resnet50+gelu": {0: 80.5, 1: 80.0},
+    "separate_downsampling-gelu": {0: 88.0, 1: 88.5, 2: 89.0},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("worth") / "runs"
+    for step, results in TOP1.items():
+        for seed, top1 in results.items():
+            finish(prepare(folder, resolve(ROADMAP, step, profile="digits_noisy", seed=seed)), step, seed, top1)
+    prepare(folder, resolve(ROADMAP, "separate_downsampling-kernel_7", profile="digits_noisy"))  # has not begun
+    return folder
+
+
+def of(found: list[Worth], step: str) -> Worth:
+    return next(worth for worth in found if worth.step == step)
+
+
+def test_each_reading_is_the_difference_it_says(runs: Path) -> None:
+    found = worths(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
+    assert [worth.step for worth in found] == list(ROADMAP.trunk[1:-1])
+    recipe, gelu, kernel, separate = (of(found, step) for step in ("enhanced_recipe", "gelu", "kernel_7", END))
+    assert recipe.of[ALONE] == recipe.of[IN_PLACE]
+    assert value(recipe, ALONE) == pytest.approx((2.0 + 2.5 + 2.0) / 3)
+    assert value(gelu, ALONE) == pytest.approx(80.25 - 81.0)
+    assert value(gelu, IN_PLACE) == pytest.approx(1.5)
+    assert value(gelu, LAST) == pytest.approx((3.0 + 2.5 + 3.0) / 3)
+    assert gelu.n == {ALONE: 2, IN_PLACE: 1, LAST: 3}
+    assert (kernel.of[LAST], kernel.n[LAST]) == (None, 0)
+    assert separate.of[LAST] == separate.of[IN_PLACE]
+    assert value(separate, LAST) == pytest.approx(2.5 / 3)
+
+
+def value(worth: Worth, reading: str) -> float:
+    found = worth.of[reading]
+    assert found is not None
+    return found.value
+
+
+def test_a_change_that_a_later_one_overrides_is_worth_nothing_that_could_be_said(runs: Path) -> None:
+    found = worths(ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)])
+    assert of(found, "depthwise_conv").of[LAST] is None
+
+
+def collect(runs: Path, out: Path, *words: str) -> str:
+    command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=out.parent).stdout
+
+
+def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = collect(runs, out, "--ablate", f"leave-one-out:{END}")
+    table = (out / "ablation.md").read_text(encoding="utf-8")
+    assert "| separate_downsampling-gelu | act.kind gelu → relu | 3 | 88.50 ± 0.50 | -2.83 ± 0.72 | yes |" in table
+    assert "| separate_downsampling-kernel_7 | spatial.kernel 7 → 3 | 0/3 | – | – | – |" in table
+    assert "| layer_norm | " in table
+    assert "resnet50" not in table
+    assert "- 13 runs of other ablations left out (--ablate chooses one)." in table
+    worth = (out / "worth.md").read_text(encoding="utf-8")
+    welch = stats.ttest_ind([80.5, 80.0], [80.0, 81.0, 82.0], equal_var=False).confidence_interval(0.95)
+    assert f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
+    assert all(line in said for line in ("alone: the first step with the change minus the first step.", "worth.md"))
+    with (out / "worth.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["step"], row["reading"]): row for row in csv.DictReader(file)}
+    assert len(rows) == len(ROADMAP.trunk[1:-1]) * len(READINGS)
+    assert float(rows["gelu", LAST]["delta"]) == pytest.approx(8.5 / 3)
+    assert (rows["gelu", LAST]["n"], rows["gelu", LAST]["resolved"]) == ("3", "True")
+    assert rows["kernel_7", LAST]["delta"] == ""
+    assert {path.name for path in out.glob("worth.*")} == {"worth.csv", "worth.md", "worth.png", "worth.svg"}
+
+
+def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path) -> None:
+    collect(runs, tmp_path / "out")
+    table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
+    assert "resnet50+gelu" not in table
+    assert "not a step of" not in table
+    assert "- 6 runs of other ablations left out (--ablate chooses one)." in table
+    assert not (tmp_path / "out" / "worth.md").exists()
+
+
+def test_an_order_has_its_own_table_and_no_worth(runs: Path, tmp_path: Path) -> None:
+    collect(runs, tmp_path / "out", "--ablate", "order:3")
+    table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
+    assert "| gelu@order3 | act.kind relu → gelu | 0/3 |" in table
+    assert "rank correlation" not in table
+    assert not (tmp_path / "out" / "worth.md").exists()
+
+
+def test_the_paper_has_no_ablations(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "collect.py"), "--paper", "--ablate", "order:1", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "--ablate the paper has figures for the path only\n")
+    assert not (tmp_path / "out").exists()
+
+
+DIFFERENCES: Mapping[str, Any] = {
+    "with intervals": [Difference(3.92, 3.16), Difference(-8.85, 3.82), Difference(0.01, 0.85)],
+    "one seed": [Difference(3.92, None), Difference(-8.85, None), Difference(0.01, None)],
+    "some missing": [Difference(3.92, 3.16), None, None],
+    "none": [None, None, None],
+    "tiny": [Difference(0.001, 0.0001), Difference(-0.001, None), Difference(0.0, None)],
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str) -> None:
+    found = [
+        Worth(step, ROADMAP.tree[step].title, dict(zip(READINGS, DIFFERENCES[name], strict=True)), dict.fromkeys(READINGS, 3))
+        for step in ROADMAP.trunk[1:]
+    ]
+    figure = worth_points(found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy")
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    drawn = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    for container, difference in zip(drawn, DIFFERENCES[name], strict=True):
+        expected = [] if difference is None else [pytest.approx(difference.value)] * len(found)
+        assert np.asarray(container.lines[0].get_xdata()).tolist() == expected
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == list(READINGS)
+    low, high = axes.get_xlim()
+    ticks = [text for text in axes.get_xticklabels() if low <= text.get_position()[0] <= high]
+    texts = [*axes.get_yticklabels(), *ticks, axes.xaxis.label, *legend.get_texts(), *figure.texts]
+    boxes = {text.get_text(): text.get_window_extent(canvas.get_renderer()) for text in texts if text.get_text()}
+    for (one, box), (other, its) in combinations(boxes.items(), 2):
+        assert not box.overlaps(its), (one, other)
+    width, height = figure.bbox.width, figure.bbox.height
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes.values())
+
+
+def test_the_csv_of_runs_holds_the_ablations_runs_only(runs: Path, tmp_path: Path) -> None:
+    collect(runs, tmp_path / "out", "--ablate", "one-at-a-time")
+    with (tmp_path / "out" / "runs.csv").open(encoding="utf-8", newline="") as file:
+        steps = {row["step"] for row in csv.DictReader(file)}
+    assert steps == {"resnet50", "enhanced_recipe", "resnet50+gelu"}
