@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from blocks import describe
-from roadmap.command import add_config_options, add_roadmap_options, choices_of, main_of, roadmap_of
+from blocks import build_model, describe
+from roadmap.command import add_config_options, add_roadmap_options, choices_of, config_of, main_of, roadmap_of
 from roadmap.files import write_atomic
 from roadmap.schema import steps_schema
 from roadmap.settings import Settings, changes
@@ -42,6 +42,17 @@ def parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="the JSON Schema of steps files, for completion in an editor")
     schema.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
     schema.set_defaults(run=print_schema)
+    weights = commands.add_parser("weights", help="whether a file of weights fits a step's network; exit code 1 if not")
+    weights.add_argument("step", metavar="STEP")
+    weights.add_argument("source", metavar="FILE", help="a path or URL: ours, timm's or the original repository's names")
+    add_config_options(weights)
+    weights.set_defaults(run=print_weights)
+    export = commands.add_parser("export", help="write a run's weights as a file that timm loads")
+    export.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory")
+    export.add_argument("out", type=Path, metavar="FILE", help="the file, .safetensors or .pth")
+    export.add_argument("--ema", action="store_true", help="the moving average's weights")
+    export.add_argument("--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)")
+    export.set_defaults(run=print_export)
     return options
 
 
@@ -115,6 +126,24 @@ def print_schema(arguments: argparse.Namespace) -> int:
         write_atomic(arguments.out, text)
     except OSError as error:
         raise ConfigError([Problem(relative(arguments.out), f"cannot be written: {error.strerror}")]) from error
+    return 0
+
+
+def print_weights(arguments: argparse.Namespace) -> int:
+    """What of the file fits; nothing is changed."""
+    config = config_of(arguments, arguments.step, 0)
+    from roadmap.weights import load_weights
+
+    report = load_weights(build_model(config.model), arguments.source, strict=False)
+    print(report)
+    return int(not report.fits)
+
+
+def print_export(arguments: argparse.Namespace) -> int:
+    """Writes the file, and says how it is loaded."""
+    from roadmap.export import export
+
+    print(export(arguments.run_dir, arguments.out, ema=arguments.ema, names=arguments.names))
     return 0
 
 

@@ -26,7 +26,7 @@ def ablate(roadmap: Roadmap, ablation: str) -> Roadmap:
     """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own. ConfigError if unknown."""
     kind, _, argument = ablation.partition(":")
     if kind == ORDER and re.fullmatch(r"\d{1,9}", argument, re.ASCII):
-        variants, title = _shuffle(roadmap, int(argument)), f"the changes in random order {int(argument)}"
+        variants, title = _shuffle(roadmap, int(argument)), f"{roadmap.title}, the changes in random order {int(argument)}"
     elif end := end_of(roadmap, ablation):
         root, *deltas = roadmap.lineage(end)
         if kind == LEAVE_ONE_OUT:
@@ -93,7 +93,7 @@ def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str) 
         own = settings if parent is None else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
         there = roadmap.tree.get(step)
         tree[step] = Delta(step, words, parent, own, there.paper if there else None, there.counted if there else None)
-    return replace(roadmap, title=f"{roadmap.title}: {title}", tree=tree, ablation=ablation, notes=tuple(notes))
+    return replace(roadmap, title=title, tree=tree, ablation=ablation, notes=tuple(notes))
 
 
 def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:

@@ -22,11 +22,11 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Puts `text` at `path` whole or not at all; what was there before stays if the disk is full."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Puts `content` at `path` whole or not at all; what was there before stays if the disk is full."""
     temporary = aside(path)
     try:
-        _write_synced(temporary, text)
+        _write_synced(temporary, content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,9 +47,9 @@ def create_exclusive(path: Path, text: str) -> bool:
     return True
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write_synced(path: Path, content: str | bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

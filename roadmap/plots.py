@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from roadmap.labels import Box, place
 from roadmap.rows import Ablation, Row
 from roadmap.stats import Summary
+from roadmap.terminal import count
 from roadmap.tree import Reference
 from roadmap.worth import ALONE, IN_PLACE, LAST, Worth
 
@@ -34,6 +35,7 @@ STYLE: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
+LONG_TITLE = 55  # characters that fit above the axes
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
@@ -73,7 +75,7 @@ def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
         axes.set_xlabel(f"top-1 accuracy (%), axis from {low:g}; bars: mean ± std over n seeds")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.set_title(ablation.title, loc="left", fontsize=9, pad=18 if reference else 6)
+        axes.set_title(ablation.title, loc=_side(ablation.title), fontsize=9, pad=18 if reference else 6)
         axes.text(1.01, 1.005, "GMACs", transform=axes.transAxes, ha="left", va="bottom", color=DARK)
         if reference:
             axes.axvline(reference.top1, color=ORANGE, linestyle=":", linewidth=1.5)
@@ -81,10 +83,16 @@ def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
         return figure
 
 
+def _side(title: str) -> Literal["left", "right"]:
+    """Where a title is aligned with the axes; a long one ends with them and reaches over the labels on their left."""
+    return "left" if len(title) <= LONG_TITLE else "right"
+
+
 def _bar(axes: Axes, height: int, row: Row, low: float, high: float) -> None:
     axes.text(1.01, height, _gmacs(row), transform=axes.get_yaxis_transform(), ha="left", va="center", color=DARK)
     if row.top1 is None:
-        axes.text(low, height, "  diverged" if row.diverged else "  no run has finished", va="center", color=DARK, style="italic")
+        words = "diverged" if row.diverged else "no run has finished"
+        axes.text(low, height, f"  {words}", va="center", color=DARK, style="italic", bbox=PAPER, zorder=4)
         return
     look: dict[str, Any] = (
         {"color": "white", "edgecolor": BLUE, "hatch": "////"} if row.is_side_branch else {"color": BLUE, "edgecolor": BLUE}
@@ -217,11 +225,10 @@ def worth_points(worths: Sequence[Worth], title: str) -> Figure:
         axes.set_ylim(len(worths) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        seeds = sorted({n for worth in worths for n in worth.n.values() if n})
-        bars = "bars: 95 % interval, " if any(d and d.margin for worth in worths for d in worth.of.values()) else ""
-        axes.set_xlabel(
-            f"change of top-1 accuracy (percentage points), {bars}n = {' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds"
-        )
+        seeds = sorted({n for worth in worths for n in worth.n.values() if n}) or [0]
+        runs = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        bars = "bars: 95 % interval, " if any(found and found.margin for worth in worths for found in worth.of.values()) else ""
+        axes.set_xlabel(f"change of top-1 accuracy (percentage points), {bars}n = {runs}")
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8, borderaxespad=0, handletextpad=0.2)
         return figure

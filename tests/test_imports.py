@@ -41,6 +41,7 @@ FLOORS = {
     "roadmap.checkpoint": 3,
     "roadmap.engine": 3,
     "roadmap.weights": 3,
+    "roadmap.export": 3,
     "roadmap.timm_models": 3,
     "roadmap.stats": 3,
     "roadmap.train": 4,
@@ -68,6 +69,7 @@ NEEDS_TORCH = {
     "roadmap.engine",
     "roadmap.train",
     "roadmap.weights",
+    "roadmap.export",
     "roadmap.timm_models",
 }
 HEAVY = ("torch", "timm", "sklearn")

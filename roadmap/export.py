@@ -1,0 +1,150 @@
+"""Our networks as timm's: which of its models they are, their weights under its names, and a run's weights as a file that it loads."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from blocks.spec import ModelSpec
+from roadmap.checkpoint import Checkpoints
+from roadmap.files import write_atomic
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir
+from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
+from roadmap.weights import DIALECTS
+
+# What timm's architectures are fixed to; other values may vary.
+TIMM = {
+    "ResNet": """
+stem: {kind: resnet, stride: 4, norm: true}
+block: {order: [pw1, spatial, pw2], hidden: 1, out: 4, spatial: {kind: conv, kernel: 3}, layer_scale: null}
+block.norm: {kind: bn, after: [pw1, spatial, pw2]}
+block.act.after: [pw1, spatial, sum]
+downsample: block
+head_norm: false
+""",
+    "ConvNeXt": """
+stem: {kind: patchify, stride: 4, norm: true}
+block: {order: [spatial, pw1, pw2], hidden: 4, out: 1, spatial.kind: depthwise}
+block.norm: {kind: ln, after: [spatial]}
+block.act.after: [pw1]
+downsample: separate
+downsample_norm: true
+head_norm: true
+""",
+}
+RESNETS: dict[tuple[int, ...], str] = {
+    (3, 4, 6, 3): "resnet50",
+    (3, 4, 23, 3): "resnet101",
+    (3, 8, 36, 3): "resnet152",
+    (3, 24, 36, 3): "resnet200",
+}
+CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
+    ((3, 3, 9, 3), 96): "convnext_tiny",
+    ((3, 3, 27, 3), 96): "convnext_small",
+    ((3, 3, 27, 3), 128): "convnext_base",
+    ((3, 3, 27, 3), 192): "convnext_large",
+    ((3, 3, 27, 3), 256): "convnext_xlarge",
+}
+
+
+def _error(where: str, message: str) -> ConfigError:
+    return ConfigError([Problem(where, message)])
+
+
+def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
+    """What keeps `spec` from being an architecture of timm's."""
+    for path, node in parse_yaml(TIMM[architecture], architecture).leaves():
+        here, there = attrgetter(path)(spec), node.plain()
+        same = set(here) == set(there) if path.endswith("after") else here == there
+        if not same:
+            yield Problem(f"model.{path}", f"is {show(here)}; timm's {architecture} has {show(there)}")
+    if len(spec.depths) != 4:
+        yield Problem("model.depths", f"is {show(spec.depths)}; timm's {architecture} has four stages")
+    if architecture == "ResNet" and spec.stage_width(0) != 64:
+        yield Problem("model.width", f"x width_mult is {spec.stage_width(0)}; timm's ResNet has 64")
+
+
+def _architecture(spec: ModelSpec) -> str:
+    """The architecture of timm's that `spec` is; ConfigError says what keeps it from being the nearest."""
+    problems = {name: list(_differences(spec, name)) for name in TIMM}
+    nearest = min(problems, key=lambda name: len(problems[name]))
+    if problems[nearest]:
+        raise ConfigError(problems[nearest])
+    return nearest
+
+
+def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """The name and keyword arguments with which `timm.create_model` makes this network, stochastic depth apart.
+
+    ConfigError says which values stand in the way where timm has no such network.
+    """
+    depths, block = spec.depths, spec.block
+    wanted: dict[str, Any] = {"in_chans": spec.in_chans, "num_classes": spec.num_classes, "act_layer": block.act.kind}
+    usual: dict[str, Any] = {"in_chans": 3, "num_classes": 1000}
+    if _architecture(spec) == "ResNet":
+        name, other, size = RESNETS.get(depths), "resnet50", {"layers": depths}
+        usual |= {"act_layer": "relu"}
+    else:
+        name, other = CONVNEXTS.get((depths, spec.stage_width(0))), "convnext_tiny"
+        size = {"depths": depths, "dims": tuple(spec.stage_width(stage) for stage in range(4))}
+        wanted |= {"kernel_sizes": block.spatial.kernel, "ls_init_value": block.layer_scale}
+        usual |= {"act_layer": "gelu", "kernel_sizes": 7, "ls_init_value": 1e-6}
+        if block.layer_scale is None:  # create_model drops a None, but its second version has no layer scale anyway
+            name, other = None, "convnextv2_tiny"
+            wanted["use_grn"], usual["use_grn"], usual["ls_init_value"] = False, True, None
+    kwargs = {key: value for key, value in wanted.items() if value != usual[key]}
+    return (name, kwargs) if name else (other, size | kwargs)
+
+
+def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `timm_model(spec)` with the values of ours, in the same memory; ConfigError as there."""
+    is_convnext = _architecture(spec) == "ConvNeXt"
+    dialect = DIALECTS["timm_convnext" if is_convnext else "timm_resnet"]
+    # the 1x1 convolutions of timm's ConvNeXt are linear layers
+    flat = {name: is_convnext and re.search(r"\.body\.pw\d\.weight$", name) for name in state}
+    return {dialect.rename(name): value.flatten(1) if flat[name] else value for name, value in state.items()}
+
+
+def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm", "ours"] = "timm") -> str:
+    """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load them.
+
+    `ema` takes the moving average instead. ConfigError if there is no checkpoint, no average, no such network in timm,
+    or no place for `out`, which ends in .safetensors, .pth or .pt.
+    """
+    run = RunDir(run_dir)
+    if out.suffix not in (".safetensors", ".pth", ".pt"):
+        raise _error(relative(out), "must end in .safetensors, .pth or .pt")
+    if not out.parent.is_dir():
+        raise _error(relative(out), "cannot be written: its folder does not exist")
+    spec = RunConfig.read(run.config).model
+    model, kwargs = timm_model(spec) if names == "timm" else ("", {})
+    checkpoint = next(Checkpoints(run.checkpoints).load(torch.device("cpu")), None)
+    if checkpoint is None:
+        raise _error(relative(run.path), "has no whole checkpoint; train it first")
+    engine = checkpoint["engine"]
+    state = engine["ema" if ema else "model"]
+    if state is None:
+        raise _error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
+    state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
+    try:
+        write_atomic(out, safetensors.torch.save(state) if out.suffix == ".safetensors" else _pickled(state))
+    except OSError as error:
+        raise _error(relative(out), f"cannot be written: {error.strerror}") from error
+    arguments = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"])
+    loader = f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
+    return f"{relative(out)} holds the {'moving average' if ema else 'weights'} of iteration {engine['iteration']}; {loader} loads it"
+
+
+def _pickled(state: dict[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,183 @@
+"""Weights under our names and those that others use: read from wherever they are, and loaded into a network."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, url2pathname, urlopen
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from roadmap.files import write_atomic
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+# Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their names.
+EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
+PREFIXES = r"^((module|_orig_mod)\.)+"
+
+# Dialects in pairs of words: a pattern in our names, and what stands there in theirs.
+ORIGINAL_BLOCK = r"""
+    \.body\.spatial\.     .dwconv.          \.body\.spatial_norm\.   .norm.          \.body\.pw(\d)\.        .pwconv\1.
+    \.body\.gamma\.gamma$ .gamma            ^head_norm\.norm\.       norm.           ^head\.classifier\.     head."""
+TABLES = {
+    "ours": "",
+    "timm_convnext": r"""
+    ^stem\.conv\.         stem.0.           \.downsample\.norm\.     .downsample.0.  ^head_norm\.norm\.      head.norm.
+    ^stem\.norm\.         stem.1.           \.downsample\.conv\.     .downsample.1.  ^head\.classifier\.     head.fc.
+    \.body\.spatial\.     .conv_dw.         \.body\.spatial_norm\.   .norm.          \.body\.pw(\d)\.        .mlp.fc\1.
+    \.body\.gamma\.gamma$ .gamma""",
+    "timm_resnet": r"""
+    ^stem\.conv\.         conv1.            ^stem\.norm\.            bn1.            ^head\.classifier\.     fc.
+    ^stages\.0\.blocks\.  layer1.           ^stages\.1\.blocks\.     layer2.         ^stages\.2\.blocks\.    layer3.
+    ^stages\.3\.blocks\.  layer4.           \.shortcut\.conv\.       .downsample.0.  \.shortcut\.norm\.      .downsample.1.
+    \.body\.pw1\.         .conv1.           \.body\.spatial\.        .conv2.         \.body\.pw2\.           .conv3.
+    \.body\.pw1_norm\.    .bn1.             \.body\.spatial_norm\.   .bn2.           \.body\.pw2_norm\.      .bn3.""",
+    "original_convnext": r"""
+    ^stem\.conv\.         downsample_layers.0.0.                     ^stages\.(\d+)\.downsample\.norm\.      downsample_layers.\1.0.
+    ^stem\.norm\.         downsample_layers.0.1.                     ^stages\.(\d+)\.downsample\.conv\.      downsample_layers.\1.1.
+    ^(stages\.\d+)\.blocks\. \1."""
+    + ORIGINAL_BLOCK,
+    "original_isotropic": r"^stem\.conv\. stem.  ^stages\.0\.blocks\. blocks." + ORIGINAL_BLOCK,
+}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A way to name tensors: `pairs` of pattern and replacement turn our names into it, one after the other."""
+
+    name: str
+    pairs: tuple[tuple[str, str], ...]
+
+    def rename(self, name: str) -> str:
+        """This dialect's name for our `name`."""
+        for pattern, replacement in self.pairs:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+DIALECTS = {name: Dialect(name, tuple(zip(table.split()[::2], table.split()[1::2], strict=True))) for name, table in TABLES.items()}
+
+
+def _error(where: str, message: str) -> ConfigError:
+    return ConfigError([Problem(where, message)])
+
+
+def read_state_dict(source: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
+    """The tensors of a checkpoint at a path, or at an http, https or file address; the moving average's if `ema` and it has one.
+
+    Nothing in the file is run. ConfigError says why it cannot be read, or that it holds no tensors.
+    """
+    scheme, _, rest = source.partition("://") if isinstance(source, str) and "://" in source else ("", "", source)
+    if scheme.lower() not in ("", "file", "http", "https"):
+        raise _error(str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file")
+    downloaded = _download(str(source)) if scheme.lower().startswith("http") else None
+    path = downloaded or Path(url2pathname(str(rest).removeprefix("localhost")) if scheme else rest)
+    where = str(source) if scheme else relative(path)
+    try:
+        content = _read(path, where)
+    except ConfigError:
+        if downloaded:  # so that the next call asks again, where a server sent something else
+            downloaded.unlink(missing_ok=True)
+        raise
+    keys = (*(EMA_KEYS if ema else ()), *KEYS)
+    for _ in range(4):  # deeper than any of them is wrapped, and an end for a file that holds itself
+        content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
+    tensors = {re.sub(PREFIXES, "", str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise _error(where, "holds no tensors with names")
+    return tensors
+
+
+def _read(path: Path, where: str) -> Mapping[str, Any]:
+    """What a file holds; a training checkpoint of the original repository has its arguments beside the weights."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise _error(where, f"cannot be read: {error.strerror}") from error
+    if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
+        raise _error(where, "is a web page, not a checkpoint" if head else "is empty")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn file raises whatever its reader runs into
+        if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
+            raise _error(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
+        raise _error(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def _download(url: str) -> Path:
+    """The file at `url` in torch.hub's cache, fetched if it is not there; torch.hub's own functions take a torn download for whole."""
+    name = re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2]).lstrip(".")[-100:] or "weights"
+    # a folder for each address, because half the world calls its file checkpoint.pth
+    path = Path(torch.hub.get_dir(), "checkpoints", sha256(url.encode()).hexdigest()[:16], name)
+    if not path.exists():
+        try:
+            with urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=60) as answer:
+                content = answer.read()  # in one piece, for only this notices that less came than was announced
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content)
+        except (OSError, HTTPException, ValueError) as error:
+            raise _error(url, f"cannot be downloaded: {str(error).strip('<>')}") from error
+    return path
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a file's tensors fit a network: `missing` are our names, `unexpected` the file's; `misshaped`: name, shape there, shape here."""
+
+    source: str
+    dialect: str
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor has its place, and every place its tensor."""
+        return not (self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        wanted = self.loaded + len(self.missing) + len(self.misshaped)
+        shapes = [f"{name} is {list(there)} there, {list(here)} here" for name, there, here in self.misshaped]
+        lines = [f"{self.source} {'fits' if self.fits else 'does not fit'}: {self.loaded} of {wanted} tensors, dialect {self.dialect}"]
+        for what, names in {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": shapes}.items():
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            lines += [f"  {what}: {', '.join(names[:5])}{more}"] if names else []
+        return "\n".join(lines)
+
+
+def load_weights(network: nn.Module, source: str | Path, *, ema: bool = True, strict: bool = True) -> Report:
+    """Copies a checkpoint's tensors into `network`, whatever dialect it is in; `source` as in `read_state_dict`.
+
+    Where they do not all fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.
+    """
+    there, here = read_state_dict(source, ema=ema), network.state_dict()
+    dialect = max(DIALECTS.values(), key=lambda dialect: sum(dialect.rename(name) in there for name in here))
+    names = {name: dialect.rename(name) for name in here}
+    found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
+    pairs = {name: (tuple(tensor.shape), tuple(here[name].shape)) for name, tensor in found.items()}
+    # a linear layer is a 1x1 convolution; no other shape can be taken for another
+    misshaped = tuple((name, a, b) for name, (a, b) in pairs.items() if b not in (a, (*a, 1, 1)) and a != (*b, 1, 1))
+    fitting = found.keys() - {name for name, *_ in misshaped}
+    missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
+    unexpected = tuple(name for name in there if name not in names.values())
+    report = Report(str(source), dialect.name, len(fitting), missing, unexpected, misshaped)
+    if strict and not report.fits:
+        raise _error("", str(report))
+    with torch.no_grad():
+        for name in fitting:
+            here[name].copy_(found[name].reshape(here[name].shape))
+    return report

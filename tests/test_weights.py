@@ -1,0 +1,665 @@
+"""Weights from elsewhere come in whole or with a clear refusal, and ours go out as others read them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from blocks import ModelSpec, build_model
+from roadmap.export import export
+from roadmap.provenance import ROOT
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, prepare
+from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError, show
+from roadmap.train import train
+from roadmap.weights import load_weights, read_state_dict
+from tests.test_timm_parity import assert_same_logits, images, randomise
+
+
+def spec_of(**model: Any) -> ModelSpec:
+    """A small ConvNeXt."""
+    small = {"model.depths": [1, 2, 2, 1], "model.width": 16, "model.num_classes": 7}
+    overrides = small | {f"model.{key.replace('__', '.')}": value for key, value in model.items()}
+    return resolve(load_roadmap(), "separate_downsampling", overrides=overrides).model
+
+
+def copy_of(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def refusal(source: str | Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        read_state_dict(source)
+    assert len(refused.value.problems) == 1
+    return str(refused.value)
+
+
+# The original repository's networks, by its names: facebookresearch/ConvNeXt, models/convnext.py and convnext_isotropic.py.
+
+
+class ChannelsFirst(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = super().forward(x.permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, scaled: bool) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1, self.pwconv2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.ones(dim)) if scaled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = self.pwconv2(nn.functional.gelu(self.pwconv1(y)))
+        y = y if self.gamma is None else self.gamma * y
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Original(nn.Module):
+    def __init__(self, depths: tuple[int, ...], width: int, classes: int) -> None:
+        super().__init__()
+        dims = [width << stage for stage in range(len(depths))]
+        stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), ChannelsFirst(width, eps=1e-6))
+        between = [nn.Sequential(ChannelsFirst(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, 2, 2)) for dim in dims[:-1]]
+        self.downsample_layers = nn.ModuleList([stem, *between])
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(dim, scaled=True) for _ in range(depth))) for dim, depth in zip(dims, depths, strict=True)
+        )
+        self.norm, self.head = nn.LayerNorm(dims[-1], eps=1e-6), nn.Linear(dims[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+        logits: Tensor = self.head(self.norm(x.mean((-2, -1))))
+        return logits
+
+
+class Isotropic(nn.Module):
+    def __init__(self, depth: int, dim: int, classes: int, scaled: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, dim, 16, 16)
+        self.blocks = nn.Sequential(*(Block(dim, scaled) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.blocks(self.stem(x)).mean((-2, -1))))
+        return logits
+
+
+ISOTROPIC = {"depths": [3], "width": 24, "stem__stride": 16, "stem__norm": False}
+ORIGINALS: dict[str, tuple[ModelSpec, Callable[[], nn.Module]]] = {
+    "original_convnext": (spec_of(), lambda: Original((1, 2, 2, 1), 16, 7)),
+    "original_isotropic": (spec_of(**ISOTROPIC, block__layer_scale=None), lambda: Isotropic(3, 24, 7, scaled=False)),
+    "original_isotropic with layer scale": (spec_of(**ISOTROPIC), lambda: Isotropic(3, 24, 7, scaled=True)),
+}
+
+
+@pytest.mark.parametrize("kind", ORIGINALS)
+@pytest.mark.parametrize("size", [64, 97])
+def test_the_original_repositorys_released_files_load(kind: str, size: int, tmp_path: Path) -> None:
+    spec, build = ORIGINALS[kind]
+    theirs, ours = build(), build_model(spec)
+    randomise(theirs)
+    torch.save({"model": theirs.state_dict()}, tmp_path / "released.pth")
+    report = load_weights(ours, tmp_path / "released.pth")
+    assert (report.dialect, report.loaded, report.fits) == (kind.split()[0], len(theirs.state_dict()), True)
+    assert_same_logits(ours, theirs, images(2, 3, size), kind)
+
+
+def test_the_original_repositorys_training_checkpoint_loads_with_its_arguments_beside(tmp_path: Path) -> None:
+    spec, build = ORIGINALS["original_convnext"]
+    average, model, ours = build(), build(), build_model(spec)
+    randomise(average)
+    optimizer = torch.optim.AdamW(model.parameters())
+    saved = {"model": model.state_dict(), "model_ema": average.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save(saved | {"args": argparse.Namespace(lr=4e-3, model="convnext_tiny")}, tmp_path / "checkpoint-3.pth")
+    load_weights(ours, tmp_path / "checkpoint-3.pth")
+    assert_same_logits(ours, average, images(2, 3, 64), "a training checkpoint's average")
+    load_weights(ours, tmp_path / "checkpoint-3.pth", ema=False)
+    with torch.no_grad():
+        assert torch.allclose(ours(images(2, 3, 64)), model(images(2, 3, 64)), atol=1e-5)
+
+
+# What tensors are wrapped in.
+
+MODEL, AVERAGE = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": MODEL, "model_ema": AVERAGE},
+        {"state_dict": MODEL, "state_dict_ema": AVERAGE, "arch": "convnext_tiny"},
+        {"engine": {"iteration": 7, "model": MODEL, "ema": AVERAGE, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "epoch": 1},
+        {"model": MODEL, "model_ema": {"module.w": torch.zeros(2)}},
+        {"model_ema": {"module": {"module.w": torch.zeros(2)}}, "model": {"_orig_mod.module.w": torch.ones(2)}},
+    ],
+)
+def test_the_average_comes_first_unless_it_is_not_wanted(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "wrapped.pth")
+    assert_equal(read_state_dict(tmp_path / "wrapped.pth"), AVERAGE)
+    assert_equal(read_state_dict(tmp_path / "wrapped.pth", ema=False), MODEL)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        MODEL,
+        {"module": MODEL},
+        {"state_dict": {"module._orig_mod.w": torch.ones(2)}},
+        {"model": MODEL, "model_ema": None},
+        {"engine": {"model": MODEL, "ema": None}},
+        {"w": nn.Parameter(torch.ones(2)), "epoch": 3, "name": "tiny", "nested": {"x": torch.ones(1)}, "list": [torch.ones(1)]},
+    ],
+)
+def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "wrapped.pth")
+    found = read_state_dict(tmp_path / "wrapped.pth")
+    assert_equal(found, MODEL)
+    assert not found["w"].requires_grad
+
+
+def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "knot.pth")
+    assert refusal(tmp_path / "knot.pth").endswith("holds no tensors with names")
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"module.w": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert_equal(read_state_dict(tmp_path / "x.safetensors"), MODEL)
+    assert_equal(read_state_dict(str(tmp_path / "x.safetensors")), MODEL)
+
+
+def test_tensors_of_a_gpu_come_to_the_cpu(tmp_path: Path) -> None:
+    torch.save(MODEL, tmp_path / "cpu.pth")
+    with zipfile.ZipFile(tmp_path / "cpu.pth") as saved, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as moved:
+        for name in saved.namelist():  # the pickle says where each tensor was: a string, its length before it
+            moved.writestr(name, saved.read(name).replace(b"\x03\0\0\0cpu", b"\x06\0\0\0cuda:7"))
+    assert b"cuda:7" in (tmp_path / "gpu.pth").read_bytes()
+    assert_equal(read_state_dict(tmp_path / "gpu.pth"), MODEL)
+
+
+# Bad files.
+
+
+def whole(path: Path, **options: Any) -> bytes:
+    torch.save({"w": torch.zeros(1000)}, path, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "is a web page, not a checkpoint"),
+        (b"<HTML>404", "is a web page, not a checkpoint"),
+        (b"hello world", "is torn, or no checkpoint: PyTorch cannot read it"),
+        (bytes(range(256)) * 9, "is torn, or no checkpoint: PyTorch cannot read it"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(content)
+    assert refusal(path) == f"{path} {message}"
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_torn_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
+    path = tmp_path / ("torn.safetensors" if kind == "safetensors" else "torn.pth")
+    if kind == "safetensors":
+        content = safetensors.torch.save({"w": torch.zeros(1000)})
+    else:
+        content = whole(path, _use_new_zipfile_serialization=kind == "zip")
+    path.write_bytes(content)
+    assert read_state_dict(path)["w"].shape == (1000,)
+    path.write_bytes(content[: int(len(content) * kept)])
+    assert refusal(path) == f"{path} is torn, or no checkpoint: PyTorch cannot read it"
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.pth") == f"{tmp_path / 'none.pth'} cannot be read: No such file or directory"
+    assert refusal(tmp_path) == f"{tmp_path} cannot be read: Is a directory"
+    assert refusal("s3://bucket/a.pth") == "s3://bucket/a.pth is no address that can be read: 's3' is not one of http, https, file"
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.ones(2)], torch.ones(2), {"model": {}}, "text"])
+def test_a_file_without_named_tensors_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "none.pth")
+    assert refusal(tmp_path / "none.pth") == f"{tmp_path / 'none.pth'} holds no tensors with names"
+
+
+class Intruder:
+    """Makes a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_a_file_that_would_run_code_is_refused(kind: str, tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "evil.pth"
+    content = {"model": {"w": torch.ones(2), "x": Intruder(mark)}}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"x": Intruder(mark)}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    said = refusal(path)
+    assert said == f"{path} is refused: it holds posix.mkdir, and to load anything but weights could run code"
+    assert not mark.exists()
+    if kind == "zip":  # the same file does harm where code is allowed to run
+        torch.load(path, weights_only=False)
+        assert mark.exists()
+
+
+def test_a_whole_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "network.pth")
+    assert "it holds torch.nn.modules.linear.Linear" in refusal(tmp_path / "network.pth")
+
+
+# Addresses.
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`: a status, a body, and how many bytes it announces; `asked` are the paths that were asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, tuple[int, bytes, int | None]] = {}
+        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        status, body, announced = self.server.files.get(self.path, (404, b"no such file", 12))
+        if self.headers["User-Agent"].startswith("Python-urllib"):  # as many a host does
+            status = 403
+        self.send_response(status)
+        if announced is not None:
+            self.send_header("Content-Length", str(announced))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's cache for this test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "torch"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_an_address_is_fetched_once(hub: Path, server: Server, tmp_path: Path) -> None:
+    body = whole(tmp_path / "x.pth")
+    server.files["/convnext/x.pth"] = (200, body, len(body))
+    for _ in range(2):
+        assert read_state_dict(f"{server.address}/convnext/x.pth")["w"].shape == (1000,)
+    assert server.asked == ["/convnext/x.pth"]
+    assert [path.read_bytes() for path in files_in(hub)] == [body]
+    assert read_state_dict(server.address.replace("http", "HTTP") + "/convnext/x.pth")["w"].shape == (1000,)
+
+
+def test_an_address_of_a_file_is_read_in_place(hub: Path, tmp_path: Path) -> None:
+    whole(tmp_path / "a file.pth")
+    address = (tmp_path / "a file.pth").as_uri()
+    assert "a%20file.pth" in address
+    for spelling in (address, address.replace("file://", "FILE://localhost")):
+        assert read_state_dict(spelling)["w"].shape == (1000,)
+    assert files_in(hub) == []
+
+
+def test_files_of_one_name_at_two_addresses_are_two_files(hub: Path, server: Server) -> None:
+    for name, value in {"/a/w.safetensors?x=1": 1.0, "/b/w.safetensors?x=1": 2.0, "/b/w.safetensors?x=2": 3.0}.items():
+        body = safetensors.torch.save({"w": torch.full((2,), value)})
+        server.files[name] = (200, body, len(body))
+        assert read_state_dict(server.address + name)["w"].tolist() == [value, value]
+
+
+@pytest.mark.parametrize(
+    ("status", "share", "announces", "message"),
+    [
+        (200, 0.5, True, "cannot be downloaded: IncompleteRead"),
+        (200, 0.0, True, "cannot be downloaded: IncompleteRead"),
+        (200, 0.5, False, "is torn, or no checkpoint"),
+        (200, 0.0, False, "is empty"),
+        (404, 1.0, True, "cannot be downloaded: HTTP Error 404: Not Found"),
+        (503, 1.0, True, "cannot be downloaded: HTTP Error 503: Service Unavailable"),
+    ],
+)
+def test_a_failed_download_leaves_nothing_behind(
+    status: int, share: float, announces: bool, message: str, hub: Path, server: Server, tmp_path: Path
+) -> None:
+    body = whole(tmp_path / "x.pth")
+    server.files["/x.pth"] = (status, body[: int(len(body) * share)], len(body) if announces else None)
+    said = refusal(f"{server.address}/x.pth")
+    assert said.startswith(f"{server.address}/x.pth {message}")
+    assert "<" not in said
+    assert files_in(hub) == []
+    server.files["/x.pth"] = (200, body, len(body))
+    assert read_state_dict(f"{server.address}/x.pth")["w"].shape == (1000,)
+
+
+def test_a_page_instead_of_a_file_is_asked_for_again(hub: Path, server: Server, tmp_path: Path) -> None:
+    page, body = b"<!doctype html>maintenance", whole(tmp_path / "x.pth")
+    server.files["/x.pth"] = (200, page, len(page))
+    assert refusal(f"{server.address}/x.pth") == f"{server.address}/x.pth is a web page, not a checkpoint"
+    server.files["/x.pth"] = (200, body, len(body))
+    assert read_state_dict(f"{server.address}/x.pth")["w"].shape == (1000,)
+
+
+def test_an_address_that_nobody_answers_is_refused(hub: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        said = refusal(f"http://127.0.0.1:{deaf.getsockname()[1]}/x.pth")
+    assert re.search(r"/x\.pth cannot be downloaded: urlopen error \[Errno \d+\] Connection refused$", said)
+    assert refusal("http://[/x.pth").startswith("http://[/x.pth cannot be downloaded: ")
+    assert files_in(hub) == []
+
+
+# Reports.
+
+
+@pytest.fixture
+def misfit(tmp_path: Path) -> Path:
+    """A file of the small network with 7 classes where two tensors are missing, two are new, and the classifier has 9."""
+    network = build_model(spec_of())
+    randomise(network)
+    state = copy_of(network)
+    del state["stem.norm.bias"], state["stem.norm.weight"]
+    state |= {"head.classifier.weight": torch.zeros(9, 128), "head.classifier.bias": torch.zeros(9), "extra": torch.ones(1)}
+    torch.save(state | {"stages.0.blocks.9.body.pw1.bias": torch.ones(1)}, tmp_path / "misfit.pth")
+    return tmp_path / "misfit.pth"
+
+
+def test_a_misfit_is_reported_and_changes_nothing(misfit: Path) -> None:
+    network = build_model(spec_of())
+    before = copy_of(network)
+    with pytest.raises(ConfigError) as refused:
+        load_weights(network, misfit)
+    assert str(refused.value).splitlines() == [
+        f"{misfit} does not fit: {len(before) - 4} of {len(before)} tensors, dialect ours",
+        "  missing: stem.norm.weight, stem.norm.bias",
+        "  unexpected: extra, stages.0.blocks.9.body.pw1.bias",
+        "  mis-shaped: head.classifier.weight is [9, 128] there, [7, 128] here, head.classifier.bias is [9] there, [7] here",
+    ]
+    assert_equal(network.state_dict(), before)
+
+
+def test_what_fits_can_be_loaded_alone(misfit: Path) -> None:
+    network = build_model(spec_of())
+    before, there = copy_of(network), read_state_dict(misfit)
+    report = load_weights(network, misfit, strict=False)
+    assert (report.dialect, report.loaded, report.fits) == ("ours", len(before) - 4, False)
+    assert report.missing == ("stem.norm.weight", "stem.norm.bias")
+    assert report.unexpected == ("extra", "stages.0.blocks.9.body.pw1.bias")
+    assert report.misshaped == (("head.classifier.weight", (9, 128), (7, 128)), ("head.classifier.bias", (9,), (7,)))
+    left = {*report.missing, *(name for name, *_ in report.misshaped)}
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name] if name in left else there[name]) for name in after)
+
+
+def test_a_long_list_is_cut(tmp_path: Path) -> None:
+    torch.save({f"w{index}": torch.ones(1) for index in range(8)}, tmp_path / "other.pth")
+    network = build_model(spec_of())
+    report = load_weights(network, tmp_path / "other.pth", strict=False)
+    assert report.loaded == 0
+    head, missing, unexpected = str(report).splitlines()
+    assert head.startswith(f"{tmp_path / 'other.pth'} does not fit: 0 of {len(network.state_dict())} tensors")
+    assert missing.endswith(f" and {len(network.state_dict()) - 5} more")
+    assert unexpected == "  unexpected: w0, w1, w2, w3, w4 and 3 more"
+
+
+def test_a_fit_is_one_line(tmp_path: Path) -> None:
+    network = build_model(spec_of())
+    torch.save(network.state_dict(), tmp_path / "ours.pth")
+    count = len(network.state_dict())
+    assert str(load_weights(network, tmp_path / "ours.pth")) == f"{tmp_path / 'ours.pth'} fits: {count} of {count} tensors, dialect ours"
+
+
+@pytest.mark.parametrize(
+    ("name", "reshape", "is_harmless"),
+    [
+        ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(1), True),
+        ("stages.0.blocks.0.body.gamma.gamma", lambda w: w[:, None, None], True),
+        ("head.classifier.weight", lambda w: w[:, :, None, None], True),
+        ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(1).T, False),
+        ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(), False),
+        ("stages.0.blocks.0.body.spatial.weight", lambda w: w.flatten(2), False),
+        ("stages.0.blocks.0.body.spatial.weight", lambda w: w.transpose(0, 1), False),
+        ("stem.norm.weight", lambda w: w[None], False),
+        ("stem.norm.weight", lambda w: w[:, None], False),
+    ],
+)
+def test_only_a_1x1_at_the_end_may_differ(name: str, reshape: Any, is_harmless: bool, tmp_path: Path) -> None:
+    ours = build_model(spec_of())
+    randomise(ours)
+    torch.save(ours.state_dict() | {name: reshape(ours.state_dict()[name])}, tmp_path / "x.pth")
+    other = build_model(spec_of())
+    report = load_weights(other, tmp_path / "x.pth", strict=False)
+    assert [entry[0] for entry in report.misshaped] == ([] if is_harmless else [name])
+    assert torch.equal(other.state_dict()[name], ours.state_dict()[name]) == is_harmless
+
+
+def test_counts_of_batches_may_be_absent_but_statistics_may_not(tmp_path: Path) -> None:
+    network = build_model(resolve(load_roadmap(), "resnet50", overrides={"model.width": 8, "model.depths": [1, 1, 1, 1]}).model)
+    counts = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    assert counts
+    torch.save({name: value for name, value in network.state_dict().items() if name not in counts}, tmp_path / "old.pth")
+    assert load_weights(network, tmp_path / "old.pth").fits
+    torch.save({name: value for name, value in network.state_dict().items() if name != "stem.norm.running_var"}, tmp_path / "lame.pth")
+    assert load_weights(network, tmp_path / "lame.pth", strict=False).missing == ("stem.norm.running_var",)
+
+
+def test_values_of_another_precision_are_converted(tmp_path: Path) -> None:
+    ours, other = build_model(spec_of()), build_model(spec_of())
+    torch.save({name: value.half() for name, value in ours.state_dict().items()}, tmp_path / "half.pth")
+    assert load_weights(other, tmp_path / "half.pth").fits
+    assert_equal(other.state_dict(), {name: value.half().float() for name, value in ours.state_dict().items()})
+
+
+# Export.
+
+TINY = {
+    "data.copies": 1,
+    "recipe.epochs": 2,
+    "recipe.ema": 0.9,
+    "model.depths": [1, 1, 2, 1],
+    "model.stem.stride": 4,
+    "model.block.layer_scale": 0.5,
+}
+
+
+def train_tiny(runs: Path, step: str, overrides: dict[str, Any]) -> tuple[RunConfig, RunDir]:
+    config = resolve(load_roadmap(), step, profile="digits", overrides=TINY | overrides)
+    run = prepare(runs, config)
+    assert train(config, run.path).status == "done"
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDir]:
+    return train_tiny(tmp_path_factory.mktemp("runs"), "separate_downsampling", {})
+
+
+def newest(run: RunDir) -> Path:
+    return max(run.checkpoints.glob("*.pt"))
+
+
+def ours_of(config: RunConfig, run: RunDir, part: str) -> nn.Module:
+    network = build_model(config.model)
+    network.load_state_dict(torch.load(newest(run), weights_only=True)["engine"][part])
+    return network
+
+
+def made_by_timm(sentence: str) -> nn.Module:
+    """What the call in an export's sentence makes."""
+    call = re.search(r"timm\.create_model\(.*\)", sentence)
+    assert call
+    network: nn.Module = eval(call[0], {"timm": timm})
+    return network
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_timm_makes_the_exported_network(suffix: str, part: str, trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+    config, run = trained
+    out = tmp_path / f"out{suffix}"
+    out.write_bytes(b"what was there before")
+    sentence = export(run.path, out, ema=part == "ema")
+    size = "depths=(1, 1, 2, 1), dims=(12, 24, 48, 96), in_chans=1, num_classes=10, ls_init_value=0.5"
+    assert sentence == (
+        f"{out} holds the {'moving average' if part == 'ema' else 'weights'} of iteration 36; "
+        f"timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it"
+    )
+    assert_same_logits(ours_of(config, run, part), made_by_timm(sentence), images(3, 1, 32), f"export of {part}")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+    config, run = trained
+    expected = ours_of(config, run, "model").state_dict()
+    export(run.path, tmp_path / "ours.safetensors", names="ours")
+    assert_equal(dict(sorted(read_state_dict(tmp_path / "ours.safetensors").items())), dict(sorted(expected.items())))
+    export(run.path, tmp_path / "timm.pth")
+    network = build_model(config.model)
+    assert load_weights(network, tmp_path / "timm.pth").dialect == "timm_convnext"
+    assert_equal(network.state_dict(), expected)
+    assert load_weights(network, newest(run)).fits
+    assert_equal(network.state_dict(), ours_of(config, run, "ema").state_dict())
+
+
+def test_the_newest_whole_checkpoint_is_exported(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+    run = RunDir(Path(shutil.copytree(trained[1].path, tmp_path / trained[1].path.name)))
+    newest(run).write_bytes(newest(run).read_bytes()[:-1000])
+    assert "of iteration 18;" in export(run.path, tmp_path / "out.pth")
+    for path in run.checkpoints.iterdir():
+        path.write_bytes(b"")
+    refused(run.path, tmp_path / "again.pth", f"{run.path} has no whole checkpoint; train it first")
+
+
+def refused(run: Path, out: Path, message: str, **options: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        export(run, out, **options)
+    assert str(error.value) == message
+    assert not out.is_file()
+
+
+def test_an_export_that_cannot_be_is_refused(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+    run = trained[1].path
+    refused(run, tmp_path / "x.onnx", f"{tmp_path / 'x.onnx'} must end in .safetensors, .pth or .pt")
+    refused(run, tmp_path / "none" / "x.pth", f"{tmp_path / 'none' / 'x.pth'} cannot be written: its folder does not exist")
+    (tmp_path / "folder.pth").mkdir()
+    refused(run, tmp_path / "folder.pth", f"{tmp_path / 'folder.pth'} cannot be written: Is a directory")
+    config = tmp_path / "run" / "config.yaml"
+    refused(tmp_path / "run", tmp_path / "x.pth", f"{config} cannot be read: No such file or directory")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.pth"]
+
+
+def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: Path) -> None:
+    config, run = train_tiny(tmp_path, "layer_norm", {"recipe.epochs": 1, "recipe.ema": None})
+    obstacles = [
+        "model.stem.norm is false; timm's ConvNeXt has true",
+        "model.downsample is block; timm's ConvNeXt has separate",
+        "model.head_norm is false; timm's ConvNeXt has true",
+    ]
+    refused(run.path, tmp_path / "x.pth", "\n".join(obstacles))
+    refused(
+        run.path, tmp_path / "x.pth", f"{run.path} has no moving average of its weights: its recipe.ema is null", ema=True, names="ours"
+    )
+    assert export(run.path, tmp_path / "x.pth", names="ours").endswith(
+        f"roadmap.weights.load_weights(network, '{tmp_path / 'x.pth'}') loads it"
+    )
+    network = build_model(config.model)
+    assert load_weights(network, tmp_path / "x.pth").dialect == "ours"
+    assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())
+
+
+def test_a_run_that_was_not_trained_has_nothing_to_export(tmp_path: Path) -> None:
+    run = prepare(tmp_path, resolve(load_roadmap(), "resnet50"))
+    refused(run.path, tmp_path / "x.pth", f"{run.path} has no whole checkpoint; train it first")
+
+
+def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "roadmap", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+    config, run = trained
+    exported, bare = tmp_path / "tiny.pth", tmp_path / "ours.safetensors"
+    done = roadmap_command("export", run.path, exported)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "timm.create_model('convnext_tiny'" in done.stdout
+    assert roadmap_command("export", run.path, bare, "--names", "ours").returncode == 0
+    like = [
+        f"--set=model.{name}={show(value)}" for name, value in config.model.model_dump(include={"depths", "width", "width_mult"}).items()
+    ]
+    like += ["--profile", "digits", f"--set=model.stem.stride={config.model.stem.stride}"]
+    like += [f"--set=model.block.layer_scale={show(config.model.block.layer_scale)}"]
+    for file in (exported, bare):
+        fits = roadmap_command("weights", "separate_downsampling", file, *like)
+        assert (fits.returncode, fits.stderr) == (0, ""), fits.stdout + fits.stderr
+        assert f"{file} fits: " in fits.stdout
+    other = roadmap_command("weights", "gelu", bare)
+    assert other.returncode == 1
+    assert "does not fit" in other.stdout
+    refused = roadmap_command("export", run.path, tmp_path / "tiny.txt")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.endswith("tiny.txt must end in .safetensors, .pth or .pt\n")
