@@ -1,11 +1,13 @@
-"""Modules that neither PyTorch nor timm has."""
+"""What neither PyTorch nor timm has: a module over parts of the channels, and blocks whose results are not kept for the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Split(nn.Module):
@@ -18,4 +20,28 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(x, self.sizes, dim=1)
-        return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
+        # by index, for TorchScript and torch.fx read neither a strict zip nor a split without a known length
+        return torch.cat([branch(parts[index]) for index, branch in enumerate(self.branches)], dim=1)
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), whose intermediate results are computed again on the way back instead of kept."""
+    result: Tensor
+    if torch.compiler.is_compiling():  # a compiled graph writes to a buffer once however often it computes the value
+        result = checkpoint(block, x, use_reentrant=False)
+    else:
+        result = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), spared_buffers(block)))
+    return result
+
+
+@contextmanager
+def spared_buffers(block: nn.Module) -> Iterator[None]:
+    """Leaves the buffers of `block` as they are, for running statistics must not count a batch a second time."""
+    buffers = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)

@@ -1,4 +1,4 @@
-"""The modules that a plan is built into: layers in a row, and the residual block."""
+"""The modules that a plan is built into: layers in a row, the residual block, and the stage of blocks at one resolution."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # documented, though not in its __all__
 
 from blocks.layers import LAYERS, Op
+from blocks.modules import recomputed
 from blocks.plan import BODY, SHORTCUT, SUM
 
 
@@ -31,3 +33,24 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor = self.after(self.shortcut(x) + self.drop_path(self.body(x)))
         return total
+
+
+class Stage(nn.Module):
+    """blocks(downsample(x)); `drop_paths` are the blocks' rates. `grad_checkpointing` saves memory in training, for time."""
+
+    def __init__(self, downsample: Sequence[Op], blocks: Sequence[Sequence[Op]], drop_paths: Iterable[float]) -> None:
+        super().__init__()
+        # the blocks draw their weights first, as in the networks of all runs so far
+        residuals = nn.Sequential(*(Residual(block, rate) for block, rate in zip(blocks, drop_paths, strict=True)))
+        self.downsample = build_layers(downsample)
+        self.blocks = residuals
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not is_scripting():
+            for block in self.blocks:
+                x = recomputed(block, x)
+        else:
+            x = self.blocks(x)
+        return x

@@ -101,12 +101,15 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Edit:
     [
         ("roadmap", [], ["steps", "verify", "explain", "diff"]),
         ("roadmap", ["steps"], ["--steps", "--roadmap"]),
-        ("roadmap", ["verify"], ["--steps", "--roadmap"]),
+        ("roadmap", ["verify"], ["--steps", "--roadmap", "--ablate", "--all"]),
+        ("roadmap", ["schema"], ["--out"]),
+        ("roadmap", ["weights"], ["STEP", "FILE", "--profile", "--set"]),
+        ("roadmap", ["export"], ["RUN", "FILE", "--ema", "--names"]),
         ("roadmap", ["explain"], ["STEP", "--profile", "--set"]),
         ("roadmap", ["diff"], ["A", "B", "--profile", "--set"]),
-        ("run_step", [], ["STEP", "--profile", "--set", "--seed", "--runs", "--plan", "--eval"]),
-        ("collect", [], ["RUNS", "--paper", "--out", "--profile", "--set"]),
-        ("submit", [], ["STEP", "--seeds", "--runs", "--cluster", "--workers", "--profile", "--set"]),
+        ("run_step", [], ["STEP", "--ablate", "--profile", "--set", "--seed", "--runs", "--plan", "--eval"]),
+        ("collect", [], ["RUNS", "--paper", "--out", "--ablate", "--profile", "--set"]),
+        ("submit", [], ["STEP", "--ablate", "--seeds", "--runs", "--cluster", "--workers", "--profile", "--set"]),
         ("status", [], ["RUNS"]),
     ],
 )
@@ -132,6 +135,21 @@ def test_verify_counts_the_rows_that_match(tmp_path: Path) -> None:
     assert rows(done.out)["layer_norm"][:3] == ["25.836", "4.1456", "4.46"]
     assert rows(done.out)["layer_norm"][3].startswith("flagged: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_takes_all_roadmaps(call: Call, edited: Edit) -> None:
+    done = call("roadmap", "verify", "--all")
+    assert (done.code, done.err) == (0, "")
+    assert [line for line in done.out.splitlines() if " flagged, " in line] == [
+        VERIFIED,
+        "17 of 17 published rows match to the printed digit, 17 of 17 have the parameters and GMACs counted elsewhere, 0 flagged, 0 wrong",
+        "11 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 0 wrong",
+    ]
+    assert rows(done.out)["convnext_s_384"] == ["50.224", "25.5180", "–", "nothing to compare with"]
+    wrong = call("roadmap", "verify", "--all", "--steps", edited("gmacs: 16.896}", "gmacs: 16.897}"))
+    assert wrong.code == 1
+    assert rows(wrong.out)["isotropic_b"][-1] == "DOES NOT MATCH what was counted: 87.084 M, 16.897 GMACs"
+    assert wrong.out.splitlines()[-1] == "10 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 1 wrong"
 
 
 def test_verify_fails_where_a_figure_is_wrong(call: Call, edited: Edit) -> None:

@@ -643,23 +643,17 @@ def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
     config, run = trained
-    exported, bare = tmp_path / "tiny.pth", tmp_path / "ours.safetensors"
+    exported = tmp_path / "tiny.pth"
     done = roadmap_command("export", run.path, exported)
     assert (done.returncode, done.stderr) == (0, "")
     assert "timm.create_model('convnext_tiny'" in done.stdout
-    assert roadmap_command("export", run.path, bare, "--names", "ours").returncode == 0
-    like = [
-        f"--set=model.{name}={show(value)}" for name, value in config.model.model_dump(include={"depths", "width", "width_mult"}).items()
-    ]
-    like += ["--profile", "digits", f"--set=model.stem.stride={config.model.stem.stride}"]
-    like += [f"--set=model.block.layer_scale={show(config.model.block.layer_scale)}"]
-    for file in (exported, bare):
-        fits = roadmap_command("weights", "separate_downsampling", file, *like)
-        assert (fits.returncode, fits.stderr) == (0, ""), fits.stdout + fits.stderr
-        assert f"{file} fits: " in fits.stdout
-    other = roadmap_command("weights", "gelu", bare)
+    model = config.model
+    values: dict[str, Any] = {"depths": model.depths, "width": model.width, "width_mult": model.width_mult}
+    values |= {"stem.stride": model.stem.stride, "block.layer_scale": model.block.layer_scale}
+    like = ["--profile", "digits", *(f"--set=model.{path}={show(value)}" for path, value in values.items())]
+    fits = roadmap_command("weights", "separate_downsampling", exported, *like)
+    assert (fits.returncode, fits.stderr) == (0, ""), fits.stdout + fits.stderr
+    assert fits.stdout.startswith(f"{exported} fits: ")
+    other = roadmap_command("weights", "gelu", exported)
     assert other.returncode == 1
     assert "does not fit" in other.stdout
-    refused = roadmap_command("export", run.path, tmp_path / "tiny.txt")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.endswith("tiny.txt must end in .safetensors, .pth or .pt\n")

@@ -1,0 +1,128 @@
+"""Every step as a timm model: once this module is imported, timm.create_model('roadmap_gelu') builds the network of step gelu.
+
+Further keywords are timm's own and the leaves of the configuration's model section: width_mult=0.5, depths=[2, 2, 6, 2],
+block={'layer_scale': None}. What is not given is the step's, its rate of stochastic depth included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from blocks.model import Network, build_model
+from blocks.spec import ModelSpec
+from roadmap.recipe import RunConfig, reason
+from roadmap.settings import one_of_these
+from roadmap.steps import STEPS_YAML, load_roadmaps, resolve
+from roadmap.strict_yaml import ConfigError, Problem
+
+UNPREFIXED = "convnext_t"  # the roadmap whose steps need no name before theirs
+TIMMS_OWN = ("global_pool", "drop_rate", "drop_path_rate", "features_only", "out_indices", "feature_cls")
+
+default_cfgs: dict[str, Any] = {}  # under this name timm looks for each model's input size, mean, crop and the like
+registered: dict[str, RunConfig] = {}
+
+
+def model_name(roadmap: str, step: str) -> str:
+    """timm's name for a step: roadmap_gelu on the way to ConvNeXt-T, roadmap_convnext_b_gelu in roadmap convnext_b."""
+    return f"roadmap_{step}" if roadmap == UNPREFIXED else f"roadmap_{roadmap}_{step}"
+
+
+def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
+    """Makes timm models of all steps in a steps file and returns their names; ConfigError says what is wrong with the file.
+
+    A name that stands for another network already is taken over, with a warning from timm.
+    """
+    configs = {model_name(roadmap.name, step): resolve(roadmap, step) for roadmap in load_roadmaps(path).values() for step in roadmap.steps}
+    for name, config in configs.items():
+        if registered.get(name) != config:
+            registered[name] = config
+            default_cfgs.update(generate_default_cfgs({name: _default_cfg(config)}))
+            globals()[name] = register_model(_entrypoint(name, config.model))  # timm adds the name to this module's __all__
+    return tuple(configs)
+
+
+def _default_cfg(config: RunConfig) -> dict[str, Any]:
+    """What timm knows of a model besides its layers; no weights are published, so there is no address of any."""
+    model, data, recipe = config.model, config.data, config.recipe
+    positions = data.image_size // (model.stem.stride << len(model.depths) - 1)
+    return {
+        "input_size": (model.in_chans, data.image_size, data.image_size),
+        "pool_size": (positions, positions),
+        "num_classes": model.num_classes,
+        "crop_pct": recipe.eval_crop_pct,
+        "interpolation": recipe.eval_interpolation,
+        "mean": data.mean,
+        "std": data.std,
+        "first_conv": "stem.conv",
+        "classifier": "head.classifier",
+    }
+
+
+def _entrypoint(name: str, spec: ModelSpec) -> Callable[..., nn.Module]:
+    """The function by which timm creates the model `name`."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        depths = kwargs.get("depths")
+        stages = len(depths if isinstance(depths, Sequence) else spec.depths)
+        features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
+        model: nn.Module = build_model_with_cfg(partial(_build, name, spec), name, pretrained, feature_cfg=features, **kwargs)
+        return model
+
+    create.__name__ = name
+    return create
+
+
+def _build(name: str, spec: ModelSpec, *, num_classes: int, global_pool: str = "avg", drop_rate: float = 0.0, **leaves: Any) -> Network:
+    """The network of `spec` with other `leaves`; 0 classes are timm's word for a network without a classifier."""
+    if "drop_path_rate" in leaves:
+        leaves["drop_path"] = leaves.pop("drop_path_rate")
+    network = build_model(_changed(name, spec, {**leaves, "num_classes": num_classes or 1}), drop_rate)
+    if num_classes == 0 or global_pool != "avg":
+        network.reset_classifier(num_classes, global_pool)
+    return network
+
+
+def _changed(name: str, spec: ModelSpec, leaves: Mapping[str, Any]) -> ModelSpec:
+    """`spec` with other `leaves`, checked anew; ConfigError names all that are unknown or do not fit."""
+    try:
+        return ModelSpec.model_validate(_merge(spec.model_dump(), leaves))
+    except ValidationError as error:
+        known = [*_paths(spec.model_dump()), *TIMMS_OWN]
+        raise ConfigError([_problem(name, item, known) for item in error.errors()]) from error
+
+
+def _merge(section: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`section` with other leaves, of which {'stem.stride': 2} and {'stem': {'stride': 2}} are the same."""
+    for path, value in leaves.items():
+        key, dot, rest = path.partition(".")
+        within, value = section.get(key), {rest: value} if dot else value
+        if isinstance(within, dict) and isinstance(value, Mapping):
+            section[key] = _merge(within, value)
+        else:
+            section[key] = tuple(value) if isinstance(value, list) else value
+    return section
+
+
+def _paths(section: Mapping[str, Any]) -> Iterator[str]:
+    """The dotted path of each leaf."""
+    for key, value in section.items():
+        yield from (f"{key}.{path}" for path in _paths(value)) if isinstance(value, dict) else [key]
+
+
+def _problem(name: str, error: Any, known: Sequence[str]) -> Problem:
+    path, message = ".".join(map(str, error["loc"])), reason(error)
+    if error["type"] == "extra_forbidden":
+        message = f"unknown keyword '{path}'{one_of_these(path, known)}"
+    elif path:
+        message = f"{path}: {message}"
+    return Problem(f"create_model('{name}'):", message)
+
+
+register()
