@@ -11,14 +11,16 @@ import pandas as pd
 
 from roadmap.ablations import ablate, end_of
 from roadmap.files import write_atomic
-from roadmap.plots import accuracy_vs_gmacs, roadmap_bars, save, worth_points
+from roadmap.plots import accuracy_vs_gmacs, roadmap_bars
 from roadmap.records import Status, find_runs, status
-from roadmap.rows import Ablation, measured, published
+from roadmap.rows import Ablation, measured, origins, published
 from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.style import save
 from roadmap.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
 from roadmap.terminal import console, count, table
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
 from roadmap.worth import MEANING, Worth, worths
+from roadmap.worth_plot import worth_points
 
 
 def collect_paper(roadmap: Roadmap, out: Path) -> None:
@@ -49,7 +51,7 @@ def collect_runs(
     _write(rows, reference, out, runs_frame(here, rows))
     if ablation and (end := end_of(whole, ablation)):
         title = f"What each change on the way to {whole.tree[end].title} is worth on {profile or 'ImageNet-1K'}"
-        _write_worth(worths(whole, end, profile, overrides, mine), title, out)
+        _write_worth(worths(whole, end, profile, overrides, mine), title, out, origins([run.result for run in mine if run.result]))
 
 
 def _is_combination(roadmap: Roadmap, step: str) -> bool:
@@ -110,7 +112,7 @@ def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.
     _point_to(out / "ablation.md", written)
 
 
-def _write_worth(found: list[Worth], title: str, out: Path) -> None:
+def _write_worth(found: list[Worth], title: str, out: Path, origin: list[str]) -> None:
     """The table and the figure of what each change is worth."""
     rows = [worth_cells(worth) for worth in found]
     notes = [f"{reading}: {meaning}." for reading, meaning in MEANING.items()]
@@ -118,6 +120,7 @@ def _write_worth(found: list[Worth], title: str, out: Path) -> None:
     notes.append(
         "A dash stands for missing runs, and where a change that comes later sets the same values, so that leaving it out is none."
     )
+    notes += origin
     with _writing(out):
         write_atomic(out / "worth.csv", worth_frame(found).to_csv(index=False))
         write_atomic(out / "worth.md", markdown(title, WORTH_COLUMNS, rows, notes))

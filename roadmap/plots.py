@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from roadmap.labels import Box, place
 from roadmap.rows import Ablation, Row
 from roadmap.stats import Summary
-from roadmap.terminal import count
+from roadmap.style import BLUE, DARK, GREY, ORANGE, style
 from roadmap.tree import Reference
-from roadmap.worth import ALONE, IN_PLACE, LAST, Worth
 
-BLUE, ORANGE, GREEN, GREY, DARK = "#0072B2", "#E69F00", "#009E73", "#9A9A9A", "#333333"  # Okabe and Ito's colour-blind safe palette
-STYLE: Any = {
-    "font.size": 8.0,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": DARK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.6,
-    "hatch.linewidth": 0.6,
-    "svg.hashsalt": "roadmap",  # the same figure gives the same file
-    "svg.fonttype": "path",
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-}
 LONG_TITLE = 55  # characters that fit above the axes
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context(STYLE):
-        yield
-
-
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path`.png and `path`.svg, byte for byte the same for the same figure."""
-    written = []
-    with _style():
-        for kind, metadata in METADATA.items():
-            target = path.with_suffix(f".{kind}")
-            figure.savefig(target, metadata=metadata)
-            written.append(target)
-    return written
 
 
 def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
@@ -63,7 +23,7 @@ def roadmap_bars(ablation: Ablation, reference: Reference | None) -> Figure:
     `reference` adds a dotted line at a published accuracy.
     """
     rows = ablation.rows
-    with _style():
+    with style():
         figure = Figure(figsize=(7.0, 0.9 + 0.27 * len(rows)), layout="constrained")
         axes: Axes = figure.subplots()
         low, high = _limits(rows, reference)
@@ -128,7 +88,7 @@ def _ends(summary: Summary) -> tuple[float, float]:
 
 def accuracy_vs_gmacs(ablation: Ablation, reference: Reference | None) -> Figure:
     """Accuracy against GMACs: arrows lead from parent to child, side branches are hollow, numbers name the steps in the key."""
-    with _style():
+    with style():
         figure = Figure(figsize=(7.0, 4.6), layout="constrained")
         axes: Axes = figure.subplots()
         finished = {row.step: row for row in ablation.rows if row.top1 is not None}
@@ -199,36 +159,3 @@ def _point(axes: Axes, row: Row) -> None:
         row.cost.gmacs, row.top1.mean, yerr=row.top1.std, fmt="o", markersize=5, capsize=2, linewidth=1, color=BLUE,
         markerfacecolor="white" if row.is_side_branch else BLUE, zorder=3,
     )  # fmt: skip
-
-
-MARKS = {ALONE: (ORANGE, "o", -0.24), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.24)}  # colour, marker, place in the row
-
-
-def worth_points(worths: Sequence[Worth], title: str) -> Figure:
-    """What each change is worth, alone, in place and last: a row a change, error bars of the 95 % interval."""
-    with _style():
-        figure = Figure(figsize=(7.0, 1.1 + 0.36 * len(worths)), layout="constrained")
-        axes: Axes = figure.subplots()
-        for reading, (colour, marker, shift) in MARKS.items():
-            found = [(height + shift, worth.of[reading]) for height, worth in enumerate(worths)]
-            points = [(height, difference) for height, difference in found if difference is not None]
-            axes.errorbar(
-                [difference.value for _, difference in points],
-                [height for height, _ in points],
-                xerr=[difference.margin or 0.0 for _, difference in points],
-                fmt=marker, color=colour, markersize=4.5, linewidth=1, label=reading,
-            )  # fmt: skip
-        axes.axvline(0, color=DARK, linewidth=0.8)
-        for height in range(1, len(worths)):
-            axes.axhline(height - 0.5, color="#E3E3E3", linewidth=0.6, zorder=0.5)
-        axes.set_yticks(range(len(worths)), [worth.title for worth in worths])
-        axes.set_ylim(len(worths) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        seeds = sorted({n for worth in worths for n in worth.n.values() if n}) or [0]
-        runs = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-        bars = "bars: 95 % interval, " if any(found and found.margin for worth in worths for found in worth.of.values()) else ""
-        axes.set_xlabel(f"change of top-1 accuracy (percentage points), {bars}n = {runs}")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=8, borderaxespad=0, handletextpad=0.2)
-        return figure

@@ -150,10 +150,16 @@ def _honest(rows: Sequence[Row], used: Sequence[Result], reference: Reference | 
     notes += [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
     diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
     notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
+    return notes + origins(used)
+
+
+def origins(results: Sequence[Result]) -> list[str]:
+    """On what hardware, with which versions and from which commit results come, a sentence each."""
+    notes = []
     for what, values in (
-        ("Hardware", {result.hardware for result in used}),
-        ("Versions", {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in used}),
-        ("Code", {result.commit or "no commit" for result in used}),
+        ("Hardware", {result.hardware for result in results}),
+        ("Versions", {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}),
+        ("Code", {result.commit or "no commit" for result in results}),
     ):
         notes += [f"{what}: {'; '.join(sorted(values))}." + (" MIXED." if len(values) > 1 else "")] if values else []
     return notes

@@ -47,6 +47,8 @@ FLOORS = {
     "roadmap.train": 4,
     "roadmap.rows": 4,
     "roadmap.worth": 4,
+    "roadmap.style": 4,
+    "roadmap.worth_plot": 4,
     "roadmap.tables": 4,
     "roadmap.plots": 4,
     "roadmap.collect": 4,

@@ -16,12 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from scipy import stats
 
-from roadmap.plots import worth_points
 from roadmap.provenance import ROOT
 from roadmap.records import find_runs, prepare, status
 from roadmap.stats import Difference
 from roadmap.steps import load_roadmap, resolve
 from roadmap.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
+from roadmap.worth_plot import worth_points
 from tests.test_collect import finish
 
 ROADMAP = load_roadmap()
@@ -98,6 +98,7 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     welch = stats.ttest_ind([80.5, 80.0], [80.0, 81.0, 82.0], equal_var=False).confidence_interval(0.95)
     assert f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
     assert all(line in said for line in ("alone: the first step with the change minus the first step.", "worth.md"))
+    assert "- Hardware: one core.\n- Versions: python 3.11.7, scikit-learn 1.7.0.\n- Code: 0123" in worth
     with (out / "worth.csv").open(encoding="utf-8", newline="") as file:
         rows = {(row["step"], row["reading"]): row for row in csv.DictReader(file)}
     assert len(rows) == len(ROADMAP.trunk[1:-1]) * len(READINGS)
@@ -165,6 +166,20 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str)
         assert not box.overlaps(its), (one, other)
     width, height = figure.bbox.width, figure.bbox.height
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes.values())
+
+
+def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
+    found = [
+        Worth(step, ROADMAP.tree[step].title, dict.fromkeys(READINGS, Difference(1.0, 0.5)), dict.fromkeys(READINGS, 3))
+        for step in ROADMAP.trunk[1:]
+    ]
+    found[2] = Worth("far", "far", {ALONE: Difference(-74.44, 2.07), IN_PLACE: Difference(30.0, None), LAST: None}, found[0].n)
+    (axes,) = worth_points(found, "far").axes
+    assert [text.get_text() for text in axes.texts] == ["◀ -74.44 ± 2.07", "+30.00 ▶"]
+    low, high = axes.get_xlim()
+    assert -10 < low < high < 10
+    drawn = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    assert [len(np.asarray(container.lines[0].get_xdata())) for container in drawn] == [len(found) - 1] * 3
 
 
 def test_the_csv_of_runs_holds_the_ablations_runs_only(runs: Path, tmp_path: Path) -> None:
