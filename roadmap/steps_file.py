@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from blocks.spec import Spec
 from blocks.spelling import did_you_mean
 from roadmap.recipe import reason
+from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
 from roadmap.tree import Counted, PaperFigures, Reference
 
@@ -64,6 +66,9 @@ class StepsFile(Spec):
     base: dict[str, Any]
     profiles: dict[Name, ProfileEntry]
     roadmaps: dict[Name, RoadmapEntry]
+
+
+Join = Callable[[str, Node, Node, list[Problem]], Node]
 
 
 @dataclass(frozen=True)
@@ -127,19 +132,33 @@ def _add(below: Node, above: Node, problems: list[Problem]) -> Node:
         if key == "base":
             problems.append(Problem(node.key, "base: belongs to the file that is extended; put other values into a profile or a step"))
         elif key in ("profiles", "roadmaps") and isinstance(node.value, dict) and key in below.value:
-            join = _join_roadmap if key == "roadmaps" else _refuse_profile
-            added[key] = _union(below.value[key], node, join, problems)
+            under = below.value[key]
+            if key == "roadmaps":
+                added[key] = _union(under, _titled(under, node, problems), _join_roadmap, problems)
+            else:
+                added[key] = _union(under, node, _refuse_profile, problems)
         elif key != "extends":
             added[key] = node
     return replace(above, value=added)
 
 
-def _union(below: Node, above: Node, join: Any, problems: list[Problem]) -> Node:
+def _union(below: Node, above: Node, join: Join, problems: list[Problem]) -> Node:
     """Two mappings as one; `join` decides about the names that are in both."""
     if not isinstance(below.value, dict):
         return below
     both = {name: join(name, below.value[name], node, problems) for name, node in above.value.items() if name in below.value}
     return replace(above, value={**below.value, **above.value, **both})
+
+
+def _titled(below: Node, above: Node, problems: list[Problem]) -> Node:
+    """`above` without new roadmaps that have no title: the name of another was meant."""
+    kept = dict(above.value)
+    for name, node in above.value.items():
+        if isinstance(below.value, dict) and name not in below.value and isinstance(node.value, dict) and "title" not in node.value:
+            message = f"roadmap '{name}': is not in the extended file, and a new one needs a title{one_of_these(name, below.value)}"
+            problems.append(Problem(node.key, message))
+            del kept[name]
+    return replace(above, value=kept)
 
 
 def _refuse_profile(name: str, below: Node, above: Node, problems: list[Problem]) -> Node:

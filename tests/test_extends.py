@@ -160,6 +160,10 @@ BAD = {
         MORE_STEPS.replace("roadmaps:", "roadmap:"),
         ["my.yaml:2:1 unknown key 'roadmap'; did you mean 'roadmaps'?"],
     ),
+    "a misspelled roadmap": (
+        MORE_STEPS.replace("convnext_t:", "convnext_x:"),
+        ["my.yaml:3:3 roadmap 'convnext_x': is not in the extended file, and a new one needs a title; did you mean 'convnext_t'?"],
+    ),
     "unknown roadmap to share": (
         "extends: steps.yaml\nroadmaps: {new: {title: new, like: convnext_x, steps: [{name: gelu}]}}",
         ["my.yaml:2:36 roadmap 'new': like: 'convnext_x' is unknown; did you mean 'convnext_t'?"],
