@@ -27,8 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.paper == (arguments.runs is not None):
         raise ConfigError([Problem("collect.py", "takes either a folder of RUNS or --paper")])
-    if arguments.paper and arguments.ablate:
+    if arguments.paper and arguments.ablate is not None:
         raise ConfigError([Problem("--ablate", "the paper has figures for the path only")])
+    if arguments.paper and (arguments.profile is not None or arguments.overrides):
+        raise ConfigError([Problem("--paper", "takes no --profile and no --set: the paper's figures are of its own runs")])
     roadmap, choices = load_roadmap(arguments.steps, arguments.roadmap), choices_of(arguments)
     if arguments.paper:
         collect_paper(roadmap, arguments.out)

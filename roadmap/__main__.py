@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from blocks import build_model, describe
+from roadmap.ablations import ablate
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, config_of, main_of, roadmap_of
 from roadmap.files import write_atomic
 from roadmap.schema import steps_schema
@@ -75,6 +76,8 @@ def print_steps(arguments: argparse.Namespace) -> int:
 def print_verify(arguments: argparse.Namespace) -> int:
     """Every row with its verdict; exit code 1 if one that should match does not."""
     roadmaps = list(load_roadmaps(arguments.steps).values()) if arguments.all else [roadmap_of(arguments)]
+    if arguments.all and arguments.ablate is not None:
+        roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
     wrong = False
     for roadmap in roadmaps:
         rows = verify(roadmap)
@@ -124,8 +127,9 @@ def print_schema(arguments: argparse.Namespace) -> int:
         return 0
     try:
         write_atomic(arguments.out, text)
-    except OSError as error:
-        raise ConfigError([Problem(relative(arguments.out), f"cannot be written: {error.strerror}")]) from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no file"
+        raise ConfigError([Problem(relative(arguments.out), f"cannot be written: {why}")]) from error
     return 0
 
 

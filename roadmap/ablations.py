@@ -10,7 +10,7 @@ A combination that is a step of the roadmap already keeps that step's id, and so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,13 @@ LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
 Variant = tuple[str, str, str | None]  # id, title, the parent's id
 
 
-def ablate(roadmap: Roadmap, ablation: str) -> Roadmap:
-    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own. ConfigError if unknown."""
+def ablate(roadmap: Roadmap, ablation: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Roadmap:
+    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own. ConfigError if unknown.
+
+    Which combinations are the same can depend on the profile and the overrides that they are to be run with.
+    """
     kind, _, argument = ablation.partition(":")
-    if kind == ORDER and re.fullmatch(r"\d{1,9}", argument, re.ASCII):
+    if kind == ORDER and re.fullmatch(r"0|[1-9]\d{0,8}", argument, re.ASCII):
         variants, title = _shuffle(roadmap, int(argument)), f"{roadmap.title}, the changes in random order {int(argument)}"
     elif end := end_of(roadmap, ablation):
         root, *deltas = roadmap.lineage(end)
@@ -36,7 +39,7 @@ def ablate(roadmap: Roadmap, ablation: str) -> Roadmap:
     else:
         known = f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP) and {ORDER}:SEED, such as {ORDER}:0"
         raise ConfigError([Problem("--ablate", f"unknown ablation '{ablation}'; there are {known}")])
-    return _grow(roadmap, list(variants), ablation, title)
+    return _grow(roadmap, list(variants), ablation, title, {"profile": profile, "overrides": overrides})
 
 
 def end_of(roadmap: Roadmap, ablation: str) -> str | None:
@@ -72,28 +75,32 @@ def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
         before = name
 
 
-def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str) -> Roadmap:
+def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, choices: dict[str, Any]) -> Roadmap:
     """The tree of the variants that are networks of their own, each as a change of its parent."""
-    known = {_values(trace(roadmap, step)): step for step in reversed(roadmap.steps)}
+    known = {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}
     tree: dict[str, Delta] = {}
     kept: dict[str, str] = {}  # from a variant's id to that of the step which stands for it
     notes = []
     for name, words, before in variants:
         try:
-            resolve(roadmap, name)
+            resolve(roadmap, name, **choices)
         except ConfigError as error:
             notes.append(f"{name} is not possible: {'; '.join(problem.message for problem in error.problems)}.")
             kept[name] = kept.get(before or "", "")
             continue
-        settings, parent = trace(roadmap, name), kept.get(before or "")
-        step = kept[name] = known.setdefault(_values(settings), name)
+        parent = kept.get(before or "")
+        step = kept[name] = known.setdefault(_values(trace(roadmap, name, **choices)), name)
         if step in tree:
             notes.append(f"{name} is the same network and recipe as {step}: other changes set the same values.")
             continue
+        settings = trace(roadmap, step)
         own = settings if parent is None else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
         there = roadmap.tree.get(step)
         tree[step] = Delta(step, words, parent, own, there.paper if there else None, there.counted if there else None)
-    return replace(roadmap, title=title, tree=tree, ablation=ablation, notes=tuple(notes))
+    end = roadmap.trunk[-1]
+    if ablation.startswith(ORDER) and kept[variants[-1][0]] != end:
+        notes.append(f"The last network is not {end}: some changes set the same values, and the later one wins.")
+    return replace(roadmap, title=title, tree=tree, ablation=ablation, notes=tuple(notes), whole=roadmap)
 
 
 def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:

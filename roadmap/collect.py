@@ -38,27 +38,25 @@ def collect_runs(
 
     With an `ablation`, its combinations take the place of the path, and what each change is worth is told, too.
     """
-    whole, roadmap = roadmap, ablate(roadmap, ablation) if ablation else roadmap
     found = [status(run) for run in find_runs(runs)]
     profile = _one_experiment(roadmap, runs, found, profile)
+    whole = roadmap
+    if ablation is not None:
+        roadmap = ablate(whole, ablation, profile=profile, overrides=overrides)
     mine = [run for run in found if run.run.experiment == (roadmap.name, profile or NO_PROFILE)]
     mine.sort(key=lambda run: (_place(roadmap, run.run.step), run.run.path.name))
-    here = [run for run in mine if run.run.step in roadmap.tree or not _is_combination(whole, run.run.step)]
+    hashes = {resolve(roadmap, step, profile=profile, overrides=overrides).hash for step in roadmap.steps}
+    here = [run for run in mine if run.run.step in roadmap.tree or run.run.hash in hashes or not whole.knows(run.run.step)]
     reference = _reference(whole, profile, overrides)
     rows = measured(roadmap, profile, overrides, here, reference)
     if len(here) < len(mine):
-        rows.notes.append(f"{count(len(mine) - len(here), 'run')} of other ablations left out (--ablate chooses one).")
+        rows.notes.append(f"{count(len(mine) - len(here), 'run')} of other steps and combinations left out (--ablate chooses others).")
     _write(rows, reference, out, runs_frame(here, rows))
     if ablation and (end := end_of(whole, ablation)):
         title = f"What each change on the way to {whole.tree[end].title} is worth on {profile or 'ImageNet-1K'}"
-        _write_worth(worths(whole, end, profile, overrides, mine), title, out, origins([run.result for run in mine if run.result]))
-
-
-def _is_combination(roadmap: Roadmap, step: str) -> bool:
-    try:
-        return bool(roadmap.lineage(step))
-    except ConfigError:
-        return False
+        if changes := worths(whole, end, profile, overrides, mine):
+            used = {name for worth in changes for name in worth.hashes}
+            _write_worth(changes, title, out, origins([run.result for run in mine if run.result and run.result.hash in used]))
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
@@ -120,6 +118,8 @@ def _write_worth(found: list[Worth], title: str, out: Path, origin: list[str]) -
     notes.append(
         "A dash stands for missing runs, and where a change that comes later sets the same values, so that leaving it out is none."
     )
+    if any(any(worth.diverged.values()) for worth in found):
+        notes.append("Runs that diverged are counted behind the difference, and in no mean.")
     notes += origin
     with _writing(out):
         write_atomic(out / "worth.csv", worth_frame(found).to_csv(index=False))

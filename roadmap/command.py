@@ -44,7 +44,8 @@ def add_config_options(options: argparse.ArgumentParser) -> None:
 
 def roadmap_of(arguments: argparse.Namespace) -> Roadmap:
     """The roadmap that the command line names."""
-    return load_roadmap(arguments.steps, arguments.roadmap, ablation=arguments.ablate)
+    choices = choices_of(arguments) if hasattr(arguments, "profile") else {}
+    return load_roadmap(arguments.steps, arguments.roadmap, ablation=arguments.ablate, **choices)
 
 
 def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:

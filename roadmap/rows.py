@@ -55,7 +55,7 @@ def published(roadmap: Roadmap) -> Ablation:
     rows = [_printed(roadmap, name) for name, step in roadmap.tree.items() if step.paper]
     notes = [f"As printed{f' in {roadmap.source}' if roadmap.source else ''}; GMACs and parameters are computed from our plans."]
     notes += [f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note]
-    if any(row.delta.margin for row in rows if row.delta):
+    if any(row.top1 and row.top1.std is not None for row in rows):
         unresolved = [row.step for row in rows if row.delta and row.delta.resolved is False]
         notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
     else:
@@ -68,7 +68,7 @@ def measured(
 ) -> Ablation:
     """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named."""
     configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
-    present = {name: [run for run in runs if run.run.step == name and run.run.hash == config.hash] for name, config in configs.items()}
+    present = {name: _one_a_seed(name, [run for run in runs if run.run.hash == config.hash]) for name, config in configs.items()}
     results = {name: [run.result for run in found if run.result is not None] for name, found in present.items()}
     planned = max(map(len, present.values()))
     rows = [
@@ -77,14 +77,20 @@ def measured(
     ]
     notes = []
     for name, config in configs.items():
-        if others := sum(run.run.step == name for run in runs) - len(present[name]):
+        if others := sum(run.run.step == name and run.run.hash != config.hash for run in runs):
             notes.append(f"{name}: {count(others, 'run')} of another configuration left out (the present one is {config.hash}).")
-    strangers = sorted({run.run.step for run in runs} - set(roadmap.steps))
+    strangers = sorted({run.run.step for run in runs if not roadmap.knows(run.run.step)})
     notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in strangers]
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     used = [result for found in results.values() for result in found]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     return Ablation(title, tuple(rows), "measured", [*_honest(rows, used, reference), *_agreement(roadmap, rows), *roadmap.notes, *notes])
+
+
+def _one_a_seed(step: str, runs: Sequence[Status]) -> list[Status]:
+    """A run for each seed of those with one configuration: a finished one before others, one that is filed under `step` before others."""
+    best = sorted(runs, key=lambda run: (run.result is None, run.run.step != step))
+    return list({run.run.seed: run for run in reversed(best)}.values())
 
 
 def _printed(roadmap: Roadmap, name: str) -> Row:

@@ -21,6 +21,9 @@ def steps_schema(base: Settings) -> Schema:
     sections = {path.partition(".")[0]: config["properties"][path.partition(".")[0]] for path in base}
     for entry in ("StepEntry", "ProfileEntry"):
         definitions[entry]["properties"]["set"] = {"$ref": "#/$defs/Change"}
+    for mapping in ("profiles", "roadmaps"):
+        schema["properties"][mapping]["additionalProperties"] = False
+    definitions["RoadmapEntry"]["properties"]["steps"]["minItems"] = 1
     definitions["RoadmapEntry"]["required"] = ["steps"]  # a roadmap of the extended file has its title already
     schema["properties"]["base"] = {"type": "object", "properties": sections, "required": list(sections), "additionalProperties": False}
     schema["properties"]["extends"] = {"type": "string", "description": "The steps file that this one adds to."}

@@ -34,7 +34,8 @@ class Difference:
         return None if self.margin is None else abs(self.value) > self.margin
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f}" if self.margin is None else f"{self.value:+.2f} ± {self.margin:.2f}"
+        value = f"{round(self.value, 2) + 0.0:+.2f}"  # -0.00 would say what the digits do not
+        return value if self.margin is None else f"{value} ± {self.margin:.2f}"
 
 
 def summarize(values: Sequence[float]) -> Summary | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from roadmap.ablations import ablate
 from roadmap.settings import Settings, merge, one_of_these, parse_overrides, same, settings_of, unknown_keys
@@ -14,8 +15,8 @@ from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 __all__ = ["STEPS_YAML", "Roadmap", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
 
 
-def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None) -> Roadmap:
-    """The roadmap `name` of a steps file, or an ablation of it such as 'leave-one-out' (`roadmap.ablations` lists them).
+def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None, **choices: Any) -> Roadmap:
+    """The roadmap `name` of a steps file, or an ablation of it such as 'leave-one-out'; `choices` are those of `ablations.ablate`.
 
     ConfigError holds all that is wrong with the file at once, with lines and columns.
     """
@@ -24,7 +25,7 @@ def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, abl
         unknown = Problem(relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}")
         raise document.error(document.problems) if document.problems else ConfigError([unknown])
     roadmap = _checked(document, [name])[name]
-    return ablate(roadmap, ablation) if ablation else roadmap
+    return ablate(roadmap, ablation, **choices) if ablation is not None else roadmap
 
 
 def load_roadmaps(path: str | Path = STEPS_YAML) -> dict[str, Roadmap]:
@@ -65,6 +66,9 @@ class _Trees:
 
     def _read_profiles(self) -> dict[str, Delta]:
         node = self.document.node.value["profiles"]
+        for name, entry in node.value.items():
+            if name in self.document.written.profiles and _sets_nothing(entry):
+                self.problems.append(Problem(entry.key, f"profile '{name}': changes nothing: `set` is empty"))
         profiles = {
             name: Delta(name, entry.title, entry.parent, self._read_set(node.value[name], f"profile '{name}'"))
             for name, entry in self.document.written.profiles.items()
@@ -120,7 +124,7 @@ class _Trees:
             steps[written.name] = self._read_step(written, node, like, list(steps))
             places[written.name] = place
             is_shared = like is not None and (written.name in like.tree or written.title is None)
-            if len(steps) > 1 and not written.set and not is_shared:
+            if len(steps) > 1 and _sets_nothing(node) and not is_shared:
                 self.problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
         return steps
 
@@ -130,8 +134,8 @@ class _Trees:
         if like and written.name in like.tree:
             pattern = like.tree[written.name]
             settings, title = merge(pattern.settings, settings), title or pattern.title
-            if parent is None and like.branches_off(written.name):  # from its nearest ancestor that is here, too
-                parent = next((delta.name for delta in reversed(like.lineage(written.name)) if delta.name in before), None)
+            if parent is None and before and like.branches_off(written.name):  # from its nearest ancestor that is here, too
+                parent = next((delta.name for delta in reversed(like.lineage(written.name)) if delta.name in before), before[0])
         if title is None:
             why = f", and {like.name} has no step of this name{one_of_these(written.name, like.tree)}" if like else ""
             self.problems.append(Problem(node.key, f"step '{written.name}': 'title' is missing{why}"))
@@ -163,6 +167,11 @@ class _Trees:
                 problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
         self.problems += problems
         return not problems
+
+
+def _sets_nothing(node: Node) -> bool:
+    """Whether a step or a profile has no `set`, or one without a value."""
+    return "set" not in node.value or not any(True for _ in node.value["set"].leaves())
 
 
 def _check_steps(roadmap: Roadmap) -> list[Problem]:

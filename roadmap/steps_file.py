@@ -115,8 +115,12 @@ def _extended(path: Path, above: tuple[Path, ...], problems: list[Problem]) -> N
     if not isinstance(extends.value, str):
         raise ConfigError([Problem(extends.mark, "extends: name the steps file that this one adds to, such as steps.yaml")])
     beside, shipped = path.parent / extends.value, STEPS_YAML.parent / extends.value
-    file = beside if beside.is_file() and not beside.samefile(path) else shipped
-    if not file.is_file():
+    try:
+        file = beside if beside.is_file() and not beside.samefile(path) else shipped
+        is_there = file.is_file()
+    except OSError as error:
+        raise ConfigError([Problem(extends.mark, f"extends: {error.strerror}")]) from error
+    if not is_there:
         raise ConfigError([Problem(extends.mark, f"extends: there is no '{extends.value}' in {relative(path.parent)}, nor in the project")])
     if file.resolve() in {other.resolve() for other in (*above, path)}:
         raise ConfigError([Problem(extends.mark, f"extends: '{extends.value}' comes back to this file")])

@@ -88,12 +88,12 @@ def _record(row: Row) -> dict[str, Any]:
 
 def runs_frame(runs: Sequence[Status], ablation: Ablation) -> pd.DataFrame:
     """The long form: one row a run, finished or not; `in_table` says whether it is part of the ablation."""
-    hashes = {row.step: row.hash for row in ablation.rows}
+    hashes = {row.hash for row in ablation.rows}
     records = []
     for run in runs:
         record: dict[str, Any] = {"run": run.run.name, "state": run.state, "why": run.why}
         record |= {"step": run.run.step, "seed": run.run.seed, "hash": run.run.hash}
-        record["in_table"] = run.result is not None and hashes.get(run.run.step) == run.run.hash
+        record["in_table"] = run.result is not None and run.run.hash in hashes
         if run.result is not None:
             result = run.result.model_dump(exclude={"format", "status", "versions"})
             record |= result | {name.replace("-", "_"): version for name, version in run.result.versions.items()}
@@ -106,12 +106,17 @@ WORTH_COLUMNS = ["step", ">alone", ">in place", ">last", ">n (alone, in place, l
 
 def worth_cells(worth: Worth) -> list[str]:
     """A change's worth as text, in the order of `WORTH_COLUMNS`."""
-    differences = [worth.of[reading] for reading in READINGS]
-    return [worth.step, *(_difference(found) for found in differences), ", ".join(str(worth.n[reading]) for reading in READINGS)]
+    return [
+        worth.step,
+        *(_difference(worth.of[reading], worth.diverged.get(reading, 0)) for reading in READINGS),
+        ", ".join(str(worth.n[reading]) for reading in READINGS),
+    ]
 
 
-def _difference(found: Difference | None) -> str:
-    return NONE if found is None else f"{found}{'' if found.resolved is None else ' *' if found.resolved else ''}"
+def _difference(found: Difference | None, diverged: int) -> str:
+    if found is None:
+        return "diverged" if diverged else NONE
+    return f"{found}{' *' if found.resolved else ''}{f' ({diverged} diverged)' if diverged else ''}"
 
 
 def worth_frame(worths: Sequence[Worth]) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from roadmap.settings import Settings, changes, merge, one_of_these, overriding,
 from roadmap.strict_yaml import ConfigError, Problem, relative, show
 
 NO_PROFILE = "paper"
+LONGEST_ID = 250
 
 
 class PaperFigures(Spec):
@@ -65,7 +66,7 @@ class Roadmap:
     """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from.
 
     `source` says where the paper's figures are printed. `ablation` is set where the steps are not the path but combinations
-    of its deltas; `notes` are the sentences on those that were left out.
+    of its deltas; `notes` are the sentences on those that were left out, and `whole` is the roadmap that it was made of.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Roadmap:
     source: str | None = None
     ablation: str | None = None
     notes: tuple[str, ...] = ()
+    whole: Roadmap | None = None
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -99,9 +101,20 @@ class Roadmap:
 
         ConfigError if there is no such step, or if the combination has no meaning.
         """
+        if self.whole is not None and step not in self.tree:
+            return self.whole.lineage(step)
         if step in self.tree or not re.search("[+@-]", step):
             return self._ancestry("step", self.tree, step)
+        if len(step) > LONGEST_ID:
+            raise self._error(f"{step[:40]}…", f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step")
         return self._ordered(step) if "@" in step else self._combined(step)
+
+    def knows(self, step: str) -> bool:
+        """Whether this is the id of a step or a combination, here or in the whole roadmap."""
+        try:
+            return bool(self.lineage(step))
+        except ConfigError:
+            return False
 
     def _combined(self, combination: str) -> tuple[Delta, ...]:
         """`step+delta-delta`, read from left to right."""
@@ -121,7 +134,7 @@ class Roadmap:
     def _ordered(self, place: str) -> tuple[Delta, ...]:
         """`delta@orderSEED`."""
         name, _, order = place.partition("@")
-        seed = re.fullmatch(r"order(\d{1,9})", order, re.ASCII)
+        seed = re.fullmatch(r"order(0|[1-9]\d{0,8})", order, re.ASCII)
         if seed is None:
             raise self._error(place, f"'{order}' is no order; write {name}@order7")
         deltas = self.shuffled(int(seed[1]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from roadmap.records import Status
@@ -21,17 +22,23 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Worth:
-    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None where runs are missing."""
+    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None where runs are missing.
+
+    `diverged` counts the runs that did, on either side; `hashes` are the configurations that were compared.
+    """
 
     step: str
     title: str
     of: Mapping[str, Difference | None]
     n: Mapping[str, int]
+    diverged: Mapping[str, int] = field(default_factory=dict)
+    hashes: frozenset[str] = frozenset()
 
 
 def worths(roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]) -> list[Worth]:
     """The worth of each change on the way to `end`, from the finished runs of a roadmap and profile, whatever step they are filed under."""
     top1: dict[str, dict[int, float]] = {}
+    diverged = Counter(run.result.hash for run in runs if run.result is not None and run.result.top1 is None)
     for run in runs:
         if run.result is not None and run.result.top1 is not None:
             top1.setdefault(run.result.hash, {})[run.result.seed] = run.result.top1
@@ -39,11 +46,15 @@ def worths(roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[s
     root, *deltas = roadmap.lineage(end)
     before = root.name
     for delta in deltas:
-        name, of, n = delta.name, {}, {}
+        name, of, n, lost, used = delta.name, {}, {}, {}, set()
         pairs = {ALONE: (f"{root.name}+{name}", root.name), IN_PLACE: (name, before), LAST: (end, f"{end}-{name}")}
         for reading, (child, parent) in pairs.items():
-            of[reading], n[reading] = _compare(top1, *(_hash(roadmap, step, profile, overrides) for step in (child, parent)))
-        found.append(Worth(name, delta.title, of, n))
+            one, other = (_hash(roadmap, step, profile, overrides) for step in (child, parent))
+            of[reading], n[reading] = _compare(top1, one, other)
+            sides = {hash for hash in (one, other) if hash is not None and one != other}
+            lost[reading] = sum(diverged[hash] for hash in sides)
+            used |= sides
+        found.append(Worth(name, delta.title, of, n, lost, frozenset(used)))
         before = name
     return found
 

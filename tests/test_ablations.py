@@ -95,19 +95,15 @@ def test_every_combination_resolves_in_every_profile_with_or_without_the_option(
             assert inside.step == step
 
 
-@pytest.mark.parametrize("how", EVERY)
-def test_no_two_steps_of_an_ablation_are_the_same_configuration(how: str) -> None:
-    ablated = load_roadmap(ablation=how)
-    hashes = [resolve(ablated, step).hash for step in ablated.steps]
+@pytest.mark.parametrize("profile", [None, "digits_noisy"])
+@pytest.mark.parametrize("how", [*EVERY, "order:2", "order:6"])
+def test_a_combination_that_is_a_step_keeps_its_id_and_figures(how: str, profile: str | None) -> None:
+    ablated = load_roadmap(ablation=how, profile=profile)
+    hashes = [resolve(ablated, step, profile=profile).hash for step in ablated.steps]
     assert len(set(hashes)) == len(hashes)
-
-
-@pytest.mark.parametrize("how", EVERY)
-def test_a_combination_that_is_a_step_keeps_its_id_and_figures(how: str) -> None:
-    ablated = load_roadmap(ablation=how)
-    known = {resolve(ROADMAP, step).hash: step for step in reversed(ROADMAP.steps)}
+    known = {resolve(ROADMAP, step, profile=profile).hash: step for step in reversed(ROADMAP.steps)}
     for step in ablated.steps:
-        there = known.get(resolve(ablated, step).hash, step)
+        there = known.get(resolve(ablated, step, profile=profile).hash, step)
         assert there == step
         assert ablated.tree[step].paper == (ROADMAP.tree[step].paper if step in ROADMAP.tree else None)
 
@@ -122,6 +118,7 @@ REFUSED = {
     "gleu+layer_norm": "unknown step 'gleu'; did you mean 'gelu'?",
     "resnet50+gleu": "unknown step 'gleu'; did you mean 'gelu'?",
     "gelu@order": "'order' is no order; write gelu@order7",
+    "gelu@order07": "'order07' is no order; write gelu@order7",
     "gelu@order1234567890": "'order1234567890' is no order; write gelu@order7",
     "kernel_9@order3": "kernel_9 is no change on the path; did you mean 'kernel_7'?",
     "resnet50@order3": "resnet50 is no change on the path; there are ",
@@ -162,6 +159,27 @@ def test_a_combination_that_a_spec_refuses_is_named_and_left_out(tmp_path: Path)
     assert "downsample_norm false has no meaning while downsample is block" in note
     with pytest.raises(ConfigError, match="downsample_norm false has no meaning"):
         resolve(load_roadmap(mine), "resnet50+bare")
+
+
+def test_an_ablation_knows_the_ids_of_the_whole_roadmap() -> None:
+    ablated = load_roadmap(ablation="leave-one-out")
+    for step in ("gelu", "resnet50+gelu", "separate_downsampling-gelu", "gelu@order7"):
+        assert resolve(ablated, step) == resolve(ROADMAP, step)
+    with pytest.raises(ConfigError, match="separate_downsampling is in it already"):
+        resolve(ablated, "multiscale_depthwise+separate_downsampling")
+
+
+def test_a_combination_that_an_override_makes_impossible_is_named_and_left_out() -> None:
+    overrides = {"model.downsample_norm": False}
+    ablated = load_roadmap(ablation="leave-one-out:separate_downsampling", overrides=overrides)
+    assert "layer_norm" not in ablated.tree
+    assert "separate_downsampling-gelu" in ablated.tree
+    assert ablated.notes[0].startswith("separate_downsampling-separate_downsampling is not possible: ")
+
+
+def test_an_id_longer_than_a_folders_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is longer than the 250 letters"):
+        resolve(ROADMAP, "resnet50" + "+gelu-gelu" * 30)
 
 
 def test_the_family_has_ablations_too() -> None:

@@ -87,6 +87,14 @@ roadmaps:
     assert complexity(resolve(mine["after"], "wide").model).params > complexity(resolve(narrow, "gelu").model).params
 
 
+def test_branches_of_a_shared_roadmap_stay_branches_behind_a_root_of_its_own(tmp_path: Path) -> None:
+    steps = (
+        "[{name: own, title: own, set: {model.depths: [2, 2, 2, 2]}}, {name: kernel_5}, {name: kernel_7}, {name: kernel_9}, {name: gelu}]"
+    )
+    mine = load_roadmap(write(tmp_path, f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, steps: {steps}}}}}"), "n")
+    assert [step.parent for step in mine.tree.values()] == [None, "own", "own", "own", "kernel_7"]
+
+
 def test_a_file_beside_it_comes_before_the_projects(tmp_path: Path) -> None:
     write(tmp_path, MORE_STEPS, "lab.yaml")
     text = "extends: lab.yaml\nroadmaps: {convnext_t: {steps: [{name: silu, title: silu, set: {model.block.act.kind: silu}}]}}"
@@ -134,6 +142,14 @@ BAD = {
     "changes nothing": (
         MORE_STEPS.replace("kind: hard_swish", "kind: gelu"),
         ["my.yaml:5:84 step 'hard_swish': 'model.block.act.kind' changes nothing: it already is gelu"],
+    ),
+    "an empty section": (
+        MORE_STEPS.replace("{model.block.act.kind: hard_swish}", "{model.block: {}}"),
+        ["my.yaml:5:16 step 'hard_swish': changes nothing: `set` is empty"],
+    ),
+    "an empty profile": (
+        f"{MORE_STEPS}profiles: {{mine: {{title: mine, set: {{}}}}}}",
+        ["my.yaml:6:12 profile 'mine': changes nothing: `set` is empty"],
     ),
     "a step that is there": (
         MORE_STEPS.replace("name: hard_swish", "name: gelu"),

@@ -81,6 +81,7 @@ def test_what_loads_is_valid(tmp_path: Path) -> None:
         ("epochs: 30", "epoch: 30", "'epoch' was unexpected"),
         ("depths: [1, 1]", "depths: []", "[] should be non-empty"),
         ("title: mine, ", "", "'title' is a required property"),
+        ("  mine:", "  My-own:", "'My-own' do"),
         ("name: one", "name: One", "'One' does not match"),
         ("base: convnext_t/gelu", "base: gelu", "'gelu' is not valid under any"),
         ("params: 1.5, ", "", "is not valid under any"),

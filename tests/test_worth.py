@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -93,7 +95,7 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     assert "| separate_downsampling-kernel_7 | spatial.kernel 7 → 3 | 0/3 | – | – | – |" in table
     assert "| layer_norm | " in table
     assert "resnet50" not in table
-    assert "- 13 runs of other ablations left out (--ablate chooses one)." in table
+    assert "- 13 runs of other steps and combinations left out (--ablate chooses others)." in table
     worth = (out / "worth.md").read_text(encoding="utf-8")
     welch = stats.ttest_ind([80.5, 80.0], [80.0, 81.0, 82.0], equal_var=False).confidence_interval(0.95)
     assert f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
@@ -113,8 +115,36 @@ def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path
     table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
     assert "resnet50+gelu" not in table
     assert "not a step of" not in table
-    assert "- 6 runs of other ablations left out (--ablate chooses one)." in table
+    assert "- 6 runs of other steps and combinations left out (--ablate chooses others)." in table
     assert not (tmp_path / "out" / "worth.md").exists()
+
+
+def test_a_run_filed_under_another_name_of_the_same_network_counts_once(runs: Path, tmp_path: Path) -> None:
+    aliased = tmp_path / "runs"
+    shutil.copytree(runs, aliased)
+    for seed, top1 in {0: 70.0, 1: 71.0}.items():
+        alias = prepare(aliased, resolve(ROADMAP, "resnet50+gelu-gelu+kernel_7", profile="digits_noisy", seed=seed))
+        finish(alias, "resnet50+gelu-gelu+kernel_7", seed, top1)
+    again = prepare(aliased, resolve(ROADMAP, "gelu-gelu+gelu", profile="digits_noisy"))  # the path's gelu has 86.50
+    finish(again, "gelu-gelu+gelu", 0, 1.0)
+    collect(aliased, tmp_path / "out", "--ablate", "one-at-a-time")
+    assert "| resnet50+kernel_7 | spatial.kernel 3 → 7 | 2/3 | 70.50 ± 0.71 |" in (tmp_path / "out" / "ablation.md").read_text(
+        encoding="utf-8"
+    )
+    collect(aliased, tmp_path / "path")
+    assert "| gelu | act.kind relu → gelu | 1/3 | 86.50 |" in (tmp_path / "path" / "ablation.md").read_text(encoding="utf-8")
+
+
+def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
+    some = tmp_path / "runs"
+    shutil.copytree(runs, some)
+    for step, seed in [("resnet50+layer_norm", 0), ("resnet50+layer_norm", 1), ("resnet50+gelu", 2)]:
+        finish(prepare(some, resolve(ROADMAP, step, profile="digits_noisy", seed=seed)), step, seed, None)
+    collect(some, tmp_path / "out", "--ablate", f"leave-one-out:{END}")
+    worth = (tmp_path / "out" / "worth.md").read_text(encoding="utf-8")
+    assert "| layer_norm | diverged | " in worth
+    assert re.search(r"\| gelu \| -0\.75 ± \d\.\d\d \(1 diverged\) \| ", worth)
+    assert "- Runs that diverged are counted behind the difference, and in no mean." in worth
 
 
 def test_an_order_has_its_own_table_and_no_worth(runs: Path, tmp_path: Path) -> None:
