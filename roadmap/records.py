@@ -18,6 +18,7 @@ from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tree import NO_PROFILE
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
+LONGEST_ID = 250
 FORMAT = 1
 State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
 
@@ -122,7 +123,10 @@ class RunDir:
 
 
 def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
-    """Where a run with this configuration lives under `runs`."""
+    """Where a run with this configuration lives under `runs`; ConfigError if its step's id is too long for a folder."""
+    if len(config.step) > LONGEST_ID:
+        message = f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step of your own"
+        raise ConfigError([Problem(f"'{config.step[:40]}…'", message)])
     return RunDir(runs / config.roadmap / (config.profile or NO_PROFILE) / config.step / f"seed{config.seed}-{config.hash}")
 
 

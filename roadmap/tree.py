@@ -21,7 +21,6 @@ from roadmap.settings import Settings, changes, merge, one_of_these, overriding,
 from roadmap.strict_yaml import ConfigError, Problem, relative, show
 
 NO_PROFILE = "paper"
-LONGEST_ID = 250
 
 
 class PaperFigures(Spec):
@@ -105,8 +104,6 @@ class Roadmap:
             return self.whole.lineage(step)
         if step in self.tree or not re.search("[+@-]", step):
             return self._ancestry("step", self.tree, step)
-        if len(step) > LONGEST_ID:
-            raise self._error(f"{step[:40]}…", f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step")
         return self._ordered(step) if "@" in step else self._combined(step)
 
     def knows(self, step: str) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from roadmap.ablations import ablate
 from roadmap.provenance import ROOT
+from roadmap.records import run_dir_of
 from roadmap.settings import changes
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
@@ -178,8 +179,9 @@ def test_a_combination_that_an_override_makes_impossible_is_named_and_left_out()
 
 
 def test_an_id_longer_than_a_folders_name_is_refused() -> None:
+    config = resolve(ROADMAP, "resnet50" + "+gelu-gelu" * 30)
     with pytest.raises(ConfigError, match="is longer than the 250 letters"):
-        resolve(ROADMAP, "resnet50" + "+gelu-gelu" * 30)
+        run_dir_of(Path("runs"), config)
 
 
 def test_the_family_has_ablations_too() -> None:
