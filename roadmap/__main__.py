@@ -10,11 +10,11 @@ from pathlib import Path
 from blocks import build_model, describe
 from roadmap.ablations import ablate
 from roadmap.command import add_config_options, add_roadmap_options, choices_of, config_of, main_of, roadmap_of
-from roadmap.files import write_atomic
+from roadmap.files import write_atomic, written
 from roadmap.schema import steps_schema
 from roadmap.settings import Settings, changes
 from roadmap.steps import load_roadmap, load_roadmaps
-from roadmap.strict_yaml import ConfigError, Problem, relative, show
+from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import Row, summary, verify
@@ -125,11 +125,8 @@ def print_schema(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         print(text, end="")
         return 0
-    try:
+    with written(arguments.out):
         write_atomic(arguments.out, text)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no file"
-        raise ConfigError([Problem(relative(arguments.out), f"cannot be written: {why}")]) from error
     return 0
 
 

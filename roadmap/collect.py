@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from roadmap.ablations import ablate, end_of
-from roadmap.files import write_atomic
+from roadmap.files import write_atomic, written
 from roadmap.plots import accuracy_vs_gmacs, roadmap_bars
 from roadmap.records import Status, find_runs, status
 from roadmap.rows import Ablation, measured, origins, published
@@ -87,27 +86,18 @@ def _place(roadmap: Roadmap, step: str) -> int:
     return roadmap.steps.index(step) if step in roadmap.tree else len(roadmap.steps)
 
 
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """One clear message where `out` cannot be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ConfigError([Problem(relative(out), f"cannot be written: {error.strerror}")]) from error
-
-
 def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.DataFrame | None = None) -> None:
     """The files of an ablation, and its table at the terminal."""
-    with _writing(out):
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
         if runs is not None:
             write_atomic(out / "runs.csv", runs.to_csv(index=False))
         write_atomic(out / "ablation.csv", to_frame(ablation).to_csv(index=False))
         write_atomic(out / "ablation.md", to_markdown(ablation))
-        written = save(roadmap_bars(ablation, reference), out / "roadmap")
-        written += save(accuracy_vs_gmacs(ablation, reference), out / "accuracy_vs_gmacs")
+        figures = save(roadmap_bars(ablation, reference), out / "roadmap")
+        figures += save(accuracy_vs_gmacs(ablation, reference), out / "accuracy_vs_gmacs")
     _show(ablation.title, columns(ablation), [cells(ablation, row) for row in ablation.rows], ablation.notes)
-    _point_to(out / "ablation.md", written)
+    _point_to(out / "ablation.md", figures)
 
 
 def _write_worth(found: list[Worth], title: str, out: Path, origin: list[str]) -> None:
@@ -121,12 +111,13 @@ def _write_worth(found: list[Worth], title: str, out: Path, origin: list[str]) -
     if any(any(worth.diverged.values()) for worth in found):
         notes.append("Runs that diverged are counted behind the difference, and in no mean.")
     notes += origin
-    with _writing(out):
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "worth.csv", worth_frame(found).to_csv(index=False))
         write_atomic(out / "worth.md", markdown(title, WORTH_COLUMNS, rows, notes))
-        written = save(worth_points(found, title), out / "worth")
+        figures = save(worth_points(found, title), out / "worth")
     _show(title, WORTH_COLUMNS, rows, notes)
-    _point_to(out / "worth.md", written)
+    _point_to(out / "worth.md", figures)
 
 
 def _show(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blocks.spec import ModelSpec
 from roadmap.checkpoint import Checkpoints
-from roadmap.files import write_atomic
+from roadmap.files import write_atomic, written
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
@@ -135,10 +135,8 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     if state is None:
         raise _error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
     state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
-    try:
+    with written(out):
         write_atomic(out, safetensors.torch.save(state) if out.suffix == ".safetensors" else _pickled(state))
-    except OSError as error:
-        raise _error(relative(out), f"cannot be written: {error.strerror}") from error
     arguments = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"])
     loader = f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
     return f"{relative(out)} holds the {'moving average' if ema else 'weights'} of iteration {engine['iteration']}; {loader} loads it"

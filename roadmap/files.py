@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from roadmap.strict_yaml import ConfigError, Problem, relative
 
 
 def sync_folder(folder: Path) -> None:
@@ -17,6 +22,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """One clear message, a ConfigError, where `path` cannot be written inside."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError([Problem(relative(path), f"cannot be written: {error.strerror}")]) from error
+
+
 def aside(path: Path) -> Path:
     """A name beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
@@ -24,6 +38,8 @@ def aside(path: Path) -> Path:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Puts `content` at `path` whole or not at all; what was there before stays if the disk is full."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = aside(path)
     try:
         _write_synced(temporary, content)

@@ -39,11 +39,10 @@ def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
 
     A name that stands for another network already is taken over, with a warning from timm.
     """
-    roadmaps = load_roadmaps(path)
-    names = [model_name(roadmap.name, step) for roadmap in roadmaps.values() for step in roadmap.steps]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    named = [(model_name(roadmap.name, step), resolve(roadmap, step)) for roadmap in load_roadmaps(path).values() for step in roadmap.steps]
+    configs = dict(named)
+    if twice := [name for name, config in named if configs[name] is not config]:
         raise ConfigError([Problem(str(path), f"two steps would be timm's {name}; rename one of them") for name in twice])
-    configs = {model_name(roadmap.name, step): resolve(roadmap, step) for roadmap in roadmaps.values() for step in roadmap.steps}
     for name, config in configs.items():
         if registered.get(name) != config:
             registered[name] = config
