@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.command import add_config_options, config_of, main_of
+from roadmap.command import add_config_options, add_eval_options, config_of, eval_choices_of, main_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,16 +19,24 @@ def parser() -> argparse.ArgumentParser:
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", action="store_true", help="print the network, its cost and the budget; train nothing")
     mode.add_argument("--eval", action="store_true", help="evaluate the run's last checkpoint; train nothing")
+    mode.add_argument(
+        "--profile-steps", type=int, metavar="N", help="profile N iterations of the training; see profile/ in the run's folder"
+    )
+    add_eval_options(options)
     return options
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans, evaluates or trains; returns the exit code."""
     config = config_of(arguments, arguments.step, arguments.seed)
-    from roadmap.run import evaluate_run, print_plan, train_run
+    choices = eval_choices_of(arguments, config)
+    if arguments.eval:
+        from roadmap.evaluate import evaluate_run
 
-    action = print_plan if arguments.plan else evaluate_run if arguments.eval else train_run
-    return action(config, arguments.runs)
+        return evaluate_run(config, arguments.runs, **choices)
+    from roadmap.run import print_plan, train_run
+
+    return print_plan(config, arguments.runs) if arguments.plan else train_run(config, arguments.runs, arguments.profile_steps)
 
 
 if __name__ == "__main__":

@@ -3,41 +3,148 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from blocks.spelling import did_you_mean
 from roadmap.digits import CLASSES, TRAIN_IMAGES
-from roadmap.recipe import RunConfig
+from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")  # what timm takes for an image in a folder
+PACKAGES = {  # the module that reads a kind of data, and what pip calls it
+    "hfds": ("datasets", "datasets"),
+    "hfids": ("datasets", "datasets"),
+    "wds": ("webdataset", "webdataset"),
+    "tfds": ("tensorflow_datasets", "tensorflow-datasets"),
+}
+NAMED = 5  # missing things in a message
+MOST_SHARDS = 10**6
+GROUP = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the data without reading it; None where that would take too long."""
+
+    classes: int | None
+    channels: tuple[int, ...] = (1, 3)
+    images: int | None = None
 
 
 def check_data(config: RunConfig) -> None:
     """ConfigError if the configuration's images are not where it says, or its model is made for others."""
     data, model = config.data, config.model
-    if data.dataset == "digits":
-        classes, channels, images = CLASSES, {1}, TRAIN_IMAGES * data.copies
-    else:
-        classes, channels, images = len(class_names(config.system.data_dir)), {1, 3}, config.recipe.global_batch
+    facts = LOOK.get(kind_of(data), _look_elsewhere)(config)
     problems = []
-    if model.num_classes != classes:
-        problems.append(f"has {classes} classes, the model {model.num_classes}; --set model.num_classes={classes}")
-    if model.in_chans not in channels:
-        problems.append(f"has images of {' or '.join(map(str, channels))} channels, model.in_chans is {model.in_chans}")
-    if images < config.recipe.global_batch:
-        problems.append(f"has {images} training images, less than a batch of {config.recipe.global_batch}")
+    if facts.classes is not None and model.num_classes != facts.classes:
+        problems.append(f"has {facts.classes} classes, the model {model.num_classes}; --set model.num_classes={facts.classes}")
+    if model.in_chans not in facts.channels:
+        problems.append(f"has images of {' or '.join(map(str, facts.channels))} channels, model.in_chans is {model.in_chans}")
+    if facts.images is not None and facts.images < config.recipe.global_batch:
+        problems.append(f"has {facts.images} training images, less than a batch of {config.recipe.global_batch}")
     if problems:
         raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
 
 
-def class_names(root: str | None) -> list[str]:
-    """The classes, sorted: an image's label is the place of its folder's name; ConfigError unless train/ and val/ have the same."""
-    if root is None:
-        raise ConfigError([Problem("system.data_dir", "is not set: where are train/ and val/? --set system.data_dir=/data/imagenet")])
-    train, val = (_folders(Path(root) / split) for split in ("train", "val"))
+def kind_of(data: DataSpec) -> str:
+    """What kind of data set it is: the name up to the slash."""
+    return data.dataset.partition("/")[0]
+
+
+def _look_at_digits(config: RunConfig) -> Facts:
+    names = choose_classes(map(str, range(CLASSES)), config.data, "dataset 'digits'")
+    return Facts(len(names), (1,), TRAIN_IMAGES * config.data.copies if config.data.classes is None else None)
+
+
+def _look_at_folder(config: RunConfig) -> Facts:
+    names, root, data = class_names(config), data_dir(config), config.data
+    empty = [f"{split}/{name}" for split in (data.train_split, data.val_split) for name in names if not _has_image(root / split / name)]
+    if empty:
+        raise ConfigError([Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {_some(empty)}")])
+    return Facts(len(names))
+
+
+def _look_at_shards(config: RunConfig) -> Facts:
+    if not is_remote(config):
+        for pattern in (config.data.train_split, config.data.val_split):
+            find_shards(config, pattern)
+    elif config.system.stage_dir is None:
+        raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {config.system.data_dir} to be put?")])
+    return _look_elsewhere(config)
+
+
+def _look_at_custom(config: RunConfig) -> Facts:
+    hint = "is handed to roadmap.train.train by a program of yours; the command line cannot know it"
+    raise ConfigError([Problem(f"dataset '{config.data.dataset}'", hint)])
+
+
+def _look_elsewhere(config: RunConfig) -> Facts:
+    need_package(config)
+    if kind_of(config.data) in ("torch", "wds", "tfds"):
+        data_dir(config)
+    return Facts(len(set(config.data.classes)) if config.data.classes is not None else None)
+
+
+LOOK: dict[str, Callable[[RunConfig], Facts]] = {
+    "digits": _look_at_digits,
+    "folder": _look_at_folder,
+    "shards": _look_at_shards,
+    "synthetic": lambda config: Facts(config.model.num_classes, images=config.data.images[0]),
+    "custom": _look_at_custom,
+}
+
+
+def need_package(config: RunConfig) -> None:
+    """ConfigError if what reads the data is not installed."""
+    module, package = PACKAGES.get(kind_of(config.data), ("", ""))
+    if module and find_spec(module) is None:
+        raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"is read by a package that is not there: pip install {package}")])
+
+
+def data_dir(config: RunConfig) -> Path:
+    """Where the data lies; ConfigError if the configuration does not say."""
+    if config.system.data_dir is None:
+        data = config.data
+        what = f"where are {data.train_split} and {data.val_split}? --set system.data_dir=/data/imagenet"
+        raise ConfigError([Problem("system.data_dir", f"is not set: {what}")])
+    return Path(config.system.data_dir)
+
+
+def is_remote(config: RunConfig) -> bool:
+    """Whether the data lies at an address of the web."""
+    return (config.system.data_dir or "").startswith(("http://", "https://"))
+
+
+def choose_classes(known: Iterable[str], data: DataSpec, where: str) -> list[str]:
+    """The classes to learn, sorted: all `known` ones, or those of them that `data.classes` names; ConfigError where it names others."""
+    names = list(known)
+    if data.classes is None:
+        return sorted(names)
+    there = set(names)
+    problems = [f"has no class '{name}'{did_you_mean(name, names)}" for name in data.classes if name not in there]
+    if len(set(data.classes)) < len(data.classes):
+        problems.append("is to give a class twice: data.classes repeats itself")
+    if problems:
+        raise ConfigError([Problem(where, problem) for problem in problems])
+    return sorted(data.classes)
+
+
+def class_names(config: RunConfig) -> list[str]:
+    """A folder's classes, sorted: an image's label is the place of its folder's name; ConfigError unless both splits have the same."""
+    root, data = data_dir(config), config.data
+    train, val = (_folders(root / split) for split in (data.train_split, data.val_split))
+    if data.classes is not None:
+        return [choose_classes(there, data, str(root / data.train_split)) for there in (val, train)][-1]
     if train != val:
-        lines = [
-            f"only {split}/ has {', '.join(sorted(names)[:5])}" for split, names in (("train", train - val), ("val", val - train)) if names
-        ]
-        raise ConfigError([Problem(root, f"train/ and val/ must have the same classes: {'; '.join(lines)}")])
+        sides = ((data.train_split, train - val), (data.val_split, val - train))
+        lines = [f"only {split}/ has {_some(sorted(names))}" for split, names in sides if names]
+        both = f"{data.train_split}/ and {data.val_split}/ must have the same classes"
+        raise ConfigError([Problem(str(root), f"{both}: {'; '.join(lines)}")])
     return sorted(train)
 
 
@@ -47,3 +154,46 @@ def _folders(folder: Path) -> set[str]:
             return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
     except OSError as error:
         raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]) from error
+
+
+def _has_image(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
+    except OSError as error:
+        raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}")]) from error
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def expand(pattern: str) -> Iterator[str]:
+    """The names that a pattern with braces stands for: `a-{00..02}.tar` is a-00.tar, a-01.tar and a-02.tar, `{a,b}` a and b."""
+    group = GROUP.search(pattern)
+    if group is None:
+        yield pattern
+        return
+    span = RANGE.fullmatch(group[1])
+    if span and int(span[2]) - int(span[1]) >= MOST_SHARDS:
+        raise ConfigError([Problem(f"pattern '{pattern}'", f"stands for more than {MOST_SHARDS} shards")])
+    choices: Iterable[str] = group[1].split(",")
+    if span:
+        choices = (f"{number:0{len(span[1])}d}" for number in range(int(span[1]), int(span[2]) + 1))
+    for choice in choices:
+        yield from expand(pattern[: group.start()] + choice + pattern[group.end() :])
+
+
+def find_shards(config: RunConfig, pattern: str) -> list[str]:
+    """The shards that a pattern of braces or wildcards stands for, by their paths in `data_dir`; ConfigError names those missing."""
+    root = data_dir(config)
+    found: list[str] = []
+    missing = []
+    for name in expand(pattern):
+        wild = re.search(r"[*?\[]", name)
+        there = sorted(str(path.relative_to(root)) for path in root.glob(name)) if wild else [name] * (root / name).is_file()
+        found += there
+        missing += [] if there else [name]
+    if missing or not found:
+        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])}")])
+    return list(dict.fromkeys(found))

@@ -63,11 +63,16 @@ class Checkpoints:
             try:
                 if _digest(path) != path.stem.partition("-")[2]:
                     raise pickle.UnpicklingError("its bytes are not those that were written")
-                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+                state = self.read(path.name, device)
             except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
                 logger.warning("checkpoint %s is damaged and passed over: %s", relative(path), error)
                 continue
             yield state
+
+    def read(self, name: str, device: torch.device) -> dict[str, Any]:
+        """The checkpoint in the file `name`, which is known to be whole."""
+        state: dict[str, Any] = torch.load(self.folder / name, map_location=device, weights_only=True)
+        return state | {"name": name}
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,28 +14,42 @@ from timm.data.random_erasing import RandomErasing
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from blocks.model import build_model
+from blocks.model import Network, build_model
+from roadmap.batches import BatchPlan, plan_batches
 from roadmap.data import Loader
+from roadmap.distributed import World
+from roadmap.init_from import initialise_from
 from roadmap.optim import build_optimizer, build_schedule
-from roadmap.randomness import INIT, STEP, reseed
+from roadmap.randomness import ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluation: mean cross-entropy, and the share of images in % whose label is the first, or among the first five."""
+    """An evaluation of `images`: mean cross-entropy, and the share in % whose label is the first, or among the first five."""
 
     loss: float
     top1: float
     top5: float
+    images: int
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Scores:
+        """The scores that sums of `tally` amount to; nan where there is no image."""
+        loss, first, five, images = sums.tolist()
+        share = 100 / images if images else math.nan
+        return cls(loss * share / 100, first * share, five * share, round(images))
 
 
 class Mean:
     """A running mean over iterations that stays on the device until it is asked for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.total = torch.zeros((), device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+        self.total = torch.zeros((), device=device, dtype=exact(device))
         self.count = 0
 
     def add(self, value: Tensor) -> None:
@@ -58,58 +74,101 @@ class Mean:
         self.count = state["count"]
 
 
-class Engine:
-    """A network, its optimizer, schedule and moving average; `iteration` counts the optimizer's steps."""
+def exact(device: torch.device) -> torch.dtype:
+    """The most exact floating point numbers of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
-    def __init__(self, config: RunConfig, device: torch.device, iterations_per_epoch: int) -> None:
-        recipe = config.recipe
+
+class Engine:
+    """A network, its optimizer, schedule and moving average; `iteration` counts the optimizer's steps.
+
+    All processes of the world hold the same, the running statistics of BN apart, of which the first process's count.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, iterations_per_epoch: int, world: World | None = None) -> None:
+        recipe, system = config.recipe, config.system
         self.config, self.device, self.iteration = config, device, 0
+        self.world = world or World()
+        self.plan: BatchPlan = plan_batches(config, self.world.size)
         reseed(INIT, config.seed)
-        self.model: nn.Module = build_model(config.model).to(device).to(memory_format=torch.channels_last)
+        self.model: Network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
+        self.model.set_grad_checkpointing(system.grad_checkpointing)
+        if system.sync_bn:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.optimizer = build_optimizer(recipe, self.model)
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
         self.erase = RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device) if recipe.random_erasing else None
-        self.mix = self._mixup() if recipe.mixes else None
+        self.mix = build_mixup(config) if recipe.mixes else None
+        # the network as training calls it
+        self.averaged = self._distributed() if self.world.size > 1 else None
+        self.forward: Any = self.averaged or self.model
+        if system.compile:
+            self.forward = torch.compile(self.forward)
 
-    def _mixup(self) -> Mixup:
-        recipe = self.config.recipe
-        return Mixup(
-            mixup_alpha=recipe.mixup,
-            cutmix_alpha=recipe.cutmix,
-            prob=recipe.mixup_prob,
-            switch_prob=recipe.mixup_switch_prob,
-            label_smoothing=recipe.label_smoothing,
-            num_classes=self.config.model.num_classes,
-        )
+    def _distributed(self) -> DistributedDataParallel:
+        """The network with its gradients averaged over the processes."""
+        return DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
 
-    def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One iteration on a batch; returns its loss on the device."""
-        recipe = self.config.recipe
-        reseed(STEP, self.config.seed, self.iteration)
+    def step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """One iteration on this process's micro-batches; returns the loss of the whole batch, on the device."""
         self.schedule.step_update(self.iteration)
         self.model.train()
-        if self.erase is not None:
-            images = self.erase(images)
-        smoothing = recipe.label_smoothing
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-            smoothing = 0.0  # the mixed labels are smoothed already
-        with self._autocast():
-            loss = functional.cross_entropy(self.model(images), labels, label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        if recipe.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_grad)
-        self.optimizer.step()
+        total = torch.zeros((), device=self.device)
+        for turn, (images, labels) in enumerate(batches):
+            with self._averaging(turn):
+                loss = self._loss(images, labels, turn) / self.plan.accumulation
+                torch.autograd.backward(self.scaler.scale(loss))
+            total += loss.detach()
+        self._update()
+        return self.world.mean(total)
+
+    def _averaging(self, turn: int) -> AbstractContextManager[Any]:
+        """Gradients are averaged over the processes once an iteration, in the last turn."""
+        last = turn == self.plan.accumulation - 1
+        return nullcontext() if self.averaged is None or last else self.averaged.no_sync()
+
+    def _loss(self, images: Tensor, labels: Tensor, turn: int) -> Tensor:
+        images, labels = self._augment(images, labels, turn)
+        # mixed labels are smoothed already
+        smoothing = 0.0 if self.mix is not None else self.config.recipe.label_smoothing
+        # drop path draws for the micro-batch as a whole
+        reseed(STEP, self.config.seed, self.iteration, self.world.rank, turn)
+        with autocast(self.config, self.device):
+            return functional.cross_entropy(self.forward(images), labels, label_smoothing=smoothing)
+
+    def _augment(self, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+        """Erases each image and mixes each group with random numbers of its own, so that both are the same on any world."""
+        seed, rank = self.config.seed, self.world.rank
+        if self.erase is not None:
+            for image, position in zip(images, self.plan.positions(rank, turn), strict=True):
+                reseed(ERASE, seed, self.iteration, position)
+                self.erase(image)  # in place
+        if self.mix is not None:
+            mixed = []
+            for part in self.plan.parts(rank, turn):
+                reseed(MIX, seed, self.iteration, part.group)
+                images[part.start : part.end], soft = self.mix(images[part.start : part.end], labels[part.start : part.end])
+                mixed.append(soft)
+            labels = torch.cat(mixed)
+        return images, labels
+
+    def _update(self) -> None:
+        clip = self.config.recipe.clip_grad
+        if clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.iteration += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.iteration)
-        return loss.detach()
 
     def lr(self) -> float:
-        """The learning rate of the last iteration."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate of the last iteration, the head's if layers have their own."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def evaluate(self, loader: Loader) -> Scores:
         """The scores of the network as it is now."""
@@ -121,19 +180,14 @@ class Engine:
 
     @torch.inference_mode()
     def _evaluate(self, model: nn.Module, loader: Loader) -> Scores:
+        self.world.same_buffers(model)
         model.eval()
-        totals = torch.zeros(3, device=self.device)
+        totals = torch.zeros(4, device=self.device, dtype=exact(self.device))
         for images, labels in loader.epoch():
-            with self._autocast():
+            with autocast(self.config, self.device):
                 logits = model(images).float()
-            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack([loss, ranked[:, 0].sum().float(), ranked.sum().float()])
-        loss, first, five = (totals / loader.images).tolist()
-        return Scores(loss, 100 * first, 100 * five)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.recipe.precision == "bf16")
+            totals += tally(logits, labels)
+        return Scores.of(self.world.sum(totals))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; random numbers depend on `iteration` alone, so none of their state is here."""
@@ -141,13 +195,48 @@ class Engine:
             "iteration": self.iteration,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
         }
+
+    def start(self) -> None:
+        """Begins from the weights that the configuration names, if it names any."""
+        initialise_from(self.model, self.config)
+        if self.ema is not None:
+            self.ema.set(self.model)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+    """The recipe's precision."""
+    dtype = PRECISIONS[config.recipe.precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def build_mixup(config: RunConfig) -> Mixup:
+    """timm's mixup and cutmix as the recipe wants them; it smooths the labels, too."""
+    recipe = config.recipe
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=config.model.num_classes,
+    )
+
+
+def tally(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums over a batch: cross-entropy, labels ranked first, among the first five, and images; a label of -1 is none."""
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
+    loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    sums = [loss, ranked[:, 0].sum(), ranked.sum(), labels.ge(0).sum()]
+    return torch.stack([value.to(exact(logits.device)) for value in sums])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Literal
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -12,6 +13,10 @@ from torch import nn
 
 from roadmap.recipe import Recipe
 
+STEM, HEAD = (-1, 0), (1_000_000, 0)  # where they are, as stages are numbered
+PLACES = {"stem": STEM, "head_norm": HEAD, "head": HEAD}
+BLOCKS_A_GROUP = 3
+
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says otherwise."""
@@ -20,14 +25,51 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         "adamw": {"opt": "adamw", "betas": recipe.betas, "eps": recipe.eps},
     }
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model,
-        lr=recipe.lr * recipe.lr_scale,
+        model if recipe.layer_decay == 1 else scaled_groups(recipe, model),
+        lr=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_norm_and_bias,
         fused=True,
         **options[recipe.optimizer],
     )
     return optimizer
+
+
+def layer_groups(model: nn.Module, by: Literal["layer", "stage"]) -> dict[str, int]:
+    """The group of each parameter of one of our networks, by its name: 0 the stem, the last one the head.
+
+    Between them a group is a stage, or by `layer` up to three blocks of a stage in a row; the layers that lead into a stage
+    belong to its first group. For stages of 3, 3, 27 and 3 blocks, they are the groups of the original ConvNeXt's fine-tuning.
+    """
+    places = {name: _place(name, by) for name, _ in model.named_parameters()}
+    groups = {place: group for group, place in enumerate(sorted(set(places.values())))}
+    return {name: groups[place] for name, place in places.items()}
+
+
+def _place(name: str, by: str) -> tuple[int, int]:
+    """The stage of a parameter and its part of that stage."""
+    inside = re.match(r"stages\.(\d+)\.(?:downsample|blocks\.(\d+))\.", name)
+    if inside is None:
+        return PLACES[name.partition(".")[0]]
+    return int(inside[1]), int(inside[2] or 0) // BLOCKS_A_GROUP if by == "layer" else 0
+
+
+def scaled_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
+    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the rate by `lr_scale`.
+
+    The head's, whose scale is 1, come first, because the first group's learning rate is the one that is reported.
+    """
+    numbers = layer_groups(model, recipe.layer_decay_by)
+    last = max(numbers.values())
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))  # timm's rule
+            groups.setdefault((last - numbers[name], decays), []).append(parameter)
+    return [
+        {"params": groups[below, decays], "weight_decay": recipe.weight_decay * decays, "lr_scale": recipe.layer_decay**below}
+        for below, decays in sorted(groups)
+    ]
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, iterations_per_epoch: int) -> Scheduler:

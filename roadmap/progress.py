@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+logger = logging.getLogger(__name__)
+
 
 class Watch:
-    """Somebody who looks at a run; this one does not care."""
+    """Somebody who looks at a run; this one does not care. As a context manager it is opened first and closed whatever happens."""
+
+    def open(self) -> None:
+        """A run may follow."""
 
     def begin(self, done: int, total: int) -> None:
         """`done` of `total` iterations are behind."""
@@ -20,6 +28,53 @@ class Watch:
 
     def record(self, record: dict[str, Any]) -> None:
         """A line was added to the metrics."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Watches(Watch):
+    """Several who look at a run; one that fails is named in a warning and left out, for that is no reason to stop training."""
+
+    def __init__(self, watches: Iterable[Watch]) -> None:
+        self._watches = list(watches)
+
+    def open(self) -> None:
+        """Opens all."""
+        self._tell(lambda watch: watch.open())
+
+    def begin(self, done: int, total: int) -> None:
+        """Tells all."""
+        self._tell(lambda watch: watch.begin(done, total))
+
+    def advance(self) -> None:
+        """Tells all."""
+        self._tell(lambda watch: watch.advance())
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Tells all."""
+        self._tell(lambda watch: watch.record(record))
+
+    def close(self) -> None:
+        """Closes all."""
+        self._tell(lambda watch: watch.close())
+
+    def _tell(self, news: Callable[[Watch], None]) -> None:
+        for watch in tuple(self._watches):
+            try:
+                news(watch)
+            except Exception as error:
+                self._watches.remove(watch)
+                logger.warning("%s fails and is left out from here on: %s: %s", type(watch).__name__, type(error).__name__, error)
+                with suppress(Exception):
+                    watch.close()
 
 
 class LiveProgress(Watch):
@@ -39,15 +94,16 @@ class LiveProgress(Watch):
         self._task = self._bar.add_task(title, total=None, state="")
         self._state: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Starts the bar."""
         self._bar.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Ends the bar."""
         self._bar.stop()
 
     def begin(self, done: int, total: int) -> None:
-        """Starts the bar."""
+        """Gives the bar its length."""
         self._bar.update(self._task, total=total, completed=done)
 
     def advance(self) -> None:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import torch
 
-SAMPLE, STEP, ORDER, INIT = "sample", "step", "order", "init"
+SAMPLE, STEP, ORDER, INIT, ERASE, MIX = "sample", "step", "order", "init", "erase", "mix"
 
 
 def seed_of(purpose: str, *counters: int) -> int:

@@ -23,18 +23,28 @@ Interpolation = Literal["bilinear", "bicubic", "nearest"]
 
 
 class Recipe(Spec):
-    """How a network is trained: budget, optimisation, and what is done to images and labels.
+    """How a network is trained: budget, optimisation, and what is done to images and labels. Times are epochs.
 
-    `lr` is the paper's at its `global_batch`; the optimiser gets `lr * lr_scale`. Times are epochs.
-    `crop_scale: null` trains on the evaluation's resize and centre crop.
+    An iteration takes `global_batch` images, however many devices share them. `lr` is quoted for a batch of `lr_batch` and
+    grows with the batch; `lr_scale` multiplies it further. The images of a `local_batch`, the paper's on one GPU, are
+    normalised together by BN, share one draw of mixup or cutmix, and are mixed among themselves; it is at most the global batch.
+    `layer_decay` multiplies the learning rate of each group of layers once more per group before the head; a group is a
+    stage, or up to three blocks. `init_digest` names the weights that training starts from, null for fresh ones;
+    `head_init_scale` multiplies a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop.
     """
 
     epochs: Count
     global_batch: Count
-    precision: Literal["fp32", "bf16"]
+    local_batch: Count
+    precision: Literal["fp32", "bf16", "fp16"]
     optimizer: Literal["sgd", "adamw"]
     lr: Positive
+    lr_batch: Count
     lr_scale: Positive
+    layer_decay: Fraction
+    layer_decay_by: Literal["layer", "stage"]
+    init_digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")] | None
+    head_init_scale: NonNegative
     momentum: Beta
     betas: tuple[Beta, Beta]
     eps: Positive
@@ -60,6 +70,17 @@ class Recipe(Spec):
     train_interpolation: Interpolation
     eval_interpolation: Interpolation
     eval_crop_pct: Fraction
+    eval_crop_mode: Literal["center", "squash"]
+
+    @property
+    def group(self) -> int:
+        """How many images are normalised and mixed together."""
+        return min(self.local_batch, self.global_batch)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at the end of the warm-up: linear in the batch."""
+        return self.lr * self.lr_scale * self.global_batch / self.lr_batch
 
     @property
     def mixes(self) -> bool:
@@ -73,8 +94,10 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.mixes and self.global_batch % 2:
-            raise ValueError(f"mixup and cutmix pair the images of a batch, so global_batch must be even, not {self.global_batch}")
+        if self.global_batch % self.group:
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of local_batch {self.local_batch}")
+        if self.mixes and self.group % 2:
+            raise ValueError(f"mixup and cutmix pair the images of a batch, so global_batch and local_batch must be even, not {self.group}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
         if self.crop_scale is None and self.augments:
@@ -85,13 +108,24 @@ class Recipe(Spec):
 
 
 class DataSpec(Spec):
-    """What is learned from: `folder` has train/ and val/ with one folder a class; `digits` comes with scikit-learn.
+    """What is learned from.
 
-    `copies` and `noise` belong to `digits`: copies of each image, and the standard deviation of the Gaussian noise added
-    to each copy, in units of the grey range.
+    `dataset` is `folder` (a folder a class in each split), `shards` (tar files of WebDataset), `digits` (scikit-learn's),
+    `synthetic` (made up), a dataset string of timm's such as `torch/cifar10` or `hfds/cifar10`, or `custom/NAME` for Dataset
+    objects handed to `roadmap.train.train`. `train_split` and `val_split` name its splits, `shards` by a pattern of file
+    names such as `train-{0000..0127}.tar`. `classes` keeps those alone, by name, and numbers them as they are sorted.
+    `image_key` and `label_key` name the columns of a table, or the members of a shard, null for the usual ones.
+    `images` are how many `synthetic` makes for training and validation. `copies` belongs to `digits`: copies of each image;
+    `noise`, to both, is the standard deviation of the Gaussian noise added, in units of the grey range.
     """
 
-    dataset: Literal["folder", "digits"]
+    dataset: Annotated[str, StringConstraints(pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$")]
+    train_split: str
+    val_split: str
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None
+    image_key: str | None
+    label_key: str | None
+    images: tuple[Count, Count]
     image_size: Annotated[int, Field(ge=8)]
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
@@ -102,14 +136,28 @@ class DataSpec(Spec):
 class SystemSpec(Spec):
     """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names its hardware).
 
-    `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers` load data;
-    a checkpoint is written after each epoch and whenever `checkpoint_minutes` have passed since the last.
+    `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers` load data.
+    A device takes `micro_batch` images at a time, null for a local batch; the rest of its share is accumulated. `sync_bn`
+    spreads a local batch over all devices. `data_dir` is copied to `stage_dir` once a node before it is read; `download`
+    lets a dataset of torchvision fetch itself. Up to `corrupt_images` that cannot be read are left out, each named.
+    `init_from` is the file or address of the weights to start from. A checkpoint is written after each epoch and whenever
+    `checkpoint_minutes` have passed since the last.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Count | None
     workers: Annotated[int, Field(ge=0)]
+    micro_batch: Count | None
+    sync_bn: bool
+    compile: bool
+    deterministic: bool
+    grad_checkpointing: bool
     data_dir: str | None
+    stage_dir: str | None
+    download: bool
+    corrupt_images: Annotated[int, Field(ge=0)]
+    init_from: str | None
+    trackers: tuple[Literal["tensorboard", "wandb"], ...]
     eval_batch: Count
     log_every: Count
     checkpoint_minutes: Positive

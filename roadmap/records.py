@@ -26,7 +26,8 @@ State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
 class Result(Spec):
     """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the validation set.
 
-    A diverged run has no accuracy, and its `epochs` are those completed. `images_per_s` is the training loop's, evaluation
+    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took `accumulation` times
+    `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is the training loop's, evaluation
     apart; `train_seconds` adds up over attempts.
     """
 
@@ -47,6 +48,10 @@ class Result(Spec):
     epochs: int
     iterations: int
     global_batch: int
+    processes: int = 1
+    micro_batch: int | None = None
+    accumulation: int = 1
+    corrupt_images: int = 0
     dataset: str
     image_size: int
     params: int

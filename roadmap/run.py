@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import complexity, describe
+from roadmap.batches import plan_batches
 from roadmap.check_data import check_data
 from roadmap.digits import TRAIN_IMAGES
+from roadmap.init_from import check_init
+from roadmap.launch import launched
 from roadmap.lease import LeaseHeld, LeaseLost
-from roadmap.progress import LiveProgress
+from roadmap.progress import LiveProgress, Watch, Watches
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, find_runs, prepare, read_result, run_dir_of
+from roadmap.records import DamagedResult, Result, RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.stopping import Stopped, StopSignals
-from roadmap.strict_yaml import relative
+from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.trackers import check_trackers, make_trackers
+
+if TYPE_CHECKING:
+    from roadmap.distributed import World
 
 HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
 
@@ -28,7 +38,6 @@ def print_plan(config: RunConfig, runs: Path) -> int:
     model, recipe = config.model, config.recipe
     cost = complexity(model, config.data.image_size)
     widths = [model.stage_width(stage) for stage in range(len(model.depths))]
-    lr = recipe.lr * recipe.lr_scale
     images = training_images(config)
     rows = [
         ("step", f"{config.step} of {config.roadmap}, profile {config.profile or 'none'}, seed {config.seed}, configuration {config.hash}"),
@@ -36,7 +45,8 @@ def print_plan(config: RunConfig, runs: Path) -> int:
         ("stages", f"depths {list(model.depths)}, widths {widths}"),
         ("parameters", f"{cost.params / 1e6:.3f} M"),
         ("forward", f"{cost.gmacs:.4f} GMACs an image of {config.data.image_size} px"),
-        ("budget", f"{recipe.epochs} epochs, batch {recipe.global_batch}, {recipe.optimizer} at lr {lr:g}, {recipe.precision}"),
+        ("budget", f"{recipe.epochs} epochs, batch {recipe.global_batch}, {recipe.optimizer} at lr {recipe.peak_lr:g}, {recipe.precision}"),
+        ("processes", "; ".join(_shares(config))),
     ]
     if images is None:
         rows.append(("cost", f"{3 * cost.gmacs:.4f} GMACs a training image (forward and backward); set system.data_dir for the total"))
@@ -48,6 +58,16 @@ def print_plan(config: RunConfig, runs: Path) -> int:
     for name, text in rows:
         print(f"{name:<11} {text}")
     return 0
+
+
+def _shares(config: RunConfig) -> Iterator[str]:
+    """How one process and the machines that people have would share the batch."""
+    for world in (1, 8, 32):
+        try:
+            plan = plan_batches(config, world)
+        except ConfigError:
+            continue
+        yield f"{world}: {plan.accumulation} x {plan.micro} images each"
 
 
 def training_images(config: RunConfig) -> int | None:
@@ -79,51 +99,75 @@ def _forecast(config: RunConfig, runs: Path, images: int) -> str:
     )
 
 
-def train_run(config: RunConfig, runs: Path) -> int:
-    """Trains a run in its directory under `runs` with a live bar; returns the exit code."""
-    console = _console()
+def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -> int:
+    """Trains a run in its directory under `runs`, together with the processes launched beside this one; returns the exit code.
+
+    The first process shows a live bar, and profiles `profile_steps` iterations if asked to.
+    """
+    launch = launched()
+    console = _console(quiet=launch.rank > 0)
     check_data(config)
-    with console.status("importing PyTorch and timm"):
-        from roadmap.train import select_device, train
-    select_device(config)
-    run = prepare(runs, config)
-    console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
+    check_init(config)
+    check_trackers(config)
+    plan_batches(config, launch.size)
+    if profile_steps is not None and profile_steps < 1:
+        raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {profile_steps}")])
     with StopSignals() as stop:
-        try:
-            with LiveProgress(console, config.step) as progress:
-                result = train(config, run.path, stop=stop, watch=progress)
-        except Stopped as stopped:
-            console.print(f"stopped by {stopped}; the same command goes on from here", highlight=False)
-            return 128 + (stop.signal or 0)
-        except (LeaseHeld, LeaseLost) as error:
-            console.print(str(error), highlight=False)
-            return HELD
-        except OSError as error:
-            console.print(f"{error}; the last whole checkpoint is intact, the same command goes on from there", highlight=False)
-            return 1
-    if result.top1 is None:
-        console.print(f"diverged in epoch {result.epochs + 1}: the loss is not finite", highlight=False)
-    else:
-        console.print(f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, {result.images_per_s:.0f} images/s", highlight=False)
+        with console.status("importing PyTorch and timm"):
+            from roadmap.device import OutOfMemory, select_device
+            from roadmap.distributed import joined
+        select_device(config)
+        with joined() as world:
+            run = world.share(lambda: prepare(runs, config))
+            console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
+            try:
+                result = _train(config, run, world, stop, _watch(config, run, console, profile_steps))
+            except Stopped as stopped:
+                console.print(f"stopped by {stopped}; the same command goes on from here", highlight=False)
+                return 128 + (stop.signal or signal.SIGTERM)
+            except (LeaseHeld, LeaseLost) as error:
+                console.print(str(error), highlight=False)
+                return HELD
+            except (OSError, OutOfMemory) as error:
+                print(f"{error}; the last whole checkpoint is intact, the same command goes on from there", file=sys.stderr)
+                return 1
+    _report(console, result)
     console.print(relative(run.result), highlight=False, soft_wrap=True)
     return 0
 
 
-def evaluate_run(config: RunConfig, runs: Path) -> int:
-    """Evaluates the run's last checkpoint; returns the exit code."""
-    _console()
-    from roadmap.train import evaluate
+def _train(config: RunConfig, run: RunDir, world: World, stop: StopSignals, watch: Watch) -> Result:
+    from roadmap.train import train
 
-    epochs, scores, ema = evaluate(config, run_dir_of(runs, config).path)
-    average = f"; moving average: top-1 {ema.top1:.2f} %" if ema else ""
-    figures = f"top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, loss {scores.loss:.4f}{average}"
-    print(f"after epoch {epochs} of {config.recipe.epochs}: {figures}")
-    return 0
+    if not world.first:
+        return train(config, run.path, stop=stop, world=world)
+    with watch:
+        return train(config, run.path, stop=stop, watch=watch, world=world)
 
 
-def _console() -> Console:
+def _watch(config: RunConfig, run: RunDir, console: Console, profile_steps: int | None) -> Watch:
+    """Everybody who looks at the run."""
+    watches = [LiveProgress(console, config.step), make_trackers(config, run.path)]
+    if profile_steps is not None:
+        from roadmap.profiler import Profiler
+
+        watches.append(Profiler(run.path, profile_steps))
+    return Watches(watches)
+
+
+def _report(console: Console, result: Result) -> None:
+    if result.top1 is None:
+        console.print(f"diverged in epoch {result.epochs + 1}: the loss is not finite", highlight=False)
+        return
+    average = "" if result.ema_top1 is None else f", moving average {result.ema_top1:.2f} %"
+    console.print(f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{average}, {result.images_per_s:.0f} images/s", highlight=False)
+    if result.corrupt_images:
+        console.print(f"{result.corrupt_images} images could not be read and were left out", highlight=False)
+
+
+def _console(quiet: bool = False) -> Console:
     """Where people read; warnings go there, too, above the bar."""
-    console = Console(file=sys.stderr)
+    console = Console(file=sys.stderr, quiet=quiet)
     handler = RichHandler(console=console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     return console

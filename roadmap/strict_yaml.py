@@ -55,6 +55,9 @@ class ConfigError(ValueError):
         self.problems = problems
         super().__init__("\n".join(dict.fromkeys(map(str, problems))))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)  # for the way to another process
+
 
 @dataclass(frozen=True)
 class Node:

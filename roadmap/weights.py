@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
-from http.client import HTTPException
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.request import Request, url2pathname, urlopen
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from roadmap.files import write_atomic
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.sources import located, name_of, refusal, scheme_of
+from roadmap.strict_yaml import ConfigError
+
+Kind = Literal["raw", "ema"]
 
 # Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their names.
 EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
@@ -66,34 +65,44 @@ class Dialect:
 DIALECTS = {name: Dialect(name, tuple(zip(table.split()[::2], table.split()[1::2], strict=True))) for name, table in TABLES.items()}
 
 
-def _error(where: str, message: str) -> ConfigError:
-    return ConfigError([Problem(where, message)])
-
-
 def read_state_dict(source: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint at a path, or at an http, https or file address; the moving average's if `ema` and it has one.
+    """The tensors of a checkpoint, `source` as in `located`; the moving average's if `ema` and it has one.
 
     Nothing in the file is run. ConfigError says why it cannot be read, or that it holds no tensors.
     """
-    scheme, _, rest = source.partition("://") if isinstance(source, str) and "://" in source else ("", "", source)
-    if scheme.lower() not in ("", "file", "http", "https"):
-        raise _error(str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file")
-    downloaded = _download(str(source)) if scheme.lower().startswith("http") else None
-    path = downloaded or Path(url2pathname(str(rest).removeprefix("localhost")) if scheme else rest)
-    where = str(source) if scheme else relative(path)
+    states = read_state_dicts(source)
+    kind: Kind = "ema" if ema and "ema" in states else "raw"
+    if kind not in states:
+        raise refusal(name_of(source), "holds no tensors with names but a moving average's")
+    return states[kind]
+
+
+def read_state_dicts(source: str | Path) -> dict[Kind, dict[str, Tensor]]:
+    """All that a checkpoint holds of `raw` weights and their moving average, `ema`: at least one of them."""
+    path, where = located(source), name_of(source)
     try:
         content = _read(path, where)
     except ConfigError:
-        if downloaded:  # so that the next call asks again, where a server sent something else
-            downloaded.unlink(missing_ok=True)
+        if scheme_of(source).startswith("http"):  # so that the next call asks again, where a server sent something else
+            path.unlink(missing_ok=True)
         raise
-    keys = (*(EMA_KEYS if ema else ()), *KEYS)
+    raw, average = _unwrapped(content, KEYS), _unwrapped(content, (*EMA_KEYS, *KEYS))
+    found: dict[Kind, dict[str, Tensor]] = {"raw": _tensors(raw), "ema": {} if average is raw else _tensors(average)}
+    states = {kind: tensors for kind, tensors in found.items() if tensors}
+    if not states:
+        raise refusal(where, "holds no tensors with names")
+    return states
+
+
+def _unwrapped(content: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
+    """The innermost of the mappings under `keys`."""
     for _ in range(4):  # deeper than any of them is wrapped, and an end for a file that holds itself
         content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
-    tensors = {re.sub(PREFIXES, "", str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise _error(where, "holds no tensors with names")
-    return tensors
+    return content
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {re.sub(PREFIXES, "", str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _read(path: Path, where: str) -> Mapping[str, Any]:
@@ -102,9 +111,9 @@ def _read(path: Path, where: str) -> Mapping[str, Any]:
         with path.open("rb") as file:
             head = file.read(256)
     except OSError as error:
-        raise _error(where, f"cannot be read: {error.strerror}") from error
+        raise refusal(where, f"cannot be read: {error.strerror}") from error
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
-        raise _error(where, "is a web page, not a checkpoint" if head else "is empty")
+        raise refusal(where, "is a web page, not a checkpoint" if head else "is empty")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -112,25 +121,9 @@ def _read(path: Path, where: str) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file raises whatever its reader runs into
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
-            raise _error(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
-        raise _error(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
+            raise refusal(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
+        raise refusal(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
     return content if isinstance(content, Mapping) else {}
-
-
-def _download(url: str) -> Path:
-    """The file at `url` in torch.hub's cache, fetched if it is not there; torch.hub's own functions take a torn download for whole."""
-    name = re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2]).lstrip(".")[-100:] or "weights"
-    # a folder for each address, because half the world calls its file checkpoint.pth
-    path = Path(torch.hub.get_dir(), "checkpoints", sha256(url.encode()).hexdigest()[:16], name)
-    if not path.exists():
-        try:
-            with urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=60) as answer:
-                content = answer.read()  # in one piece, for only this notices that less came than was announced
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, content)
-        except (OSError, HTTPException, ValueError) as error:
-            raise _error(url, f"cannot be downloaded: {str(error).strip('<>')}") from error
-    return path
 
 
 @dataclass(frozen=True)
@@ -160,11 +153,18 @@ class Report:
 
 
 def load_weights(network: nn.Module, source: str | Path, *, ema: bool = True, strict: bool = True) -> Report:
-    """Copies a checkpoint's tensors into `network`, whatever dialect it is in; `source` as in `read_state_dict`.
+    """Copies a checkpoint's tensors into `network`, whatever dialect it is in; `source` and `ema` as in `read_state_dict`.
 
     Where they do not all fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.
     """
-    there, here = read_state_dict(source, ema=ema), network.state_dict()
+    return copy_weights(network, read_state_dict(source, ema=ema), str(source), strict=strict)
+
+
+def copy_weights(
+    network: nn.Module, there: Mapping[str, Tensor], source: str, *, strict: bool = True, may_differ: Collection[str] = ()
+) -> Report:
+    """Copies the tensors `there` into `network`; those in `may_differ`, by our names, are left as they are where their shapes differ."""
+    here = network.state_dict()
     dialect = max(DIALECTS.values(), key=lambda dialect: sum(dialect.rename(name) in there for name in here))
     names = {name: dialect.rename(name) for name in here}
     found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
@@ -174,9 +174,10 @@ def load_weights(network: nn.Module, source: str | Path, *, ema: bool = True, st
     fitting = found.keys() - {name for name, *_ in misshaped}
     missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
     unexpected = tuple(name for name in there if name not in names.values())
-    report = Report(str(source), dialect.name, len(fitting), missing, unexpected, misshaped)
-    if strict and not report.fits:
-        raise _error("", str(report))
+    report = Report(source, dialect.name, len(fitting), missing, unexpected, misshaped)
+    grave = replace(report, misshaped=tuple(entry for entry in misshaped if entry[0] not in may_differ))
+    if strict and not grave.fits:
+        raise refusal("", str(report))
     with torch.no_grad():
         for name in fitting:
             here[name].copy_(found[name].reshape(here[name].shape))

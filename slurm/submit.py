@@ -17,13 +17,16 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from roadmap.batches import plan_batches
 from roadmap.check_data import check_data
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
+from roadmap.init_from import check_init, named
 from roadmap.lease import is_here
 from roadmap.provenance import ROOT, usable_cores
 from roadmap.records import RunDir, Status, prepare, status
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import console, count
+from roadmap.trackers import check_trackers
 from roadmap.tree import resolve
 from slurm.status import counts, overview, progress_of
 from slurm.worker import OPEN, work
@@ -71,9 +74,12 @@ def plan(arguments: argparse.Namespace) -> list[RunDir]:
             raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {getattr(arguments, name)}")])
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     steps = dict.fromkeys(arguments.only or roadmap.steps)
-    configs = [resolve(roadmap, step, seed=seed, **choices) for seed in range(arguments.seeds) for step in steps]
+    configs = [named(resolve(roadmap, step, seed=seed, **choices)) for seed in range(arguments.seeds) for step in steps]
     for config in configs:
         check_data(config)
+        check_init(config)
+        check_trackers(config)
+        plan_batches(config)
     return [prepare(arguments.runs, config) for config in configs]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from roadmap.lease import LeaseHeld, LeaseLost
+from roadmap.progress import Watch
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, status
 from roadmap.stopping import Stopped, StopSignals
+from roadmap.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_S = 2.0
@@ -22,26 +25,36 @@ def work(run_dirs: Sequence[str]) -> int:
 
     Many workers may share a plan: the lease of a run decides who trains it, and nobody leaves while another might die over one.
     A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
+    Several processes that were launched together are one worker, which trains each run on all of them.
     """
     finished, tried = 0, set[Path]()
-    with StopSignals() as stop:
-        from roadmap.train import train  # takes seconds, in which a signal must not be lost
+    with StopSignals() as stop, ExitStack() as stack:
+        from roadmap.distributed import joined  # takes seconds, in which a signal must not be lost
+        from roadmap.train import train
 
-        while stop.signal is None:
-            run, waiting = next_open(run_dirs, tried)
+        world = stack.enter_context(joined())
+        while not world.share(lambda: stop.signal is not None):
+            run, waiting = world.share(lambda: next_open(run_dirs, tried))
             if run is None and not waiting:
                 break
             if run is None:
                 time.sleep(LOOK_AGAIN_S)
                 continue
             try:
-                train(RunConfig.read(run.config), run.path, stop=stop)
+                config = RunConfig.read(run.config)
+                with make_trackers(config, run.path) if world.first else Watch() as trackers:
+                    train(config, run.path, stop=stop, watch=trackers, world=world)
                 finished += 1
             except LeaseHeld:
                 continue  # somebody was faster; if they die, the run is open again
-            except (Stopped, LeaseLost) as reason:
+            except Stopped as reason:
+                logger.warning("%s: stopped by %s", run.path, reason)
+                break
+            except LeaseLost as reason:
                 logger.warning("%s: %s", run.path, reason)
             except Exception:
+                if world.size > 1:  # the others may wait for this process in vain: let the launcher end them all
+                    raise
                 logger.exception("%s failed", run.path)
             tried.add(run.path)
     return finished

@@ -218,7 +218,7 @@ def test_a_submission_plans_the_combinations_and_shares_the_paths_runs(tmp_path:
         return {run.name for run in plan(parser().parse_args(options))}
 
     path, ablation = planned(), planned("--ablate", "leave-one-out")
-    assert len(path) == 2 * 18
+    assert len(path) == 2 * 19
     assert len(ablation) == 2 * 14
     assert {name.split("/")[2] for name in path & ablation} == {"multiscale_depthwise", "separate_downsampling"}
     assert {name.split("/")[:2] == ["convnext_t", "digits"] for name in ablation} == {True}

@@ -165,7 +165,7 @@ def test_steps_lists_every_step_with_its_change_and_its_block(call: Call) -> Non
     assert (done.code, done.err) == (0, "")
     assert [name for name in table if name in load_roadmap().tree] == list(load_roadmap().steps)
     assert table["kernel_7"] == ["spatial.kernel 3 → 7", "dw7 bn relu pw(4w) bn relu pw(1w) bn + relu"]
-    assert re.findall(r"└ (\w+)", done.out) == ["kernel_5", "kernel_9", "kernel_11"]
+    assert re.findall(r"└ (\w+)", done.out) == ["kernel_5", "kernel_9", "kernel_11", "no_downsampling_norms"]
 
 
 def line_of(text: str) -> int:
@@ -301,7 +301,7 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("run_step", "gelu", *RUN, "--set", "recipe=3", said=["'recipe' is a section, not a value; set recipe.epochs"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.epochs=ten", said=[f"^--set {EPOCHS}"]),
         case("run_step", "gelu", *RUN, "--set", "model.num_classes=5", said=["^dataset 'digits' has 10 classes, the model 5"]),
-        case("submit", *RUN, "--set", "recipe.global_batch=100000", said=["has 4792 training images, less than a batch of 100000"]),
+        case("submit", *RUN, "--set", "recipe.global_batch=128000", said=["has 4792 training images, less than a batch of 128000"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.randaugment=rnd-m9", said=["recipe.randaugment: string should match pattern"]),
         case("submit", *RUN, "--set", "recipe.epochs=ten", said=[EPOCHS]),
         case("roadmap", "explain", "gelu", "--set", "recipe.epochs=ten", said=[EPOCHS]),

@@ -39,7 +39,8 @@ def small(step: str, roadmap: str = "convnext_t") -> ModelSpec:
     """A network of a sixth to an eighth of the width and at most three blocks a stage, for images of 32 pixels."""
     depths = resolve(ROADMAPS[roadmap], step).model.depths
     stride = 16 if len(depths) == 1 else 2
-    shrunk = SMALL | {"model.depths": [min(depth, 3) for depth in depths], "model.stem.stride": stride}
+    # the rates of the largest would leave some block no image of so few
+    shrunk = SMALL | {"model.depths": [min(depth, 3) for depth in depths], "model.stem.stride": stride, "model.drop_path": 0.0}
     return resolve(ROADMAPS[roadmap], step, overrides=shrunk).model
 
 
@@ -71,7 +72,8 @@ def test_every_network_has_the_cost_that_was_counted_elsewhere() -> None:
     rows = {(name, row.step): row for name, roadmap in ROADMAPS.items() for row in verify(roadmap)}
     assert [place for place, row in rows.items() if row.is_wrong] == []
     not_counted = {step for (_, step), row in rows.items() if row.counts is None}
-    assert not_counted == {"convnext_t_384", "convnext_s_384", "convnext_xl_384", "multiscale_s", "multiscale_b"}
+    own = {"no_downsampling_norms", "multiscale_s", "multiscale_b"}
+    assert not_counted == {"convnext_t_384", "convnext_s_384", "convnext_xl_384"} | own
     assert [step for (_, step), row in rows.items() if row.is_flagged] == ["layer_norm", "separate_downsampling"]
 
 

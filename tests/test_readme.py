@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -40,6 +41,21 @@ def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
     assert re.search(r"\| hard_swish \| act\.kind gelu → hard_swish \| 3 \| \d+\.\d\d ± \d+\.\d\d \| [+-]", rows)
 
 
+def test_the_example_trains_on_dataset_objects(tmp_path: Path) -> None:
+    code = block_with("class Shapes(Dataset)").replace('"recipe.epochs": 4', '"recipe.epochs": 1')
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"top-1 \d+\.\d %, runs/convnext_t/paper/fewer_norms/seed0-[0-9a-f]{8}/result\.json\n", done.stdout)
+
+
+def test_every_profile_is_in_the_table_with_its_budget() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `")]
+    named = {name for line in rows for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == set(load_roadmap().profiles)
+
+
 def test_every_command_line_names_files_and_options_that_exist() -> None:
     lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     scripts = {words[1] for line in lines if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")}
@@ -48,7 +64,7 @@ def test_every_command_line_names_files_and_options_that_exist() -> None:
     for script in sorted(scripts):
         known = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True).stdout
         used = {word for line in lines if script in line for word in line.split() if word.startswith("--")}
-        assert used <= set(re.findall(r"--[a-z]+", known))
+        assert used <= set(re.findall(r"--[a-z-]+", known)) | {"--nproc-per-node"}
 
 
 def test_links_lead_somewhere() -> None:

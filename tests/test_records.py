@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from roadmap.checkpoint import Checkpoints
+from roadmap.evaluate import evaluate_found, find_run
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease
 from roadmap.provenance import ROOT
@@ -23,7 +24,7 @@ from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
 from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
-from roadmap.train import evaluate, train
+from roadmap.train import train
 from tests.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
@@ -137,11 +138,12 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
 def test_evaluating_gives_the_logged_accuracy(finished: RunDir, tmp_path: Path) -> None:
     result = read_result(finished)
     assert result is not None
-    epochs, scores, average = evaluate(config_of(), finished.path)
-    assert (epochs, average) == (2, None)
+    evaluations = evaluate_found(find_run(config_of(), finished), config_of())
+    assert list(evaluations) == ["raw"]
+    scores = evaluations["raw"].scores
     assert (scores.top1, scores.top5, scores.loss) == (result.top1, result.top5, result.val_loss)
     with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
-        evaluate(config_of(), tmp_path / "nothing")
+        find_run(config_of(), RunDir(tmp_path / "nothing"))
 
 
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import torch
 
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
-from roadmap.records import RunDir, prepare
+from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.stopping import Stopped, StopSignals
 from roadmap.train import train
+from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
 
 # Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix; and EMA.
@@ -76,6 +77,42 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     run = prepare(tmp_path_factory.mktemp("quiet"), config)
     assert train(config, run.path).status == "done"
     return run
+
+
+CASES = [
+    (number, size, minutes, draw.randint(1, 22), draw.randint(1, 12))
+    for number, (size, minutes, draw) in enumerate(
+        (size, minutes, random.Random(f"{size} {minutes} {number}"))
+        for size in (1, 2)
+        for minutes, cases in ((0.0001, 8), (10.0, 4))
+        for number in range(cases)
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def quiet_pair(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of two processes that nothing disturbed; BN takes half of the batch in each."""
+    config, runs = config_of("recipe.local_batch=32"), tmp_path_factory.mktemp("pair")
+    assert finish(start(2, train_together, config, runs)) == [0, 0]
+    return run_dir_of(runs, config)
+
+
+@pytest.mark.parametrize(("number", "size", "minutes", "first", "second"), CASES)
+def test_a_run_killed_twice_at_random_iterations_ends_the_same(
+    number: int, size: int, minutes: float, first: int, second: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The first of `size` processes dies of SIGKILL after `first` iterations, and again `second` iterations after it went on."""
+    expected: RunDir = request.getfixturevalue("quiet" if size == 1 else "quiet_pair")
+    config = config_of(f"recipe.local_batch={64 // size}", f"system.checkpoint_minutes={minutes}")
+    run = run_dir_of(tmp_path, config)
+    for iterations in (first, second):
+        codes = finish(start(size, train_together, config, tmp_path, (signal.SIGKILL, iterations)))
+        assert codes[0] == -signal.SIGKILL
+        assert not run.result.exists()
+    assert finish(start(size, train_together, config, tmp_path)) == [0] * size
+    assert json.loads(run.result.read_text(encoding="utf-8"))["attempts"] == 3
+    assert_same(run, expected)
 
 
 @pytest.mark.parametrize("first", [1, 5, 17, 18, 19, 35, 36])

@@ -13,6 +13,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from torch import Tensor, nn
 
 from blocks import ModelSpec, build_model
 from roadmap.export import export
+from roadmap.init_from import check_init, named
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
+from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, show
 from roadmap.train import train
-from roadmap.weights import load_weights, read_state_dict
+from roadmap.weights import load_weights, read_state_dict, read_state_dicts
 from tests.test_timm_parity import assert_same_logits, images, randomise
 
 
@@ -184,6 +187,22 @@ def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Pat
     found = read_state_dict(tmp_path / "wrapped.pth")
     assert_equal(found, MODEL)
     assert not found["w"].requires_grad
+
+
+def test_a_file_says_which_weights_it_holds(tmp_path: Path) -> None:
+    contents: dict[str, Any] = {
+        "raw": MODEL,
+        "raw ema": {"engine": {"model": MODEL, "ema": AVERAGE}, "epoch": 1},
+        "ema": {"model_ema": AVERAGE, "epoch": 1},
+    }
+    for kinds, content in contents.items():
+        torch.save(content, tmp_path / "x.pth")
+        found = read_state_dicts(tmp_path / "x.pth")
+        assert list(found) == kinds.split()
+        for kind, tensors in found.items():
+            assert_equal(tensors, MODEL if kind == "raw" else AVERAGE)
+    with pytest.raises(ConfigError, match=r"x\.pth holds no tensors with names but a moving average's$"):
+        read_state_dict(tmp_path / "x.pth", ema=False)
 
 
 def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
@@ -354,6 +373,18 @@ def test_an_address_is_fetched_once(hub: Path, server: Server, tmp_path: Path) -
     assert server.asked == ["/convnext/x.pth"]
     assert [path.read_bytes() for path in files_in(hub)] == [body]
     assert read_state_dict(server.address.replace("http", "HTTP") + "/convnext/x.pth")["w"].shape == (1000,)
+
+
+def test_weights_at_an_address_are_told_by_their_bytes(hub: Path, server: Server, tmp_path: Path) -> None:
+    body = whole(tmp_path / "x.pth")
+    server.files["/x.pth"] = (200, body, len(body))
+    assert digest_of(f"{server.address}/x.pth") == digest_of(tmp_path / "x.pth") == sha256(body).hexdigest()[:16]
+    config = resolve(load_roadmap(), "gelu", overrides={"system.init_from": f"{server.address}/x.pth"})
+    assert named(config).recipe.init_digest == digest_of(tmp_path / "x.pth")
+    check_init(named(config))
+    assert server.asked == ["/x.pth"]
+    with pytest.raises(ConfigError, match=r"/y\.pth cannot be downloaded: HTTP Error 404"):
+        digest_of(f"{server.address}/y.pth")
 
 
 def test_an_address_of_a_file_is_read_in_place(hub: Path, tmp_path: Path) -> None:
@@ -583,6 +614,8 @@ def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path)
     assert_equal(network.state_dict(), expected)
     assert load_weights(network, newest(run)).fits
     assert_equal(network.state_dict(), ours_of(config, run, "ema").state_dict())
+    load_weights(network, run.path, ema=False)
+    assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())
 
 
 def test_the_newest_whole_checkpoint_is_exported(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""One attempt at a run: epoch after epoch from the last checkpoint on, until it is done, stopped or killed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blocks.cost import complexity
+from roadmap.batches import plan_batches
+from roadmap.checkpoint import Checkpoints
+from roadmap.data import Loader
+from roadmap.device import OutOfMemory, hardware, out_of_memory, peak_memory_mb, select_device, set_up
+from roadmap.digits import Split
+from roadmap.distributed import Ballot, World
+from roadmap.engine import Engine, Mean
+from roadmap.files import JsonLines, write_json
+from roadmap.lease import Lease, now
+from roadmap.progress import Watch
+from roadmap.provenance import provenance
+from roadmap.recipe import RunConfig
+from roadmap.records import FORMAT, Result, RunDir
+from roadmap.stopping import Stopped, StopSignals
+from roadmap.strict_yaml import relative
+
+logger = logging.getLogger(__name__)
+Data = tuple[Dataset[Any], Dataset[Any]]
+
+
+class Diverged(Exception):
+    """No error but a result: the loss is not finite any more."""
+
+
+class Attempt:
+    """One attempt at a run, seen from one of its processes; the first one alone writes."""
+
+    def __init__(
+        self, config: RunConfig, run: RunDir, lease: Lease, stop: StopSignals, watch: Watch, world: World, data: Data | None
+    ) -> None:
+        self.config, self.run_dir, self.lease, self.stop, self.world = config, run, lease, stop, world
+        self.watch = watch if world.first else Watch()
+        self.device = select_device(config, world.launch.local_rank)
+        set_up(config, self.device)
+        self.plan = plan_batches(config, world.size)
+        self.loader, self.val_loader = self._loader("train", data and data[0]), self._loader("val", data and data[1])
+        self.engine = Engine(config, self.device, len(self.loader), world)
+        self.checkpoints, self.ballot = Checkpoints(run.checkpoints), Ballot(world)
+        self.window, self.whole = Mean(self.device), Mean(self.device)
+        self.epoch = 0
+        self.seconds = 0.0
+        self.last: dict[str, float | None] = {}  # the figures of the last evaluation
+        self.saved_at = time.monotonic()
+        self.hardware = hardware(self.device, world.size)
+        self.provenance = world.share(lambda: provenance(self.hardware))
+
+    def _loader(self, split: Split, source: Dataset[Any] | None) -> Loader:
+        return Loader(self.config, split, self.device, rank=self.world.rank, plan=self.plan, source=source)
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Has the metrics open, in the first process."""
+        self.log = JsonLines(self.run_dir.metrics) if self.world.first else None
+        try:
+            yield
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def run(self) -> Result:
+        """All epochs that are left."""
+        self.world.share(lambda: write_json(self.run_dir.provenance, self.provenance))
+        self._restore()
+        total = self.config.recipe.epochs * len(self.loader)
+        self.watch.begin(self.engine.iteration, total)
+        try:
+            while self.epoch < self.config.recipe.epochs:
+                self._train_epoch()
+                self._finish_epoch()
+        except Diverged:
+            return self.world.share(lambda: self._result("diverged"))
+        return self.world.share(lambda: self._result("done"))
+
+    def _train_epoch(self) -> None:
+        every = self.config.system.log_every
+        done = self.engine.iteration - self.epoch * len(self.loader)
+        batches, started = self.loader.epoch(self.epoch, done), time.perf_counter()
+        for _ in range(done, len(self.loader)):
+            loss = self._step(batches)
+            self.window.add(loss)
+            self.whole.add(loss)
+            self.watch.advance()
+            if self.engine.iteration % every == 0:
+                started = self._clock(started)
+                self._log("train", self.window.take())
+            due = time.monotonic() - self.saved_at > 60 * self.config.system.checkpoint_minutes
+            stop, save = self.ballot.vote(self.stop.signal is not None, due and self.world.first)
+            if stop or save:
+                self._clock(started)
+                self._save()
+                started = time.perf_counter()
+            if stop:
+                raise Stopped(self.stop.signal.name if self.stop.signal else "another process of the run")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # or the evaluation would wait for what training has queued
+        self._clock(started)
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        try:
+            return self.engine.step(islice(batches, self.plan.accumulation))
+        except RuntimeError as error:
+            if (message := out_of_memory(error, self.config, self.plan.micro)) is None:
+                raise
+            raise OutOfMemory(message) from error
+
+    def _clock(self, started: float) -> float:
+        """Adds the time since `started` to the time spent in training; returns the present."""
+        present = time.perf_counter()
+        self.seconds += present - started
+        return present
+
+    def _finish_epoch(self) -> None:
+        scores = self.engine.evaluate(self.val_loader)
+        ema = self.engine.evaluate_ema(self.val_loader)
+        figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
+        train_loss = self.whole.take()
+        self._log("epoch", train_loss, **figures)
+        self.last = {"train_loss": train_loss, **figures}
+        self.epoch += 1
+        self._save()
+
+    def _log(self, kind: str, train_loss: float, **figures: float | None) -> None:
+        """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON could not hold either."""
+        figures = {"train_loss": train_loss, **figures}
+        finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
+        record = {"kind": kind, "epoch": self.epoch + 1, "iteration": self.engine.iteration, "lr": self.engine.lr(), **finite}
+        record |= {"images_per_s": round(self._speed(), 1), "seconds": round(self.seconds, 3)}
+        if self.log is not None:
+            self.lease.ensure()
+            self.log.append(record)
+        if finite != figures:
+            raise Diverged(f"epoch {self.epoch + 1}")
+        self.watch.record(record)
+
+    def _speed(self) -> float:
+        return self.engine.iteration * self.config.recipe.global_batch / self.seconds if self.seconds else 0.0
+
+    def _save(self) -> None:
+        self.world.share(self._write_checkpoint)
+        self.saved_at = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
+        assert self.log is not None
+        self.lease.ensure()
+        state = {
+            "engine": self.engine.state(),
+            "epoch": self.epoch,
+            "window": self.window.state(),
+            "whole": self.whole.state(),
+            "seconds": self.seconds,
+            "last": self.last,
+            "metrics_offset": self.log.offset,
+        }
+        self.checkpoints.save(self.engine.iteration, state)
+
+    def _restore(self) -> None:
+        """Goes on from the newest whole checkpoint whose metrics are all there, or starts anew."""
+        name = self.world.share(self._choose_checkpoint)
+        if name is None:
+            self.engine.start()
+            return
+        state = self.checkpoints.read(name, self.device)
+        self.engine.restore(state["engine"])
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.window.restore(state["window"])
+        self.whole.restore(state["whole"])
+        self.last = state["last"]
+
+    def _choose_checkpoint(self) -> str | None:
+        """The name of the checkpoint to go on from; what was logged or saved after it is forgotten."""
+        assert self.log is not None
+        length, iteration = self.log.offset, 0
+        name: str | None = None
+        for state in self.checkpoints.load(self.device):
+            if state["metrics_offset"] <= length:
+                name, offset, iteration = state["name"], state["metrics_offset"], state["engine"]["iteration"]
+                break
+            logger.warning("%s is shorter than its checkpoint says; an older one is taken", relative(self.run_dir.metrics))
+        else:
+            offset = 0
+        self.log.cut(offset)
+        self.checkpoints.forget_after(iteration)
+        return name
+
+    def _result(self, status: str) -> Result:
+        config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
+        last = self.last if status == "done" else {}
+        return Result.model_validate(
+            {
+                "format": FORMAT,
+                "status": status,
+                **config.model_dump(include={"roadmap", "step", "profile", "seed"}),
+                "hash": config.hash,
+                **{key: last.get(key) for key in ("top1", "top5", "val_loss", "train_loss", "ema_top1")},
+                "epochs": self.epoch,
+                "iterations": self.engine.iteration,
+                "global_batch": config.recipe.global_batch,
+                "processes": self.world.size,
+                "micro_batch": self.plan.micro,
+                "accumulation": self.plan.accumulation,
+                "corrupt_images": self.loader.corrupt + self.val_loader.corrupt,
+                "dataset": config.data.dataset,
+                "image_size": config.data.image_size,
+                **asdict(cost),
+                "images_per_s": self._speed(),
+                "train_seconds": self.seconds,
+                "peak_memory_mb": peak_memory_mb(self.device),
+                "hardware": self.hardware,
+                "versions": self.provenance["versions"],
+                "commit": self.provenance["commit"],
+                "attempts": self.lease.record["number"],
+                "finished": now(),
+            }
+        )

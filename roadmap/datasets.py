@@ -1,0 +1,235 @@
+"""Where images come from: each kind of data set as images of Pillow with labels, in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.utils.misc import natural_key
+from torch import Tensor
+
+from roadmap.check_data import choose_classes, class_names, data_dir, kind_of, need_package
+from roadmap.corrupt import decode, reading
+from roadmap.digits import Split
+from roadmap.recipe import RunConfig
+from roadmap.shards import Shards
+from roadmap.staging import locked
+from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.synthetic import Digits, Synthetic
+
+
+class Source(Protocol):
+    """A data set: an image and its label by number, and what is known of it without reading any image; None is unknown."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it has."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What its classes are called, in the order of their labels."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """The labels of all images."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> tuple[Image.Image, int]:
+        """Unreadable if the image cannot be read."""
+
+    def name(self, number: int, /) -> str:
+        """What an image is called in messages."""
+
+
+def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
+    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it cannot be had."""
+    if config.model.in_chans not in (1, 3):
+        raise ConfigError([Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")])
+    kind = kind_of(config.data)
+    source = Items(config, given) if given is not None else SOURCES[kind](config, split)
+    return source if config.data.classes is None or kind == "folder" else Chosen(config, source)
+
+
+def image_mode(config: RunConfig) -> str:
+    """What Pillow calls images of as many channels as the model takes."""
+    return "L" if config.model.in_chans == 1 else "RGB"
+
+
+def split_name(config: RunConfig, split: Split) -> str:
+    """What the data set calls a split."""
+    return config.data.train_split if split == "train" else config.data.val_split
+
+
+def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
+    """The data set that a string of timm's names; ConfigError if timm cannot have it."""
+    need_package(config)
+    name, system, root = split_name(config, split), config.system, config.system.data_dir
+    with ExitStack() as stack:
+        try:
+            if system.download and root is not None:
+                Path(root).mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(Path(root) / ".download.lock"))  # or all processes of a node would fetch the same
+            return create_dataset(config.data.dataset, root=root, split=name, **more)
+        except (RuntimeError, AssertionError, OSError, ValueError, TypeError, LookupError) as error:
+            hint = "" if system.download or kind_of(config.data) in ("hfds", "wds") else "; --set system.download=true may fetch it"
+            where = f"dataset '{config.data.dataset}', split '{name}'"
+            raise ConfigError([Problem(where, f"cannot be had: {' '.join(str(error).split())}{hint}")]) from error
+
+
+class Folder:
+    """Images in `data_dir`/<split>/<class>/, in the order in which timm reads them."""
+
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        self.class_names, self.mode = class_names(config), image_mode(config)
+        self.num_classes = len(self.class_names)
+        self.root = data_dir(config) / split_name(config, split)
+        found: list[tuple[str, int]] = []
+        for label, name in enumerate(self.class_names):
+            found += find_images_and_targets(str(self.root / name), class_to_idx={"": label}, sort=False)[0]
+        if not found:
+            raise ConfigError([Problem(str(self.root), "has no images in its class folders")])
+        found.sort(key=lambda image: (natural_key(image[0]), image[0]))
+        # A million names as Python's objects would be copied into each worker as it counts references to them.
+        self._files = np.array([os.fsencode(os.path.relpath(file, self.root)) for file, _ in found], dtype=np.bytes_)
+        self.labels = np.array([label for _, label in found], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        name = self.name(number)
+        with reading(name), Path(name).open("rb") as file:
+            return Image.open(file).convert(self.mode), int(self.labels[number])
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return str(self.root / os.fsdecode(self._files[number]))
+
+
+class HuggingFace:
+    """A data set of the Hub, or a local one that the package `datasets` reads."""
+
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        image, label = config.data.image_key or "image", config.data.label_key or "label"
+        self._reader = open_timm(config, split, input_key=image, target_key=label).reader
+        table = self._reader.dataset
+        there = [name for name in table.column_names if name != image or any(table[:1][name])]  # timm adds an empty one if need be
+        for key in (image, label):
+            if key not in there:
+                raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")])
+        names = self._reader.class_to_idx
+        self.mode, self.class_names = image_mode(config), sorted(names, key=names.get) or None
+        self.num_classes = len(names) or None
+        self.labels = np.asarray(table.with_format("numpy")[label][:], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        name = self.name(number)
+        with reading(name):
+            file, label = self._reader[number]
+        return decode(file, self.mode, name), int(label)
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return f"row {number} of '{self._reader.split}'"
+
+
+class Items:
+    """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8 tensors (C, H, W)."""
+
+    def __init__(self, config: RunConfig, items: Any) -> None:
+        self._where, self._items, self.mode = f"dataset '{config.data.dataset}'", items, image_mode(config)
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            raise ConfigError([Problem(self._where, f"is a {type(items).__name__}, which has no length or no items to choose from")])
+        names = getattr(items, "wnids", None) or getattr(items, "classes", None)
+        self.class_names = list(map(str, names)) if names else None
+        self.num_classes = len(names) if names else None
+        targets = getattr(items, "targets", None)
+        self.labels = np.asarray(targets, dtype=np.int64) if targets is not None and np.ndim(targets) == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        with reading(self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
+            image, label = self._items[number]
+            return self._picture(image).convert(self.mode), int(label)
+
+    def _picture(self, image: Any) -> Image.Image:
+        if isinstance(image, Tensor):
+            image = image.permute(1, 2, 0).numpy()
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise TypeError(f"{self._where} has images of {image.dtype}; they must be of uint8")
+            image = Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"{self._where} has a {type(image).__name__} for an image; it must be a PIL image, an array or a tensor")
+        return image
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        files = getattr(self._items, "samples", None) or getattr(self._items, "imgs", None)
+        return str(files[number][0]) if files else f"item {number} of {self._where}"
+
+
+def _torchvision(config: RunConfig, split: Split) -> Source:
+    data_dir(config)
+    name = split_name(config, split)
+    if split == "train" and "train" not in name:  # timm takes any other name for the test images
+        raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
+    return Items(config, open_timm(config, split, download=config.system.download))
+
+
+def _custom(config: RunConfig, split: Split) -> Source:
+    raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"is no data set by name: hand the Dataset of {split} over")])
+
+
+class Chosen:
+    """A source's images of the classes that `data.classes` names, renumbered as they are sorted; labels without names by their number."""
+
+    def __init__(self, config: RunConfig, source: Source) -> None:
+        where = f"dataset '{config.data.dataset}'"
+        if source.labels is None:
+            raise ConfigError([Problem("data.classes", f"needs to know the labels of {where} without reading it: it has no `targets`")])
+        names = source.class_names
+        known = {name: label for label, name in enumerate(names)} if names else {str(label): label for label in np.unique(source.labels)}
+        chosen = choose_classes(known, config.data, where)
+        self.class_names = chosen if names else sorted(chosen, key=int)
+        self.num_classes, self._source = len(chosen), source
+        labels = np.full(len(source), -1, dtype=np.int64)
+        for label, name in enumerate(self.class_names):
+            labels[source.labels == known[name]] = label
+        self._numbers = np.flatnonzero(labels >= 0)
+        self.labels = labels[self._numbers]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return self._source[int(self._numbers[number])][0], int(self.labels[number])
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return self._source.name(int(self._numbers[number]))
+
+
+SOURCES: dict[str, Callable[[RunConfig, Split], Source]] = {
+    "folder": Folder,
+    "shards": lambda config, split: Shards(config, split_name(config, split), image_mode(config)),
+    "digits": Digits,
+    "synthetic": Synthetic,
+    "torch": _torchvision,
+    "hfds": HuggingFace,
+    "custom": _custom,
+}

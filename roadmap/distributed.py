@@ -1,0 +1,108 @@
+"""The processes that train a run together: what one does for all, what they add up, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from roadmap.launch import Launch, launched
+
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
+
+
+class World:
+    """All processes of a run, seen from one of them; without `launch`, the one that is alone."""
+
+    def __init__(self, launch: Launch | None = None) -> None:
+        self.launch = launch or Launch()
+        self.rank, self.size = self.launch.rank, self.launch.size
+        self.first = self.rank == 0
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, in all of them; an exception is raised in all, too."""
+        if self.size == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box[0] = make()
+            except Exception as error:
+                box[1] = error
+        failure = box[1]
+        dist.broadcast_object_list(box)
+        if failure is not None or box[1] is not None:
+            raise failure or box[1]
+        result: T = box[0]
+        return result
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Adds up a tensor over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, in place."""
+        return self.sum(value).div_(self.size) if self.size > 1 else value
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Gives every process the first one's running statistics, for each has seen other images."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self) -> None:
+        """Returns once all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+class Ballot:
+    """Flags that any process may raise and that all see at the same iteration, without waiting for the device or each other.
+
+    What is raised in a call is seen by all in the next, when it has long been exchanged; a process alone sees it at once.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.pending: tuple[Any, Tensor] | None = None
+        # a group of its own: on the CPU, apart from the gradients
+        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
+
+    def vote(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any process had raised it."""
+        if self.group is None:
+            return list(flags)
+        before, raised = self.pending, torch.tensor(flags, dtype=torch.int32)
+        self.pending = (dist.all_reduce(raised, dist.ReduceOp.MAX, self.group, async_op=True), raised)
+        if before is None:
+            return [False for _ in flags]
+        before[0].wait()
+        return [bool(flag) for flag in before[1].tolist()]
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that this process was launched into, met with the others for as long as the block lasts."""
+    launch = launched()
+    if launch.size == 1:
+        yield World()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+    os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
+    try:
+        yield World(launch)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,60 @@
+"""A training that starts from weights: which they are, whether they are there, and what of them the network takes over."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from roadmap.recipe import RunConfig
+from roadmap.sources import digest_of, name_of, refusal
+
+if TYPE_CHECKING:
+    from blocks.model import Network
+
+CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
+logger = logging.getLogger(__name__)
+
+
+def named(config: RunConfig) -> RunConfig:
+    """`config` with the digest of the weights that it starts from, worked out where it is not given."""
+    if config.system.init_from is None or config.recipe.init_digest is not None:
+        return config
+    recipe = config.recipe.model_copy(update={"init_digest": digest_of(config.system.init_from)})
+    return config.model_copy(update={"recipe": recipe})
+
+
+def check_init(config: RunConfig) -> None:
+    """ConfigError unless the weights to start from are those that the recipe names, and there are some where it needs them."""
+    recipe, source = config.recipe, config.system.init_from
+    if source is not None:
+        there = digest_of(source)
+        if recipe.init_digest is None:
+            raise refusal("recipe.init_digest", f"is not set, and system.init_from is; --init-from sets both, to {there}")
+        if there != recipe.init_digest:
+            message = f"has the digest {there}, and recipe.init_digest wants {recipe.init_digest}: these are other weights"
+            raise refusal(name_of(source), f"{message}; --init-from takes them all the same, as another run")
+    elif recipe.init_digest is not None:
+        raise refusal("recipe.init_digest", f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are")
+    elif recipe.layer_decay < 1:
+        message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
+        raise refusal("recipe.layer_decay", f"{message}; --init-from FILE gives some, or --set recipe.layer_decay=1 does without")
+
+
+def initialise_from(network: Network, config: RunConfig) -> None:
+    """Makes a fresh network ready for training: scales its classifier, and loads the weights of `system.init_from` if there are any.
+
+    A classifier for another number of classes stays fresh. ConfigError as in `check_init`, and if anything else does not fit.
+    """
+    check_init(config)
+    classifier, scale, source = network.get_classifier(), config.recipe.head_init_scale, config.system.init_from
+    if scale != 1:
+        for parameter in classifier.parameters():
+            parameter.data.mul_(scale)
+    if source is None:
+        return
+    from roadmap.weights import copy_weights, read_state_dict
+
+    report = copy_weights(network, read_state_dict(source), name_of(source), may_differ=CLASSIFIER)
+    if report.misshaped:
+        _, there, here = report.misshaped[0]
+        logger.warning("the classifier starts fresh, for %d classes: %s has %d", here[0], report.source, there[0])

@@ -1,0 +1,218 @@
+"""Shards of WebDataset, tar files of images and labels, read in any order: their index is made by one scan and kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from roadmap.check_data import data_dir, find_shards
+from roadmap.corrupt import decode
+from roadmap.files import write_atomic
+from roadmap.recipe import DataSpec, RunConfig
+from roadmap.staging import locked
+from roadmap.strict_yaml import ConfigError, Problem
+
+logger = logging.getLogger(__name__)
+
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+LABEL_MEMBER, TABLE_MEMBER = "cls", "json"
+OPEN_FILES = 64  # a process may have some thousand at most, and each worker of a loader has as many
+BLOCK = 512  # a tar's unit; one of zeros ends it
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # a sample's name ends at the first dot, as WebDataset has it
+Stamp = tuple[str, int, int]  # a shard's name, size and time of change
+
+
+class Changed(RuntimeError):
+    """A shard is not the one that was indexed."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where each image lies: its shard's number, offset and size there, its label, and its name."""
+
+    shards: list[Stamp]
+    shard: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    label: NDArray[np.int64]
+    name: NDArray[np.bytes_]
+
+    def to_bytes(self) -> bytes:
+        """The content of an index file."""
+        file = io.BytesIO()
+        columns: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        np.savez(file, shards=np.array(json.dumps(self.shards)), **columns)
+        return file.getvalue()
+
+    @classmethod
+    def read(cls, path: Path) -> Index | None:
+        """The index in a file, or None if there is none that is whole."""
+        try:
+            with np.load(path, allow_pickle=False) as columns:
+                shards = [(str(name), int(size), int(time)) for name, size, time in json.loads(str(columns["shards"]))]
+                return cls(shards, *(columns[name] for name in COLUMNS))
+        except Exception as error:  # whatever is wrong with it, the shards are still there
+            if path.exists():
+                logger.warning("%s is no index (%s); the shards are scanned again", path, error)
+            return None
+
+
+COLUMNS = ("shard", "offset", "size", "label", "name")
+
+
+class Shards:
+    """The images of a split's shards, all of which a shuffled epoch goes across."""
+
+    num_classes: int | None = None
+    class_names: list[str] | None = None
+
+    def __init__(self, config: RunConfig, pattern: str, mode: str) -> None:
+        self.root, self.mode = data_dir(config), mode
+        self.index = load_index(self.root, find_shards(config, pattern), config.data)
+        self.labels: NDArray[np.int64] | None = self.index.label
+        self._open: OrderedDict[int, int] = OrderedDict()  # the files in use, the last used last
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.index.label)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        index, shard = self.index, int(self.index.shard[number])
+        content = os.pread(self._file(shard), int(index.size[number]), int(index.offset[number]))
+        return decode(io.BytesIO(content), self.mode, self.name(number)), int(index.label[number])
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return f"{self.index.name[number].decode()} in {self.root / self.index.shards[self.index.shard[number]][0]}"
+
+    def _file(self, shard: int) -> int:
+        if self._process != os.getpid():  # a worker opens its own, and closes what it has inherited
+            self.close()
+            self._process = os.getpid()
+        if shard not in self._open:
+            if len(self._open) == OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[shard] = self._open_shard(shard)
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _open_shard(self, shard: int) -> int:
+        stamp = self.index.shards[shard]
+        path = self.root / stamp[0]
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise Changed(f"{path} is gone since it was indexed") from error
+        found = os.fstat(file)
+        if (found.st_size, found.st_mtime_ns) != stamp[1:]:
+            os.close(file)
+            raise Changed(f"{path} has changed since it was indexed; start again to have it scanned")
+        return file
+
+    def close(self) -> None:
+        """Closes all files; reading opens them again."""
+        for file in self._open.values():
+            os.close(file)
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+
+def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
+    """The index of the shards, from its file beside them if they are as they were; ConfigError if a shard is torn.
+
+    It is written there, for the next time, unless the folder cannot be written.
+    """
+    keys = json.dumps([names, data.image_key, data.label_key])
+    path = root / f".index-{sha256(keys.encode()).hexdigest()[:12]}.npz"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path.with_suffix(".lock")))  # or all processes of a node would scan
+        except OSError as error:
+            logger.info("the index of %s is not kept: %s", root, error)
+        stamps = [_stamp(root, name) for name in names]
+        index = Index.read(path)
+        if index is not None and index.shards == stamps:
+            return index
+        index = _scan(root, stamps, data)
+        try:
+            write_atomic(path, index.to_bytes())
+        except OSError as error:
+            logger.info("the index of %s is not kept: %s", root, error)
+        return index
+
+
+def _stamp(root: Path, name: str) -> Stamp:
+    found = (root / name).stat()
+    return name, found.st_size, found.st_mtime_ns
+
+
+def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
+    rows: list[tuple[int, int, int, int, bytes]] = []
+    problems: list[Problem] = []
+    for number, (name, _, _) in enumerate(stamps):
+        try:
+            rows += [(number, *row) for row in scan_shard(root / name, data)]
+        except (tarfile.TarError, ValueError, OSError) as error:
+            problems.append(Problem(str(root / name), f"is not a whole shard: {error}"))
+    if problems:
+        raise ConfigError(problems)
+    numbers = np.array([row[:4] for row in rows], dtype=np.int64).reshape(-1, 4)
+    shard, offset, size, label = numbers.T.copy()
+    return Index(stamps, shard, offset, size, label, np.array([row[4] for row in rows], dtype=np.bytes_))
+
+
+def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, bytes]]:
+    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, or a sample incomplete."""
+    images = data.image_key.split(";") if data.image_key else IMAGE_MEMBERS
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            split = NAME.fullmatch(member.name)
+            if member.isfile() and split:
+                samples.setdefault(split[1], {})[split[2].lower()] = member
+        file.seek(tar.offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise ValueError("its end is missing")
+        for name, members in samples.items():
+            image = next((members[key] for key in images if key in members), None)
+            if image is None:
+                raise ValueError(f"sample '{name}' has no image: no member {' or '.join(images)}, but {', '.join(sorted(members))}")
+            yield image.offset_data, image.size, _label(file, name, members, data.label_key), image.name.encode()
+
+
+def _label(file: io.BufferedReader, name: str, members: dict[str, tarfile.TarInfo], key: str | None) -> int:
+    """A sample's label: the text of its label member, or else a field of its JSON."""
+    member = members.get(key or LABEL_MEMBER)
+    table = members.get(TABLE_MEMBER)
+    if member is None and table is None:
+        raise ValueError(f"sample '{name}' has no label: no member {key or LABEL_MEMBER} or {TABLE_MEMBER}")
+    if member is not None and member is not table:
+        return int(_content(file, member))
+    assert table is not None
+    fields = json.loads(_content(file, table))
+    field = key if key and key != TABLE_MEMBER else "label"
+    if not isinstance(fields, dict) or not isinstance(fields.get(field), int):
+        raise ValueError(f"sample '{name}' has no label: '{field}' is no whole number in its {TABLE_MEMBER}; set data.label_key")
+    return int(fields[field])
+
+
+def _content(file: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
+    file.seek(member.offset_data)
+    return file.read(member.size)

@@ -1,0 +1,208 @@
+"""The data of a run on a node's own disk: copied there once a node, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from roadmap.check_data import class_names, data_dir, expand, find_shards, is_remote, kind_of
+from roadmap.files import aside
+from roadmap.recipe import RunConfig
+from roadmap.strict_yaml import ConfigError, Problem
+
+COPIES_AT_ONCE = 8
+DOWNLOADS_AT_ONCE = 4
+ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 1.0, 60.0
+
+
+def stage(config: RunConfig) -> RunConfig:
+    """The configuration with `data_dir` on `stage_dir`, where its files are copied first unless they are there already.
+
+    As many processes of a node as like may call at once: one copies, the others wait. Only what the configuration reads is
+    copied: the classes it names, its shards. Shards at a web address are fetched here, all of them, for an epoch's order goes
+    across all. ConfigError where that fails, and nothing half copied is left behind. A staged configuration is returned as it is.
+    """
+    system, kind = config.system, kind_of(config.data)
+    remote = is_remote(config)
+    if system.data_dir is None or (remote and kind == "wds"):  # which streams from an address as it is
+        return config
+    if remote and kind != "shards":
+        raise ConfigError([Problem(system.data_dir, "is an address, from which only shards and wds/ are read")])
+    if system.stage_dir is None:
+        if remote:
+            raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {system.data_dir} to be put?")])
+        return config
+    folder = _stage_dir(system.stage_dir)
+    staged = _fetch_all(config, system.data_dir.rstrip("/"), folder) if remote else _copy_all(config, folder)
+    return config.model_copy(update={"system": system.model_copy(update={"data_dir": str(staged), "stage_dir": None})})
+
+
+def _stage_dir(name: str) -> Path:
+    folder = Path(os.path.expandvars(name)).expanduser()
+    if "$" in str(folder):
+        raise ConfigError([Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([Problem(str(folder), f"cannot be made: {error.strerror}")]) from error
+    return folder.resolve()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Sole right to what `path` stands for among the processes of a node; it ends with the process that has it."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _copy_all(config: RunConfig, folder: Path) -> Path:
+    source = data_dir(config).resolve()
+    if folder.is_relative_to(source):
+        raise ConfigError([Problem("system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself")])
+    began = time.time()
+    lock = folder / f".{source.name}-{_digest(str(source), str(config.data.model_dump()))}.lock"
+    with locked(lock):
+        said = Path(lock.read_text(encoding="utf-8") or "/nowhere")
+        if lock.stat().st_mtime >= began and said.is_dir():
+            return said  # whoever we waited for has just looked
+        sizes = dict(_sizes(source, _parts(config)))
+        target = folder / f"{source.name}-{_digest(str(source), str(sorted(sizes.items())))}"
+        if not _holds(target, sizes):
+            _copy(source, target, sizes)
+        lock.write_text(str(target), encoding="utf-8")
+    return target
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+
+
+def _parts(config: RunConfig) -> list[str]:
+    """The files and folders of `data_dir` that the configuration reads."""
+    data, splits = config.data, list(dict.fromkeys((config.data.train_split, config.data.val_split)))
+    if kind_of(data) == "shards":
+        return [name for split in splits for name in find_shards(config, split)]
+    if kind_of(data) != "folder":
+        return ["."]
+    names = class_names(config)
+    return [f"{split}/{name}" for split in splits for name in names]
+
+
+def _sizes(root: Path, parts: list[str]) -> Iterator[tuple[str, int]]:
+    """The files of `parts` of `root`, by their paths in it, with their sizes; hidden ones are nobody's data."""
+
+    def complain(error: OSError) -> None:
+        raise error
+
+    try:
+        for part in parts:
+            if (root / part).is_file():
+                yield part, (root / part).stat().st_size
+                continue
+            for folder, _, files in os.walk(root / part, followlinks=True, onerror=complain):
+                for name in files:
+                    if not name.startswith("."):
+                        path = os.path.join(folder, name)  # noqa: PTH118 - a million of them
+                        yield os.path.relpath(path, root), os.stat(path).st_size  # noqa: PTH116
+    except OSError as error:
+        raise ConfigError([Problem(str(error.filename), f"cannot be read: {error.strerror}")]) from error
+
+
+def _holds(folder: Path, sizes: dict[str, int]) -> bool:
+    """Whether all files are in `folder`, with these sizes: cleaners of temporary folders take old files, too."""
+    if not folder.is_dir():
+        return False
+    there = dict(_sizes(folder, ["."]))
+    return all(there.get(name) == size for name, size in sizes.items())
+
+
+def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
+    partial_copy = target.with_name(f".{target.name}.{os.uname().nodename}.partial")
+    for leftover in (partial_copy, target):
+        shutil.rmtree(leftover, ignore_errors=True)
+    needed = sum(sizes.values())
+    _check_space(target.parent, source, needed)
+    try:
+        for folder in sorted({(partial_copy / name).parent for name in sizes}):
+            folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
+            copies = [pool.submit(shutil.copyfile, source / name, partial_copy / name) for name in sizes]
+            try:
+                for copied in copies:
+                    copied.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        partial_copy.rename(target)
+    except OSError as error:
+        raise ConfigError([Problem(str(target.parent), f"cannot take {source} ({needed:,} bytes): {error.strerror}")]) from error
+    finally:
+        shutil.rmtree(partial_copy, ignore_errors=True)
+
+
+def _check_space(folder: Path, source: Path | str, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        what = f"has {free:,} bytes left, and {source} needs {needed:,}; choose another system.stage_dir"
+        raise ConfigError([Problem(str(folder), what)])
+
+
+def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
+    """The folder with all shards of both splits, each fetched unless it is there: a shard gets its name when it is whole."""
+    target = folder / f"{address.rpartition('/')[2]}-{_digest(address)}"
+    names = [name for split in (config.data.train_split, config.data.val_split) for name in expand(split)]
+    for name in names:
+        if any(sign in name for sign in "*?[") or ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise ConfigError([Problem(f"pattern '{name}'", f"is none for shards of {address}: say which with braces, {{0000..0127}}")])
+    target.mkdir(exist_ok=True)
+    with locked(target / ".lock"):
+        for leftover in target.rglob(".*.tmp"):
+            leftover.unlink()
+        missing = [name for name in dict.fromkeys(names) if not (target / name).is_file()]
+        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+            try:
+                list(pool.map(partial(_fetch, address, target), missing))
+            finally:
+                pool.shutdown(cancel_futures=True)
+    return target
+
+
+def _fetch(address: str, folder: Path, name: str) -> None:
+    url, path = f"{address}/{name}", folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE_S * attempt)
+        try:
+            return _download(url, path)
+        except HTTPError as error:
+            reason = f"{error.code} {error.reason}"
+            if error.code < 500:
+                break
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+        finally:
+            with suppress(OSError):
+                aside(path).unlink()
+    raise ConfigError([Problem(url, f"cannot be fetched to {folder}: {reason}")])
+
+
+def _download(url: str, path: Path) -> None:
+    with urlopen(url, timeout=TIMEOUT_S) as answer:
+        length = int(answer.headers.get("Content-Length") or 0)
+        _check_space(path.parent, url, length)
+        with aside(path).open("wb") as file:
+            shutil.copyfileobj(answer, file, 1 << 20)
+            if length and file.tell() != length:
+                raise OSError(f"the connection broke after {file.tell():,} of {length:,} bytes")
+    aside(path).replace(path)

@@ -1,0 +1,66 @@
+"""Data sets that need no files: scikit-learn's digits, and made-up images of any size."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from roadmap.digits import CLASSES, Split, load_digits
+from roadmap.recipe import RunConfig
+
+GREY_LEVELS, BLACK = 85, 85  # of made-up images, as of the digits: noise is cut off only beyond one grey range
+PATTERN = 8  # pixels across a class's pattern
+NOISE_BANK = 1 << 20
+PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
+
+
+class Digits:
+    """The digits of `roadmap.digits` as 8x8 grey images."""
+
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        self.images, self.labels = load_digits(config.data, split)
+        self.num_classes = CLASSES
+        self.class_names = [str(digit) for digit in range(CLASSES)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[number]), int(self.labels[number])
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return f"digit {number}"
+
+
+class Synthetic:
+    """Made-up images, cheap to make: a coarse pattern for each class, under noise that depends on split and number.
+
+    Classes take turns. The noise of an image is a piece of one long line of noise.
+    """
+
+    def __init__(self, config: RunConfig, split: Split) -> None:
+        size, channels, data = config.data.image_size, config.model.in_chans, config.data
+        self.num_classes, self.shape = config.model.num_classes, (size, size, channels)
+        self.class_names = [str(label) for label in range(self.num_classes)]
+        self.labels = np.arange(data.images[split == "val"], dtype=np.int64) % self.num_classes
+        grey = np.random.default_rng(PATTERN_SEED).random((self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32)
+        self._patterns = np.rint(BLACK + GREY_LEVELS * grey).astype(np.uint8)
+        drawn = np.random.default_rng(NOISE_SEED[split]).standard_normal(NOISE_BANK + size * size * channels, dtype=np.float32)
+        # As bytes that wrap around: no sum with a pattern leaves 0 to 255.
+        self._noise = np.rint(GREY_LEVELS * np.clip(data.noise * drawn, -1, 1)).astype(np.int8).view(np.uint8)
+        self._blow_up = np.arange(size) * PATTERN // size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        label = int(self.labels[number])
+        pixels = self._patterns[label].take(self._blow_up, axis=1).take(self._blow_up, axis=0)
+        start = number * 2654435761 % NOISE_BANK  # Knuth's multiplier spreads neighbours over the bank
+        pixels += self._noise[start : start + pixels.size].reshape(self.shape)
+        return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), label
+
+    def name(self, number: int) -> str:
+        """What an image is called in messages."""
+        return f"made-up image {number}"

@@ -1,0 +1,201 @@
+"""Where a testbed keeps its files, and what it tells its daemons in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LONGEST_SOCKET = 107  # bytes in the path of a Unix socket
+LISTENING_PORTS = range(12_000, 30_000)  # below those that the kernel hands to outgoing connections, which would be in the way
+
+
+class Unusable(Exception):
+    """Why there can be no testbed, or why this one does not work."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a cluster looks like; all nodes are alike, and may promise more than the machine has."""
+
+    nodes: int = 2
+    cpus: int = 8
+    memory_mb: int = 64_000
+    gpus: int = 8
+    accounting: bool = True
+    max_array_size: int = 1001
+    grace_s: int = 10
+    slurmd_timeout_s: int = 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A testbed's folder, its settings, and the ports of its daemons."""
+
+    folder: Path
+    settings: Settings
+    ports: dict[str, int]
+
+    @classmethod
+    def make(cls, folder: Path, settings: Settings) -> Plan:
+        """A plan with ports that are free now."""
+        names = ["slurmctld", "slurmdbd", *nodes_of(settings)]
+        return cls(folder, settings, dict(zip(names, free_ports(len(names)), strict=True)))
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan | None:
+        """The plan that a start has left in `folder`, or None."""
+        try:
+            record = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls(folder, Settings(**record["settings"]), record["ports"])
+
+    @property
+    def nodes(self) -> list[str]:
+        """The names of the nodes: n1, n2, ..."""
+        return nodes_of(self.settings)
+
+    @property
+    def conf(self) -> Path:
+        """What SLURM_CONF says."""
+        return self.folder / "slurm.conf"
+
+    @property
+    def munge_socket(self) -> Path:
+        """Where munged listens."""
+        return self.folder / "munge.socket"
+
+    @property
+    def database_socket(self) -> Path:
+        """Where MariaDB listens, and nowhere else."""
+        return self.folder / "mariadb.socket"
+
+    @property
+    def logs(self) -> Path:
+        """A log for each daemon; all that a stopped testbed leaves, besides its configuration."""
+        return self.folder / "log"
+
+    def write(self) -> None:
+        """Fills the folder, which must be empty."""
+        if len(os.fsencode(self.database_socket)) > LONGEST_SOCKET:
+            raise Unusable(f"{self.folder}: the path is too long for a socket; choose another with --folder")
+        for name in ("log", "pid", "state", "spool", "database"):
+            (self.folder / name).mkdir(mode=0o700)
+        private(self.folder / "munge.key", secrets.token_bytes(128))
+        private(self.folder / "slurmdbd.conf", slurmdbd_conf(self).encode())
+        self.conf.write_text(slurm_conf(self), encoding="utf-8")
+        # The GPUs are a count without device files: requests for them are granted, and nothing has to be there.
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Count={self.settings.gpus}\n", encoding="utf-8")
+        record = {"settings": asdict(self.settings), "ports": self.ports}
+        (self.folder / "testbed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def nodes_of(settings: Settings) -> list[str]:
+    """The names of the nodes: n1, n2, ..."""
+    return [f"n{number}" for number in range(1, settings.nodes + 1)]
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on, drawn by chance so that testbeds started at once do not take the same."""
+    with ExitStack() as held:
+
+        def bindable() -> Iterator[int]:
+            for port in random.sample(LISTENING_PORTS, len(LISTENING_PORTS)):
+                listener = held.enter_context(socket.socket())
+                try:
+                    listener.bind(("", port))
+                except OSError:
+                    continue
+                yield port
+
+        return [port for port, _ in zip(bindable(), range(number), strict=False)]
+
+
+def private(path: Path, content: bytes) -> None:
+    """A file that only its owner reads; slurmdbd and munged refuse any other."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+def slurm_conf(plan: Plan) -> str:
+    """What slurmctld, slurmd and all commands read."""
+    folder, settings, host = plan.folder, plan.settings, socket.gethostname().partition(".")[0]
+    storage = f"""
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={plan.ports["slurmdbd"]}
+AccountingStorageTRES=gres/gpu"""
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={plan.ports[name]} CPUs={settings.cpus}"
+        f" RealMemory={settings.memory_mb} Gres=gpu:{settings.gpus} State=UNKNOWN"
+        for name in plan.nodes
+    )
+    return f"""ClusterName=testbed
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={plan.ports["slurmctld"]}
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/pid/slurmctld.pid
+SlurmdPidFile={folder}/pid/slurmd-%n.pid
+# Steps log here; the daemons themselves log to their standard error.
+SlurmdLogFile={folder}/log/steps-%n.log
+SlurmdSyslogDebug=quiet
+AuthType=auth/munge
+# A requeued job waits until its credential has expired: by default for two minutes.
+AuthInfo=socket={plan.munge_socket},cred_expire=10
+# No cgroups: a container has none that it may change.
+ProctrackType=proctrack/linuxproc
+JobAcctGatherType=jobacct_gather/linux
+{storage.strip() if settings.accounting else "# no accounting"}
+
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU={settings.memory_mb // settings.cpus}
+GresTypes=gpu
+# Take the nodes to be what is written here, not what the machine is.
+SlurmdParameters=config_overrides
+ReturnToService=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+MaxArraySize={settings.max_array_size}
+MinJobAge=300
+KillWait=5
+SlurmdTimeout={settings.slurmd_timeout_s}
+# The machine may be busy; an answer that comes late is better than none.
+MessageTimeout=60
+
+# A job of `low` makes way for one of the others: it gets the signal that it asked for, and is requeued after the time of grace.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PreemptParameters=send_user_signal
+JobRequeue=1
+{nodes}
+PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF
+PartitionName=main Default=YES
+PartitionName=short MaxTime=2
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime={settings.grace_s}
+"""
+
+
+def slurmdbd_conf(plan: Plan) -> str:
+    """What slurmdbd reads; it makes its database itself, and is told the socket by MYSQL_UNIX_PORT."""
+    host = socket.gethostname().partition(".")[0]
+    return f"""DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={plan.ports["slurmdbd"]}
+SlurmUser=root
+PidFile={plan.folder}/pid/slurmdbd.pid
+AuthType=auth/munge
+AuthInfo=socket={plan.munge_socket}
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+"""

@@ -1,0 +1,83 @@
+"""Real processes that train a run together, forked from a server that has PyTorch imported already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from roadmap.distributed import World, joined
+from roadmap.progress import Watch
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, prepare
+from roadmap.stopping import Stopped, StopSignals
+from roadmap.train import train
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["roadmap.train", "tests.processes"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _enter(launch: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ |= launch
+    with joined() as world:
+        function(world, *arguments)
+
+
+def start(size: int, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """`size` processes, each of which calls function(world, *arguments)."""
+    port = free_port()
+    processes: list[BaseProcess] = []
+    for rank in range(size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        launch = {name: str(value) for name, value in names.items()}
+        processes.append(SERVER.Process(target=_enter, args=(launch, function, arguments), daemon=True))
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Their exit codes; those that hang are killed, and have none."""
+    deadline = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return codes
+
+
+class Signals(Watch):
+    """Sends this process a signal after some iterations."""
+
+    def __init__(self, number: int, iterations: int) -> None:
+        self.number, self.left = number, iterations
+
+    def advance(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+def train_together(world: World, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None) -> None:
+    """Trains a run; its first process sends itself the signal `signal_at[0]` after `signal_at[1]` iterations."""
+    watch = Signals(*signal_at) if signal_at and world.first else None
+    run: RunDir = world.share(lambda: prepare(runs, config))
+    with StopSignals() as stop:
+        try:
+            train(config, run.path, stop=stop, watch=watch, world=world)
+        except Stopped:
+            return

@@ -1,0 +1,148 @@
+"""What cannot be read is named, counted and left out, until it is too much; signals are left to the process that trains."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from roadmap.corrupt import CorruptImages
+from roadmap.data import Loader
+from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, plain, plan_of, write_folder
+
+VAL = 9
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data")
+
+
+def damage(folder: Path, split: str, *names: str) -> None:
+    for name in names:
+        file = folder / split / name
+        file.write_bytes(file.read_bytes()[:-200] if name.endswith("0.jpg") else b"no picture")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_training_the_next_image_takes_the_place_of_a_corrupt_one(folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    whole = plain(folder)
+    before = [numbers_of(batches(whole, epoch=epoch), whole) for epoch in range(2)]
+    damage(folder, "train", "ant/0.jpg", "bee/1.jpg", "bee/2.jpg")
+    config = plain(folder, system__corrupt_images=3, system__workers=workers)
+    loader = Loader(config, "train", CPU)
+    replaced = {0: 1, 6: 8, 7: 8}
+    for epoch in range(2):
+        assert numbers_of(list(loader.epoch(epoch)), config) == [replaced.get(number, number) for number in before[epoch]]
+    assert loader.corrupt == 3
+    if not workers:
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(said) == 3
+        assert all(
+            any(f"{name} is not an image that can be read" in line for line in said) for name in ("ant/0.jpg", "bee/1.jpg", "bee/2.jpg")
+        )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_evaluation_a_corrupt_image_is_marked(folder: Path, workers: int) -> None:
+    damage(folder, "val", "bee/1.jpg", "cat/2.jpg")
+    config = plain(folder, system__corrupt_images=2, system__workers=workers, recipe__global_batch=6)
+    loader = Loader(config, "val", CPU)
+    found = list(loader.epoch())
+    assert labels_of(found) == [0, 0, 0, 1, -1, 1, 2, 2, -1]
+    black = (torch.zeros(3) - torch.tensor(config.data.mean)) / torch.tensor(config.data.std)
+    assert torch.allclose(found[1][0][0].mean((1, 2)), black)
+    assert (loader.corrupt, loader.images) == (2, VAL)
+    parts = [labels_of(batches(config, "val", rank=rank, plan=plan_of(config, 2))) for rank in range(2)]
+    assert parts == [[0, 0, -1, 2, -1], [0, 1, 1, 2]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_corrupt_images_than_allowed_end_the_run(folder: Path, workers: int) -> None:
+    damage(folder, "train", *(f"{name}/{number}.jpg" for name in CLASSES for number in range(4)))
+    loader = Loader(plain(folder, system__corrupt_images=4, system__workers=workers), "train", CPU)
+    with pytest.raises(CorruptImages) as ended:
+        list(loader.epoch())
+    line = str(ended.value)
+    assert "\n" not in line
+    assert line.startswith(f"{loader.corrupt} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/")
+    assert line.endswith(f"and {loader.corrupt - 3} more")
+    assert line.count(".jpg") == 3
+    assert loader.corrupt > 4
+
+
+def test_images_that_are_all_corrupt_end_the_run_however_many_are_allowed(folder: Path) -> None:
+    damage(folder, "train", *(f"{name}/{number}.jpg" for name in CLASSES for number in range(5)))
+    with pytest.raises(CorruptImages, match="has no image in train that can be read"):
+        batches(plain(folder, system__corrupt_images=99))
+
+
+def test_a_process_without_files_left_does_not_blame_the_images(folder: Path) -> None:
+    error = OSError(24, "Too many open files")
+    with pytest.raises(OSError, match="Too many open files") as raised:
+        batches(custom(system__corrupt_images=9), "val", source=Pictures([(error, 0)]))
+    assert not isinstance(raised.value, CorruptImages)
+
+
+def test_the_error_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(CorruptImages("3 images cannot be read")))
+    assert isinstance(error, CorruptImages)
+    assert str(error) == "3 images cannot be read"
+
+
+# Signals
+
+
+SCRIPT = """
+import signal, sys, time
+from tests.images import CPU, config_of
+from roadmap.data import Loader
+from roadmap.stopping import StopSignals
+loader = Loader(config_of(sys.argv[1], system__workers=2), "train", CPU)
+next(loader.epoch())  # the workers start without the handlers
+with StopSignals() as stop:
+    for epoch in range(2):
+        for number, _ in enumerate(loader.epoch(epoch)):
+            if (epoch, number) == (0, 0):
+                print("ready", flush=True)
+                sys.stdin.readline()
+    loader.close()
+    print(stop.signal.name, epoch, number, flush=True)
+"""
+
+
+def test_signals_to_all_processes_are_left_to_the_one_that_trains(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], cwd=Path(__file__).parent.parent, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        os.killpg(process.pid, number)
+        time.sleep(0.05)
+    said, complained = process.communicate("go on\n", timeout=30)
+    assert (said, complained, process.returncode) == ("SIGINT 1 2\n", "", 0)
+
+
+def test_a_worker_ends_when_its_parent_wants_it_to(folder: Path) -> None:
+    loader = Loader(config_of(folder, system__workers=1), "train", CPU)
+    next(iter(loader.epoch()))
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    subprocess.run(["kill", str(worker.pid)], check=True)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+    loader.close()

@@ -1,0 +1,306 @@
+"""Each kind of data set gives its images with the right labels; what cannot be read is counted and left out."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.readers.img_extensions import get_img_extensions
+from torch.utils.data import IterableDataset
+
+from roadmap import check_data as looking
+from roadmap.check_data import IMAGE_SUFFIXES, check_data
+from roadmap.data import Loader
+from roadmap.datasets import Folder, make_source
+from roadmap.recipe import RunConfig
+from roadmap.strict_yaml import ConfigError
+from roadmap.synthetic import Synthetic
+from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, picture, plain, same, write_folder
+
+TRAIN, VAL = 15, 9
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data")
+
+
+# Folders
+
+
+def test_a_folder_is_read_in_the_order_of_timm(folder: Path) -> None:
+    for number in (11, 100):
+        (folder / "train" / "bee" / f"{number}.JPEG").write_bytes((folder / "train" / "bee" / "1.jpg").read_bytes())
+    (folder / "train" / "bee" / "notes.txt").write_text("no image", encoding="utf-8")
+    reader = create_dataset("", root=str(folder), split="train").reader
+    source = Folder(config_of(folder), "train")
+    assert [source.name(number) for number in range(len(source))] == [
+        reader.filename(number, absolute=True) for number in range(len(reader))
+    ]
+    assert source.labels.tolist() == [label for _, label in reader.samples]
+    assert set(IMAGE_SUFFIXES) == set(get_img_extensions())
+
+
+def test_a_folder_may_be_cut_down_to_some_classes(folder: Path) -> None:
+    config = plain(folder, data__classes=["cat", "ant"], model__num_classes=2)
+    check_data(config)
+    found = batches(config, "val")
+    assert numbers_of(found, config) == [0, 1, 2, 6, 7, 8]
+    assert labels_of(found) == [0, 0, 0, 1, 1, 1]
+
+
+def test_splits_have_the_names_that_the_configuration_gives(folder: Path) -> None:
+    (folder / "val").rename(folder / "test")
+    config = plain(folder, data__val_split="test")
+    check_data(config)
+    assert len(labels_of(batches(config, "val"))) == VAL
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["ant", "bea"], "has no class 'bea'; did you mean 'bee'?"),
+        (["ant", "elephant"], "has no class 'elephant'"),
+        (["ant", "ant"], "data.classes repeats itself"),
+    ],
+)
+def test_classes_that_are_not_there_are_refused(folder: Path, classes: list[str], said: str) -> None:
+    config = config_of(folder, data__classes=classes, model__num_classes=2)
+    for look in (check_data, lambda config: Loader(config, "train", CPU)):
+        with pytest.raises(ConfigError) as refused:
+            look(config)
+        assert said in str(refused.value)
+
+
+def test_a_model_for_another_number_of_classes_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has 2 classes, the model 3; --set model\.num_classes=2"):
+        check_data(config_of(folder, data__classes=["cat", "ant"]))
+
+
+def test_the_check_looks_only_into_folders_of_classes_that_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, scandir = [], os.scandir
+
+    def look(path: Path) -> Any:
+        seen.append(path.name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", look)
+    check_data(config_of(folder, data__classes=["cat", "ant"], model__num_classes=2))
+    assert Counter(seen) == {"train": 1, "val": 1, "ant": 2, "cat": 2}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_without_images_is_named(folder: Path, split: str) -> None:
+    for file in (folder / split / "bee").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(ConfigError, match=rf"has no images \(\.png, \.jpg, \.jpeg\) in {split}/bee$"):
+        check_data(config_of(folder))
+
+
+# Made-up images
+
+
+def synthetic(**overrides: Any) -> RunConfig:
+    given = {"data__dataset": "synthetic", "data__images": [60, 30], "data__noise": 0.3, "model__num_classes": 5}
+    return plain(None, **given | overrides)
+
+
+def pixels(source: Synthetic, number: int) -> np.ndarray[Any, Any]:
+    return np.asarray(source[number][0], dtype=float)
+
+
+def test_a_made_up_image_depends_on_split_and_number_alone() -> None:
+    train, again, val = (Synthetic(synthetic(), split) for split in ("train", "train", "val"))
+    longer = Synthetic(synthetic(data__images=[600, 30]), "train")
+    for number in (0, 7, 59):
+        assert np.array_equal(pixels(train, number), pixels(again, number))
+        assert np.array_equal(pixels(train, number), pixels(longer, number))
+    assert not np.array_equal(pixels(train, 0), pixels(val, 0))
+    assert len({pixels(source, number).tobytes() for source in (train, val) for number in range(len(source))}) == 90
+
+
+def test_a_made_up_image_is_its_class_under_noise() -> None:
+    noisy, clean = (Synthetic(synthetic(data__noise=noise), "val") for noise in (0.3, 0.0))
+    assert {number: label for number in range(5) for label in [clean[number][1]]} == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
+    assert np.array_equal(pixels(clean, 1), pixels(clean, 6))
+    noise = np.stack([pixels(noisy, number) - pixels(clean, number) for number in range(30)]) / 85
+    assert noise.std() == pytest.approx(0.3, abs=0.01)
+    assert noise.mean() == pytest.approx(0, abs=0.01)
+    nearest = [min(range(5), key=lambda label: np.abs(pixels(noisy, number) - pixels(clean, label)).sum()) for number in range(30)]
+    assert nearest == [noisy[number][1] for number in range(30)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_made_up_images_reach_the_network(channels: int) -> None:
+    grey = {"model__in_chans": 1, "data__mean": [0.5], "data__std": [0.25]} if channels == 1 else {}
+    config = synthetic(**grey)
+    check_data(config)
+    found = batches(config, "val")
+    assert sum(len(labels) for _, labels in found) == 30
+    assert found[0][0].shape == (4, channels, 32, 32)
+    assert len(batches(config)) == 15
+
+
+def test_too_few_made_up_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match="has 3 training images, less than a batch of 4"):
+        check_data(synthetic(data__images=[3, 1]))
+
+
+# Other people's data sets
+
+
+def write_mnist(root: Path) -> None:
+    """MNIST's files with images of one grey: 6 to train on, of classes 0, 1, 2, 0, 1, 2, and 3 to test."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 6), ("t10k", 3)):
+        greys = np.repeat(np.arange(count, dtype=np.uint8) * 40, 28 * 28)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + greys.tobytes())
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
+
+
+def test_a_dataset_of_torchvision_is_read(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    config = plain(tmp_path, data__dataset="torch/mnist", model__num_classes=10)
+    check_data(config)
+    train, val = (make_source(config, split) for split in ("train", "val"))
+    for number in range(6):
+        image, label = train[number]
+        assert (image.mode, image.getpixel((0, 0)), label) == ("RGB", (40 * number,) * 3, number % 3)
+    assert (len(train), len(val), train.num_classes) == (6, 3, 10)
+    assert labels_of(batches(config, "val")) == [0, 1, 2]
+
+
+def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    config = plain(tmp_path, data__dataset="torch/mnist", data__classes=["2 - two", "0 - zero"], model__num_classes=2)
+    assert labels_of(batches(config, "val")) == [0, 1]
+    source = make_source(config, "train")
+    assert [(source[number][0].getpixel((0, 0)), source[number][1]) for number in range(len(source))] == [
+        ((grey, grey, grey), label) for grey, label in ((0, 0), (80, 1), (120, 0), (200, 1))
+    ]
+    with pytest.raises(ConfigError, match="has no class '2 - tow'; did you mean '2 - two'"):
+        make_source(plain(tmp_path, data__dataset="torch/mnist", data__classes=["2 - tow", "0 - zero"], model__num_classes=2), "val")
+
+
+def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"split 'train' cannot be had: Dataset not found.*--set system\.download=true may fetch it"):
+        make_source(config_of(tmp_path, data__dataset="torch/cifar10"), "train")
+    with pytest.raises(ConfigError, match="Unknown torchvision dataset"):
+        make_source(config_of(tmp_path, data__dataset="torch/cifar11"), "train")
+    with pytest.raises(ConfigError, match="is 'trian'; torchvision calls it train"):
+        make_source(config_of(tmp_path, data__dataset="torch/cifar10", data__train_split="trian"), "train")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # before the first import of the package
+    pytest.importorskip("datasets")
+
+
+def hfds(folder: Path, **overrides: Any) -> RunConfig:
+    given = {"data__dataset": f"hfds/{folder}", "data__val_split": "validation", "system__data_dir": str(folder.parent / "cache")}
+    return plain(None, **given | overrides)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_dataset_of_hugging_face_is_read(folder: Path) -> None:
+    (folder / "val").rename(folder / "validation")
+    config = hfds(folder)
+    check_data(config)
+    assert make_source(config, "train").class_names == list(CLASSES)
+    found = batches(config, "val")
+    assert numbers_of(found, config) == list(range(VAL))
+    assert labels_of(found) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    chosen = hfds(folder, data__classes=["bee", "cat"], model__num_classes=2)
+    assert labels_of(batches(chosen, "val")) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_dataset_of_hugging_face_that_cannot_be_had_says_why(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"split 'vla' cannot be had: Unknown split"):
+        make_source(hfds(folder, data__val_split="vla"), "val")
+    with pytest.raises(ConfigError, match="has no 'picture', but image, label"):
+        make_source(hfds(folder, data__image_key="picture"), "train")
+
+
+@pytest.mark.parametrize("kind", ["hfds", "hfids", "wds", "tfds"])
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(looking.PACKAGES, kind, ("no_such_module", "no-such-package"))
+    config = config_of(tmp_path, data__dataset=f"{kind}/something")
+    for look in (check_data, lambda config: Loader(config, "train", CPU)):
+        with pytest.raises(ConfigError, match=rf"^dataset '{kind}/something' is read by a package that is not there: pip install no-such"):
+            look(config)
+
+
+# Data sets handed over
+
+
+def test_items_handed_over_may_be_pictures_arrays_or_tensors() -> None:
+    array = np.asarray(picture(3))
+    items = [
+        (picture(1), 1),
+        (array, np.int64(0)),
+        (torch.from_numpy(np.asarray(picture(5)).copy()).permute(2, 0, 1), torch.tensor(2)),
+        (np.full((32, 32), 20 + 5 * 7, dtype=np.uint8), 1),
+        (np.full((32, 32, 1), 20 + 5 * 9, dtype=np.uint8), 0),
+        (Image.new("P", (32, 32)), 2),
+    ]
+    found = batches(custom(), "val", source=Pictures(items))
+    assert numbers_of(found, custom())[:5] == [1, 3, 5, 7, 9]
+    assert labels_of(found) == [1, 0, 2, 1, 0, 2]
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), "a.jpg"])
+def test_items_of_another_form_are_refused(image: Any) -> None:
+    with pytest.raises(TypeError, match=r"uint8|must be a PIL image"):
+        batches(custom(), "val", source=Pictures([(image, 0)]))
+
+
+def test_items_handed_over_may_be_cut_down_to_some_classes() -> None:
+    pictures = Pictures([(picture(number), number % 3) for number in range(9)], classes=list(CLASSES))
+    config = custom(data__classes=["bee", "cat"], model__num_classes=2)
+    found = batches(config, "val", source=pictures)
+    assert numbers_of(found, config) == [1, 2, 4, 5, 7, 8]
+    assert labels_of(found) == [0, 1] * 3
+    with pytest.raises(ConfigError, match=r"data\.classes needs to know the labels"):
+        Loader(config, "val", CPU, source=Pictures([(picture(0), 0)]))
+
+
+def test_a_dataset_to_hand_over_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"is handed to roadmap\.train\.train by a program of yours"):
+        check_data(custom())
+    with pytest.raises(ConfigError, match="hand the Dataset of train over"):
+        Loader(custom(), "train", CPU)
+
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    with pytest.raises(ConfigError, match="is a Endless, which has no length"):
+        Loader(custom(), "train", CPU, source=Endless())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("label", [3, 7, -1, -2])
+def test_a_label_that_the_model_has_no_class_for_is_one_clear_error(label: int, workers: int) -> None:
+    pictures = Pictures([(picture(number), label if number == 6 else 0) for number in range(8)])
+    for split in ("train", "val"):
+        loader = Loader(custom(system__workers=workers), split, CPU, source=pictures)
+        with pytest.raises(ConfigError, match=f"^dataset 'custom/pictures' has label {label} in {split}, but the 3 classes"):
+            list(loader.epoch())
+
+
+def test_batches_of_made_up_images_are_the_same_with_workers() -> None:
+    augmented = {"recipe__crop_scale": [0.5, 1.0], "recipe__hflip": 0.5}
+    assert same(batches(synthetic(**augmented)), batches(synthetic(**augmented, system__workers=2)))

@@ -1,0 +1,296 @@
+"""Several processes make the same iterations as one, stop together, and count every validation image once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import submitit
+import torch
+
+from roadmap.batches import BatchPlan, plan_batches
+from roadmap.distributed import Ballot, World
+from roadmap.launch import Launch, launched
+from roadmap.provenance import ROOT
+from roadmap.recipe import RunConfig
+from roadmap.records import Result, RunDir, read_result, run_dir_of
+from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError, Problem
+from tests.processes import finish, free_port, start, train_together
+
+# All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be taken in turns.
+BUSY: dict[str, Any] = {
+    "data.copies": 1,
+    "model.depths": [1, 1, 2, 1],
+    "recipe.epochs": 1,
+    "recipe.local_batch": 16,
+    "recipe.mixup": 0.8,
+    "recipe.cutmix": 1.0,
+    "recipe.label_smoothing": 0.1,
+    "recipe.random_erasing": 0.5,
+    "recipe.randaugment": "rand-m9-mstd0.5-inc1",
+    "recipe.crop_scale": [0.5, 1.0],
+    "recipe.hflip": 0.5,
+    "recipe.ema": 0.9,
+    "recipe.clip_grad": 1.0,
+    "system.log_every": 1,
+    "system.eval_batch": 77,
+}
+STEP = "separate_downsampling"
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SUBMITIT_EXECUTOR")
+
+
+def config_of(step: str = STEP, **overrides: Any) -> RunConfig:
+    given = {name.replace("__", "."): value for name, value in overrides.items()}
+    return resolve(load_roadmap(), step, profile="digits", overrides=BUSY | given)
+
+
+def records(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+
+
+def losses(run: RunDir) -> list[float]:
+    return [record["train_loss"] for record in records(run) if record["kind"] == "train"]
+
+
+def trained(config: RunConfig, runs: Path, size: int) -> tuple[RunDir, Result]:
+    assert finish(start(size, train_together, config, runs)) == [0] * size
+    run = run_dir_of(runs, config)
+    result = read_result(run)
+    assert result is not None
+    return run, result
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Result]:
+    """One process that takes the whole batch at once."""
+    return trained(config_of(system__micro_batch=64), tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.parametrize(("size", "micro"), [(1, 16), (1, 4), (2, 16), (2, 8), (4, 16)])
+def test_any_number_of_processes_and_turns_makes_the_same_iterations(
+    size: int, micro: int, alone: tuple[RunDir, Result], tmp_path: Path
+) -> None:
+    run, result = trained(config_of(system__micro_batch=micro), tmp_path, size)
+    (quiet, expected), ours = alone, losses(run)
+    assert (result.processes, result.micro_batch, result.accumulation) == (size, micro, 64 // size // micro)
+    assert len(ours) == 18
+    assert max(abs(one - other) / other for one, other in zip(ours, losses(quiet), strict=True)) < 2e-4  # 3e-6 in the first half
+    assert max(abs(one - other) / other for one, other in zip(ours[:9], losses(quiet)[:9], strict=True)) < 1e-5
+    assert result.top1 == pytest.approx(expected.top1, abs=0.4)  # two of 599 images
+    assert result.val_loss == pytest.approx(expected.val_loss, rel=1e-3)
+
+
+def test_two_processes_under_bn_differ_by_their_running_statistics_only(tmp_path: Path) -> None:
+    """Each group of 16 is normalised by itself on either; the first process's statistics are evaluated with."""
+    one, other = (trained(config_of("gelu"), tmp_path / str(size), size)[0] for size in (1, 2))
+    assert max(abs(a - b) / b for a, b in zip(losses(one)[:9], losses(other)[:9], strict=True)) < 1e-4
+
+
+def scores(world: World, config: RunConfig, runs: Path) -> None:
+    """Writes each process's count of images and the scores of all."""
+    from roadmap.data import Loader
+    from roadmap.engine import Engine
+
+    device = torch.device("cpu")
+    plan = plan_batches(config, world.size)
+    loader = Loader(config, "val", device, rank=world.rank, plan=plan)
+    seen = sum(len(labels) for _, labels in loader.epoch())
+    found = Engine(config, device, 1, world).evaluate(loader)
+    text = json.dumps({"seen": seen, "scores": [found.loss, found.top1, found.top5, found.images]})
+    (runs / f"{world.size}-{world.rank}.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_validation_image_is_counted_once(size: int, tmp_path: Path) -> None:
+    config = config_of()
+    for world in (1, size):
+        assert finish(start(world, scores, config, tmp_path)) == [0] * world
+    whole = json.loads((tmp_path / "1-0.json").read_text(encoding="utf-8"))
+    shares = [json.loads((tmp_path / f"{size}-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
+    assert sum(share["seen"] for share in shares) == whole["seen"] == 599  # which neither 2 nor 4 divide
+    for share in shares:
+        assert share["scores"] == pytest.approx(whole["scores"], rel=1e-6)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_one_process_stops_all_at_the_same_iteration(target: int, number: signal.Signals, tmp_path: Path) -> None:
+    config = config_of(recipe__epochs=40)
+    run = run_dir_of(tmp_path, config)
+    processes = start(2, train_together, config, tmp_path)
+    while len(records(run) if run.metrics.exists() else []) < 3:
+        assert all(process.is_alive() for process in processes)
+    os.kill(processes[target].pid or 0, number)
+    assert finish(processes, timeout=60) == [0, 0]
+    assert not run.result.exists()
+    newest = torch.load(max(run.checkpoints.glob("*.pt")), weights_only=True)
+    assert newest["engine"]["iteration"] == records(run)[-1]["iteration"] < 40 * 18
+
+
+def refuse(world: World, folder: Path) -> None:
+    """The first process alone fails, and all learn of it; what it makes is everybody's."""
+
+    def fail() -> None:
+        raise ConfigError([Problem("steps.yaml:3:4", "is wrong"), Problem("", "in two ways")])
+
+    assert world.share(lambda: world.rank) == 0
+    try:
+        world.share(fail)
+    except ConfigError as error:
+        (folder / str(world.rank)).write_text(str(error), encoding="utf-8")
+
+
+def test_all_processes_see_the_error_of_the_first(tmp_path: Path) -> None:
+    assert finish(start(3, refuse, tmp_path)) == [0, 0, 0]
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"steps.yaml:3:4 is wrong\nin two ways"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def vote(world: World, folder: Path) -> None:
+    ballot, seen = Ballot(world), []
+    for turn in range(6):
+        seen.append(ballot.vote(turn == 2 and world.rank == 1, turn == 4))
+    (folder / str(world.rank)).write_text(json.dumps(seen), encoding="utf-8")
+
+
+def test_a_raised_flag_is_seen_by_all_in_the_next_call(tmp_path: Path) -> None:
+    assert finish(start(2, vote, tmp_path)) == [0, 0]
+    one, other = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in "01")
+    assert one == other == [[False, False]] * 3 + [[True, False], [False, False], [False, True]]
+
+
+def test_a_process_alone_sees_its_flag_at_once() -> None:
+    assert Ballot(World()).vote(True, False) == [True, False]
+
+
+# Launching
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in LAUNCH:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_process_that_nobody_launched_is_alone(nobody: pytest.MonkeyPatch) -> None:
+    assert launched() == Launch()
+
+
+def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> None:
+    nobody.setenv("RANK", "0")
+    nobody.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="RANK and WORLD_SIZE set, but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        launched()
+
+
+def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.MonkeyPatch) -> None:
+    values = {"JOB_ID": "4711", "STEP_ID": "0", "STEP_NUM_TASKS": "16", "PROCID": "9", "LOCALID": "1", "JOB_NODELIST": "gpu[07-08]"}
+    for name, value in values.items():
+        nobody.setenv(f"SLURM_{name}", value)
+    assert launched() == Launch(9, 16, 1, "gpu07", 20_000 + 47110 % 12_000)
+
+
+def test_a_batch_script_with_one_task_is_alone(nobody: pytest.MonkeyPatch) -> None:
+    nobody.setenv("SLURM_PROCID", "0")
+    nobody.setenv("SLURM_STEP_NUM_TASKS", "1")
+    nobody.setenv("SLURM_NTASKS", "8")
+    assert launched() == Launch()
+
+
+TINY = [f"{key}={json.dumps(value)}" for key, value in BUSY.items()]
+
+
+def test_torchrun_trains_a_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command += [str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for value in TINY for word in ("--set", value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    result = read_result(run_dir_of(tmp_path, config_of()))
+    assert result is not None
+    assert (result.processes, result.accumulation) == (2, 2)
+    assert result.hardware.endswith("2 processes")
+    assert done.stderr.count("top-1") == 2, "one process talks: a line for the epoch, and one for the result"
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "recipe.global_batch 64 on 3 processes: does not divide evenly; choose a number of processes that divides it\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_submitits_tasks_are_one_worker(tmp_path: Path) -> None:
+    from slurm.worker import work
+
+    config = config_of()
+    run = run_dir_of(tmp_path / "runs", config)
+    run.path.mkdir(parents=True)
+    run.config.write_text(config.to_yaml(), encoding="utf-8")
+    executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
+    executor.update_parameters(tasks_per_node=2, timeout_min=5)
+    job = executor.submit(work, [str(run.path)])
+    assert job.results() == [1, 1]
+    result = read_result(run)
+    assert result is not None
+    assert (result.processes, result.attempts) == (2, 1)
+
+
+# Sharing a batch
+
+
+@pytest.mark.parametrize(
+    ("plan", "positions"),
+    [
+        (BatchPlan(1, 8, 1, 8, paired=True), [[0, 2, 4, 6, 7, 5, 3, 1]]),
+        (BatchPlan(1, 8, 1, 4, paired=True), [[0, 2, 3, 1, 4, 6, 7, 5]]),
+        (BatchPlan(2, 4, 1, 8, paired=True), [[0, 2, 3, 1], [4, 6, 7, 5]]),
+        (BatchPlan(1, 6, 1, 4, paired=True), [[0, 2, 3, 1, 4, 5]]),
+        (BatchPlan(2, 2, 2, 4), [[0, 1], [2, 3], [4, 5], [6, 7]]),
+    ],
+)
+def test_a_batch_is_shared_in_pairs(plan: BatchPlan, positions: list[list[int]]) -> None:
+    assert [plan.positions(rank, turn) for rank in range(plan.world) for turn in range(plan.accumulation)] == positions
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
+def test_the_papers_batch_is_the_same_on_any_number_of_gpus(world: int) -> None:
+    plan = plan_batches(resolve(load_roadmap(), "layer_norm"), world)
+    assert (plan.micro, plan.micro * plan.accumulation * plan.world) == (128, 4096)
+    seen = [position for rank in range(world) for turn in range(plan.accumulation) for position in plan.positions(rank, turn)]
+    assert sorted(seen) == list(range(4096))
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides", "message"),
+    [
+        (3, {}, "recipe.global_batch 4096 on 3 processes: does not divide evenly"),
+        (
+            64,
+            {},
+            "BN is to see at once, and it would see 64; --set recipe.local_batch=64 makes that the recipe, or --set system.sync_bn=true",
+        ),
+        (8, {"system.micro_batch": 100}, "leaves each 512 images, no multiple of system.micro_batch 100"),
+        (8, {"system.micro_batch": 256}, "BN is to see at once, and it would see 256; .*or --set system.micro_batch=128"),
+        (8, {"system.sync_bn": True, "system.micro_batch": 32}, "it would see 256"),
+        (8, {"system.micro_batch": 1, "model.block.norm.kind": "ln"}, "it must be even"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused_with_a_way_out(world: int, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_batches(resolve(load_roadmap(), "gelu", overrides=overrides), world)
+
+
+def test_bn_over_all_processes_takes_a_local_batch_from_them() -> None:
+    plan = plan_batches(resolve(load_roadmap(), "gelu", overrides={"system.sync_bn": True}), 8)
+    assert (plan.micro, plan.accumulation) == (16, 32)

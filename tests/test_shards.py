@@ -1,0 +1,219 @@
+"""Tar shards: read in any order, by any number of processes, each image once; what is torn or changed is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roadmap import shards
+from roadmap.check_data import check_data, expand
+from roadmap.data import Loader
+from roadmap.recipe import RunConfig
+from roadmap.shards import Changed, Shards, load_index
+from roadmap.strict_yaml import ConfigError
+from tests.images import (
+    CPU,
+    PLAIN,
+    batches,
+    config_of,
+    jpeg,
+    labels_of,
+    numbers_of,
+    plan_of,
+    same,
+    sample,
+    shards_of,
+    write_shards,
+    write_tar,
+)
+
+IMAGES, VAL_IMAGES = 16, 8
+
+
+def plain(root: Path, **overrides: Any) -> RunConfig:
+    return shards_of(root, **{name.replace(".", "__"): value for name, value in PLAIN.items()} | overrides)
+
+
+def open_shards(config: RunConfig, pattern: str = "train-{00..03}.tar") -> Shards:
+    return Shards(config, pattern, "RGB")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+    ],
+)
+def test_braces_stand_for_ranges_and_choices(pattern: str, names: list[str]) -> None:
+    assert list(expand(pattern)) == names
+
+
+def test_a_range_that_nobody_has_shards_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 1000000 shards"):
+        list(expand("{0..99999999}.tar"))
+
+
+def test_shards_give_their_images_in_any_order(tmp_path: Path) -> None:
+    source = open_shards(plain(write_shards(tmp_path)))
+    assert len(source) == IMAGES
+    for number in (15, 0, 7, 8, 0):
+        image, label = source[number]
+        assert label == number % 3
+        assert np.abs(np.asarray(image)[:, :, 0].mean() - (20 + 5 * number)) < 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_each_image_of_the_shards_once_over_all_processes(tmp_path: Path, workers: int) -> None:
+    config = plain(write_shards(tmp_path), system__workers=workers, system__eval_batch=2, recipe__global_batch=3)
+    found = [batches(config, "val", rank=rank, plan=plan_of(config, 3)) for rank in range(3)]
+    assert [numbers_of(part, config) for part in found] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert [labels_of(part) for part in found] == [[0, 0, 0], [1, 1, 1], [2, 2]]
+
+
+def test_a_shuffled_epoch_goes_across_all_shards(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path))
+    numbers = numbers_of(batches(config), config)
+    assert sorted(numbers) == list(range(IMAGES))
+    assert any(len({number // 4 for number in numbers[start : start + 4]}) > 1 for start in range(0, IMAGES, 4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_of_shards_goes_on_from_any_iteration(tmp_path: Path, workers: int) -> None:
+    config = shards_of(write_shards(tmp_path), system__workers=workers)
+    whole = batches(shards_of(tmp_path), epoch=1)
+    for first in range(len(whole) + 1):
+        assert same(batches(config, epoch=1, first=first), whole[first:])
+
+
+def test_the_index_is_kept_and_the_shards_are_not_scanned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = plain(write_shards(tmp_path))
+    first = open_shards(config).index
+    monkeypatch.setattr(shards, "_scan", None)
+    again = open_shards(config).index
+    assert first.shards == again.shards
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in shards.COLUMNS)
+
+
+def test_other_members_make_another_index(tmp_path: Path) -> None:
+    members = {"1.jpg": jpeg(1), "1.png": jpeg(2), "1.cls": b"0", "1.other": b"2"}
+    write_tar(tmp_path / "a.tar", members)
+    usual, other = (config_of(tmp_path, data__image_key=image, data__label_key=label) for image, label in ((None, None), ("png", "other")))
+    found = [load_index(tmp_path, ["a.tar"], config.data) for config in (usual, other)]
+    assert [(index.name.tolist(), index.label.tolist()) for index in found] == [([b"1.jpg"], [0]), ([b"1.png"], [2])]
+
+
+def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path))
+    open_shards(config)
+    (index,) = tmp_path.glob(".index-*.npz")
+    index.write_bytes(index.read_bytes()[:100])
+    assert len(open_shards(config)) == IMAGES
+    assert len(index.read_bytes()) > 100
+
+
+def test_an_index_that_cannot_be_kept_is_made_each_time(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path))
+    open_shards(config)
+    for file in [*tmp_path.glob(".index-*")]:
+        file.unlink()
+        file.mkdir()  # stands for a folder where nothing can be written, which root can everywhere
+    assert len(open_shards(config)) == IMAGES
+    assert all(file.is_dir() for file in tmp_path.glob(".index-*"))
+
+
+def test_a_shard_that_was_replaced_is_scanned_again(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path))
+    before = open_shards(config)
+    write_tar(tmp_path / "train-02.tar", sample(30))
+    with pytest.raises(Changed, match=r"train-02\.tar has changed since it was indexed"):
+        before[8]
+    assert before[0][1] == 0
+    assert len(open_shards(config)) == IMAGES - 3
+
+
+@pytest.mark.parametrize("cut", ["in an image", "before the last label", "in the end"])
+def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
+    config = plain(write_shards(tmp_path))
+    torn = tmp_path / "train-01.tar"
+    whole = torn.read_bytes()
+    last_label = whole.rindex(b"0007.cls")
+    torn.write_bytes(whole[: {"in an image": 700, "before the last label": last_label, "in the end": last_label + 1024}[cut]])
+    with pytest.raises(ConfigError, match=r"train-01\.tar is not a whole shard"):
+        open_shards(config)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"a.jpg": b"x"}, "sample 'a' has no label: no member cls or json"),
+        ({"a.cls": b"1"}, "sample 'a' has no image: no member jpg or jpeg or png or webp, but cls"),
+        ({"a.jpg": b"x", "a.cls": b"ant"}, "'ant'"),
+        ({"a.jpg": b"x", "a.json": b'{"class": 1}'}, "'label' is no whole number in its json; set data.label_key"),
+    ],
+)
+def test_a_sample_that_lacks_something_is_named(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ConfigError, match=r"a\.tar is not a whole shard") as refused:
+        load_index(tmp_path, ["a.tar"], config_of(tmp_path).data)
+    assert said in str(refused.value)
+
+
+def test_labels_may_be_in_json(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"x/a.jpg": jpeg(1), "x/a.json": json.dumps({"label": 1, "fine": 2}).encode()})
+    found = [load_index(tmp_path, ["a.tar"], config_of(tmp_path, data__label_key=key).data) for key in (None, "fine")]
+    assert [index.label.tolist() for index in found] == [[1], [2]]
+
+
+def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_shards(plain(write_shards(tmp_path)))
+    monkeypatch.setattr(shards, "OPEN_FILES", 2)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for number in [*range(IMAGES), *range(0, IMAGES, 5)]:
+        assert source[number][1] == number % 3
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # noqa: PTH208
+    source.close()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_process_that_forks_leaves_its_files_to_nobody(tmp_path: Path) -> None:
+    source = open_shards(plain(write_shards(tmp_path)))
+    assert source[0][1] == 0
+    (mine,) = source._open.values()
+    process = os.fork()
+    if process == 0:
+        right = source[1][1] == 1 and source._process == os.getpid()
+        os._exit(0 if right else 1)
+    assert os.waitpid(process, 0)[1] == 0
+    assert list(source._open.values()) == [mine]
+    assert source[2][1] == 2
+
+
+def test_missing_shards_are_named(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path), data__train_split="train-{02..05}.tar")
+    for look in (lambda: check_data(config), lambda: Loader(config, "train", CPU)):
+        with pytest.raises(ConfigError, match=r"has no train-04\.tar, train-05\.tar"):
+            look()
+    with pytest.raises(ConfigError, match=r"has no nothing-\*\.tar"):
+        check_data(plain(tmp_path, data__val_split="nothing-*.tar"))
+
+
+def test_a_label_that_the_model_has_no_class_for_is_refused(tmp_path: Path) -> None:
+    config = shards_of(write_shards(tmp_path), model__num_classes=2)
+    with pytest.raises(ConfigError, match="has label 2 in train, but the 2 classes of the model are 0 to 1"):
+        Loader(config, "train", CPU)
+
+
+def test_shards_may_be_cut_down_to_some_labels(tmp_path: Path) -> None:
+    config = plain(write_shards(tmp_path), data__classes=["2", "0"], model__num_classes=2)
+    found = batches(config, "val")
+    assert numbers_of(found, config) == [0, 2, 3, 5, 6]
+    assert labels_of(found) == [0, 1, 0, 1, 0]
+    with pytest.raises(ConfigError, match="has no class '7'"):
+        Loader(plain(tmp_path, data__classes=["0", "7"], model__num_classes=2), "train", CPU)
