@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test slurm-test check lint clean
 
 # All steps of the roadmap with three seeds on this machine, then the table and the figures.
 demo: $(INSTALLED)
@@ -10,7 +10,11 @@ demo: $(INSTALLED)
 	$(BIN)/python collect.py runs --profile digits_noisy --out reports/digits_noisy
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore=tests/slurm
+
+# The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
+slurm-test: $(INSTALLED)
+	$(BIN)/python -m pytest tests/slurm
 
 check: lint test
 

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError([Problem("--ablate", "the paper has figures for the path only")])
     if arguments.paper and (arguments.profile is not None or arguments.overrides):
         raise ConfigError([Problem("--paper", "takes no --profile and no --set: the paper's figures are of its own runs")])
-    roadmap, choices = load_roadmap(arguments.steps, arguments.roadmap), choices_of(arguments)
+    roadmap, choices = load_roadmap(arguments.steps_file, arguments.roadmap), choices_of(arguments)
     if arguments.paper:
         collect_paper(roadmap, arguments.out)
     else:

@@ -75,7 +75,7 @@ def print_steps(arguments: argparse.Namespace) -> int:
 
 def print_verify(arguments: argparse.Namespace) -> int:
     """Every row with its verdict; exit code 1 if one that should match does not."""
-    roadmaps = list(load_roadmaps(arguments.steps).values()) if arguments.all else [roadmap_of(arguments)]
+    roadmaps = list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [roadmap_of(arguments)]
     if arguments.all and arguments.ablate is not None:
         roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
     wrong = False

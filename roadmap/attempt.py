@@ -19,7 +19,7 @@ from blocks.cost import complexity
 from roadmap.batches import plan_batches
 from roadmap.checkpoint import Checkpoints
 from roadmap.data import Loader
-from roadmap.device import OutOfMemory, hardware, out_of_memory, peak_memory_mb, select_device, set_up
+from roadmap.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
 from roadmap.digits import Split
 from roadmap.distributed import Ballot, World
 from roadmap.engine import Engine, Mean
@@ -29,11 +29,13 @@ from roadmap.progress import Watch
 from roadmap.provenance import provenance
 from roadmap.recipe import RunConfig
 from roadmap.records import FORMAT, Result, RunDir
+from roadmap.staging import stage
 from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import relative
 
 logger = logging.getLogger(__name__)
 Data = tuple[Dataset[Any], Dataset[Any]]
+SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Diverged(Exception):
@@ -51,27 +53,39 @@ class Attempt:
         self.device = select_device(config, world.launch.local_rank)
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
-        self.loader, self.val_loader = self._loader("train", data and data[0]), self._loader("val", data and data[1])
+        self._open_data(data)
         self.engine = Engine(config, self.device, len(self.loader), world)
         self.checkpoints, self.ballot = Checkpoints(run.checkpoints), Ballot(world)
         self.window, self.whole = Mean(self.device), Mean(self.device)
-        self.epoch = 0
+        self.epoch, self.began = 0, time.time()
         self.seconds = 0.0
         self.last: dict[str, float | None] = {}  # the figures of the last evaluation
         self.saved_at = time.monotonic()
         self.hardware = hardware(self.device, world.size)
         self.provenance = world.share(lambda: provenance(self.hardware))
 
-    def _loader(self, split: Split, source: Dataset[Any] | None) -> Loader:
-        return Loader(self.config, split, self.device, rank=self.world.rank, plan=self.plan, source=source)
+    def _open_data(self, data: Data | None) -> None:
+        """Both loaders, in all processes or in none."""
+        error: Exception | None = None
+        try:
+            staged = stage(self.config)
+            self.loader, self.val_loader = (
+                Loader(staged, split, self.device, rank=self.world.rank, plan=self.plan, source=data and data[split == "val"])
+                for split in SPLITS
+            )
+        except Exception as found:
+            error = found
+        self.world.agree(error)
 
     @contextmanager
-    def logging(self) -> Iterator[None]:
-        """Has the metrics open, in the first process."""
+    def opened(self) -> Iterator[None]:
+        """Has the metrics open, in the first process, and ends the loaders' workers at the end."""
         self.log = JsonLines(self.run_dir.metrics) if self.world.first else None
         try:
             yield
         finally:
+            self.loader.close()
+            self.val_loader.close()
             if self.log is not None:
                 self.log.close()
 
@@ -86,8 +100,13 @@ class Attempt:
                 self._train_epoch()
                 self._finish_epoch()
         except Diverged:
-            return self.world.share(lambda: self._result("diverged"))
-        return self.world.share(lambda: self._result("done"))
+            return self._conclude("diverged")
+        return self._conclude("done")
+
+    def _conclude(self, status: str) -> Result:
+        corrupt = torch.tensor(float(self.loader.corrupt + self.val_loader.corrupt), device=self.device)
+        left_out = int(self.world.sum(corrupt))
+        return self.world.share(lambda: self._result(status, left_out))
 
     def _train_epoch(self) -> None:
         every = self.config.system.log_every
@@ -114,12 +133,8 @@ class Attempt:
         self._clock(started)
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        try:
+        with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
             return self.engine.step(islice(batches, self.plan.accumulation))
-        except RuntimeError as error:
-            if (message := out_of_memory(error, self.config, self.plan.micro)) is None:
-                raise
-            raise OutOfMemory(message) from error
 
     def _clock(self, started: float) -> float:
         """Adds the time since `started` to the time spent in training; returns the present."""
@@ -128,8 +143,10 @@ class Attempt:
         return present
 
     def _finish_epoch(self) -> None:
-        scores = self.engine.evaluate(self.val_loader)
-        ema = self.engine.evaluate_ema(self.val_loader)
+        batch = self.config.system.eval_batch
+        with memory_told(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
+            scores = self.engine.evaluate(self.val_loader)
+            ema = self.engine.evaluate_ema(self.val_loader)
         figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
         train_loss = self.whole.take()
         self._log("epoch", train_loss, **figures)
@@ -143,12 +160,15 @@ class Attempt:
         finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
         record = {"kind": kind, "epoch": self.epoch + 1, "iteration": self.engine.iteration, "lr": self.engine.lr(), **finite}
         record |= {"images_per_s": round(self._speed(), 1), "seconds": round(self.seconds, 3)}
-        if self.log is not None:
-            self.lease.ensure()
-            self.log.append(record)
+        self.world.share(lambda: self._write_record(record))
         if finite != figures:
             raise Diverged(f"epoch {self.epoch + 1}")
         self.watch.record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        assert self.log is not None
+        self.lease.ensure()
+        self.log.append(record)
 
     def _speed(self) -> float:
         return self.engine.iteration * self.config.recipe.global_batch / self.seconds if self.seconds else 0.0
@@ -200,7 +220,7 @@ class Attempt:
         self.checkpoints.forget_after(iteration)
         return name
 
-    def _result(self, status: str) -> Result:
+    def _result(self, status: str, corrupt_images: int) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
         last = self.last if status == "done" else {}
         return Result.model_validate(
@@ -216,7 +236,7 @@ class Attempt:
                 "processes": self.world.size,
                 "micro_batch": self.plan.micro,
                 "accumulation": self.plan.accumulation,
-                "corrupt_images": self.loader.corrupt + self.val_loader.corrupt,
+                "corrupt_images": corrupt_images,
                 "dataset": config.data.dataset,
                 "image_size": config.data.image_size,
                 **asdict(cost),

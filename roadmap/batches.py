@@ -25,13 +25,17 @@ class Part:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Each of `world` processes takes `micro` images at a time, `accumulation` times an iteration; `paired` is for mixup."""
+    """Each of `world` processes takes `micro` images at a time, `accumulation` times an iteration.
+
+    `paired` is for mixup, `together` for a BN that sees a group on all processes at once.
+    """
 
     world: int
     micro: int
     accumulation: int
     group: int
     paired: bool = False
+    together: bool = False
 
     @property
     def share(self) -> int:
@@ -43,7 +47,7 @@ class BatchPlan:
 
         If `paired`, a pair's images lie symmetrically to the middle of their part: timm's mixup blends a batch with itself reversed.
         """
-        first = rank * self.share + turn * self.micro
+        first = (turn * self.world + rank) * self.micro if self.together else rank * self.share + turn * self.micro
         for group in range(first // self.group, (first + self.micro - 1) // self.group + 1):
             low, high = max(first, group * self.group), min(first + self.micro, (group + 1) * self.group)
             positions = (*range(low, high, 2), *reversed(range(low + 1, high, 2))) if self.paired else tuple(range(low, high))
@@ -79,4 +83,4 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
         raise refuse(f"{how}; {', or '.join(fixes)}")
     if recipe.mixes and micro % 2:
         raise refuse(f"has mixup pair the images of a micro-batch of {micro}; it must be even")
-    return BatchPlan(world, micro, share // micro, group, recipe.mixes)
+    return BatchPlan(world, micro, share // micro, group, recipe.mixes, system.sync_bn)

@@ -24,8 +24,8 @@ OPTIONS = {"data.image_size": "--image-size", "recipe.eval_crop_pct": "--crop-pc
 
 
 def add_roadmap_options(options: argparse.ArgumentParser) -> None:
-    """--steps, --roadmap and --ablate."""
-    options.add_argument("--steps", type=Path, default=STEPS_YAML, metavar="FILE", help="steps file (default: the project's own)")
+    """--steps-file, --roadmap and --ablate."""
+    options.add_argument("--steps-file", type=Path, default=STEPS_YAML, metavar="FILE", help="steps file (default: the project's own)")
     options.add_argument("--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)")
     options.add_argument(
         "--ablate",
@@ -35,7 +35,7 @@ def add_roadmap_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_config_options(options: argparse.ArgumentParser) -> None:
-    """--steps, --roadmap, --ablate, --profile, --set and --init-from."""
+    """--steps-file, --roadmap, --ablate, --profile, --set and --init-from."""
     add_roadmap_options(options)
     options.add_argument("--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)")
     options.add_argument(
@@ -73,7 +73,7 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
 def roadmap_of(arguments: argparse.Namespace) -> Roadmap:
     """The roadmap that the command line names."""
     choices = choices_of(arguments) if hasattr(arguments, "profile") else {}
-    return load_roadmap(arguments.steps, arguments.roadmap, ablation=arguments.ablate, **choices)
+    return load_roadmap(arguments.steps_file, arguments.roadmap, ablation=arguments.ablate, **choices)
 
 
 def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -48,18 +50,28 @@ class OutOfMemory(RuntimeError):
     """The device cannot hold a micro-batch; the message says what to try."""
 
 
-def out_of_memory(error: RuntimeError, config: RunConfig, micro: int) -> str | None:
-    """What to try where `error` says that `micro` images at a time are too many; None if it says something else."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        return None
-    recipe, half = config.recipe, micro // 2
-    ways = [] if config.system.grad_checkpointing else ["--set system.grad_checkpointing=true"]
+@contextmanager
+def memory_told(what: str, ways: list[str]) -> Iterator[None]:
+    """OutOfMemory with `ways` to try, where the device has no memory for `what` at a time."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        advice = f"try {', or '.join(ways)}" if ways else "the network needs a larger device"
+        raise OutOfMemory(f"out of memory with {what} at a time; {advice}") from error
+
+
+def what_to_try(config: RunConfig, micro: int) -> list[str]:
+    """Ways to train on less memory than `micro` images at a time take."""
+    recipe, system, half = config.recipe, config.system, micro // 2
+    ways = [] if system.grad_checkpointing else ["--set system.grad_checkpointing=true"]
     if micro % (4 if recipe.mixes else 2) == 0:
         # BN would see fewer images at once, which makes it another recipe
-        value = f"recipe.local_batch={half}" if config.model.block.norm.kind == "bn" else f"system.micro_batch={half}"
-        ways.append(f"--set {value}, {recipe.global_batch // half} turns for a batch of {recipe.global_batch} on one device")
-    what = f"out of memory with {micro} images of {config.data.image_size} px at a time"
-    return f"{what}; try {', or '.join(ways)}" if ways else f"{what}: the network needs a larger device"
+        bn = config.model.block.norm.kind == "bn"
+        value = f"recipe.local_batch={recipe.group // 2}" if bn else f"system.micro_batch={half}"
+        ways.append(f"--set {value}, {half} images at a time")
+    return ways
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from roadmap.launch import Launch, launched
+from roadmap.stopping import interruptible
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
@@ -59,10 +60,17 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def wait(self) -> None:
-        """Returns once all processes have come here."""
-        if self.size > 1:
-            dist.barrier()
+    def agree(self, error: Exception | None) -> None:
+        """Raises the first error that a process brings in all of them; all go on if there is none."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        errors: list[Exception | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        for found in errors:
+            if found is not None:
+                raise found
 
 
 class Ballot:
@@ -101,8 +109,7 @@ def joined() -> Iterator[World]:
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
-    try:
-        yield World(launch)
-    finally:
-        dist.destroy_process_group()
+    with interruptible():
+        dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
+    yield World(launch)
+    dist.destroy_process_group()  # not after an error, for it would wait for the others

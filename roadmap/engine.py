@@ -24,6 +24,7 @@ from roadmap.init_from import initialise_from
 from roadmap.optim import build_optimizer, build_schedule
 from roadmap.randomness import ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
+from roadmap.strict_yaml import ConfigError, Problem
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -187,7 +188,10 @@ class Engine:
             with autocast(self.config, self.device):
                 logits = model(images).float()
             totals += tally(logits, labels)
-        return Scores.of(self.world.sum(totals))
+        scores = Scores.of(self.world.sum(totals))
+        if not scores.images:
+            raise ConfigError([Problem(f"dataset '{self.config.data.dataset}'", "has no validation image that can be read")])
+        return scores
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; random numbers depend on `iteration` alone, so none of their state is here."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
+import subprocess
 from dataclasses import dataclass
 
 from roadmap.strict_yaml import ConfigError, Problem
@@ -30,10 +33,10 @@ def launched() -> Launch:
     env = os.environ
     if "RANK" in env or "WORLD_SIZE" in env:
         return _torchrun()
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env and _number("SLURM_STEP_NUM_TASKS") > 1:
         return _slurm()
-    if env.get("SUBMITIT_EXECUTOR") == "local" and int(env.get("SUBMITIT_LOCAL_NTASKS", 1)) > 1:
-        rank, local, size = (int(env[f"SUBMITIT_LOCAL_{name}"]) for name in ("GLOBALID", "LOCALID", "NTASKS"))
+    if env.get("SUBMITIT_EXECUTOR") == "local" and _number("SUBMITIT_LOCAL_NTASKS") > 1:
+        rank, local, size = (_number(f"SUBMITIT_LOCAL_{name}") for name in ("GLOBALID", "LOCALID", "NTASKS"))
         return Launch(rank, size, local, port=_port(env["SUBMITIT_LOCAL_JOB_ID"]))
     return Launch()
 
@@ -43,16 +46,38 @@ def _torchrun() -> Launch:
     if missing:
         there = [name for name in TORCHRUN if name not in missing]
         raise ConfigError([Problem(" and ".join(there), f"set, but not {', '.join(missing)}; launch several processes with torchrun")])
-    rank, size, local = (int(os.environ[name]) for name in TORCHRUN[:3])
-    return Launch(rank, size, local, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if size > 1 else Launch()
+    rank, size, local, port = (_number(name) for name in (*TORCHRUN[:3], "MASTER_PORT"))
+    if not 0 <= rank < size:
+        raise ConfigError([Problem(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")])
+    return Launch(rank, size, local, os.environ["MASTER_ADDR"], port) if size > 1 else Launch()
 
 
 def _slurm() -> Launch:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
+    rank, size, local, job = (_number(f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "JOB_ID"))
     hosts = SlurmJobEnvironment().hostnames
-    rank, size, local = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID"))
-    return Launch(rank, size, local, hosts[0], _port(os.environ["SLURM_JOB_ID"] + os.environ.get("SLURM_STEP_ID", "")))
+    return Launch(rank, size, local, _address(hosts[0]), _port(f"{job}{os.environ.get('SLURM_STEP_ID', '')}"))
+
+
+def _address(node: str) -> str:
+    """Where a node of Slurm is reached: at its name, unless Slurm alone knows that."""
+    try:
+        socket.getaddrinfo(node, None)
+        return node
+    except OSError:
+        told = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=30, check=False).stdout
+        address = re.search(r"NodeAddr=(\S+)", told)
+        return address[1] if address else node
+
+
+def _number(name: str) -> int:
+    """A variable's value; ConfigError if it is not there or no number."""
+    try:
+        return int(os.environ[name])
+    except (KeyError, ValueError) as error:
+        message = f"is {os.environ.get(name, 'not set')!r}, which is no number; who launched this process?"
+        raise ConfigError([Problem(name, message)]) from error
 
 
 def _port(job: str) -> int:

@@ -22,7 +22,11 @@ def reseed(purpose: str, *counters: int) -> None:
     seed = seed_of(purpose, *counters)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # timm's mixup draws from NumPy's global generator
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.4 ms where CUDA has not been used yet
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 def permutation(length: int, *counters: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from rich.logging import RichHandler
 
 from blocks import complexity, describe
 from roadmap.batches import plan_batches
-from roadmap.check_data import check_data
+from roadmap.check_data import check_data, class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.digits import TRAIN_IMAGES
 from roadmap.init_from import check_init
 from roadmap.launch import launched
@@ -71,13 +70,28 @@ def _shares(config: RunConfig) -> Iterator[str]:
 
 
 def training_images(config: RunConfig) -> int | None:
-    """How many images an epoch has, or None where the data is not at hand."""
-    if config.data.dataset == "digits":
-        return TRAIN_IMAGES * config.data.copies
-    folder = Path(config.system.data_dir or "") / "train"
-    if config.system.data_dir is None or not folder.is_dir():
+    """How many images an epoch has, or None where the data is not at hand or would have to be read to know."""
+    data, kind = config.data, kind_of(config.data)
+    if kind == "synthetic":
+        return data.images[0]
+    if kind == "digits":
+        return TRAIN_IMAGES * data.copies if data.classes is None else None
+    if config.system.data_dir is None or is_remote(config) or kind not in ("folder", "shards"):
         return None
-    return sum(len(files) for _, _, files in os.walk(folder, followlinks=True))
+    root = Path(config.system.data_dir)
+    try:
+        if kind == "folder":
+            folder = root / data.train_split
+            return sum(count_images(folder / name) for name in data.classes or class_folders(folder)) or None
+        names = find_shards(config, data.train_split)
+    except ConfigError:
+        return None
+    from roadmap.shards import known_index  # which needs NumPy
+
+    index = known_index(root, names, data)
+    if index is None:
+        return None
+    return len(index.label) if data.classes is None else sum(str(label) in data.classes for label in index.label.tolist())
 
 
 def _forecast(config: RunConfig, runs: Path, images: int) -> str:
@@ -168,6 +182,6 @@ def _report(console: Console, result: Result) -> None:
 def _console(quiet: bool = False) -> Console:
     """Where people read; warnings go there, too, above the bar."""
     console = Console(file=sys.stderr, quiet=quiet)
-    handler = RichHandler(console=console, show_path=False, show_time=False)
+    handler = RichHandler(console=Console(file=sys.stderr) if quiet else console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     return console

@@ -139,23 +139,31 @@ def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
 
     It is written there, for the next time, unless the folder cannot be written.
     """
-    keys = json.dumps([names, data.image_key, data.label_key])
-    path = root / f".index-{sha256(keys.encode()).hexdigest()[:12]}.npz"
+    path = _index_file(root, names, data)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(path.with_suffix(".lock")))  # or all processes of a node would scan
         except OSError as error:
             logger.info("the index of %s is not kept: %s", root, error)
-        stamps = [_stamp(root, name) for name in names]
-        index = Index.read(path)
-        if index is not None and index.shards == stamps:
+        if (index := known_index(root, names, data)) is not None:
             return index
-        index = _scan(root, stamps, data)
+        index = _scan(root, [_stamp(root, name) for name in names], data)
         try:
             write_atomic(path, index.to_bytes())
         except OSError as error:
             logger.info("the index of %s is not kept: %s", root, error)
         return index
+
+
+def known_index(root: Path, names: list[str], data: DataSpec) -> Index | None:
+    """The index of the shards from its file beside them, None if that is not there or the shards are not as they were."""
+    index = Index.read(_index_file(root, names, data))
+    return index if index is not None and index.shards == [_stamp(root, name) for name in names] else None
+
+
+def _index_file(root: Path, names: list[str], data: DataSpec) -> Path:
+    keys = json.dumps([names, data.image_key, data.label_key])
+    return root / f".index-{sha256(keys.encode()).hexdigest()[:12]}.npz"
 
 
 def _stamp(root: Path, name: str) -> Stamp:

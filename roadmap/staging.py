@@ -10,17 +10,18 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from roadmap.check_data import class_names, data_dir, expand, find_shards, is_remote, kind_of
+from roadmap.check_data import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
 from roadmap.files import aside
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
+DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`
 COPIES_AT_ONCE = 8
 DOWNLOADS_AT_ONCE = 4
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 1.0, 60.0
@@ -29,8 +30,9 @@ ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 1.0, 60.0
 def stage(config: RunConfig) -> RunConfig:
     """The configuration with `data_dir` on `stage_dir`, where its files are copied first unless they are there already.
 
-    As many processes of a node as like may call at once: one copies, the others wait. Only what the configuration reads is
-    copied: the classes it names, its shards. Shards at a web address are fetched here, all of them, for an epoch's order goes
+    As many processes of a node as like may call at once: one copies, the others wait. Of a folder the classes that the
+    configuration reads are copied, of shards those that it names, of any other kind all of `data_dir`, unless that is yet
+    to be downloaded. Shards at a web address are fetched here, all of them, for an epoch's order goes
     across all. ConfigError where that fails, and nothing half copied is left behind. A staged configuration is returned as it is.
     """
     system, kind = config.system, kind_of(config.data)
@@ -43,20 +45,11 @@ def stage(config: RunConfig) -> RunConfig:
         if remote:
             raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {system.data_dir} to be put?")])
         return config
-    folder = _stage_dir(system.stage_dir)
-    staged = _fetch_all(config, system.data_dir.rstrip("/"), folder) if remote else _copy_all(config, folder)
-    return config.model_copy(update={"system": system.model_copy(update={"data_dir": str(staged), "stage_dir": None})})
-
-
-def _stage_dir(name: str) -> Path:
-    folder = Path(os.path.expandvars(name)).expanduser()
-    if "$" in str(folder):
-        raise ConfigError([Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([Problem(str(folder), f"cannot be made: {error.strerror}")]) from error
-    return folder.resolve()
+    staged = system.data_dir
+    if is_staged(config):
+        folder = make_stage_dir(config)
+        staged = str(_fetch_all(config, system.data_dir.rstrip("/"), folder) if remote else _copy_all(config, folder))
+    return config.model_copy(update={"system": system.model_copy(update={"data_dir": staged, "stage_dir": None})})
 
 
 @contextmanager
@@ -64,16 +57,21 @@ def locked(path: Path) -> Iterator[None]:
     """Sole right to what `path` stands for among the processes of a node; it ends with the process that has it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile, which has the file, too
 
 
 def _copy_all(config: RunConfig, folder: Path) -> Path:
     source = data_dir(config).resolve()
-    if folder.is_relative_to(source):
-        raise ConfigError([Problem("system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself")])
     began = time.time()
     lock = folder / f".{source.name}-{_digest(str(source), str(config.data.model_dump()))}.lock"
-    with locked(lock):
+    with ExitStack() as stack:
+        stack.enter_context(locked(lock))
+        if (download := source / DOWNLOAD_LOCK).exists():
+            with suppress(OSError):  # where nothing can be written, nothing is downloaded
+                stack.enter_context(locked(download))
         said = Path(lock.read_text(encoding="utf-8") or "/nowhere")
         if lock.stat().st_mtime >= began and said.is_dir():
             return said  # whoever we waited for has just looked

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Stopped(Exception):
     """No error: the run was asked to stop, has saved where it is, and can be resumed."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Lets signals end the process at once for as long as there is nothing to save, as while it waits for others that may never come."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopSignals:
@@ -19,7 +34,7 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._request)
         return self
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from roadmap.attempt import Attempt, Data
+from roadmap.device import OutOfMemory
 from roadmap.distributed import World
-from roadmap.files import write_json
-from roadmap.lease import Lease
+from roadmap.files import write_atomic, write_json
+from roadmap.lease import Lease, LeaseLost
 from roadmap.progress import Watch
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
 from roadmap.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
+GRIEF_S = 2.0  # in which the process that failed first says why
 
 
 def train(
@@ -50,6 +53,23 @@ def train(
         return found or _attempt(Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data))
 
 
+def _blame(attempt: Attempt, error: Exception) -> None:
+    """Leaves word of what ended this process; in the first one, RuntimeError with the word of another that was the cause.
+
+    When one process dies, the others learn no more than that a connection was closed.
+    """
+    words = attempt.run_dir.path / "attempts" / "last-words"
+    if not attempt.world.first:
+        with suppress(OSError):
+            write_atomic(words, f"process {attempt.world.rank}: {type(error).__name__}: {error}\n")
+        return
+    if not isinstance(error, RuntimeError) or isinstance(error, LeaseLost | OutOfMemory):
+        return
+    time.sleep(GRIEF_S)
+    if words.is_file() and words.stat().st_mtime > attempt.began:
+        raise RuntimeError(words.read_text(encoding="utf-8").strip()) from error
+
+
 def _finished(run: RunDir) -> Result | None:
     try:
         return read_result(run)
@@ -61,10 +81,14 @@ def _finished(run: RunDir) -> Result | None:
 def _attempt(attempt: Attempt) -> Result:
     lease, run = attempt.lease, attempt.run_dir
     try:
-        with attempt.logging():
+        with attempt.opened():
             result = attempt.run()
     except Stopped:
         lease.outcome = "stopped"
+        raise
+    except Exception as error:
+        if attempt.world.size > 1:
+            _blame(attempt, error)
         raise
 
     def conclude() -> None:

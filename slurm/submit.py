@@ -1,180 +1,171 @@
-"""Trains all steps of the roadmap with several seeds: python slurm/submit.py --profile digits_noisy --seeds 3."""
+"""Trains all steps of the roadmap with several seeds, on a Slurm cluster or on this machine: python slurm/submit.py --seeds 3."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
 from roadmap.batches import plan_batches
 from roadmap.check_data import check_data
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
 from roadmap.init_from import check_init, named
-from roadmap.lease import is_here
-from roadmap.provenance import ROOT, usable_cores
-from roadmap.records import RunDir, Status, prepare, status
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.lease import Lease, LeaseHeld
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, Status, prepare, run_dir_of, status
+from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count
 from roadmap.trackers import check_trackers
 from roadmap.tree import resolve
-from slurm.status import counts, overview, progress_of
-from slurm.worker import OPEN, work
-
-YEAR_MIN = 365 * 24 * 60
+from slurm.batch import Array, arrays_of, collect_when_done, script, submit
+from slurm.cluster import CLUSTER_YAML, Cluster, default_cluster, load_cluster
+from slurm.forecast import forecast
+from slurm.local import train_here
+from slurm.snapshot import take, tree_hash
+from slurm.squeue import Task, Unanswered, jobs_of, max_array_size, queued, runs_in_queue
+from slurm.status import counts
+from slurm.worker import OPEN
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(
-        description="Train every step with several seeds. Runs that are finished or being trained are left alone, so submitting again "
-        "does just what is missing."
+        description="Train every step with several seeds. Runs that are finished, queued or being trained are left alone, so submitting "
+        "again does just what is missing."
     )
-    options.add_argument("only", nargs="*", metavar="STEP", help="train these steps only (default: all)")
     add_config_options(options)
+    options.add_argument("--steps", nargs="+", metavar="STEP", help="train these steps only (default: all)")
     options.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)")
+    options.add_argument("--only", choices=["failed"], help="train the runs alone that have failed")
     options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
-    options.add_argument("--cluster", choices=["local"], default="local", help="where to train: local is this machine (default)")
     options.add_argument(
-        "--workers",
-        type=int,
-        default=len(gpus()) or usable_cores(),
-        metavar="W",
-        help="processes to train in (default: one a GPU, or a core)",
+        "--cluster", metavar="NAME", help="an entry of the cluster file (default: slurm if there is an sbatch, else local)"
     )
+    options.add_argument("--cluster-file", type=Path, default=CLUSTER_YAML, metavar="FILE", help="clusters (default: slurm/cluster.yaml)")
+    options.add_argument("--workers", type=int, metavar="W", help="local: processes to train in (default: one a GPU, or a core)")
+    options.add_argument("--pack", type=int, default=1, metavar="N", help="Slurm: train N runs in a job, one after the other (default: 1)")
+    options.add_argument("--out", type=Path, metavar="DIR", help="Slurm: where tables and figures go when the last run has ended")
+    options.add_argument("--dry-run", action="store_true", help="print the plan, the forecast and the scripts; make and submit nothing")
     return options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plans, starts workers, and watches them to the end; exit code 1 if a run is left unfinished."""
-    runs = plan(arguments)
-    before = [status(found) for found in runs]
-    todo = sum(found.state in OPEN for found in before)
-    alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min(arguments.workers - alive, todo))
-    console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
-    jobs = start(runs, workers) if workers else []
-    return watch(runs, jobs, said={found.run.path for found in before if found.result is not None})
+    """Plans and submits; returns the exit code."""
+    for name in ("seeds", "workers", "pack"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {value}")])
+    name = arguments.cluster or default_cluster()
+    cluster = load_cluster(name, arguments.cluster_file)
+    configs = plan(arguments, cluster)
+    if arguments.dry_run:
+        return rehearse(arguments, cluster, configs)
+    runs = [prepare(arguments.runs, config) for config in configs]
+    if arguments.only == "failed":
+        runs = [found for found in runs if status(found).state == "failed"]
+    if cluster.scheduler == "local":
+        return train_here(runs, arguments.workers)
+    return hand_over(arguments, name, cluster, runs)
 
 
-def plan(arguments: argparse.Namespace) -> list[RunDir]:
-    """The directories of all runs, made where they are missing: seed by seed, so that a roadmap cut short is whole for some."""
-    for name in ("seeds", "workers"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {getattr(arguments, name)}")])
+def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
+    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could not be trained."""
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
-    steps = dict.fromkeys(arguments.only or roadmap.steps)
+    steps = dict.fromkeys(arguments.steps or roadmap.steps)
     configs = [named(resolve(roadmap, step, seed=seed, **choices)) for seed in range(arguments.seeds) for step in steps]
     for config in configs:
-        check_data(config)
-        check_init(config)
+        if not arguments.dry_run:  # which may be far from the data
+            check_data(config)
+            check_init(config)
         check_trackers(config)
-        plan_batches(config)
-    return [prepare(arguments.runs, config) for config in configs]
+        plan_batches(config, cluster.of(config.step).world)
+    return configs
 
 
-def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
-    """Workers on this machine, as submitit jobs; each gets a GPU of its own where there are any."""
-    import submitit
-
-    folder = runs[0].path.parent.parent / "jobs"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    devices = gpus()
-    jobs = []
-    with ignoring_interrupts():
-        for number in range(workers):
-            executor = submitit.AutoExecutor(folder=folder, cluster="local")
-            executor.update_parameters(timeout_min=YEAR_MIN)
-            if devices:
-                executor.update_parameters(gpus_per_node=1, local_visible_gpus=(devices[number % len(devices)],))
-            jobs.append(executor.submit(work, [str(run.path.absolute()) for run in runs]))
-    return jobs
-
-
-def gpus() -> list[int]:
-    """The GPUs that this process may use, told without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [int(word) for word in visible.split(",") if word.strip().isdigit()]
-    return list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:
+    """Prints what would be done; nothing is made."""
+    runs = [run_dir_of(arguments.runs, config) for config in configs]
+    found = [status(run) for run in runs]
+    console().print(f"{count(len(runs), 'run')}: {counts(found)}")
+    if cluster.scheduler == "slurm":
+        left = [state.run for state in found if state.state in OPEN]
+        try:
+            longest = max_array_size()
+        except Unanswered:
+            longest = 1001
+        for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
+            print(f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x {array.cluster.tasks} processes")
+            print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
+            print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / f"source-{tree_hash()}"))
+    for line in forecast(cluster, configs, arguments.runs):
+        console().print(line, highlight=False)
+    return 0
 
 
-@contextlib.contextmanager
-def ignoring_interrupts() -> Iterator[None]:
-    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop instead."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir]) -> int:
+    """Submits what is neither finished nor alive, and a job that collects in the end."""
+    if not runs:
+        console().print("no run has failed")
+        return 0
+    jobs = jobs_of(runs[0]).absolute()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        with Lease(jobs) as lease:  # two submissions at once would submit everything twice
+            code = _hand_over(arguments, name, cluster, runs, jobs)
+            lease.outcome = "done"
+            return code
+    except LeaseHeld as error:
+        raise ConfigError([Problem("submit", f"{error}; wait until that submission is through")]) from error
+    except Unanswered as error:
+        raise ConfigError(
+            [Problem("Slurm", f"does not answer, so nobody knows what is queued already, and nothing was submitted: {error}")]
+        ) from error
 
 
-def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
-    """Shows the runs until no worker is left, but not those in `said`; Ctrl-C has the workers save and stop."""
-    screen, started, before, stopping = console(), time.monotonic(), len(said), False
-    with Live(console=screen, auto_refresh=False, transient=True) as live:
-        while True:
-            try:
-                found = [status(run) for run in runs]
-                alive = [job for job in jobs if not job.done()]
-                if stopping:
-                    stop(alive)
-                working = bool(alive) or (not stopping and any(run.state == "running" for run in found))
-                announce(live, found, said)
-                live.update(picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal)
-                if not working:
-                    break
-                time.sleep(1)
-            except KeyboardInterrupt:
-                stopping = True
-                live.console.print("stopping: the workers started here save what they are at; submit again to go on")
-    return conclude(found, jobs)
-
-
-def stop(jobs: Sequence[Any]) -> None:
-    """Asks workers to save and end; they may be asked again, for one that is only starting does not listen yet."""
-    for job in jobs:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(job.job_id), signal.SIGTERM)
-
-
-def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
-    """A line for each run that has ended since the last look; its path goes into `said`."""
-    for run in found:
-        if (run.result is not None or run.state == "failed") and run.run.path not in said:
-            said.add(run.run.path)
-            live.console.print(f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state}, {progress_of(run)}")
-
-
-def picture(found: Sequence[Status], seconds: float, ended: int) -> Group:
-    """The runs that are being trained, over a line of totals; `ended` runs have ended in these `seconds`."""
-    running = [run for run in found if run.state == "running"]
-    left = sum(run.result is None for run in found)
-    forecast = f", about {timedelta(seconds=round(seconds / ended * left))} left" if ended else ""
-    return Group(overview(running, ""), Text(f"{counts(found)}; {timedelta(seconds=round(seconds))} so far{forecast}"))
-
-
-def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:
-    """What is left to do, and where to look."""
-    left = [run for run in found if run.result is None]
-    screen = console()
-    screen.print(counts(found))
+def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path) -> int:
+    waiting, found = runs_in_queue(jobs, queued()), [status(run) for run in runs]
+    left = [state.run for state in found if is_open(state, waiting)]
+    console().print(f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit")
     if not left:
         return 0
-    screen.print(overview(left, f"{count(len(left), 'unfinished run')}; submit again to go on"))
-    for job in jobs:
-        screen.print(f"log of worker {job.job_id}: {relative(job.paths.stderr)}")
-    return 1
+    snapshot = take(jobs)
+    submitted: list[str] = []
+    before: dict[str, list[str]] = {}
+    for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
+        kind = array.cluster.model_dump_json()
+        job = submit(array, jobs, name, snapshot, before.get(kind, []) if cluster.parallel else [])
+        before[kind] = [job]  # a limit of runs at a time holds for an array; the next one waits for its end
+        submitted.append(job)
+        console().print(f"job {job}: {describe(array)}", highlight=False)
+    everything = sorted({*submitted, *(task.job for task in waiting.values())})
+    job = collect_when_done(cluster, jobs, name, snapshot, everything, _collecting(arguments, snapshot))
+    console().print(
+        f"job {job}: collects when they have ended; python slurm/status.py {arguments.runs} shows where they are", highlight=False
+    )
+    return 0
+
+
+def is_open(state: Status, waiting: dict[str, Task]) -> bool:
+    """Whether a run is to be submitted: it is not finished, and nobody is at it or about to be."""
+    return state.state in OPEN and state.run.name not in waiting
+
+
+def describe(array: Array) -> str:
+    """An array in a line."""
+    first, cluster = array.groups[0][0], array.cluster
+    which = f"{first.step} …" if len(array.groups) > 1 else first.step
+    gpus = f", {cluster.gpus_per_node} GPUs each" if cluster.gpus_per_node else ""
+    return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
+
+
+def _collecting(arguments: argparse.Namespace, snapshot: Path) -> list[str]:
+    """The command that makes tables and figures of the plan."""
+    out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
+    words = [sys.executable, str(snapshot / "collect.py"), str(arguments.runs.absolute()), "--out", str(out.absolute())]
+    words += ["--steps-file", str(Path(arguments.steps_file).absolute()), "--roadmap", arguments.roadmap]
+    for option in ("profile", "ablate", "init_from"):
+        if getattr(arguments, option) is not None:
+            words += [f"--{option.replace('_', '-')}", getattr(arguments, option)]
+    return words + [word for override in arguments.overrides for word in ("--set", override)]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from roadmap.lease import LeaseHeld, LeaseLost
@@ -20,10 +21,19 @@ LOOK_AGAIN_S = 2.0
 OPEN = {"pending", "stale", "failed"}
 
 
-def work(run_dirs: Sequence[str]) -> int:
-    """Trains the runs in `run_dirs` that are open, in order, each at most once; returns how many it finished.
+@dataclass(frozen=True)
+class Shift:
+    """What a worker has done: the number of runs that it `finished`, and whether it was `stopped` by a signal."""
 
-    Many workers may share a plan: the lease of a run decides who trains it, and nobody leaves while another might die over one.
+    finished: int
+    stopped: bool
+
+
+def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
+    """Trains the runs in `run_dirs` that are open, in order, each at most once.
+
+    Many workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves while another
+    might die over one.
     A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
     Several processes that were launched together are one worker, which trains each run on all of them.
     """
@@ -35,7 +45,7 @@ def work(run_dirs: Sequence[str]) -> int:
         world = stack.enter_context(joined())
         while not world.share(lambda: stop.signal is not None):
             run, waiting = world.share(lambda: next_open(run_dirs, tried))
-            if run is None and not waiting:
+            if run is None and not (waiting and patient):
                 break
             if run is None:
                 time.sleep(LOOK_AGAIN_S)
@@ -57,7 +67,7 @@ def work(run_dirs: Sequence[str]) -> int:
                     raise
                 logger.exception("%s failed", run.path)
             tried.add(run.path)
-    return finished
+    return Shift(finished, stop.signal is not None)
 
 
 def next_open(run_dirs: Sequence[str], tried: set[Path]) -> tuple[RunDir | None, bool]:

@@ -16,6 +16,7 @@ from roadmap.settings import changes
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.tree import Roadmap, trace
+from slurm.cluster import Cluster
 from slurm.submit import parser, plan
 
 ROADMAPS = load_roadmaps()
@@ -215,11 +216,12 @@ def test_the_command_lines_take_the_option(tmp_path: Path) -> None:
 def test_a_submission_plans_the_combinations_and_shares_the_paths_runs(tmp_path: Path) -> None:
     def planned(*words: str) -> set[str]:
         options = ["--runs", str(tmp_path / "runs"), "--profile", "digits", "--seeds", "2", *words]
-        return {run.name for run in plan(parser().parse_args(options))}
+        configs = plan(parser().parse_args(options), Cluster(scheduler="local"))
+        return {run_dir_of(tmp_path, config).name for config in configs}
 
     path, ablation = planned(), planned("--ablate", "leave-one-out")
     assert len(path) == 2 * 19
     assert len(ablation) == 2 * 14
     assert {name.split("/")[2] for name in path & ablation} == {"multiscale_depthwise", "separate_downsampling"}
     assert {name.split("/")[:2] == ["convnext_t", "digits"] for name in ablation} == {True}
-    assert planned("resnet50+gelu") == planned("resnet50+gelu", "--ablate", "one-at-a-time")
+    assert planned("--steps", "resnet50+gelu") == planned("--steps", "resnet50+gelu", "--ablate", "one-at-a-time")

@@ -100,8 +100,8 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Edit:
     ("command", "words", "said"),
     [
         ("roadmap", [], ["steps", "verify", "explain", "diff"]),
-        ("roadmap", ["steps"], ["--steps", "--roadmap"]),
-        ("roadmap", ["verify"], ["--steps", "--roadmap", "--ablate", "--all"]),
+        ("roadmap", ["steps"], ["--steps-file", "--roadmap"]),
+        ("roadmap", ["verify"], ["--steps-file", "--roadmap", "--ablate", "--all"]),
         ("roadmap", ["schema"], ["--out"]),
         ("roadmap", ["weights"], ["STEP", "FILE", "--profile", "--set"]),
         ("roadmap", ["export"], ["RUN", "FILE", "--ema", "--names"]),
@@ -109,7 +109,24 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Edit:
         ("roadmap", ["diff"], ["A", "B", "--profile", "--set"]),
         ("run_step", [], ["STEP", "--ablate", "--profile", "--set", "--seed", "--runs", "--plan", "--eval"]),
         ("collect", [], ["RUNS", "--paper", "--out", "--ablate", "--profile", "--set"]),
-        ("submit", [], ["STEP", "--ablate", "--seeds", "--runs", "--cluster", "--workers", "--profile", "--set"]),
+        (
+            "submit",
+            [],
+            [
+                "--steps",
+                "--ablate",
+                "--seeds",
+                "--only",
+                "--runs",
+                "--cluster",
+                "--cluster-file",
+                "--workers",
+                "--pack",
+                "--out",
+                "--dry-run",
+                "--set",
+            ],
+        ),
         ("status", [], ["RUNS"]),
     ],
 )
@@ -146,14 +163,14 @@ def test_verify_takes_all_roadmaps(call: Call, edited: Edit) -> None:
         "11 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 0 wrong",
     ]
     assert rows(done.out)["convnext_s_384"] == ["50.224", "25.5180", "–", "nothing to compare with"]
-    wrong = call("roadmap", "verify", "--all", "--steps", edited("gmacs: 16.896}", "gmacs: 16.897}"))
+    wrong = call("roadmap", "verify", "--all", "--steps-file", edited("gmacs: 16.896}", "gmacs: 16.897}"))
     assert wrong.code == 1
     assert rows(wrong.out)["isotropic_b"][-1] == "DOES NOT MATCH what was counted: 87.084 M, 16.897 GMACs"
     assert wrong.out.splitlines()[-1] == "10 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 1 wrong"
 
 
 def test_verify_fails_where_a_figure_is_wrong(call: Call, edited: Edit) -> None:
-    done = call("roadmap", "verify", "--steps", edited("gmacs: 5.27}", "gmacs: 5.37}"))
+    done = call("roadmap", "verify", "--steps-file", edited("gmacs: 5.27}", "gmacs: 5.37}"))
     assert done.code == 1
     assert rows(done.out)["increase_width"][-1] == "DOES NOT MATCH what is printed"
     assert done.out.splitlines()[-1] == VERIFIED.replace("15 of 17", "14 of 17").replace("0 wrong", "1 wrong")
@@ -288,7 +305,7 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("run_step", "kernel_8", "--eval", said=["unknown step 'kernel_8'"]),
         case("roadmap", "explain", "zzz", said=["unknown step 'zzz'; there are resnet50, .*, multiscale_depthwise"]),
         case("roadmap", "diff", "gelu", "gelo", said=["unknown step 'gelo'; did you mean 'gelu'"]),
-        case("submit", "gelu", "gelo", *RUN, said=["unknown step 'gelo'; did you mean 'gelu'"]),
+        case("submit", "--steps", "gelu", "gelo", *RUN, said=["unknown step 'gelo'; did you mean 'gelu'"]),
         case("run_step", "gelu", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
         case("submit", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
         case("roadmap", "explain", "gelu", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
@@ -315,14 +332,16 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("run_step", "gelu", *RUN, "--seed", "-1", "--plan", said=["seed: input should be greater than or equal to 0, not -1"]),
         case("run_step", "gelu", *RUN, "--seed", "4294967296", said=["seed: input should be less than 4294967296"]),
         case("run_step", "gelu", *RUN, "--eval", said=["has no checkpoint to evaluate; train it first"]),
-        case("run_step", "gelu", "--steps", "none.yaml", said=[r"^none\.yaml cannot be read: No such file or directory"]),
-        case("run_step", "gelu", "--steps", ".", said=[r"^\. cannot be read: Is a directory"]),
-        case("roadmap", "steps", "--steps", "none.yaml", said=["^none.yaml cannot be read"]),
-        case("collect", *GOOD_COLLECT, "--steps", "none.yaml", said=["^none.yaml cannot be read"]),
-        case("submit", "--steps", "none.yaml", said=["^none.yaml cannot be read"]),
+        case("run_step", "gelu", "--steps-file", "none.yaml", said=[r"^none\.yaml cannot be read: No such file or directory"]),
+        case("run_step", "gelu", "--steps-file", ".", said=[r"^\. cannot be read: Is a directory"]),
+        case("roadmap", "steps", "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
+        case("collect", *GOOD_COLLECT, "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
+        case("submit", "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
         case("submit", *RUN, "--seeds", "0", said=["^--seeds must be at least 1, not 0"]),
+        case("submit", *RUN, "--cluster", "moon", said=["^.*cluster.yaml unknown cluster 'moon'; there are local, testbed, example"]),
+        case("submit", *RUN, "--pack", "0", said=["^--pack must be at least 1, not 0"]),
         case("submit", *RUN, "--workers", "-2", said=["^--workers must be at least 1, not -2"]),
-        case("submit", "gelu", "--seeds", "1", "--workers", "1", said=[r""]),
+        case("submit", "--steps", "gelu", "--seeds", "1", "--workers", "1", said=[r""]),
         case("status", "none", said=["none cannot be read as a folder of runs"]),
         case("collect", "none", "--out", "out", said=["none cannot be read as a folder of runs"]),
     ],
@@ -340,7 +359,6 @@ def test_bad_input_is_one_line_a_problem(command: str, words: list[str], said: l
         ("run_step", ["gelu", "kernel_7"]),
         ("collect", ["runs"]),
         ("collect", ["--paper"]),
-        ("submit", ["--cluster", "moon"]),
         ("roadmap", []),
         ("roadmap", ["explain"]),
         ("roadmap", ["dance"]),
@@ -383,7 +401,7 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
 def test_a_broken_steps_file_says_where(old: str, new: str, said: list[str], call: Call, edited: Edit, tmp_path: Path) -> None:
     path = edited(old, new)
     line = next(number for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if new.splitlines()[0] in line)
-    done = call("run_step", "gelu", *RUN, "--steps", path)
+    done = call("run_step", "gelu", *RUN, "--steps-file", path)
     assert_refused(done, said, tmp_path)
     found = [int(place) for place in re.findall(r"\.yaml:(\d+):\d+ ", done.err)]
     assert min(abs(place - line) for place in found) <= 2
@@ -406,8 +424,8 @@ NO_STEPS_FILES = {
 def test_a_file_that_is_no_steps_file_is_refused(text: str, call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     path = tmp_path_factory.mktemp("steps") / "odd.yaml"
     path.write_text(text, encoding="utf-8")
-    for command, words in (("roadmap", ["verify"]), ("run_step", ["gelu"]), ("collect", GOOD_COLLECT), ("submit", ["gelu"])):
-        done = call(command, *words, "--steps", path)
+    for command, words in (("roadmap", ["verify"]), ("run_step", ["gelu"]), ("collect", GOOD_COLLECT), ("submit", ["--steps", "gelu"])):
+        done = call(command, *words, "--steps-file", path)
         assert (done.code, done.out) == (2, "")
         assert done.err.strip()
         assert all(line.startswith(str(path)) for line in done.err.splitlines())
@@ -417,13 +435,13 @@ def test_a_file_that_is_no_steps_file_is_refused(text: str, call: Call, tmp_path
 def test_a_steps_file_that_is_no_text_is_refused(call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     path = tmp_path_factory.mktemp("steps") / "odd.yaml"
     path.write_bytes(b"base: \xff\xfe")
-    assert_refused(call("roadmap", "steps", "--steps", path), [rf"{path} is not UTF-8 text"], tmp_path)
+    assert_refused(call("roadmap", "steps", "--steps-file", path), [rf"{path} is not UTF-8 text"], tmp_path)
 
 
 @pytest.mark.parametrize("command", ["run_step", "submit"])
 def test_a_runs_folder_that_cannot_be_made_is_named(command: str, call: Call, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("", encoding="utf-8")
-    done = call(command, "gelu", *RUN)
+    done = call(command, *(["--cluster", "local", "--steps"] if command == "submit" else []), "gelu", *RUN)
     assert (done.code, done.out) == (2, "")
     assert re.fullmatch(r"runs/convnext_t/digits_noisy/gelu/seed0-[0-9a-f]{8} cannot be made: .*\n", done.err)
 
@@ -441,7 +459,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Pat
         ("roadmap", ["explain", "kernel_8"]),
         ("run_step", ["gelu", "--profile", "digit"]),
         ("collect", ["none", "--out", "out"]),
-        ("submit", ["gelu", *RUN, "--set", "recipe.epochs=ten"]),
+        ("submit", ["--steps", "gelu", *RUN, "--set", "recipe.epochs=ten"]),
     ],
 )
 def test_bad_input_ends_a_real_process_with_2(command: str, words: list[str], tmp_path: Path) -> None:

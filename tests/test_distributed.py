@@ -13,15 +13,20 @@ from typing import Any
 import pytest
 import submitit
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.distributed import Ballot, World
 from roadmap.launch import Launch, launched
+from roadmap.lease import LeaseLost, attempts, read_attempt
+from roadmap.progress import Watch
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
-from roadmap.records import Result, RunDir, read_result, run_dir_of
+from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.train import train
 from tests.processes import finish, free_port, start, train_together
 
 # All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be taken in turns.
@@ -154,9 +159,8 @@ def test_all_processes_see_the_error_of_the_first(tmp_path: Path) -> None:
 
 
 def vote(world: World, folder: Path) -> None:
-    ballot, seen = Ballot(world), []
-    for turn in range(6):
-        seen.append(ballot.vote(turn == 2 and world.rank == 1, turn == 4))
+    ballot = Ballot(world)
+    seen = [ballot.vote(turn == 2 and world.rank == 1, turn == 4) for turn in range(6)]
     (folder / str(world.rank)).write_text(json.dumps(seen), encoding="utf-8")
 
 
@@ -168,6 +172,60 @@ def test_a_raised_flag_is_seen_by_all_in_the_next_call(tmp_path: Path) -> None:
 
 def test_a_process_alone_sees_its_flag_at_once() -> None:
     assert Ballot(World()).vote(True, False) == [True, False]
+
+
+def lose(world: World, config: RunConfig, runs: Path) -> None:
+    """Trains until somebody else takes the run over; every process has to learn of it."""
+    run = world.share(lambda: prepare(runs, config))
+    try:
+        train(config, run.path, watch=Usurper(run.path) if world.first else None, world=world)
+    except LeaseLost:
+        (runs / f"lost-{world.rank}").touch()
+
+
+class Usurper(Watch):
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.iterations = run_dir, 0
+
+    def advance(self) -> None:
+        self.iterations += 1
+        if self.iterations == 3:
+            (self.run_dir / "attempts" / "0002.json").write_text("{}", encoding="utf-8")
+
+
+def test_a_run_that_is_taken_over_is_left_by_all_processes(tmp_path: Path) -> None:
+    assert finish(start(2, lose, config_of(), tmp_path), timeout=60) == [0, 0]
+    assert {path.name for path in tmp_path.glob("lost-*")} == {"lost-0", "lost-1"}
+
+
+class Fuse(Dataset[tuple[Any, int]]):
+    """Images of which one process cannot read any."""
+
+    classes = ("a", "b")
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if self.rank == 1:
+            raise ValueError("the fuse is blown")
+        return Image.new("L", (32, 32), index), index % 2
+
+
+def blow(world: World, config: RunConfig, runs: Path) -> None:
+    run = world.share(lambda: prepare(runs, config))
+    train(config, run.path, data=(Fuse(world.rank), Fuse(world.rank)), world=world)
+
+
+def test_the_record_names_what_ended_the_process_that_failed_first(tmp_path: Path) -> None:
+    config = config_of(data__dataset="custom/fuse", model__num_classes=2, recipe__global_batch=32, system__workers=0)
+    codes = finish(start(2, blow, config, tmp_path), timeout=90)
+    assert all(codes), codes
+    run = run_dir_of(tmp_path, config)
+    assert "process 1: " in read_attempt(attempts(run.path)[-1])["reason"]
 
 
 # Launching
@@ -191,10 +249,37 @@ def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> 
         launched()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RANK", "a", "RANK is 'a', which is no number"),
+        ("RANK", "2", "RANK 2 is none of the 2 processes that WORLD_SIZE counts from 0"),
+        ("MASTER_PORT", "x", "MASTER_PORT is 'x', which is no number"),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(name: str, value: str, message: str, nobody: pytest.MonkeyPatch) -> None:
+    given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for key, text in (given | {name: value}).items():
+        nobody.setenv(key, text)
+    with pytest.raises(ConfigError, match=message):
+        launched()
+
+
+def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
+    places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    process = subprocess.Popen(command, env=os.environ | places, stderr=subprocess.DEVNULL)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(20)
+    process.terminate()
+    assert process.wait(10) == -signal.SIGTERM
+
+
 def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.MonkeyPatch) -> None:
     values = {"JOB_ID": "4711", "STEP_ID": "0", "STEP_NUM_TASKS": "16", "PROCID": "9", "LOCALID": "1", "JOB_NODELIST": "gpu[07-08]"}
     for name, value in values.items():
         nobody.setenv(f"SLURM_{name}", value)
+    nobody.setattr("socket.getaddrinfo", lambda *_: [])
     assert launched() == Launch(9, 16, 1, "gpu07", 20_000 + 47110 % 12_000)
 
 
@@ -231,7 +316,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_made(tmp_pat
 
 
 def test_submitits_tasks_are_one_worker(tmp_path: Path) -> None:
-    from slurm.worker import work
+    from slurm.worker import Shift, work
 
     config = config_of()
     run = run_dir_of(tmp_path / "runs", config)
@@ -240,7 +325,7 @@ def test_submitits_tasks_are_one_worker(tmp_path: Path) -> None:
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(tasks_per_node=2, timeout_min=5)
     job = executor.submit(work, [str(run.path)])
-    assert job.results() == [1, 1]
+    assert job.results() == [Shift(1, stopped=False)] * 2
     result = read_result(run)
     assert result is not None
     assert (result.processes, result.attempts) == (2, 1)
@@ -294,3 +379,6 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_a_way_out(world: int, ove
 def test_bn_over_all_processes_takes_a_local_batch_from_them() -> None:
     plan = plan_batches(resolve(load_roadmap(), "gelu", overrides={"system.sync_bn": True}), 8)
     assert (plan.micro, plan.accumulation) == (16, 32)
+    for turn in range(plan.accumulation):
+        together = sorted(position for rank in range(8) for position in plan.positions(rank, turn))
+        assert together == list(range(128 * turn, 128 * turn + 128)), "a group of the recipe's, as on one GPU"

@@ -31,6 +31,7 @@ from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.weights import DIALECTS, copy_weights, read_state_dict
+from slurm.cluster import Cluster
 from slurm.submit import parser, plan
 from tests.stopping import StopAt
 from tests.test_timm_parity import randomise
@@ -558,10 +559,10 @@ def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing_behind(words: lis
 def test_a_submission_plans_runs_that_start_from_weights(source: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(newest(source), tmp_path / "w.pth")
     monkeypatch.chdir(tmp_path)
-    runs = plan(parser().parse_args([*LINE, "--init-from", "w.pth", "--seeds", "2"]))
-    assert {run.hash for run in runs} == {digits(system__init_from=str(tmp_path / "w.pth")).hash}
+    words = ["--steps", *LINE, "--init-from", "w.pth", "--seeds", "2"]
+    configs = plan(parser().parse_args(words), Cluster(scheduler="local"))
+    assert {config.hash for config in configs} == {digits(system__init_from=str(tmp_path / "w.pth")).hash}
     monkeypatch.chdir("/")  # a worker may be anywhere
-    configs = [RunConfig.read(tmp_path / run.config) for run in runs]
     assert [(config.seed, config.system.init_from) for config in configs] == [(seed, str(tmp_path / "w.pth")) for seed in (0, 1)]
     for config in configs:
         check_init(config)

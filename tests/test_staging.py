@@ -120,6 +120,35 @@ def test_data_is_not_copied_into_itself(data: Path) -> None:
         stage(config_of(data, system__stage_dir=str(data / "train" / "stage")))
 
 
+def test_all_of_the_folder_of_another_kind_is_copied(data: Path, disk: Path) -> None:
+    config = config_of(data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
+    assert files(staged(config)) == files(data)
+
+
+def test_what_is_yet_to_be_downloaded_is_not_staged(disk: Path, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    config = config_of(far, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
+    check_data(config)
+    done = stage(config)
+    far.mkdir()
+    assert stage(done) is done
+    assert done.system.data_dir == str(far)
+    assert not disk.exists()
+
+
+def test_a_download_by_another_process_is_waited_for(data: Path, disk: Path) -> None:
+    config = config_of(data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
+    report = FORK.SimpleQueue()
+    process = FORK.Process(target=lambda: report.put(str(staged(config))))
+    with staging.locked(data / staging.DOWNLOAD_LOCK):
+        process.start()
+        time.sleep(0.5)
+        (data / "late").write_bytes(b"fetched at last")
+    copy = Path(report.get())
+    process.join()
+    assert (copy / "late").read_bytes() == b"fetched at last"
+
+
 # Many processes, and what becomes of one that is killed
 
 
@@ -151,19 +180,21 @@ def test_many_processes_make_one_copy(data: Path, disk: Path) -> None:
 def impatient(report: Any, config: RunConfig) -> None:
     """Stages without a look at any file."""
     staging._sizes = None  # type: ignore[assignment]
+    report.put("here")
     report.put(str(staged(config)))
 
 
 def test_whoever_waited_for_a_copy_takes_it_without_another_look(data: Path, disk: Path) -> None:
-    config, report = config_of(data, system__stage_dir=str(disk)), FORK.SimpleQueue()
+    config, report = config_of(data, system__stage_dir=str(disk)), FORK.Queue()
     copy = staged(config)
     (lock,) = disk.glob(".*.lock")
     process = FORK.Process(target=impatient, args=(report, config))
     with staging.locked(lock):
         process.start()
+        assert report.get(timeout=20) == "here"
         time.sleep(0.3)
         lock.write_text(str(copy), encoding="utf-8")
-    assert report.get() == str(copy)
+    assert report.get(timeout=20) == str(copy)
     process.join()
 
 

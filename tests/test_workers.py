@@ -71,7 +71,8 @@ def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
 
 def submit(runs: Path, *more: str) -> list[str]:
     steps = ["resnet50", "separate_downsampling"]
-    return [sys.executable, str(ROOT / "slurm/submit.py"), *steps, *OPTIONS, "--seeds", "2", "--runs", str(runs), *more]
+    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "local", "--steps", *steps]
+    return [*command, *OPTIONS, "--seeds", "2", "--runs", str(runs), *more]
 
 
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:

@@ -82,17 +82,19 @@ class Plan:
         """A log for each daemon; all that a stopped testbed leaves, besides its configuration."""
         return self.folder / "log"
 
-    def write(self) -> None:
+    def write(self, cgroup_plugin: str) -> None:
         """Fills the folder, which must be empty."""
         if len(os.fsencode(self.database_socket)) > LONGEST_SOCKET:
             raise Unusable(f"{self.folder}: the path is too long for a socket; choose another with --folder")
-        for name in ("log", "pid", "state", "spool", "database"):
+        for name in ("log", "pid", "state", "spool", "database", "gpu", *(f"spool/{node}" for node in self.nodes)):
             (self.folder / name).mkdir(mode=0o700)
         private(self.folder / "munge.key", secrets.token_bytes(128))
         private(self.folder / "slurmdbd.conf", slurmdbd_conf(self).encode())
         self.conf.write_text(slurm_conf(self), encoding="utf-8")
-        # The GPUs are a count without device files: requests for them are granted, and nothing has to be there.
-        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu Count={self.settings.gpus}\n", encoding="utf-8")
+        for number in range(self.settings.gpus):  # a GPU has to be a device; any will do
+            (self.folder / "gpu" / f"gpu{number}").symlink_to("/dev/null")
+        (self.folder / "gres.conf").write_text(gres_conf(self), encoding="utf-8")
+        (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={cgroup_plugin}\n", encoding="utf-8")
         record = {"settings": asdict(self.settings), "ports": self.ports}
         (self.folder / "testbed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -120,7 +122,7 @@ def free_ports(number: int) -> list[int]:
 
 def private(path: Path, content: bytes) -> None:
     """A file that only its owner reads; slurmdbd and munged refuse any other."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
 
 
@@ -131,16 +133,19 @@ def slurm_conf(plan: Plan) -> str:
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={plan.ports["slurmdbd"]}
+AccountingStoragePass={plan.munge_socket}
 AccountingStorageTRES=gres/gpu"""
+    gres = f"Gres=gpu:{settings.gpus} " if settings.gpus else ""
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={plan.ports[name]} CPUs={settings.cpus}"
-        f" RealMemory={settings.memory_mb} Gres=gpu:{settings.gpus} State=UNKNOWN"
+        f" RealMemory={settings.memory_mb} {gres}State=UNKNOWN"
         for name in plan.nodes
     )
     return f"""ClusterName=testbed
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={plan.ports["slurmctld"]}
 SlurmUser=root
+MailProg=/bin/true
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/pid/slurmctld.pid
@@ -168,13 +173,11 @@ MaxArraySize={settings.max_array_size}
 MinJobAge=300
 KillWait=5
 SlurmdTimeout={settings.slurmd_timeout_s}
-# The machine may be busy; an answer that comes late is better than none.
-MessageTimeout=60
 
 # A job of `low` makes way for one of the others: it gets the signal that it asked for, and is requeued after the time of grace.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 {nodes}
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF
@@ -182,6 +185,12 @@ PartitionName=main Default=YES
 PartitionName=short MaxTime=2
 PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime={settings.grace_s}
 """
+
+
+def gres_conf(plan: Plan) -> str:
+    """The GPUs of a node; jobs are given numbers of them in CUDA_VISIBLE_DEVICES, whether or not the machine has any."""
+    gpus = plan.settings.gpus
+    return f"Name=gpu File={plan.folder}/gpu/gpu[0-{gpus - 1}]\n" if gpus else ""
 
 
 def slurmdbd_conf(plan: Plan) -> str:

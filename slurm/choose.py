@@ -1,0 +1,54 @@
+"""Which runs a command is about: a folder, and the words that choose among those in it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from roadmap.records import RunDir, find_runs
+from roadmap.settings import one_of_these
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+
+def add_experiment_options(options: argparse.ArgumentParser) -> None:
+    """--roadmap and --profile, of the runs that are there."""
+    options.add_argument("--roadmap", metavar="NAME", help="runs of this roadmap only")
+    options.add_argument("--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one")
+
+
+def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:
+    """The runs in the folder that the command line names; ConfigError if it holds none of the roadmap or profile."""
+    runs = find_runs(arguments.runs)
+    for name, key in (("roadmap", _roadmap), ("profile", _profile)):
+        if (wanted := getattr(arguments, name)) is not None:
+            runs = having(runs, arguments.runs, name, [wanted], key)
+    return runs
+
+
+def having(runs: Iterable[RunDir], folder: Path, what: str, wanted: Iterable[str], key: Callable[[RunDir], str]) -> list[RunDir]:
+    """The runs whose `key` is one of `wanted`; ConfigError names those that no run has, and what there is."""
+    runs, wanted = list(runs), list(wanted)
+    there = dict.fromkeys(sorted(map(key, runs)))
+    if missing := [name for name in wanted if name not in there]:
+        message = f"holds no run of {what} '{{}}'{{}}"
+        raise ConfigError([Problem(relative(folder), message.format(name, one_of_these(name, there))) for name in missing])
+    return [run for run in runs if key(run) in wanted]
+
+
+def of_steps(runs: Iterable[RunDir], folder: Path, steps: Iterable[str]) -> list[RunDir]:
+    """The runs of `steps`."""
+    return having(runs, folder, "step", steps, lambda run: run.step)
+
+
+def of_seeds(runs: Iterable[RunDir], folder: Path, seeds: Iterable[int]) -> list[RunDir]:
+    """The runs with `seeds`."""
+    return having(runs, folder, "seed", map(str, seeds), lambda run: str(run.seed))
+
+
+def _roadmap(run: RunDir) -> str:
+    return run.experiment[0]
+
+
+def _profile(run: RunDir) -> str:
+    return run.experiment[1]

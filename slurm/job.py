@@ -1,0 +1,65 @@
+"""What a Slurm job does: trains its runs one after the other, and says by its exit code whether it is to be queued again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roadmap.lease import attempts, read_attempt
+from roadmap.records import RunDir, status
+from slurm.snapshot import verify
+from slurm.worker import OPEN, work
+
+STOPPED = 75  # EX_TEMPFAIL: saved, to go on in another job
+FAILED = 1
+
+
+def train_runs(run_dirs: Sequence[str], snapshot: str) -> None:
+    """Trains `run_dirs` with the code in `snapshot`. SystemExit with STOPPED or FAILED if one of them is left open."""
+    verify(Path(snapshot))
+    stopped = work(run_dirs, patient=False).stopped
+    if any(status(RunDir(Path(run))).state in OPEN for run in run_dirs):
+        raise SystemExit(STOPPED if stopped else FAILED)
+
+
+def crashes(run: RunDir) -> int:
+    """How many attempts in a row have ended without having been asked to, up to now; `attempts` keeps why."""
+    found = 0
+    for path in reversed(attempts(run.path)):
+        record = read_attempt(path)
+        if record.get("outcome") == "stopped":
+            break
+        found += 1
+    return found
+
+
+def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int = 0) -> bool:
+    """Whether a job that ended with `code`, after so many `restarts`, is to be queued again: it was stopped, or crashed not too often."""
+    left = [run for run in runs if status(run).result is None]
+    if not left or code in (128 + 15, 128 + 2):  # done, or cancelled: Slurm itself queues what it has preempted
+        return False
+    begun = any(attempts(run.path) for run in left)  # or a job that cannot begin would be queued for ever
+    return code == STOPPED or (all(crashes(run) <= retries for run in left) if begun else restarts < retries)
+
+
+def main() -> int:
+    """The last line of a job's script: queues the job again if it is to go on. Passes on the code it is given."""
+    options = argparse.ArgumentParser(description="Queue this job again if its runs are not finished.")
+    options.add_argument("code", type=int)
+    options.add_argument("retries", type=int)
+    options.add_argument("runs", nargs="+", type=Path)
+    arguments = options.parse_args()
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if is_to_go_on([RunDir(path) for path in arguments.runs], arguments.code, arguments.retries, restarts):
+        job = os.environ["SLURM_JOB_ID"]
+        print(f"exit code {arguments.code}: queued again", file=sys.stderr)
+        return subprocess.run(["scontrol", "requeue", job], check=False).returncode or arguments.code
+    return int(arguments.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What the latest attempt at a run has logged: python slurm/logs.py kernel_7 0 --follow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from roadmap.command import main_of
+from roadmap.lease import attempts, is_here, owner, read_attempt
+from roadmap.records import RunDir, status
+from roadmap.strict_yaml import relative
+from slurm.board import look, places
+from slurm.choose import add_experiment_options, of_seeds, of_steps, runs_of_experiment
+from slurm.pace import tail
+from slurm.squeue import jobs_of
+
+LINES = 40
+TAIL_BYTES = 1 << 20
+LOOK_AGAIN_S = 0.5
+ASK_AGAIN_S = 5.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=f"Show the last {LINES} lines of what the latest attempt at a run has logged.")
+    options.add_argument("step", metavar="STEP", help="the run's step")
+    options.add_argument("seed", metavar="SEED", type=int, help="the run's seed")
+    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
+    add_experiment_options(options)
+    options.add_argument("--follow", action="store_true", help="go on with what is logged until the run ends")
+    options.add_argument("--all", action="store_true", help="show all lines")
+    options.add_argument("--out", action="store_true", help="show the standard output (default: the standard error)")
+    return options
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows a log, or says why there is none."""
+    runs = of_seeds(of_steps(runs_of_experiment(arguments), arguments.runs, [arguments.step]), arguments.runs, [arguments.seed])
+    chosen = newest(runs)
+    if len(runs) > 1:
+        print(f"{len(runs)} runs of {arguments.step} with seed {arguments.seed}, of which the last one at work is shown:")
+        for one in runs:
+            print(f"  {relative(one.path)}: {status(one).state}")
+    try:
+        return show(chosen, arguments)
+    except KeyboardInterrupt:
+        return 0  # the way to end --follow
+
+
+def newest(runs: Sequence[RunDir]) -> RunDir:
+    """The run that was last begun, or made if none was begun."""
+    return max(runs, key=lambda one: (max(map(_changed, attempts(one.path)), default=0.0), _changed(one.config)))
+
+
+def show(chosen: RunDir, arguments: argparse.Namespace) -> int:
+    """Prints the log's path and its lines; what is there comes first, what is added follows."""
+    end = "out" if arguments.out else "err"
+    if (log := log_of(chosen, end)) is None and arguments.follow:
+        print(standing(chosen), flush=True)
+        log = wait_for_log(chosen, end)
+    if log is None:
+        print(standing(chosen))
+        return 0
+    print(relative(log), flush=True)
+    with log.open("rb") as file:
+        if not arguments.all:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines(keepends=True)
+        sys.stdout.writelines(lines if arguments.all else lines[-LINES:])
+        sys.stdout.flush()
+        if arguments.follow:
+            follow(chosen, file)
+    if arguments.follow or not lines:
+        print(("" if lines else "(empty) ") + standing(chosen))
+    return 0
+
+
+def log_of(run: RunDir, end: str = "err") -> Path | None:
+    """The log of the run's latest attempt: of its job, if it was begun by Slurm, or of its worker; None if there is none yet."""
+    place = places(jobs_of(run)).get(run.name)
+    found = [path for path in ([place.log(end)] if place else []) if path is not None and path.exists()]
+    found += worker_logs(run, end)
+    return max(found, key=_changed, default=None)
+
+
+def worker_logs(run: RunDir, end: str) -> Iterator[Path]:
+    """The log of the worker that has or had the run; a worker's log is named by its parent, and not by the process that trains."""
+    files = attempts(run.path)
+    last = read_attempt(files[-1]) if files else {}
+    working = owner(run.path) or {}
+    parent = _parent(int(working["pid"])) if is_here(working) else None
+    for path in jobs_of(run).glob(f"[0-9]*_0_log.{end}"):
+        mine = path.name.partition("_")[0] in (str(last.get("pid")), str(parent))
+        if mine or run.name.encode() in tail(path.with_suffix(".err"), TAIL_BYTES):
+            yield path
+
+
+def _parent(process: int) -> int | None:
+    """A process's parent, or None if that cannot be told."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def standing(run: RunDir) -> str:
+    """Where a run stands, for whoever finds no log."""
+    board = look([run])
+    row = board.rows[0]
+    told = [row.state, *([f"job {row.job}"] if row.job and row.job not in (row.why or "") else []), *([row.why] if row.why else [])]
+    return "; ".join([f"{row.run.step} seed {row.run.seed}: {', '.join(told)}", *board.said])
+
+
+def is_over(run: RunDir) -> bool:
+    """Whether nobody is at work on a run, nor will be, as far as Slurm tells."""
+    return status(run).state != "running" and not look([run]).rows[0].goes_on
+
+
+def wait_for_log(run: RunDir, end: str) -> Path | None:
+    """The run's log as soon as there is one; None if the run ends without."""
+    while True:
+        over = is_over(run)
+        if (log := log_of(run, end)) is not None or over:
+            return log
+        time.sleep(ASK_AGAIN_S)
+
+
+def follow(run: RunDir, file: BinaryIO) -> None:
+    """Prints what is added to a log, until its run is over."""
+    over, asked = False, -ASK_AGAIN_S
+    while not over:
+        time.sleep(LOOK_AGAIN_S)
+        if time.monotonic() - asked >= ASK_AGAIN_S:
+            over, asked = is_over(run), time.monotonic()
+        if more := file.read():  # after the look, so that nothing is missed that was logged before the end
+            sys.stdout.write(more.decode(errors="replace"))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(parser(), run))

@@ -1,0 +1,57 @@
+"""A copy of the source that a plan was submitted with, so that its jobs run that and no later edit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from roadmap.provenance import ROOT
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+PARTS = ("blocks", "roadmap", "slurm", "steps.yaml", "run_step.py", "collect.py")
+
+
+def sources(root: Path) -> Iterator[Path]:
+    """The files that a job needs, sorted, relative to `root`."""
+    for part in PARTS:
+        found = [root / part] if (root / part).is_file() else sorted((root / part).rglob("*"))
+        yield from (path.relative_to(root) for path in found if path.is_file() and path.suffix in (".py", ".yaml", ".json"))
+
+
+def tree_hash(root: Path = ROOT) -> str:
+    """Sixteen hex digits over the names and contents of the sources under `root`."""
+    digest = hashlib.sha256()
+    for path in sources(root):
+        digest.update(f"{path.as_posix()}\0".encode() + hashlib.sha256((root / path).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def take(folder: Path) -> Path:
+    """A snapshot of this project in `folder`, named by its hash, or the one that is there; whole at any moment."""
+    target = folder / f"source-{tree_hash()}"
+    if target.is_dir():
+        return target
+    aside = folder / f".{target.name}.{os.uname().nodename}.{os.getpid()}"
+    try:
+        for path in sources(ROOT):
+            (aside / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, aside / path)
+        aside.rename(target)
+    except OSError as error:
+        if not target.is_dir():  # somebody else may have been faster
+            raise ConfigError([Problem(relative(target), f"cannot be written: {error.strerror}")]) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def verify(snapshot: Path) -> None:
+    """ConfigError unless this process runs the code in `snapshot`, and it is as it was when it was taken."""
+    if ROOT.resolve() != snapshot.resolve():
+        raise ConfigError([Problem(str(ROOT), f"is the code that was imported, and not {snapshot}; is PYTHONPATH set by the job's setup?")])
+    there, wanted = tree_hash(snapshot), snapshot.name.rpartition("-")[2]
+    if there != wanted:
+        raise ConfigError([Problem(str(snapshot), f"was changed after it was taken ({there}); submit again")])

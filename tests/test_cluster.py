@@ -1,0 +1,163 @@
+"""Clusters are checked before anything is submitted, and a dry run shows what would be, without Slurm and without a trace."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from roadmap.provenance import ROOT
+from roadmap.records import RunDir, prepare, status
+from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError
+from slurm.batch import Array, arrays_of, parameters
+from slurm.cluster import Cluster, load_cluster, minutes_of
+from slurm.job import FAILED, STOPPED, crashes, is_to_go_on
+from slurm.snapshot import take, tree_hash, verify
+
+
+def cluster(**values: Any) -> Cluster:
+    return Cluster.model_validate({"scheduler": "slurm", **values})
+
+
+def runs(folder: Path, steps: list[str], seeds: int = 1) -> list[RunDir]:
+    roadmap = load_roadmap()
+    return [prepare(folder, resolve(roadmap, step, profile="digits", seed=seed)) for seed in range(seeds) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"), [("90", 90), ("10:30", 10), ("1:30:00", 90), ("2-00:00:00", 2880), ("2-12", 3600), ("0-00:05:00", 5)]
+)
+def test_a_time_limit_is_read_as_slurm_reads_it(time: str, minutes: int) -> None:
+    assert minutes_of(time) == minutes
+
+
+@pytest.mark.parametrize("time", ["", "0", "1:2:3:4", "a day", "1-10:30", "00:00:59", "-5"])
+def test_no_time_limit_is_guessed(time: str) -> None:
+    with pytest.raises(ValueError, match="time limit"):
+        minutes_of(time)
+
+
+def test_the_shipped_clusters_are_whole() -> None:
+    assert load_cluster("local").scheduler == "local"
+    example = load_cluster("example")
+    assert (example.world, example.gpus, example.tasks) == (32, 32, 8)
+    assert (example.of("resnet50").world, example.of("gelu").world) == (8, 32)
+    assert load_cluster("slurm") == cluster()
+
+
+BAD = {
+    "unknown key": ("{scheduler: slurm, partitoin: gpu}", "c.yaml:3:28 cluster 'mine': unknown key 'partitoin'; did you mean 'partition'?"),
+    "no scheduler": ("{nodes: 2}", "c.yaml:3:3 cluster 'mine': scheduler: 'scheduler' is missing"),
+    "bad time": ("{scheduler: slurm, time: soon}", "c.yaml:3:28 cluster 'mine': time: write a time limit as days-hours:minutes:seconds"),
+    "no time left": ("{scheduler: slurm, time: 00:01:00, signal_seconds: 60}", "signal_seconds 60 leaves nothing of a time of 00:01:00"),
+    "two numbers of processes": ("{scheduler: slurm, gpus_per_node: 8, tasks_per_node: 4}", "a process drives one GPU"),
+    "bad step": ("{scheduler: slurm, steps: {gelu: {nods: 2}}}", "steps.gelu: unknown key 'nods'; did you mean 'nodes'?"),
+    "bad step's value": ("{scheduler: slurm, steps: {gelu: {nodes: 0}}}", "steps.gelu: nodes: input should be greater than or equal to 1"),
+}
+
+
+@pytest.mark.parametrize(("entry", "message"), BAD.values(), ids=BAD)
+def test_a_bad_entry_is_refused_at_its_place(entry: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"clusters:\n  local: {{scheduler: local}}\n  mine: {entry}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_cluster("mine", Path("c.yaml"))
+    assert message in str(refused.value)
+    assert load_cluster("local", Path("c.yaml")).scheduler == "local"
+
+
+def test_runs_with_the_same_resources_share_an_array_cut_to_length(tmp_path: Path) -> None:
+    planned = runs(tmp_path, ["resnet50", "gelu", "layer_norm"], seeds=3)
+    arrays = arrays_of(cluster(steps={"gelu": {"nodes": 2}}), planned, pack=1, longest=4)
+    assert [(array.cluster.nodes, len(array.groups)) for array in arrays] == [(1, 4), (1, 2), (2, 3)]
+    assert sorted(run.path for array in arrays for group in array.groups for run in group) == sorted(run.path for run in planned)
+    packed = arrays_of(cluster(), planned, pack=4, longest=100)
+    assert [[len(group) for group in array.groups] for array in packed] == [[4, 4, 1]]
+
+
+def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
+    plain = parameters(cluster(), "name", "submission", tmp_path)
+    assert {"partition", "account", "qos", "gpus_per_node", "mem", "constraint", "exclude", "dependency"} & plain.keys() == set()
+    full = parameters(cluster(partition="p", gpus_per_node=2, memory_gb=1.5, reservation="r"), "name", "submission", tmp_path, ["7", "8"])
+    assert (full["partition"], full["gpus_per_node"], full["ntasks_per_node"], full["mem"]) == ("p", 2, 2, "1536MB")
+    assert full["dependency"] == "afterany:7:8"
+    assert full["additional_parameters"] == {"requeue": True, "reservation": "r"}
+
+
+def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
+    snapshot = take(tmp_path)
+    assert (snapshot.name, take(tmp_path)) == (f"source-{tree_hash()}", snapshot)
+    assert [path.name for path in tmp_path.iterdir()] == [snapshot.name]
+    check = "import sys; from pathlib import Path; from slurm.snapshot import verify; verify(Path(sys.argv[1]))"
+    environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-B", "-c", check, str(snapshot)]
+    assert subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path).returncode == 0
+    with pytest.raises(ConfigError, match="is the code that was imported"):
+        verify(snapshot)
+    (snapshot / "steps.yaml").write_text("base: {}\n", encoding="utf-8")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert "was changed after it was taken" in done.stderr
+
+
+def attempt(run: RunDir, number: int, outcome: str | None) -> None:
+    (run.path / "attempts").mkdir(exist_ok=True)
+    ended = f', "ended": "now", "outcome": "{outcome}"' if outcome else ""
+    (run.path / "attempts" / f"{number:04d}.json").write_text(f'{{"number": {number}{ended}}}', encoding="utf-8")
+
+
+def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path: Path) -> None:
+    run = runs(tmp_path, ["gelu"])[0]
+    assert is_to_go_on([run], FAILED, retries=2, restarts=1), "no attempt was made: the node failed"
+    assert not is_to_go_on([run], FAILED, retries=2, restarts=2)
+    attempt(run, 1, "stopped")
+    assert is_to_go_on([run], STOPPED, retries=0)
+    for number, outcome in ((2, "failed"), (3, None)):  # None was killed
+        attempt(run, number, outcome)
+    assert crashes(run) == 2
+    assert is_to_go_on([run], 137, retries=2)
+    assert not is_to_go_on([run], 137, retries=1)
+    assert not is_to_go_on([run], 128 + 15, retries=9), "whoever cancels a job means it"
+    attempt(run, 4, "stopped")
+    assert crashes(run) == 0
+    assert status(run).state == "stale"
+
+
+def rehearse(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--dry-run", *words]
+    environment = os.environ | {"PATH": str(folder / "nothing")}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
+    done = rehearse(tmp_path, "--cluster", "example", "--profile", "imagenet", "--seeds", "3")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert "57 runs: 57 pending" in done.stdout
+    assert re.findall(r"#SBATCH --array=(\S+)", done.stdout) == ["0-2%3", "0-53%4"]
+    assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4"]
+    assert done.stdout.count("#SBATCH --gpus-per-node=8") == done.stdout.count("#SBATCH --ntasks-per-node=8") == 2
+    assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
+
+
+def test_a_batch_that_the_cluster_cannot_share_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("clusters: {odd: {scheduler: slurm, nodes: 3, gpus_per_node: 8}}", encoding="utf-8")
+    done = rehearse(tmp_path, "--cluster", "odd", "--cluster-file", "c.yaml", "--profile", "imagenet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("recipe.global_batch 256 on 24 processes: does not divide evenly")
+
+
+def test_an_array_of_one_job_is_one_job(tmp_path: Path) -> None:
+    array = arrays_of(cluster(), runs(tmp_path, ["gelu"]), pack=1, longest=10)
+    assert array == [Array(cluster(), ((runs(tmp_path, ["gelu"])[0],),))]
+
+
+def test_an_unknown_scheduler_is_refused() -> None:
+    with pytest.raises(ValidationError, match="scheduler"):
+        cluster(scheduler="pbs")
