@@ -20,7 +20,6 @@ from roadmap.batches import plan_batches
 from roadmap.checkpoint import Checkpoints
 from roadmap.data import Loader
 from roadmap.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
-from roadmap.digits import Split
 from roadmap.distributed import Ballot, World
 from roadmap.engine import Engine, Mean
 from roadmap.files import JsonLines, write_json
@@ -35,7 +34,6 @@ from roadmap.strict_yaml import relative
 
 logger = logging.getLogger(__name__)
 Data = tuple[Dataset[Any], Dataset[Any]]
-SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 class Diverged(Exception):
@@ -68,11 +66,9 @@ class Attempt:
         """Both loaders, in all processes or in none."""
         error: Exception | None = None
         try:
-            staged = stage(self.config)
-            self.loader, self.val_loader = (
-                Loader(staged, split, self.device, rank=self.world.rank, plan=self.plan, source=data and data[split == "val"])
-                for split in SPLITS
-            )
+            staged, rank, plan = stage(self.config), self.world.rank, self.plan
+            self.loader = Loader(staged, "train", self.device, rank=rank, plan=plan, source=data and data[0])
+            self.val_loader = Loader(staged, "val", self.device, rank=rank, plan=plan, source=data and data[1], beside=self.loader)
         except Exception as found:
             error = found
         self.world.agree(error)
@@ -84,8 +80,8 @@ class Attempt:
         try:
             yield
         finally:
-            self.loader.close()
-            self.val_loader.close()
+            for loader in self.loaders:
+                loader.close()
             if self.log is not None:
                 self.log.close()
 
@@ -104,9 +100,20 @@ class Attempt:
         return self._conclude("done")
 
     def _conclude(self, status: str) -> Result:
-        corrupt = torch.tensor(float(self.loader.corrupt + self.val_loader.corrupt), device=self.device)
-        left_out = int(self.world.sum(corrupt))
-        return self.world.share(lambda: self._result(status, left_out))
+        self._know_corrupt()
+        return self.world.share(lambda: self._result(status))
+
+    def _know_corrupt(self) -> None:
+        """Has every process know what any of them could not read; CorruptImages in all if that is too much."""
+        for loader in self.loaders:
+            known = self.world.gather(loader.corrupt_state())
+            loader.restore_corrupt(sorted(set[int]().union(*known)))
+        self.loader.check_corrupt()
+
+    @property
+    def loaders(self) -> tuple[Loader, Loader]:
+        """Both of them."""
+        return self.loader, self.val_loader
 
     def _train_epoch(self) -> None:
         every = self.config.system.log_every
@@ -147,6 +154,7 @@ class Attempt:
         with memory_told(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
             scores = self.engine.evaluate(self.val_loader)
             ema = self.engine.evaluate_ema(self.val_loader)
+        self._know_corrupt()
         figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
         train_loss = self.whole.take()
         self._log("epoch", train_loss, **figures)
@@ -188,6 +196,7 @@ class Attempt:
             "seconds": self.seconds,
             "last": self.last,
             "metrics_offset": self.log.offset,
+            "corrupt": [loader.corrupt_state() for loader in self.loaders],
         }
         self.checkpoints.save(self.engine.iteration, state)
 
@@ -203,6 +212,8 @@ class Attempt:
         self.window.restore(state["window"])
         self.whole.restore(state["whole"])
         self.last = state["last"]
+        for loader, known in zip(self.loaders, state["corrupt"], strict=True):
+            loader.restore_corrupt(known)
 
     def _choose_checkpoint(self) -> str | None:
         """The name of the checkpoint to go on from; what was logged or saved after it is forgotten."""
@@ -220,7 +231,7 @@ class Attempt:
         self.checkpoints.forget_after(iteration)
         return name
 
-    def _result(self, status: str, corrupt_images: int) -> Result:
+    def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
         last = self.last if status == "done" else {}
         return Result.model_validate(
@@ -236,7 +247,7 @@ class Attempt:
                 "processes": self.world.size,
                 "micro_batch": self.plan.micro,
                 "accumulation": self.plan.accumulation,
-                "corrupt_images": corrupt_images,
+                "corrupt_images": sum(loader.corrupt for loader in self.loaders),
                 "dataset": config.data.dataset,
                 "image_size": config.data.image_size,
                 **asdict(cost),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 from blocks.spelling import did_you_mean
@@ -21,6 +22,10 @@ PACKAGES = {  # the module that reads a kind of data, and what pip calls it
     "wds": ("webdataset", "webdataset"),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets"),
 }
+TORCH = (  # what timm calls torchvision's
+    "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist", "inat", "places365", "imagenet",
+    "image_folder", "folder",
+)  # fmt: skip
 NAMED = 5  # missing things in a message
 MOST_SHARDS = 10**6
 GROUP = re.compile(r"\{([^{}]*)\}")
@@ -36,8 +41,11 @@ class Facts:
     images: int | None = None
 
 
-def check_data(config: RunConfig) -> None:
-    """ConfigError if the configuration's images are not where it says, or its model is made for others."""
+def check_data(config: RunConfig, here: bool = True) -> None:
+    """ConfigError if the configuration's images are not where it says, or its model is made for others.
+
+    Unless it is to be trained `here`, `stage_dir` is not looked at: whoever hands a run over need not have a node's disk.
+    """
     data, model = config.data, config.model
     facts = LOOK.get(kind_of(data), _look_elsewhere)(config)
     problems = []
@@ -49,6 +57,8 @@ def check_data(config: RunConfig) -> None:
         problems.append(f"has {facts.images} training images, less than a batch of {config.recipe.global_batch}")
     if problems:
         raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
+    if here and is_staged(config):
+        make_stage_dir(config)
 
 
 def kind_of(data: DataSpec) -> str:
@@ -63,10 +73,15 @@ def _look_at_digits(config: RunConfig) -> Facts:
 
 def _look_at_folder(config: RunConfig) -> Facts:
     names, root, data = class_names(config), data_dir(config), config.data
-    empty = [f"{split}/{name}" for split in (data.train_split, data.val_split) for name in names if not _has_image(root / split / name)]
+    empty, images = [], 0
+    for name in names:
+        found = count_images(root / data.train_split / name, max(1, config.recipe.global_batch - images))
+        images += found
+        empty += [] if found else [f"{data.train_split}/{name}"]
+    empty += [f"{data.val_split}/{name}" for name in names if not count_images(root / data.val_split / name, 1)]
     if empty:
         raise ConfigError([Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {_some(empty)}")])
-    return Facts(len(names))
+    return Facts(len(names), images=images)  # no more than a batch of them
 
 
 def _look_at_shards(config: RunConfig) -> Facts:
@@ -84,7 +99,7 @@ def _look_at_custom(config: RunConfig) -> Facts:
 
 
 def _look_elsewhere(config: RunConfig) -> Facts:
-    need_package(config)
+    need_reader(config)
     if kind_of(config.data) in ("torch", "wds", "tfds"):
         data_dir(config)
     return Facts(len(set(config.data.classes)) if config.data.classes is not None else None)
@@ -99,11 +114,16 @@ LOOK: dict[str, Callable[[RunConfig], Facts]] = {
 }
 
 
-def need_package(config: RunConfig) -> None:
-    """ConfigError if what reads the data is not installed."""
-    module, package = PACKAGES.get(kind_of(config.data), ("", ""))
+def need_reader(config: RunConfig) -> None:
+    """ConfigError if what reads the data is not installed, or torchvision has none of that name."""
+    where, kind = f"dataset '{config.data.dataset}'", kind_of(config.data)
+    module, package = PACKAGES.get(kind, ("", ""))
     if module and find_spec(module) is None:
-        raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"is read by a package that is not there: pip install {package}")])
+        raise ConfigError([Problem(where, f"is read by a package that is not there: pip install {package}")])
+    name = config.data.dataset.split("/", 2)[-1].lower()  # as timm has it
+    if kind == "torch" and name not in TORCH:
+        known = did_you_mean(name, TORCH) or f": {', '.join(TORCH)}"
+        raise ConfigError([Problem(where, f"is none of torchvision's that timm knows{known}")])
 
 
 def data_dir(config: RunConfig) -> Path:
@@ -118,6 +138,31 @@ def data_dir(config: RunConfig) -> Path:
 def is_remote(config: RunConfig) -> bool:
     """Whether the data lies at an address of the web."""
     return (config.system.data_dir or "").startswith(("http://", "https://"))
+
+
+def is_staged(config: RunConfig) -> bool:
+    """Whether the data is to be copied to `stage_dir`: what streams from an address, or is yet to be downloaded, is not."""
+    system, kind = config.system, kind_of(config.data)
+    if system.data_dir is None or system.stage_dir is None:
+        return False
+    if is_remote(config):
+        return kind != "wds"
+    return not system.download or kind in ("folder", "shards") or Path(system.data_dir).is_dir()
+
+
+def make_stage_dir(config: RunConfig) -> Path:
+    """The folder that `stage_dir` stands for on this machine, made if need be; ConfigError if nothing can be copied there."""
+    name = config.system.stage_dir or ""
+    folder = Path(os.path.expandvars(name)).expanduser()
+    if "$" in str(folder):
+        raise ConfigError([Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")])
+    if not is_remote(config) and folder.resolve().is_relative_to(data_dir(config).resolve()):
+        raise ConfigError([Problem("system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself")])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([Problem(f"system.stage_dir {folder}", f"cannot be made: {error.strerror}")]) from error
+    return folder.resolve()
 
 
 def choose_classes(known: Iterable[str], data: DataSpec, where: str) -> list[str]:
@@ -137,7 +182,7 @@ def choose_classes(known: Iterable[str], data: DataSpec, where: str) -> list[str
 def class_names(config: RunConfig) -> list[str]:
     """A folder's classes, sorted: an image's label is the place of its folder's name; ConfigError unless both splits have the same."""
     root, data = data_dir(config), config.data
-    train, val = (_folders(root / split) for split in (data.train_split, data.val_split))
+    train, val = (class_folders(root / split) for split in (data.train_split, data.val_split))
     if data.classes is not None:
         return [choose_classes(there, data, str(root / data.train_split)) for there in (val, train)][-1]
     if train != val:
@@ -148,7 +193,8 @@ def class_names(config: RunConfig) -> list[str]:
     return sorted(train)
 
 
-def _folders(folder: Path) -> set[str]:
+def class_folders(folder: Path) -> set[str]:
+    """The names of the folders in a split's, one a class; hidden ones are none."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
@@ -156,12 +202,18 @@ def _folders(folder: Path) -> set[str]:
         raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]) from error
 
 
-def _has_image(folder: Path) -> bool:
+def count_images(folder: Path, most: int | None = None) -> int:
+    """How many images timm finds in a class's folder, whatever lies in folders below; it looks for no more than `most`."""
     try:
         with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
+            images = (entry for entry in entries if _suffix(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())
+            return sum(1 for _ in islice(images, most))
     except OSError as error:
         raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}")]) from error
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million of them
 
 
 def _some(names: list[str]) -> str:

@@ -6,11 +6,11 @@ import errno
 import logging
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from ctypes import c_uint8
 from multiprocessing.sharedctypes import RawArray
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +33,17 @@ class CorruptImages(OSError):
 
 
 @contextmanager
-def reading(name: str, signs: tuple[type[Exception], ...] = DAMAGED) -> Iterator[None]:
-    """Turns the errors that are signs of an image that cannot be read, by default what Pillow raises, into Unreadable."""
+def reading(name: str | Callable[[], str], signs: tuple[type[Exception], ...] = DAMAGED) -> Iterator[None]:
+    """Turns the errors that are signs of an image that cannot be read, by default what Pillow raises, into Unreadable.
+
+    `name` may be a function where it takes time to say what the image is called.
+    """
     try:
         yield
     except signs as error:
         if isinstance(error, Unreadable) or (isinstance(error, OSError) and error.errno in MACHINE):
             raise
-        raise Unreadable(f"{name} is not an image that can be read: {error}") from error
+        raise Unreadable(f"{name if isinstance(name, str) else name()} is not an image that can be read: {error}") from error
 
 
 def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
@@ -50,12 +53,21 @@ def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
 
 
 class Corrupt:
-    """Which of a data set's images could not be read, in memory that a loader's processes share."""
+    """Which of a data set's images could not be read, in memory that a loader's processes share.
 
-    def __init__(self, length: int, allowed: int) -> None:
-        self.allowed = allowed
+    `name` says which an image is, None where only the log does. Those `beside` one another, such as of training and of
+    validation, share what is allowed.
+    """
+
+    def __init__(self, length: int, allowed: int, name: Callable[[int], str] | None = None, beside: Corrupt | None = None) -> None:
+        self.allowed, self.name = allowed, name
         self._flags = RawArray(c_uint8, max(1, length))
         self._any = RawArray(c_uint8, 1)  # so that nobody looks through a million flags as long as all is well
+        self._all: list[Corrupt] = beside._all if beside else []
+        self._all.append(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"name": None}  # it would take a whole data set along
 
     def _view(self) -> NDArray[np.uint8]:
         return np.frombuffer(memoryview(self._flags), dtype=np.uint8)
@@ -66,6 +78,17 @@ class Corrupt:
             self._flags[index] = self._any[0] = 1
             logger.warning("%s; it is left out", error)
 
+    def state(self) -> list[int]:
+        """The numbers of the images that could not be read so far, sorted."""
+        found: list[int] = np.flatnonzero(self._view()).tolist() if self._any[0] else []
+        return found
+
+    def restore(self, state: Iterable[int]) -> None:
+        """Counts images that are known from elsewhere; numbers that the data set does not have are passed over."""
+        for index in state:
+            if 0 <= index < len(self._flags):
+                self._flags[index] = self._any[0] = 1
+
     @property
     def count(self) -> int:
         """How many images could not be read so far."""
@@ -74,15 +97,16 @@ class Corrupt:
     @property
     def too_many(self) -> bool:
         """Whether the run is to end."""
-        return self.count > self.allowed
+        return sum(corrupt.count for corrupt in self._all) > self.allowed
 
-    def check(self, name: Callable[[int], str] | None = None) -> None:
-        """CorruptImages if there are too many; `name` says which an image is, None where only the log does."""
+    def check(self) -> None:
+        """CorruptImages if there are too many, all `beside` one another together."""
         if not self.too_many:
             return
-        count, first = self.count, np.flatnonzero(self._view())[:NAMED].tolist()
-        which = ", ".join(map(name, first)) if name else "the log names them"
-        if name and count == 1:
-            raise CorruptImages(f"{which} is not an image that can be read; --set system.corrupt_images=1 leaves it out")
-        more = f" and {count - NAMED} more" if name and count > NAMED else ""
-        raise CorruptImages(f"{count} images cannot be read, system.corrupt_images lets {self.allowed} pass: {which}{more}")
+        found = [(corrupt.name, index) for corrupt in self._all for index in corrupt.state()]
+        names = [name(index) for name, index in found[:NAMED] if name]
+        if names and len(found) == 1:
+            raise CorruptImages(f"{names[0]} is not an image that can be read; --set system.corrupt_images=1 leaves it out")
+        which = ", ".join(names) or "the log names them"
+        more = f" and {len(found) - len(names)} more" if names and len(found) > len(names) else ""
+        raise CorruptImages(f"{len(found)} images cannot be read, system.corrupt_images lets {self.allowed} pass: {which}{more}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Checked:
             yield images, labels
 
     def _check(self, low: int, high: int) -> None:
-        self.feed.corrupt.check(self.feed.name)
+        self.feed.corrupt.check()
         if low == LEFT_OUT and self.split == "train":
             raise CorruptImages(f"dataset '{self.config.data.dataset}' has no image in {self.split} that can be read")
         for label in (low, high):
@@ -64,19 +64,28 @@ class Loader:
 
     Training gives the plan's micro-batches of whole global batches, evaluation each of the split's `images` once among all
     processes. A label of -1 marks an image of the evaluation that could not be read. `source` stands in for the data set
-    that the configuration names.
+    that the configuration names. With the loader `beside` it, it shares what `system.corrupt_images` allows this process.
     """
 
     def __init__(
-        self, config: RunConfig, split: Split, device: torch.device, *, rank: int = 0, plan: BatchPlan | None = None, source: Any = None
+        self,
+        config: RunConfig,
+        split: Split,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        plan: BatchPlan | None = None,
+        source: Any = None,
+        beside: Loader | None = None,
     ) -> None:
         config, plan = stage(config), plan or plan_batches(config)
         name, transform = f"dataset '{config.data.dataset}'", build_transform(config, split == "train")
         self._feed: Numbered | Stream
+        shared = None if beside is None else beside._feed.corrupt
         if kind_of(config.data) in KINDS and source is None:
-            self._feed = Stream(config, split, transform, plan, rank)
+            self._feed = Stream(config, split, transform, plan, rank, shared)
         else:
-            self._feed = Numbered(config, split, transform, plan, rank, source)
+            self._feed = Numbered(config, split, transform, plan, rank, source, shared)
         self.images, classes = self._feed.images, self._feed.num_classes
         if classes is not None and classes != config.model.num_classes:
             counts = f"has {classes} classes in {split}, the model {config.model.num_classes}"
@@ -100,6 +109,18 @@ class Loader:
     def corrupt(self) -> int:
         """How many images could not be read so far."""
         return self._feed.corrupt.count
+
+    def corrupt_state(self) -> list[int]:
+        """The numbers of those images, sorted; in a stream, hashes of their names."""
+        return self._feed.corrupt.state()
+
+    def restore_corrupt(self, state: Iterable[int]) -> None:
+        """Counts images that an earlier attempt or another process could not read, even if they are too many."""
+        self._feed.corrupt.restore(state)
+
+    def check_corrupt(self) -> None:
+        """CorruptImages if more are counted, here and in the loaders beside this one, than `system.corrupt_images` allows."""
+        self._feed.corrupt.check()
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's micro-batches of an epoch from iteration `first` on, `plan.accumulation` of them each."""

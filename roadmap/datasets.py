@@ -16,12 +16,12 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from roadmap.check_data import choose_classes, class_names, data_dir, kind_of, need_package
+from roadmap.check_data import choose_classes, class_names, data_dir, kind_of, need_reader
 from roadmap.corrupt import decode, reading
 from roadmap.digits import Split
 from roadmap.recipe import RunConfig
 from roadmap.shards import Shards
-from roadmap.staging import locked
+from roadmap.staging import DOWNLOAD_LOCK, locked
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.synthetic import Digits, Synthetic
 
@@ -71,13 +71,13 @@ def split_name(config: RunConfig, split: Split) -> str:
 
 def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
     """The data set that a string of timm's names; ConfigError if timm cannot have it."""
-    need_package(config)
+    need_reader(config)
     name, system, root = split_name(config, split), config.system, config.system.data_dir
     with ExitStack() as stack:
         try:
             if system.download and root is not None:
                 Path(root).mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(Path(root) / ".download.lock"))  # or all processes of a node would fetch the same
+                stack.enter_context(locked(Path(root) / DOWNLOAD_LOCK))  # or all processes of a node would fetch the same
             return create_dataset(config.data.dataset, root=root, split=name, **more)
         except (RuntimeError, AssertionError, OSError, ValueError, TypeError, LookupError) as error:
             hint = "" if system.download or kind_of(config.data) in ("hfds", "wds") else "; --set system.download=true may fetch it"
@@ -146,23 +146,24 @@ class HuggingFace:
 
 
 class Items:
-    """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8 tensors (C, H, W)."""
+    """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8 tensors (C, H, W).
+
+    What it calls `classes`, `targets` and `samples` is used where it has the form that torchvision gives it.
+    """
 
     def __init__(self, config: RunConfig, items: Any) -> None:
         self._where, self._items, self.mode = f"dataset '{config.data.dataset}'", items, image_mode(config)
         if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
             raise ConfigError([Problem(self._where, f"is a {type(items).__name__}, which has no length or no items to choose from")])
-        names = getattr(items, "wnids", None) or getattr(items, "classes", None)
-        self.class_names = list(map(str, names)) if names else None
-        self.num_classes = len(names) if names else None
-        targets = getattr(items, "targets", None)
-        self.labels = np.asarray(targets, dtype=np.int64) if targets is not None and np.ndim(targets) == 1 else None
+        self.class_names = next(filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None)
+        self.num_classes = len(self.class_names) if self.class_names else None
+        self.labels = _integers(getattr(items, "targets", None), len(items))
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> tuple[Image.Image, int]:
-        with reading(self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
+        with reading(lambda: self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
             image, label = self._items[number]
             return self._picture(image).convert(self.mode), int(label)
 
@@ -179,8 +180,26 @@ class Items:
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
-        files = getattr(self._items, "samples", None) or getattr(self._items, "imgs", None)
-        return str(files[number][0]) if files else f"item {number} of {self._where}"
+        for attribute in ("samples", "imgs"):
+            files = getattr(self._items, attribute, None)
+            entry = files[number] if isinstance(files, list) and number < len(files) else None
+            if isinstance(entry, tuple) and entry and isinstance(entry[0], str):
+                return entry[0]
+        return f"item {number} of {self._where}"
+
+
+def _strings(names: Any) -> list[str] | None:
+    """A list of strings, None for anything else."""
+    return list(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else None
+
+
+def _integers(targets: Any, length: int) -> NDArray[np.int64] | None:
+    """`length` integers as an array, None for anything else."""
+    try:
+        found = np.asarray(targets)
+    except (TypeError, ValueError, RuntimeError):  # lists of unequal length, tensors that numpy cannot have
+        return None
+    return found.astype(np.int64) if found.shape == (length,) and found.dtype.kind in "iu" else None
 
 
 def _torchvision(config: RunConfig, split: Split) -> Source:

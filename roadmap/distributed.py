@@ -60,15 +60,17 @@ class World:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in their order, in each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
     def agree(self, error: Exception | None) -> None:
         """Raises the first error that a process brings in all of them; all go on if there is none."""
-        if self.size == 1:
-            if error is not None:
-                raise error
-            return
-        errors: list[Exception | None] = [None] * self.size
-        dist.all_gather_object(errors, error)
-        for found in errors:
+        for found in self.gather(error):
             if found is not None:
                 raise found
 

@@ -106,10 +106,12 @@ class EvaluationBatches(Sampler[list[Key]]):
 class Numbered:
     """A data set whose images have numbers, in a process's batches."""
 
-    def __init__(self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, given: Any) -> None:
+    def __init__(
+        self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, given: Any, beside: Corrupt | None
+    ) -> None:
         source, training = make_source(config, split, given), split == "train"
-        self.images, self.num_classes, self.name = len(source), source.num_classes, source.name
-        self.corrupt = Corrupt(len(source), config.system.corrupt_images)
+        self.images, self.num_classes = len(source), source.num_classes
+        self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
         if source.labels is not None and len(source.labels) and source.num_classes in (None, config.model.num_classes):
             for label in (int(source.labels.min()), int(source.labels.max())):
                 check_label(label, config, split)

@@ -223,4 +223,4 @@ def reason(error: Any) -> str:
     if error["type"] in ("too_short", "too_long"):
         message = message.partition(" after validation")[0]  # or it would say the number, too
     value = repr(given) if isinstance(given, str) else show(given)
-    return f"{message[0].lower()}{message[1:].replace('tuple', 'list')}, not {value}"
+    return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"

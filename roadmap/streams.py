@@ -26,6 +26,7 @@ from roadmap.strict_yaml import ConfigError, Problem
 KINDS = ("wds", "tfds", "hfids")
 STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
+Transform = Callable[[Image.Image], Tensor]
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
@@ -36,15 +37,13 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
     and over its shards if need be; evaluation takes each once, in batches that end with the part of a worker.
     """
 
-    name = None
-
-    def __init__(self, config: RunConfig, split: Split, transform: Callable[[Image.Image], Tensor], plan: BatchPlan, rank: int) -> None:
+    def __init__(self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, beside: Corrupt | None) -> None:
         self.config, self.transform, self.plan, self.rank = config, transform, plan, rank
         self.training, self.workers = split == "train", max(1, config.system.workers)
         self.batch = plan.micro if self.training else config.system.eval_batch
         self.reader = self._open(split)
         self.images = int(self.reader.num_samples)
-        self.corrupt = Corrupt(FLAGS, config.system.corrupt_images)
+        self.corrupt = Corrupt(FLAGS, config.system.corrupt_images, beside=beside)
         self.iterations = self._iterations()
         self._place = RawArray(c_int64, 2)  # epoch and first batch, which workers that live on must hear of
 

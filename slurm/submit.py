@@ -75,7 +75,7 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
     configs = [named(resolve(roadmap, step, seed=seed, **choices)) for seed in range(arguments.seeds) for step in steps]
     for config in configs:
         if not arguments.dry_run:  # which may be far from the data
-            check_data(config)
+            check_data(config, here=cluster.scheduler == "local")
             check_init(config)
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)

@@ -23,6 +23,8 @@ COMMANDS = {
     "collect": [str(ROOT / "collect.py")],
     "submit": [str(ROOT / "slurm" / "submit.py")],
     "status": [str(ROOT / "slurm" / "status.py")],
+    "cancel": [str(ROOT / "slurm" / "cancel.py")],
+    "logs": [str(ROOT / "slurm" / "logs.py")],
 }
 VERIFIED = (
     "15 of 17 published rows match to the printed digit, 18 of 18 have the parameters and GMACs counted elsewhere, 2 flagged, 0 wrong"
@@ -103,6 +105,9 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Edit:
         ("roadmap", ["steps"], ["--steps-file", "--roadmap"]),
         ("roadmap", ["verify"], ["--steps-file", "--roadmap", "--ablate", "--all"]),
         ("roadmap", ["schema"], ["--out"]),
+        ("status", [], ["RUNS", "--watch", "--json", "--roadmap", "--profile"]),
+        ("cancel", [], ["RUNS", "--all", "--steps", "--seed", "--not-in-plan", "--dry-run"]),
+        ("logs", [], ["STEP", "SEED", "--runs", "--follow", "--all", "--out"]),
         ("roadmap", ["weights"], ["STEP", "FILE", "--profile", "--set"]),
         ("roadmap", ["export"], ["RUN", "FILE", "--ema", "--names"]),
         ("roadmap", ["explain"], ["STEP", "--profile", "--set"]),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from roadmap.data import Loader
 from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, plain, plan_of, write_folder
 
 VAL = 9
+SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -74,10 +76,79 @@ def test_more_corrupt_images_than_allowed_end_the_run(folder: Path, workers: int
         list(loader.epoch())
     line = str(ended.value)
     assert "\n" not in line
-    assert line.startswith(f"{loader.corrupt} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/")
-    assert line.endswith(f"and {loader.corrupt - 3} more")
+    count = int(line.partition(" ")[0])
+    assert 4 < count <= loader.corrupt <= 12
+    assert line.startswith(f"{count} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/")
+    assert line.endswith(f"and {count - 3} more")
     assert line.count(".jpg") == 3
-    assert loader.corrupt > 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_and_validation_share_what_is_allowed(folder: Path, workers: int) -> None:
+    damage(folder, "train", "ant/0.jpg", "bee/1.jpg")
+    damage(folder, "val", "cat/2.jpg")
+    for allowed in (3, 2):
+        config = plain(folder, system__corrupt_images=allowed, system__workers=workers)
+        train = Loader(config, "train", CPU)
+        val = Loader(config, "val", CPU, beside=train)
+        for epoch in range(2):
+            list(train.epoch(epoch))
+        assert (train.corrupt, val.corrupt) == (2, 0)
+        if allowed == 3:
+            list(val.epoch())
+            assert (train.corrupt, val.corrupt) == (2, 1)
+        else:
+            files = rf"{folder}/train/ant/0\.jpg, {folder}/train/bee/1\.jpg, {folder}/val/cat/2\.jpg"
+            with pytest.raises(CorruptImages, match=rf"^3 images cannot be read, system\.corrupt_images lets 2 pass: {files}$"):
+                list(val.epoch())
+        train.close()
+        val.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_could_not_be_read_is_known_after_a_resume(folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    damage(folder, "train", "ant/0.jpg", "bee/1.jpg")
+    config = plain(folder, system__corrupt_images=2, system__workers=workers)
+    loader, again = Loader(config, "train", CPU), Loader(config, "train", CPU)
+    assert loader.corrupt_state() == []
+    for epoch in range(2):
+        list(loader.epoch(epoch))
+    assert loader.corrupt_state() == [0, 6]
+    caplog.clear()
+    again.restore_corrupt(loader.corrupt_state())
+    assert (again.corrupt, again.corrupt_state()) == (2, [0, 6])
+    for epoch in range(2):
+        list(again.epoch(epoch))
+    assert again.corrupt_state() == [0, 6]
+    assert caplog.records == []
+    loader.close()
+    again.close()
+
+
+def test_more_known_images_than_allowed_are_refused_where_they_are_checked(folder: Path) -> None:
+    config = plain(folder, system__corrupt_images=1)
+    train = Loader(config, "train", CPU)
+    val = Loader(config, "val", CPU, beside=train)
+    val.restore_corrupt([4, 1000])  # the data set has become smaller
+    train.check_corrupt()
+    train.restore_corrupt([2])
+    for loader in (train, val):
+        with pytest.raises(CorruptImages, match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg$"):
+            loader.check_corrupt()
+    with pytest.raises(CorruptImages):
+        next(train.epoch())
+
+
+def test_a_counter_travels_to_workers_that_are_not_forked(folder: Path) -> None:
+    damage(folder, "train", "ant/0.jpg")
+    config = plain(folder, system__corrupt_images=0)
+    train = Loader(config, "train", CPU)
+    Loader(config, "val", CPU, beside=train).restore_corrupt([1])
+    counter: Any = train._feed.corrupt
+    process = SPAWN.Process(target=counter.add, args=(0, OSError("ant/0.jpg is no image")))
+    process.start()
+    process.join()
+    assert (process.exitcode, train.corrupt_state()) == (0, [0])
 
 
 def test_images_that_are_all_corrupt_end_the_run_however_many_are_allowed(folder: Path) -> None:

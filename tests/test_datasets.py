@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -13,18 +15,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import create_dataset, dataset_factory
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
 from roadmap import check_data as looking
-from roadmap.check_data import IMAGE_SUFFIXES, check_data
+from roadmap.check_data import IMAGE_SUFFIXES, TORCH, check_data
 from roadmap.data import Loader
 from roadmap.datasets import Folder, make_source
 from roadmap.recipe import RunConfig
+from roadmap.run import training_images
 from roadmap.strict_yaml import ConfigError
 from roadmap.synthetic import Synthetic
-from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, picture, plain, same, write_folder
+from tests.images import (
+    CLASSES,
+    CPU,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    labels_of,
+    numbers_of,
+    picture,
+    plain,
+    same,
+    shards_of,
+    write_folder,
+    write_shards,
+)
 
 TRAIN, VAL = 15, 9
 
@@ -63,6 +81,11 @@ def test_splits_have_the_names_that_the_configuration_gives(folder: Path) -> Non
     config = plain(folder, data__val_split="test")
     check_data(config)
     assert len(labels_of(batches(config, "val"))) == VAL
+
+
+def test_one_class_alone_is_refused_in_one_clear_sentence(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.classes.* list should have at least 2 items, not \[ant\]$"):
+        config_of(folder, data__classes=["ant"])
 
 
 @pytest.mark.parametrize(
@@ -104,6 +127,67 @@ def test_a_class_without_images_is_named(folder: Path, split: str) -> None:
         file.rename(file.with_suffix(".txt"))
     with pytest.raises(ConfigError, match=rf"has no images \(\.png, \.jpg, \.jpeg\) in {split}/bee$"):
         check_data(config_of(folder))
+
+
+def test_a_folder_with_fewer_images_than_a_batch_is_refused(folder: Path) -> None:
+    (folder / "train" / "ant" / "more").mkdir()
+    (folder / "train" / "ant" / "more" / "9.jpg").write_bytes(b"timm does not look here")
+    (folder / "train" / "ant" / "none.jpg").mkdir()
+    (folder / "train" / "ant" / ".jpg").write_bytes(b"no image for timm")
+    with pytest.raises(ConfigError, match=f"^{folder} has 15 training images, less than a batch of 16$"):
+        check_data(config_of(folder, recipe__global_batch=16))
+    with pytest.raises(ConfigError, match="has 10 training images, less than a batch of 12"):
+        check_data(config_of(folder, recipe__global_batch=12, data__classes=["cat", "ant"], model__num_classes=2))
+    check_data(config_of(folder, recipe__global_batch=15))
+
+
+@pytest.mark.parametrize(
+    ("stage_dir", "said"),
+    [
+        ("$NO_SUCH_DISK/here", "names an environment variable that is not set"),
+        ("{folder}/stage", "would be copied into itself"),
+        ("/proc/x", r"^system\.stage_dir /proc/x cannot be made: "),
+    ],
+)
+def test_a_stage_folder_that_cannot_be_is_refused_where_the_run_is_trained(folder: Path, stage_dir: str, said: str) -> None:
+    config = config_of(folder, system__stage_dir=stage_dir.format(folder=folder))
+    with pytest.raises(ConfigError, match=said):
+        check_data(config)
+    check_data(config, here=False)
+    assert not (folder / "stage").exists()
+
+
+# How many images there are
+
+
+def test_the_plan_counts_the_images_of_a_folder_that_are_trained_on(folder: Path) -> None:
+    (folder / "train" / "ant" / "notes.txt").write_text("no image", encoding="utf-8")
+    (folder / "train" / ".hidden").mkdir()
+    (folder / "train" / ".hidden" / "9.jpg").write_bytes(b"no class")
+    for config in (config_of(folder), config_of(folder, data__classes=["cat", "ant"], model__num_classes=2)):
+        assert training_images(config) == len(make_source(config, "train")) > 0
+    (folder / "train").rename(folder / "learn")
+    assert training_images(config_of(folder)) is None
+    assert training_images(config_of(folder, data__train_split="learn")) == TRAIN
+    assert training_images(config_of(folder, data__train_split="learn", data__classes=["ant", "eel"], model__num_classes=2)) is None
+
+
+def test_the_plan_counts_the_images_of_shards_that_have_an_index(tmp_path: Path) -> None:
+    config, chosen = (shards_of(write_shards(tmp_path), **more) for more in ({}, {"data__classes": ["0", "2"], "model__num_classes": 2}))
+    assert training_images(config) is None
+    assert not [*tmp_path.glob(".index*")]
+    assert len(make_source(config, "train")) == training_images(config) == 16
+    assert training_images(chosen) == len(make_source(chosen, "train")) == 11
+    (tmp_path / "train-00.tar").write_bytes(b"")
+    assert training_images(config) is None
+    assert training_images(shards_of("http://localhost/far")) is None
+
+
+def test_the_plan_counts_no_images_of_other_data(folder: Path) -> None:
+    for name in ("torch/cifar10", "hfds/cifar10", "wds/pictures"):
+        assert training_images(config_of(folder, data__dataset=name)) is None
+    assert training_images(config_of(None)) is None
+    assert training_images(synthetic(data__images=[600, 30])) == 600
 
 
 # Made-up images
@@ -196,10 +280,25 @@ def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path
 def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"split 'train' cannot be had: Dataset not found.*--set system\.download=true may fetch it"):
         make_source(config_of(tmp_path, data__dataset="torch/cifar10"), "train")
-    with pytest.raises(ConfigError, match="Unknown torchvision dataset"):
-        make_source(config_of(tmp_path, data__dataset="torch/cifar11"), "train")
     with pytest.raises(ConfigError, match="is 'trian'; torchvision calls it train"):
         make_source(config_of(tmp_path, data__dataset="torch/cifar10", data__train_split="trian"), "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("cifar11", "; did you mean 'cifar10'?"), ("zzz", f": {', '.join(TORCH)}"), ("fashionmnist", "; did you mean 'fashion_mnist'?")],
+)
+def test_a_dataset_that_torchvision_does_not_have_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    config = config_of(tmp_path, data__dataset=f"torch/{name}")
+    for look in (check_data, lambda config: make_source(config, "train")):
+        with pytest.raises(ConfigError) as refused:
+            look(config)
+        assert str(refused.value) == f"dataset 'torch/{name}' is none of torchvision's that timm knows{said}"
+
+
+def test_the_datasets_of_torchvision_are_those_of_timm() -> None:
+    tested = re.findall(r"name == '(\w+)'", inspect.getsource(dataset_factory.create_dataset))
+    assert sorted(TORCH) == sorted([*tested, *dataset_factory._TORCH_BASIC_DS])
 
 
 @pytest.fixture
@@ -275,6 +374,61 @@ def test_items_handed_over_may_be_cut_down_to_some_classes() -> None:
     assert labels_of(found) == [0, 1] * 3
     with pytest.raises(ConfigError, match=r"data\.classes needs to know the labels"):
         Loader(config, "val", CPU, source=Pictures([(picture(0), 0)]))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("samples", np.zeros((8, 2))),
+        ("samples", {"a": 1}),
+        ("samples", [{"image": "a.jpg"}] * 8),
+        ("samples", [("a.jpg", 0)]),
+        ("imgs", torch.zeros(8, 3)),
+        ("imgs", lambda: None),
+        ("classes", 2),
+        ("classes", np.array(["a", "b"])),
+        ("classes", [("a", "b"), ("c",)]),
+        ("wnids", torch.zeros(8)),
+        ("targets", ["ant"] * 8),
+        ("targets", [0.5] * 8),
+        ("targets", [0, 1]),
+        ("targets", [[0], [1, 2]]),
+        ("targets", {"ant": 0}),
+    ],
+)
+def test_what_a_dataset_calls_as_torchvision_does_may_be_something_else(attribute: str, value: Any) -> None:
+    pictures = Pictures([(picture(number), number % 3) for number in range(7)] + [(OSError("torn"), 0)])
+    setattr(pictures, attribute, value)
+    config = custom(system__corrupt_images=1)
+    assert labels_of(batches(config, "val", source=pictures)) == [0, 1, 2, 0, 1, 2, 0, -1]
+    source = make_source(config, "val", pictures)
+    assert (source.num_classes, source.class_names, source.labels) == (None, None, None)
+    assert source.name(7) == "item 7 of dataset 'custom/pictures'"
+
+
+def test_a_dataset_of_the_form_of_torchvision_is_known(tmp_path: Path) -> None:
+    source = make_source(custom(), "train", create_dataset("torch/image_folder", root=str(write_folder(tmp_path / "data")), split="train"))
+    assert source.labels is not None
+    assert (source.num_classes, source.class_names, source.labels.tolist()) == (3, list(CLASSES), [0] * 5 + [1] * 5 + [2] * 5)
+    assert source.name(6) == f"{tmp_path}/data/train/bee/1.jpg"
+
+
+@pytest.mark.parametrize("targets", [np.arange(4) % 3, torch.arange(4) % 3, (0, 1, 2, 0)])
+def test_targets_may_be_any_integers(targets: Any) -> None:
+    pictures = Pictures([(picture(number), number % 3) for number in range(4)])
+    pictures.targets = targets
+    source = make_source(custom(), "val", pictures)
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 2, 0]
+
+
+def test_an_image_has_its_name_worked_out_only_where_it_is_needed() -> None:
+    class Slow(Pictures):
+        @property
+        def samples(self) -> Any:
+            raise RuntimeError("a name was worked out")
+
+    assert labels_of(batches(custom(), "val", source=Slow([(picture(1), 1)]))) == [1]
 
 
 def test_a_dataset_to_hand_over_is_refused_where_there_is_none() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.steps import load_roadmap, resolve
+from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
 from tests.processes import finish, free_port, start, train_together
+from tests.stopping import StopAt
 
 # All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be taken in turns.
 BUSY: dict[str, Any] = {
@@ -213,6 +216,39 @@ class Fuse(Dataset[tuple[Any, int]]):
         if self.rank == 1:
             raise ValueError("the fuse is blown")
         return Image.new("L", (32, 32), index), index % 2
+
+
+class Torn(Dataset[tuple[Any, int]]):
+    """Images of which every eighth cannot be read."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if index % 8 == 0:
+            raise OSError("torn")
+        return Image.new("L", (32, 32), index), index % 2
+
+
+def endure(world: World, config: RunConfig, runs: Path, stop_after: int | None = None) -> None:
+    run = world.share(lambda: prepare(runs, config))
+    stop = StopSignals()
+    watch = StopAt(stop, stop_after) if stop_after and world.first else None
+    with suppress(Stopped):
+        train(config, run.path, data=(Torn(), Torn()), stop=stop, watch=watch, world=world)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_corrupt_images_are_counted_once_over_processes_splits_and_attempts(size: int, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"data__dataset": "custom/torn", "model__num_classes": 2, "recipe__global_batch": 32, "system__workers": 0}
+    config = config_of(**values, recipe__epochs=2, system__corrupt_images=16)
+    assert finish(start(size, endure, config, tmp_path, 3)) == [0] * size
+    assert finish(start(size, endure, config, tmp_path)) == [0] * size
+    result = read_result(run_dir_of(tmp_path, config))
+    assert result is not None
+    assert (result.corrupt_images, result.attempts) == (16, 2)
 
 
 def blow(world: World, config: RunConfig, runs: Path) -> None:

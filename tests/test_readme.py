@@ -60,7 +60,7 @@ def test_every_profile_is_in_the_table_with_its_budget() -> None:
 def test_every_command_line_names_files_and_options_that_exist() -> None:
     lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     scripts = {words[1] for line in lines if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")}
-    assert scripts == {"run_step.py", "collect.py", "slurm/submit.py", "slurm/status.py"}
+    assert scripts == {"run_step.py", "collect.py", *(f"slurm/{name}.py" for name in ("submit", "status", "logs", "cancel"))}
     assert all((ROOT / script).is_file() for script in scripts)
     for script in sorted(scripts):
         known = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True).stdout
