@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test slurm-test check lint clean
+.PHONY: demo test slurm-test slurm-chaos check lint clean
 
 # All steps of the roadmap with three seeds on this machine, then the table and the figures.
 demo: $(INSTALLED)
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 # The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
 slurm-test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/slurm
+
+# The whole roadmap under random kills, some minutes long.
+slurm-chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -s tests/slurm/chaos.py
 
 check: lint test
 

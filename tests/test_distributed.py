@@ -89,8 +89,7 @@ def test_any_number_of_processes_and_turns_makes_the_same_iterations(
     (quiet, expected), ours = alone, losses(run)
     assert (result.processes, result.micro_batch, result.accumulation) == (size, micro, 64 // size // micro)
     assert len(ours) == 18
-    assert max(abs(one - other) / other for one, other in zip(ours, losses(quiet), strict=True)) < 2e-4  # 3e-6 in the first half
-    assert max(abs(one - other) / other for one, other in zip(ours[:9], losses(quiet)[:9], strict=True)) < 1e-5
+    assert max(abs(one - other) / other for one, other in zip(ours, losses(quiet), strict=True)) < 1e-5  # 1e-7 where it was measured
     assert result.top1 == pytest.approx(expected.top1, abs=0.4)  # two of 599 images
     assert result.val_loss == pytest.approx(expected.val_loss, rel=1e-3)
 

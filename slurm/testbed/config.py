@@ -126,6 +126,29 @@ def private(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def _scheduling(settings: Settings) -> str:
+    """How jobs are placed, begun and ended."""
+    return f"""SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU={settings.memory_mb // settings.cpus}
+GresTypes=gpu
+# Take the nodes to be what is written here, not what the machine is.
+SlurmdParameters=config_overrides
+ReturnToService=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
+MaxArraySize={settings.max_array_size}
+MinJobAge=300
+KillWait=5
+SlurmdTimeout={settings.slurmd_timeout_s}
+
+# A job of `low` makes way for one of the others: it gets the signal that it asked for, and is requeued after the time of grace.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+JobRequeue=1
+"""
+
+
 def slurm_conf(plan: Plan) -> str:
     """What slurmctld, slurmd and all commands read."""
     folder, settings, host = plan.folder, plan.settings, socket.gethostname().partition(".")[0]
@@ -161,25 +184,7 @@ ProctrackType=proctrack/linuxproc
 JobAcctGatherType=jobacct_gather/linux
 {storage.strip() if settings.accounting else "# no accounting"}
 
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-DefMemPerCPU={settings.memory_mb // settings.cpus}
-GresTypes=gpu
-# Take the nodes to be what is written here, not what the machine is.
-SlurmdParameters=config_overrides
-ReturnToService=2
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
-MaxArraySize={settings.max_array_size}
-MinJobAge=300
-KillWait=5
-SlurmdTimeout={settings.slurmd_timeout_s}
-
-# A job of `low` makes way for one of the others: it gets the signal that it asked for, and is requeued after the time of grace.
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
-JobRequeue=1
-{nodes}
+{_scheduling(settings)}{nodes}
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF
 PartitionName=main Default=YES
 PartitionName=short MaxTime=2

@@ -64,7 +64,7 @@ def test_a_plan_is_trained_and_collected(testbed: Testbed, tmp_path: Path) -> No
     assert "2 runs: 2 done; 0 in the queue, 0 to submit" in third.stdout
 
 
-@pytest.mark.parametrize("how", ["requeue", "USR2", "kill -9", "kill -9 of the node's daemon"])
+@pytest.mark.parametrize("how", ["requeue", "USR2", "kill -9", "kill -9 of the node's daemon", "node down"])
 def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: RunDir, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", epochs=LONG)
@@ -77,6 +77,10 @@ def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: 
         testbed.run("scancel", "--signal=USR2", job)
     elif how == "kill -9":
         os.kill(read_attempt(attempts(run.path)[-1])["pid"], signal.SIGKILL)
+    elif how == "node down":
+        node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
+        testbed.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     else:
         node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
         os.kill(read_attempt(attempts(run.path)[-1])["pid"], signal.SIGKILL)
