@@ -17,7 +17,7 @@ from roadmap.train import train
 from slurm.testbed.bed import Testbed
 from tests.slurm.plans import TINY, assert_same, found, outcomes, submit, write_clusters
 
-EPOCHS, KILLS, PAUSE_S = 4, 40, 4.0
+EPOCHS, KILLS, PAUSE_S = 3, 30, 3.0
 
 
 def strike(bed: Testbed, run: RunDir, how: str) -> bool:
