@@ -14,7 +14,7 @@ test: $(INSTALLED)
 
 # The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
 slurm-test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n 2 tests/slurm
 
 # The whole roadmap under random kills, some minutes long.
 slurm-chaos: $(INSTALLED)

@@ -37,6 +37,10 @@ def commands(plan: Plan) -> dict[str, list[str]]:
 def environment(plan: Plan, name: str) -> dict[str, str]:
     """What a daemon knows of its surroundings: nothing of those that the testbed was started from."""
     known = {"PATH": search_path(), "LC_ALL": "C", "SLURM_CONF": str(plan.conf), "MYSQL_UNIX_PORT": str(plan.database_socket)}
+    # MariaDB clears its temporary tables away when it starts, and would clear away another testbed's.
+    temporary = plan.folder / "temporary"
+    temporary.mkdir(exist_ok=True)
+    known["TMPDIR"] = str(temporary)
     # Nothing here outlives the machine, and waiting for the disk would be most of the start; without the library, it is.
     return known | {DAEMON: name, "LD_PRELOAD": "libeatmydata.so"}
 
