@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, writes, and prints the table."""
-    from roadmap.collect import collect_paper, collect_runs
+    from roadmap.report.collect import collect_paper, collect_runs
 
     if arguments.paper == (arguments.runs is not None):
         raise ConfigError([Problem("collect.py", "takes either a folder of RUNS or --paper")])

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, arguments.step, arguments.seed)
     choices = eval_choices_of(arguments, config)
     if arguments.eval:
-        from roadmap.evaluate import evaluate_run
+        from roadmap.training.evaluate import evaluate_run
 
         return evaluate_run(config, arguments.runs, **choices)
     from roadmap.run import print_plan, train_run

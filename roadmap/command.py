@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from roadmap.init_from import named
 from roadmap.recipe import RunConfig, reason
 from roadmap.settings import parse_overrides
 from roadmap.sources import digest_of, refusal, scheme_of
 from roadmap.steps import STEPS_YAML, load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.init_from import named
 from roadmap.tree import Roadmap, resolve
 
 BAD_INPUT = 2

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from blocks.spec import ModelSpec
-from roadmap.checkpoint import Checkpoints
 from roadmap.files import write_atomic, written
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
+from roadmap.training.checkpoint import Checkpoints
 from roadmap.weights import DIALECTS
 
 # What timm's architectures are fixed to; other values may vary.

@@ -14,20 +14,20 @@ from rich.logging import RichHandler
 
 from blocks import complexity, describe
 from roadmap.batches import plan_batches
-from roadmap.check_data import check_data, class_folders, count_images, find_shards, is_remote, kind_of
-from roadmap.digits import TRAIN_IMAGES
-from roadmap.init_from import check_init
-from roadmap.launch import launched
+from roadmap.data.check import check_data, class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.lease import LeaseHeld, LeaseLost
-from roadmap.progress import LiveProgress, Watch, Watches
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, Result, RunDir, find_runs, prepare, read_result, run_dir_of
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.trackers import check_trackers, make_trackers
+from roadmap.training.init_from import check_init
+from roadmap.training.launch import launched
+from roadmap.training.progress import LiveProgress, Watch, Watches
+from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.training.trackers import check_trackers, make_trackers
 
 if TYPE_CHECKING:
-    from roadmap.distributed import World
+    from roadmap.training.distributed import World
 
 HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
 
@@ -86,7 +86,7 @@ def training_images(config: RunConfig) -> int | None:
         names = find_shards(config, data.train_split)
     except ConfigError:
         return None
-    from roadmap.shards import known_index  # which needs NumPy
+    from roadmap.data.shards import known_index  # which needs NumPy
 
     index = known_index(root, names, data)
     if index is None:
@@ -128,8 +128,8 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
         raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {profile_steps}")])
     with StopSignals() as stop:
         with console.status("importing PyTorch and timm"):
-            from roadmap.device import OutOfMemory, select_device
-            from roadmap.distributed import joined
+            from roadmap.training.device import OutOfMemory, select_device
+            from roadmap.training.distributed import joined
         select_device(config)
         with joined() as world:
             run = world.share(lambda: prepare(runs, config))
@@ -163,7 +163,7 @@ def _watch(config: RunConfig, run: RunDir, console: Console, profile_steps: int 
     """Everybody who looks at the run."""
     watches = [LiveProgress(console, config.step), make_trackers(config, run.path)]
     if profile_steps is not None:
-        from roadmap.profiler import Profiler
+        from roadmap.training.profiler import Profiler
 
         watches.append(Profiler(run.path, profile_steps))
     return Watches(watches)

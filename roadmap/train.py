@@ -7,15 +7,15 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from roadmap.attempt import Attempt, Data
-from roadmap.device import OutOfMemory
-from roadmap.distributed import World
 from roadmap.files import write_atomic, write_json
 from roadmap.lease import Lease, LeaseLost
-from roadmap.progress import Watch
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
-from roadmap.stopping import Stopped, StopSignals
+from roadmap.training.attempt import Attempt, Data
+from roadmap.training.device import OutOfMemory
+from roadmap.training.distributed import World
+from roadmap.training.progress import Watch
+from roadmap.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 GRIEF_S = 2.0  # in which the process that failed first says why

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.command import main_of
-from roadmap.init_from import named
 from roadmap.lease import is_here
 from roadmap.records import RunDir, Status, status
 from roadmap.settings import parse_overrides
 from roadmap.steps import STEPS_YAML, load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import count
+from roadmap.training.init_from import named
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
 from slurm.board import ENDING, grouped, root_of
 from slurm.choose import add_experiment_options, of_seeds, of_steps, runs_of_experiment

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
-from roadmap.check_data import check_data
 from roadmap.command import add_config_options, choices_of, main_of, roadmap_of
-from roadmap.init_from import check_init, named
+from roadmap.data.check import check_data
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, Status, prepare, run_dir_of, status
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count
-from roadmap.trackers import check_trackers
+from roadmap.training.init_from import check_init, named
+from roadmap.training.trackers import check_trackers
 from roadmap.tree import resolve
 from slurm.batch import Array, arrays_of, collect_when_done, script, submit
 from slurm.cluster import CLUSTER_YAML, Cluster, default_cluster, load_cluster

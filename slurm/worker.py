@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roadmap.lease import LeaseHeld, LeaseLost
-from roadmap.progress import Watch
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, status
-from roadmap.stopping import Stopped, StopSignals
-from roadmap.trackers import make_trackers
+from roadmap.training.progress import Watch
+from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_S = 2.0
@@ -39,8 +39,8 @@ def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
     """
     finished, tried = 0, set[Path]()
     with StopSignals() as stop, ExitStack() as stack:
-        from roadmap.distributed import joined  # takes seconds, in which a signal must not be lost
         from roadmap.train import train
+        from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
 
         world = stack.enter_context(joined())
         while not world.share(lambda: stop.signal is not None):

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.data import Loader
-from roadmap.digits import Split
+from roadmap.data.digits import Split
+from roadmap.data.loader import Loader
 from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap, resolve
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from roadmap.progress import Watch
-from roadmap.stopping import StopSignals
+from roadmap.training.progress import Watch
+from roadmap.training.stopping import StopSignals
 
 
 class StopAt(Watch):

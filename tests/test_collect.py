@@ -330,7 +330,7 @@ def test_two_collections_write_the_same_bytes(report: Report) -> None:
 
 
 def test_collecting_does_not_import_torch(report: Report) -> None:
-    assert {"roadmap.collect", "matplotlib", "pandas"} <= report.modules
+    assert {"roadmap.report.collect", "matplotlib", "pandas"} <= report.modules
     assert not {"torch", "torchvision", "timm"} & report.modules
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from roadmap.corrupt import CorruptImages
-from roadmap.data import Loader
+from roadmap.data.corrupt import CorruptImages
+from roadmap.data.loader import Loader
 from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, plain, plan_of, write_folder
 
 VAL = 9
@@ -176,8 +176,8 @@ def test_the_error_travels_between_processes() -> None:
 SCRIPT = """
 import signal, sys, time
 from tests.images import CPU, config_of
-from roadmap.data import Loader
-from roadmap.stopping import StopSignals
+from roadmap.data.loader import Loader
+from roadmap.training.stopping import StopSignals
 loader = Loader(config_of(sys.argv[1], system__workers=2), "train", CPU)
 next(loader.epoch())  # the workers start without the handlers
 with StopSignals() as stop:

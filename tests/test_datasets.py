@@ -19,14 +19,14 @@ from timm.data import create_dataset, dataset_factory
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
-from roadmap import check_data as looking
-from roadmap.check_data import IMAGE_SUFFIXES, TORCH, check_data
-from roadmap.data import Loader
-from roadmap.datasets import Folder, make_source
+from roadmap.data import check as looking
+from roadmap.data.check import IMAGE_SUFFIXES, TORCH, check_data
+from roadmap.data.datasets import Folder, make_source
+from roadmap.data.loader import Loader
+from roadmap.data.synthetic import Synthetic
 from roadmap.recipe import RunConfig
 from roadmap.run import training_images
 from roadmap.strict_yaml import ConfigError
-from roadmap.synthetic import Synthetic
 from tests.images import (
     CLASSES,
     CPU,

@@ -18,17 +18,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.distributed import Ballot, World
-from roadmap.launch import Launch, launched
 from roadmap.lease import LeaseLost, attempts, read_attempt
-from roadmap.progress import Watch
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.steps import load_roadmap, resolve
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
+from roadmap.training.distributed import Ballot, World
+from roadmap.training.launch import Launch, launched
+from roadmap.training.progress import Watch
+from roadmap.training.stopping import Stopped, StopSignals
 from tests.processes import finish, free_port, start, train_together
 from tests.stopping import StopAt
 
@@ -102,8 +102,8 @@ def test_two_processes_under_bn_differ_by_their_running_statistics_only(tmp_path
 
 def scores(world: World, config: RunConfig, runs: Path) -> None:
     """Writes each process's count of images and the scores of all."""
-    from roadmap.data import Loader
-    from roadmap.engine import Engine
+    from roadmap.data.loader import Loader
+    from roadmap.training.engine import Engine
 
     device = torch.device("cpu")
     plan = plan_batches(config, world.size)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blocks.residual import Stage
-from roadmap.device import select_device, set_up
-from roadmap.engine import Engine
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
+from roadmap.training.device import select_device, set_up
+from roadmap.training.engine import Engine
 
 CPU = torch.device("cpu")
 TINY = {"model.depths": [1, 1], "model.width_mult": 0.125, "recipe.global_batch": 16, "recipe.local_batch": 16, "system.device": "cpu"}
@@ -174,8 +174,8 @@ OOM = """
 import resource, sys
 from pathlib import Path
 import torch
-from roadmap.data import Loader
-from roadmap.device import OutOfMemory
+from roadmap.data.loader import Loader
+from roadmap.training.device import OutOfMemory
 from roadmap.records import prepare
 from roadmap.recipe import RunConfig
 from roadmap.train import train

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from blocks import build_model
 from roadmap.command import config_of as configured
 from roadmap.command import eval_choices_of, main_of
-from roadmap.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, read_result
@@ -31,6 +30,7 @@ from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
+from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from run_step import parser, run
 from tests.test_timm_parity import randomise
 

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from blocks.model import Network
-from roadmap.init_from import check_init, initialise_from, named
-from roadmap.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
+from roadmap.training.init_from import check_init, initialise_from, named
+from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
+from roadmap.training.stopping import Stopped, StopSignals
 from roadmap.weights import DIALECTS, copy_weights, read_state_dict
 from slurm.cluster import Cluster
 from slurm.submit import parser, plan

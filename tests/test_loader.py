@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from roadmap.batches import BatchPlan
-from roadmap.data import Loader, build_transform
+from roadmap.data.loader import Loader, build_transform
 from roadmap.strict_yaml import ConfigError
 from tests.images import CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, picture, plain, plan_of, same, write_folder
 

@@ -21,12 +21,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from roadmap.labels import Box, Line, place
-from roadmap.plots import accuracy_vs_gmacs, roadmap_bars
-from roadmap.rows import Ablation, measured, published
-from roadmap.stats import Summary
+from roadmap.report.labels import Box, Line, place
+from roadmap.report.plots import accuracy_vs_gmacs, roadmap_bars
+from roadmap.report.rows import Ablation, measured, published
+from roadmap.report.stats import Summary
+from roadmap.report.style import save
 from roadmap.steps import load_roadmap
-from roadmap.style import save
 
 ROADMAP = load_roadmap()
 SIDE_BRANCHES = {"kernel_5", "kernel_9", "kernel_11"}

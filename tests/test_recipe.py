@@ -20,7 +20,7 @@ from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.tree import Roadmap
 
 if TYPE_CHECKING:
-    from roadmap.engine import Engine
+    from roadmap.training.engine import Engine
 
 IMAGES = 1_281_167  # of ImageNet-1K's training set
 PHOTO = (500, 375)  # a usual size of one
@@ -54,7 +54,7 @@ def engine_of(step: str, roadmap: str = "convnext_t") -> Engine:
     """What trains the step; the family's networks, up to 350 M parameters, are made narrow, which changes no recipe."""
     import torch
 
-    from roadmap.engine import Engine
+    from roadmap.training.engine import Engine
 
     config = config_of(step, roadmap, *(["model.width_mult=0.125"] if roadmap == "family" else []))
     return Engine(config, torch.device("cpu"), per_epoch(config))
@@ -145,7 +145,7 @@ def drops(step: str) -> tuple[int, ...]:
 
 
 def transforms(step: str, training: bool, roadmap: str = "convnext_t") -> dict[str, Any]:
-    from roadmap.data import build_transform
+    from roadmap.data.loader import build_transform
 
     steps: Any = build_transform(config_of(step, roadmap), training)
     return {type(transform).__name__: transform for transform in steps.transforms}
@@ -155,7 +155,7 @@ def transformed(step: str, training: bool, roadmap: str = "convnext_t") -> tuple
     """Channels, height and width of a photo as the network sees it."""
     from PIL import Image
 
-    from roadmap.data import build_transform
+    from roadmap.data.loader import build_transform
 
     return tuple(build_transform(config_of(step, roadmap), training)(Image.new("RGB", PHOTO)).shape)
 
@@ -219,7 +219,7 @@ def iterations(step: str, roadmap: str = "convnext_t") -> int:
     """Of an epoch over as many images as ImageNet has, as the loader of the training counts them."""
     import torch
 
-    from roadmap.data import Loader
+    from roadmap.data.loader import Loader
 
     made_up = ("data.dataset=synthetic", "data.image_size=32", "system.workers=0", f"data.images=[{IMAGES}, 50000]")
     return len(Loader(config_of(step, roadmap, *made_up), "train", torch.device("cpu")))
@@ -467,7 +467,7 @@ def test_all_members_of_the_family_are_averaged_but_those_that_are_fine_tuned() 
 def test_an_iteration_of_the_training_has_its_own_learning_rate(iteration: int, rate: float) -> None:
     import torch
 
-    from roadmap.engine import Engine
+    from roadmap.training.engine import Engine
 
     # a batch of 128 that is meant to be one of 4096
     config = config_of(RECIPE, "convnext_t", "recipe.global_batch=128", "recipe.lr_batch=128", "model.width_mult=0.0625")

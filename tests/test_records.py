@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from roadmap.checkpoint import Checkpoints
-from roadmap.evaluate import evaluate_found, find_run
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease
 from roadmap.provenance import ROOT
@@ -22,9 +20,11 @@ from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
+from roadmap.training.checkpoint import Checkpoints
+from roadmap.training.evaluate import evaluate_found, find_run
+from roadmap.training.stopping import Stopped, StopSignals
 from tests.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}

@@ -18,8 +18,8 @@ from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.train import train
+from roadmap.training.stopping import Stopped, StopSignals
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roadmap import shards
-from roadmap.check_data import check_data, expand
-from roadmap.data import Loader
+from roadmap.data import shards
+from roadmap.data.check import check_data, expand
+from roadmap.data.loader import Loader
+from roadmap.data.shards import Changed, Shards, load_index
 from roadmap.recipe import RunConfig
-from roadmap.shards import Changed, Shards, load_index
 from roadmap.strict_yaml import ConfigError
 from tests.images import (
     CPU,

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from roadmap import staging
-from roadmap.check_data import check_data
+from roadmap.data import staging
+from roadmap.data.check import check_data
+from roadmap.data.staging import stage
 from roadmap.recipe import RunConfig
-from roadmap.staging import stage
 from roadmap.strict_yaml import ConfigError
 from tests.images import batches, config_of, same, shards_of, write_folder, write_shards
 

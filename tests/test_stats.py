@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
+from roadmap.report.stats import Difference, Summary, difference, rank_correlation, summarize, welch
 
 patient = settings(deadline=None)
 ACCURACY = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)

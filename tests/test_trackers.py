@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from roadmap.progress import Watch, Watches
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
-from roadmap.trackers import check_trackers, make_trackers, run_id
 from roadmap.train import train
+from roadmap.training.progress import Watch, Watches
+from roadmap.training.trackers import check_trackers, make_trackers, run_id
 
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=2", "system.log_every=4"]
 EPOCH, KILLED = 18, 22  # iterations: there is a checkpoint of the first, and a line of metrics between the two
@@ -178,7 +178,7 @@ def test_wandb_has_every_figure_of_the_metrics(tracked: RunDir) -> None:
 
 
 def test_wandb_is_not_shown_again_what_it_has(offline: None, tmp_path: Path) -> None:
-    from roadmap.trackers import WandB
+    from roadmap.training.trackers import WandB
 
     tracker, shown = WandB(config_of(), tmp_path), []
     tracker._run = SimpleNamespace(starting_step=9, log=lambda figures, step: shown.append(step))
@@ -217,7 +217,7 @@ def test_a_folder_that_happens_to_be_called_wandb_is_no_package(tmp_path: Path, 
 
 
 def test_checking_the_trackers_imports_none_of_them() -> None:
-    probe = "import sys, roadmap.trackers; print([name for name in ('torch', 'tensorboard', 'wandb') if name in sys.modules])"
+    probe = "import sys, roadmap.training.trackers; print([name for name in ('torch', 'tensorboard', 'wandb') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from blocks import ModelSpec, build_model
 from roadmap.export import export
-from roadmap.init_from import check_init, named
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
@@ -34,6 +33,7 @@ from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, show
 from roadmap.train import train
+from roadmap.training.init_from import check_init, named
 from roadmap.weights import load_weights, read_state_dict, read_state_dicts
 from tests.test_timm_parity import assert_same_logits, images, randomise
 

@@ -20,10 +20,10 @@ from scipy import stats
 
 from roadmap.provenance import ROOT
 from roadmap.records import find_runs, prepare, status
-from roadmap.stats import Difference
+from roadmap.report.stats import Difference
+from roadmap.report.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
+from roadmap.report.worth_plot import worth_points
 from roadmap.steps import load_roadmap, resolve
-from roadmap.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
-from roadmap.worth_plot import worth_points
 from tests.test_collect import finish
 
 ROADMAP = load_roadmap()

@@ -10,16 +10,16 @@ import pandas as pd
 
 from roadmap.ablations import ablate, end_of
 from roadmap.files import write_atomic, written
-from roadmap.plots import accuracy_vs_gmacs, roadmap_bars
 from roadmap.records import Status, find_runs, status
-from roadmap.rows import Ablation, measured, origins, published
+from roadmap.report.plots import accuracy_vs_gmacs, roadmap_bars
+from roadmap.report.rows import Ablation, measured, origins, published
+from roadmap.report.style import save
+from roadmap.report.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
+from roadmap.report.worth import MEANING, Worth, worths
+from roadmap.report.worth_plot import worth_points
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.style import save
-from roadmap.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
 from roadmap.terminal import console, count, table
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
-from roadmap.worth import MEANING, Worth, worths
-from roadmap.worth_plot import worth_points
 
 
 def collect_paper(roadmap: Roadmap, out: Path) -> None:
@@ -63,7 +63,7 @@ def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, An
     first = roadmap.steps[0]
     mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
     if mine.data.dataset == "digits":
-        from roadmap.digits import logistic_regression
+        from roadmap.data.digits import logistic_regression
 
         return Reference(title="logistic regression on the pixels", top1=logistic_regression(mine.data))
     same = (mine.data, mine.model.num_classes) == (plain.data, plain.model.num_classes)

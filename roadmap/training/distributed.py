@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from roadmap.launch import Launch, launched
-from roadmap.stopping import interruptible
+from roadmap.training.launch import Launch, launched
+from roadmap.training.stopping import interruptible
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from roadmap.check_data import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
+from roadmap.data.check import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
 from roadmap.files import aside
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from roadmap.batches import BatchPlan
-from roadmap.corrupt import LEFT_OUT, Corrupt, Unreadable
-from roadmap.datasets import Source, image_mode, make_source
-from roadmap.digits import Split
-from roadmap.randomness import SAMPLE, permutation, reseed
+from roadmap.data.corrupt import LEFT_OUT, Corrupt, Unreadable
+from roadmap.data.datasets import Source, image_mode, make_source
+from roadmap.data.digits import Split
+from roadmap.data.synthetic import Digits
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.synthetic import Digits
+from roadmap.training.randomness import SAMPLE, permutation, reseed
 
 Key = tuple[int, int]
 Transform = Callable[[Image.Image], Tensor]

@@ -17,20 +17,20 @@ from torch.utils.data import Dataset
 
 from blocks.cost import complexity
 from roadmap.batches import plan_batches
-from roadmap.checkpoint import Checkpoints
-from roadmap.data import Loader
-from roadmap.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
-from roadmap.distributed import Ballot, World
-from roadmap.engine import Engine, Mean
+from roadmap.data.loader import Loader
+from roadmap.data.staging import stage
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
-from roadmap.progress import Watch
 from roadmap.provenance import provenance
 from roadmap.recipe import RunConfig
 from roadmap.records import FORMAT, Result, RunDir
-from roadmap.staging import stage
-from roadmap.stopping import Stopped, StopSignals
 from roadmap.strict_yaml import relative
+from roadmap.training.checkpoint import Checkpoints
+from roadmap.training.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
+from roadmap.training.distributed import Ballot, World
+from roadmap.training.engine import Engine, Mean
+from roadmap.training.progress import Watch
+from roadmap.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 Data = tuple[Dataset[Any], Dataset[Any]]

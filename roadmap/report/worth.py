@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from roadmap.records import Status
-from roadmap.stats import Difference, difference
+from roadmap.report.stats import Difference, difference
 from roadmap.strict_yaml import ConfigError
 from roadmap.tree import Roadmap, resolve
 

@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from roadmap.files import aside, write_atomic
-from roadmap.progress import Watch
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.progress import Watch
 
 logger = logging.getLogger(__name__)
 

@@ -18,20 +18,20 @@ from torch.utils.data import Dataset
 
 from blocks.model import build_model
 from roadmap.batches import BatchPlan
-from roadmap.check_data import kind_of
-from roadmap.checkpoint import Checkpoints
-from roadmap.corrupt import CorruptImages
-from roadmap.data import Loader
-from roadmap.datasets import make_source
-from roadmap.device import select_device, set_up
-from roadmap.engine import Scores, autocast, exact, tally
+from roadmap.data.check import kind_of
+from roadmap.data.corrupt import CorruptImages
+from roadmap.data.datasets import make_source
+from roadmap.data.loader import Loader
+from roadmap.data.staging import stage
+from roadmap.data.streams import KINDS
 from roadmap.files import aside, write_atomic, written
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, check_config, run_dir_of
 from roadmap.sources import name_of, refusal
-from roadmap.staging import stage
-from roadmap.streams import KINDS
 from roadmap.strict_yaml import relative
+from roadmap.training.checkpoint import Checkpoints
+from roadmap.training.device import select_device, set_up
+from roadmap.training.engine import Scores, autocast, exact, tally
 from roadmap.weights import Kind, copy_weights, read_state_dicts
 
 ALONE = BatchPlan(world=1, micro=1, accumulation=1, group=1)  # of which an evaluation only wants to know that there are no others

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
-from roadmap.check_data import data_dir, kind_of
-from roadmap.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
-from roadmap.datasets import image_mode, open_timm
-from roadmap.digits import Split
-from roadmap.randomness import SAMPLE, reseed, seed_of
+from roadmap.data.check import data_dir, kind_of
+from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
+from roadmap.data.datasets import image_mode, open_timm
+from roadmap.data.digits import Split
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.randomness import SAMPLE, reseed, seed_of
 
 KINDS = ("wds", "tfds", "hfids")
 STREAM = "stream"

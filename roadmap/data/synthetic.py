@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from roadmap.digits import CLASSES, Split, load_digits
+from roadmap.data.digits import CLASSES, Split, load_digits
 from roadmap.recipe import RunConfig
 
 GREY_LEVELS, BLACK = 85, 85  # of made-up images, as of the digits: noise is cut off only beyond one grey range
@@ -15,7 +15,7 @@ PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
 
 
 class Digits:
-    """The digits of `roadmap.digits` as 8x8 grey images."""
+    """The digits of `roadmap.data.digits` as 8x8 grey images."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)

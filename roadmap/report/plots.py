@@ -7,10 +7,10 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from roadmap.labels import Box, place
-from roadmap.rows import Ablation, Row
-from roadmap.stats import Summary
-from roadmap.style import BLUE, DARK, GREY, ORANGE, style
+from roadmap.report.labels import Box, place
+from roadmap.report.rows import Ablation, Row
+from roadmap.report.stats import Summary
+from roadmap.report.style import BLUE, DARK, GREY, ORANGE, style
 from roadmap.tree import Reference
 
 LONG_TITLE = 55  # characters that fit above the axes

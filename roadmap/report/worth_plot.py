@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from roadmap.stats import Difference
-from roadmap.style import BLUE, DARK, GREEN, ORANGE, PALE, style
+from roadmap.report.stats import Difference
+from roadmap.report.style import BLUE, DARK, GREEN, ORANGE, PALE, style
+from roadmap.report.worth import ALONE, IN_PLACE, LAST, Worth
 from roadmap.terminal import count
-from roadmap.worth import ALONE, IN_PLACE, LAST, Worth
 
 MARKS = {ALONE: (ORANGE, "o", -0.24), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.24)}  # colour, marker, place in the row
 FAR = 4.0  # how many times further from zero than nine in ten of the others a difference must lie to be written instead of drawn

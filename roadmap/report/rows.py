@@ -9,7 +9,7 @@ from typing import Any
 from blocks import Complexity, complexity
 from roadmap.recipe import RunConfig
 from roadmap.records import Result, Status
-from roadmap.stats import Difference, Summary, difference, rank_correlation, summarize, welch
+from roadmap.report.stats import Difference, Summary, difference, rank_correlation, summarize, welch
 from roadmap.terminal import count
 from roadmap.tree import Reference, Roadmap, change_of, resolve
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.check_data import kind_of
-from roadmap.corrupt import LEFT_OUT, CorruptImages
-from roadmap.digits import Split
-from roadmap.numbered import Numbered, check_label
+from roadmap.data.check import kind_of
+from roadmap.data.corrupt import LEFT_OUT, CorruptImages
+from roadmap.data.digits import Split
+from roadmap.data.numbered import Numbered, check_label
+from roadmap.data.staging import stage
+from roadmap.data.streams import KINDS, Stream
 from roadmap.recipe import RunConfig
-from roadmap.staging import stage
-from roadmap.streams import KINDS, Stream
 from roadmap.strict_yaml import ConfigError, Problem
 
 Transform = Callable[[Image.Image], Tensor]

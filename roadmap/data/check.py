@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from blocks.spelling import did_you_mean
-from roadmap.digits import CLASSES, TRAIN_IMAGES
+from roadmap.data.digits import CLASSES, TRAIN_IMAGES
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 

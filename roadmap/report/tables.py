@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from roadmap.records import Status
-from roadmap.rows import Ablation, Row
-from roadmap.stats import Difference
-from roadmap.worth import READINGS, Worth
+from roadmap.report.rows import Ablation, Row
+from roadmap.report.stats import Difference
+from roadmap.report.worth import READINGS, Worth
 
 NONE = "–"
 COLUMNS = ["step", "what changed", ">n", ">top-1 (%)", ">Δ to parent", "resolved?", ">GMACs", ">params (M)", ">images/s"]

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from roadmap.check_data import data_dir, find_shards
-from roadmap.corrupt import decode
+from roadmap.data.check import data_dir, find_shards
+from roadmap.data.corrupt import decode
+from roadmap.data.staging import locked
 from roadmap.files import write_atomic
 from roadmap.recipe import DataSpec, RunConfig
-from roadmap.staging import locked
 from roadmap.strict_yaml import ConfigError, Problem
 
 logger = logging.getLogger(__name__)

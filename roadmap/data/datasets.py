@@ -16,14 +16,14 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from roadmap.check_data import choose_classes, class_names, data_dir, kind_of, need_reader
-from roadmap.corrupt import decode, reading
-from roadmap.digits import Split
+from roadmap.data.check import choose_classes, class_names, data_dir, kind_of, need_reader
+from roadmap.data.corrupt import decode, reading
+from roadmap.data.digits import Split
+from roadmap.data.shards import Shards
+from roadmap.data.staging import DOWNLOAD_LOCK, locked
+from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.recipe import RunConfig
-from roadmap.shards import Shards
-from roadmap.staging import DOWNLOAD_LOCK, locked
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.synthetic import Digits, Synthetic
 
 
 class Source(Protocol):

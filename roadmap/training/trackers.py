@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from roadmap.progress import Watch, Watches
 from roadmap.recipe import RunConfig
 from roadmap.records import run_dir_of
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.progress import Watch, Watches
 from roadmap.tree import NO_PROFILE
 
 LOGIN_SECONDS = 30.0
