@@ -76,6 +76,14 @@ def _place() -> str:
         return socket.gethostname()
 
 
+def _job() -> str | None:
+    """The job that this process belongs to, as submitit names its logs; None if it was started by hand."""
+    known = os.environ
+    if "SLURM_ARRAY_JOB_ID" in known and "SUBMITIT_LOCAL_JOB_ID" not in known:
+        return f"{known['SLURM_ARRAY_JOB_ID']}_{known['SLURM_ARRAY_TASK_ID']}"
+    return known.get("SUBMITIT_LOCAL_JOB_ID") or known.get("SLURM_JOB_ID")
+
+
 def is_here(record: dict[str, Any]) -> bool:
     """Whether an attempt's process is, or was, one of this machine's."""
     return bool(record.get("place") == _place())
@@ -119,6 +127,7 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "place": _place(),
+            "job": _job(),
             "process_start": _process_start(os.getpid()),
             "started": now(),
         }
@@ -141,6 +150,11 @@ class Lease:
         if self._lost.is_set() or self._successor():
             self._lost.set()
             raise LeaseLost(f"{self.run_dir} was taken over by {self._successor()}")
+
+    def saved(self, iteration: int) -> None:
+        """Puts on record what the attempt has saved: one that crashes without is tried again a few times only."""
+        self.record["saved"] = iteration
+        write_json(self.path, self.record)
 
     def _successor(self) -> str | None:
         newest = attempts(self.run_dir)[-1:]

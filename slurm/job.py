@@ -27,13 +27,12 @@ def train_runs(run_dirs: Sequence[str], snapshot: str) -> None:
 
 
 def crashes(run: RunDir) -> int:
-    """How many attempts in a row have ended without having been asked to, up to now; `attempts` keeps why."""
-    found = 0
-    for path in reversed(attempts(run.path)):
-        record = read_attempt(path)
-        if record.get("outcome") == "stopped":
-            break
-        found += 1
+    """How many attempts in a row, up to now, have ended unasked and saved nothing new; `attempts` keeps why."""
+    found, furthest = 0, 0
+    for record in map(read_attempt, attempts(run.path)):
+        saved = int(record.get("saved") or 0)
+        found = 0 if record.get("outcome") == "stopped" or saved > furthest else found + 1
+        furthest = max(furthest, saved)
     return found
 
 

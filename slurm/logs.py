@@ -6,17 +6,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from roadmap.command import main_of
-from roadmap.lease import attempts, is_here, owner, read_attempt
+from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, status
 from roadmap.strict_yaml import relative
 from slurm.board import look, places
 from slurm.choose import add_experiment_options, of_seeds, of_steps, runs_of_experiment
-from slurm.pace import tail
 from slurm.squeue import jobs_of
 
 LINES = 40
@@ -81,31 +80,13 @@ def show(chosen: RunDir, arguments: argparse.Namespace) -> int:
 
 
 def log_of(run: RunDir, end: str = "err") -> Path | None:
-    """The log of the run's latest attempt: of its job, if it was begun by Slurm, or of its worker; None if there is none yet."""
-    place = places(jobs_of(run)).get(run.name)
-    found = [path for path in ([place.log(end)] if place else []) if path is not None and path.exists()]
-    found += worker_logs(run, end)
-    return max(found, key=_changed, default=None)
-
-
-def worker_logs(run: RunDir, end: str) -> Iterator[Path]:
-    """The log of the worker that has or had the run; a worker's log is named by its parent, and not by the process that trains."""
-    files = attempts(run.path)
-    last = read_attempt(files[-1]) if files else {}
-    working = owner(run.path) or {}
-    parent = _parent(int(working["pid"])) if is_here(working) else None
-    for path in jobs_of(run).glob(f"[0-9]*_0_log.{end}"):
-        mine = path.name.partition("_")[0] in (str(last.get("pid")), str(parent))
-        if mine or run.name.encode() in tail(path.with_suffix(".err"), TAIL_BYTES):
-            yield path
-
-
-def _parent(process: int) -> int | None:
-    """A process's parent, or None if that cannot be told."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
+    """The log of the job that made the run's latest attempt, or is to make one; None if there is none yet."""
+    jobs, files = jobs_of(run), attempts(run.path)
+    place = places(jobs).get(run.name)
+    found = [place.log(end)] if place else []
+    if files and (job := read_attempt(files[-1]).get("job")):
+        found += [*jobs.glob(f"{job}_0_log.{end}"), *jobs.glob(f"*/{job}_0_log.{end}")]
+    return max((path for path in found if path and path.exists()), key=_changed, default=None)
 
 
 def _changed(path: Path) -> float:

@@ -19,6 +19,7 @@ from roadmap.training.init_from import check_init, named
 from roadmap.training.trackers import check_trackers
 from roadmap.tree import resolve
 from slurm.batch import Array, arrays_of, collect_when_done, script, submit
+from slurm.board import look
 from slurm.cluster import CLUSTER_YAML, Cluster, default_cluster, load_cluster
 from slurm.forecast import forecast
 from slurm.local import train_here
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return rehearse(arguments, cluster, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
     if arguments.only == "failed":
-        runs = [found for found in runs if status(found).state == "failed"]
+        runs = [row.run for row in look(runs).rows if row.state == "failed"]  # Slurm knows of those that failed before they began
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
     return hand_over(arguments, name, cluster, runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -106,10 +107,10 @@ def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
     assert "was changed after it was taken" in done.stderr
 
 
-def attempt(run: RunDir, number: int, outcome: str | None) -> None:
+def attempt(run: RunDir, number: int, outcome: str | None, saved: int | None = None) -> None:
     (run.path / "attempts").mkdir(exist_ok=True)
-    ended = f', "ended": "now", "outcome": "{outcome}"' if outcome else ""
-    (run.path / "attempts" / f"{number:04d}.json").write_text(f'{{"number": {number}{ended}}}', encoding="utf-8")
+    record = {"number": number, "saved": saved} | ({"ended": "now", "outcome": outcome} if outcome else {})
+    (run.path / "attempts" / f"{number:04d}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path: Path) -> None:
@@ -127,6 +128,16 @@ def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path
     attempt(run, 4, "stopped")
     assert crashes(run) == 0
     assert status(run).state == "stale"
+
+
+def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
+    """A long run on nodes that fail often gets on all the same; one that always fails at the same place does not."""
+    run = runs(tmp_path, ["gelu"])[0]
+    counted = []
+    for number, saved in enumerate([None, 40, 80, None, 80, 90, None], 1):
+        attempt(run, number, "failed" if number % 2 else None, saved)
+        counted.append(crashes(run))
+    assert counted == [1, 0, 0, 1, 2, 0, 1]
 
 
 def rehearse(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -421,7 +421,7 @@ def test_layer_decay_without_weights_is_refused_when_training_starts(tmp_path: P
     config = config_of({}, "convnext_t_384", "family")
     assert config.recipe.layer_decay == 0.7
     said = said_by_check(config)
-    assert said.startswith("recipe.layer_decay is 0.7, which is for trained weights, and there are none to start from")
+    assert said.startswith("convnext_t_384: recipe.layer_decay is 0.7, which is for trained weights, and there are none to start from")
     assert "--init-from FILE" in said
     assert "--set recipe.layer_decay=1 " in said
     check_init(config_of({"recipe.layer_decay": 1.0}, "convnext_t_384", "family"))

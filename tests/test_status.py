@@ -315,17 +315,25 @@ def test_the_log_of_a_worker_that_failed(tmp_path: Path) -> None:
     assert "Starting with JobEnvironment" in call("logs", "gelu", "0", "--runs", tmp_path, "--out").stdout
 
 
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts are those of a worker that submitit has started as its job 7."""
+    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
+
+
 def write_log(run: RunDir, lines: int) -> Path:
     log = jobs_of(run) / "7_0_log.err"
     log.parent.mkdir(exist_ok=True)
-    log.write_text(f"{run.path} begins\n" + "".join(f"line {number}\n" for number in range(lines)), encoding="utf-8")
+    log.write_text("begins\n" + "".join(f"line {number}\n" for number in range(lines)), encoding="utf-8")
     return log
 
 
+@pytest.mark.usefixtures("job")
 def test_a_log_is_shown_from_its_end(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu")
-    assert call("logs", "gelu", "0", "--runs", tmp_path).stdout == "gelu seed 0: pending\n"
     log = write_log(run, 100)
+    assert call("logs", "gelu", "0", "--runs", tmp_path).stdout == "gelu seed 0: pending\n"
+    attempt(run, "stopped")
     assert call("logs", "gelu", "0", "--runs", tmp_path).stdout.splitlines() == [str(log), *(f"line {number}" for number in range(60, 100))]
     assert len(call("logs", "gelu", "0", "--runs", tmp_path, "--all").stdout.splitlines()) == 102
 
@@ -339,6 +347,7 @@ def test_of_several_runs_the_last_one_at_work_is_shown(tmp_path: Path) -> None:
     assert shown[3] == "gelu seed 0: stale"
 
 
+@pytest.mark.usefixtures("job")
 def test_following_a_log_ends_with_its_run(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu")
     log = write_log(run, 3)

@@ -199,6 +199,7 @@ class Attempt:
             "corrupt": [loader.corrupt_state() for loader in self.loaders],
         }
         self.checkpoints.save(self.engine.iteration, state)
+        self.lease.saved(self.engine.iteration)
 
     def _restore(self) -> None:
         """Goes on from the newest whole checkpoint whose metrics are all there, or starts anew."""

@@ -37,7 +37,8 @@ def check_init(config: RunConfig) -> None:
         raise refusal("recipe.init_digest", f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are")
     elif recipe.layer_decay < 1:
         message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
-        raise refusal("recipe.layer_decay", f"{message}; --init-from FILE gives some, or --set recipe.layer_decay=1 does without")
+        way_out = "--init-from FILE gives some, or --set recipe.layer_decay=1 does without"
+        raise refusal(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
 
 
 def initialise_from(network: Network, config: RunConfig) -> None:

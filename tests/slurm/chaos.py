@@ -17,7 +17,8 @@ from roadmap.train import train
 from slurm.testbed.bed import Testbed
 from tests.slurm.plans import TINY, assert_same, found, outcomes, submit, write_clusters
 
-EPOCHS, KILLS, PAUSE_S = 3, 30, 3.0
+EPOCHS, KILLS, PAUSE_S = 6, 40, 3.0
+PATIENCE_S = 5.0  # scancel and scontrol try for a minute to reach a job that is just coming or going
 
 
 def strike(bed: Testbed, run: RunDir, how: str) -> bool:
@@ -34,8 +35,8 @@ def strike(bed: Testbed, run: RunDir, how: str) -> bool:
         return False
     words = ["scancel", "--signal=USR2", job] if how == "USR2" else ["scontrol", "requeue", job]
     try:
-        return bed.run(*words, check=False).returncode == 0
-    except subprocess.TimeoutExpired:  # a controller on a busy machine
+        return bed.run(*words, check=False, timeout_s=PATIENCE_S).returncode == 0
+    except subprocess.TimeoutExpired:
         return False
 
 

@@ -64,6 +64,31 @@ def test_a_plan_is_trained_and_collected(testbed: Testbed, tmp_path: Path) -> No
     assert "2 runs: 2 done; 0 in the queue, 0 to submit" in third.stdout
 
 
+def test_the_whole_roadmap_ends_in_a_table(testbed: Testbed, tmp_path: Path) -> None:
+    steps = load_roadmap().steps
+    write_clusters(tmp_path)
+    done = submit(testbed, tmp_path, "--seeds", "1", "--out", "out", epochs=1)
+    assert f"{len(steps)} to submit" in done.stdout
+    runs = wait(testbed, tmp_path, len(steps))
+    assert {run.step for run in runs} == set(steps)
+    assert all(outcomes(run) == ["done"] for run in runs)
+    testbed.wait_for(lambda: (tmp_path / "out/accuracy_vs_gmacs.svg").is_file(), "the figures")
+    table = (tmp_path / "out/ablation.md").read_text(encoding="utf-8")
+    assert f"{len(steps)} of {len(steps)} runs" in table
+    assert [line.split("|")[1].strip(" └") for line in table.splitlines() if line.startswith("| ")][2:] == list(steps)
+
+
+def test_runs_are_submitted_while_the_accounting_is_down(testbed: Testbed, tmp_path: Path) -> None:
+    write_clusters(tmp_path)
+    testbed.stop_accounting()
+    try:
+        submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", "--out", "out")
+        run = wait(testbed, tmp_path, 1)[0]
+        assert outcomes(run) == ["done"]
+    finally:
+        testbed.start_accounting()
+
+
 @pytest.mark.parametrize("how", ["requeue", "USR2", "kill -9", "kill -9 of the node's daemon", "node down"])
 def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: RunDir, tmp_path: Path) -> None:
     write_clusters(tmp_path)
