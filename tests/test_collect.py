@@ -23,13 +23,12 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from roadmap.provenance import ROOT
-from roadmap.records import Result, RunDir, prepare
+from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
+from tests.reports import COMMIT, SPEEDS, result_of
 
 ROADMAP = load_roadmap()
 COLLECT = str(ROOT / "collect.py")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SPEEDS = (1000.0, 1100.0, 1200.0)
 FILES = {"ablation.csv", "ablation.md", "runs.csv"} | {
     f"{name}.{kind}" for name in ("roadmap", "accuracy_vs_gmacs") for kind in ("png", "svg")
 }
@@ -67,35 +66,7 @@ def write_run(runs: Path, step: str, seed: int, *, profile: str = "digits_noisy"
 
 def finish(run: RunDir, step: str, seed: int, top1: float | None) -> None:
     """Gives a run its result; None is a divergence."""
-    result = Result(
-        format=1,
-        status="diverged" if top1 is None else "done",
-        roadmap=ROADMAP.name,
-        step=step,
-        profile="digits_noisy",
-        seed=seed,
-        hash=run.path.name.rpartition("-")[2],
-        top1=top1,
-        top5=None if top1 is None else 99.0,
-        val_loss=None if top1 is None else 0.5,
-        train_loss=None if top1 is None else 0.25,
-        ema_top1=None,
-        epochs=1 if top1 is None else 3,
-        iterations=222,
-        global_batch=64,
-        dataset="digits",
-        image_size=32,
-        params=400_000,
-        macs=6_000_000,
-        images_per_s=SPEEDS[seed],
-        train_seconds=12.5,
-        peak_memory_mb=None,
-        hardware="one core",
-        versions={"python": "3.11.7", "scikit-learn": "1.7.0"},
-        commit=COMMIT,
-        attempts=1,
-        finished="2026-01-02T03:04:05+00:00",
-    )
+    result = result_of(step, seed, run.hash, top1)
     run.result.write_text(json.dumps(result.model_dump(mode="json")), encoding="utf-8")
 
 
@@ -314,7 +285,7 @@ def test_the_notes_count_runs_and_say_where_they_come_from(report: Report) -> No
 
 def test_the_rank_correlation_with_the_paper_is_spearmans(report: Report) -> None:
     # four steps of the path have a mean, the last two in the other order: 1 - 6 * 2 / (4 * 15)
-    assert "Spearman's rank correlation with the paper's top-1 along the path: +0.80 (n = 4 steps)." in report.notes
+    assert "Spearman's rank correlation with the paper's top-1 along the path: +0.80 [-0.82, +1.00] (n = 4 steps)." in report.notes
 
 
 def test_a_logistic_regression_is_the_reference(report: Report) -> None:

@@ -21,12 +21,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from roadmap.report.ablation import measured, published
 from roadmap.report.labels import Box, Line, place
 from roadmap.report.plots import accuracy_vs_gmacs, roadmap_bars
-from roadmap.report.rows import Ablation, measured, published
+from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
 from roadmap.report.style import save
 from roadmap.steps import load_roadmap
+from tests.reports import finished
 
 ROADMAP = load_roadmap()
 SIDE_BRANCHES = {"kernel_5", "kernel_9", "kernel_11"}
@@ -39,7 +41,8 @@ Tops = Mapping[str, Summary]
 def ours(tops: Tops, planned: int = 3, diverged: Sequence[str] = ()) -> Ablation:
     """What the table of these means would hold."""
     empty = measured(ROADMAP, "digits_noisy", {}, [])
-    rows = [replace(row, top1=tops.get(row.step), planned=planned, diverged=int(row.step in diverged)) for row in empty.rows]
+    lost = {step: (finished(step, 0, "0" * 8, None),) for step in diverged}
+    rows = [replace(row, top1=tops.get(row.step), planned=planned, runs=lost.get(row.step, ())) for row in empty.rows]
     return replace(empty, rows=tuple(rows))
 
 

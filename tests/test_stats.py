@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Mapping
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roadmap.report.stats import Difference, Summary, difference, rank_correlation, summarize, welch
+from roadmap.report.stats import MOST_SEEDS, Difference, Summary, difference, holm, rank_correlation, summarize, welch, z_score
 
 patient = settings(deadline=None)
 ACCURACY = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -177,7 +178,10 @@ def test_figures_read_as_in_a_table(found: Summary | Difference, text: str) -> N
 def test_the_rank_correlation_is_spearmans(pairs: list[tuple[float, float]]) -> None:
     ours, theirs = zip(*pairs, strict=True)
     assume(len(set(ours)) > 1 and len(set(theirs)) > 1)
-    assert rank_correlation(ours, theirs) == pytest.approx(stats.spearmanr(ours, theirs).statistic)
+    found = rank_correlation(ours, theirs)
+    assert found is not None
+    assert found.value == pytest.approx(stats.spearmanr(ours, theirs).statistic)
+    assert found.low is None or -1 <= found.low <= found.value <= (found.high or 0.0) <= 1
 
 
 @pytest.mark.parametrize(
@@ -193,4 +197,82 @@ def test_the_rank_correlation_is_spearmans(pairs: list[tuple[float, float]]) -> 
     ],
 )
 def test_known_rank_correlations(ours: list[float], theirs: list[float], expected: float | None) -> None:
-    assert rank_correlation(ours, theirs) == (None if expected is None else pytest.approx(expected))
+    found = rank_correlation(ours, theirs)
+    assert (found and found.value) == (None if expected is None else pytest.approx(expected))
+
+
+def test_the_interval_of_a_rank_correlation_holds_the_truth_as_often_as_it_says() -> None:
+    """Normal pairs with a correlation of .8 have a rank correlation of 6 / pi * asin(.4)."""
+    truth, random, hits, trials = 6 / math.pi * math.asin(0.4), np.random.default_rng(0), 0, 1000
+    for _ in range(trials):
+        ours, theirs = random.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=17).T
+        found = rank_correlation(list(ours), list(theirs))
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= truth <= found.high
+    assert 0.92 < hits / trials < 0.99
+
+
+@patient
+@given(PAIRS, st.booleans())
+def test_p_values_are_scipys(pairs: list[tuple[float, float]], same_seeds: bool) -> None:
+    child, parent = zip(*pairs, strict=True)
+    assume(len(set(child)) > 1 and len(set(parent)) > 1 and len({round(one - other, 6) for one, other in pairs}) > 1)
+    test = stats.ttest_rel(child, parent) if same_seeds else stats.ttest_ind(child, parent, equal_var=False)
+    found = difference(seeded(child), seeded(parent, first=0 if same_seeds else 1))
+    assert found is not None
+    assert found.p == pytest.approx(test.pvalue, rel=1e-7, abs=1e-12)
+
+
+@patient
+@given(ACCURACIES, ACCURACIES)
+def test_a_z_score_counts_standard_errors(ours: list[float], theirs: list[float]) -> None:
+    assume(len(set(ours)) > 1 and len(set(theirs)) > 1)
+    one, other = summarize(ours), summarize(theirs)
+    assert one is not None
+    assert other is not None
+    assert z_score(one, other) == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False).statistic)
+    assert z_score(one, Summary(80.0, None, 1)) is None
+
+
+@patient
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holms_p_values_reject_what_his_procedure_rejects(ps: list[float]) -> None:
+    """From the smallest on, each is held against the level over the number of those that are left, until one is not below."""
+    adjusted, rejected = holm(ps), set[int]()
+    order = sorted(range(len(ps)), key=lambda place: ps[place])
+    for rank, place in enumerate(order):
+        if ps[place] * (len(ps) - rank) >= 0.05:
+            break
+        rejected.add(place)
+    assert {place for place, p in enumerate(adjusted) if p < 0.05} == rejected
+    assert all(p <= more <= 1 for p, more in zip(ps, adjusted, strict=True))
+
+
+@pytest.mark.parametrize(("effect", "n"), [(3.0, 3), (1.0, 3), (1.0, 8), (0.4, 5)])
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_seeds_that_are_needed_resolve_in_four_of_five_cases(effect: float, n: int, paired: bool) -> None:
+    """Normal differences of the size and spread that were seen, drawn again with so many seeds."""
+    if paired:
+        seen = np.arange(n) - (n - 1) / 2
+        child = effect * seen.std(ddof=1) + seen
+        found = difference(seeded(list(child)), seeded([0.0] * n))
+    else:
+        found = welch(Summary(80 + effect, 1.0, n), Summary(80.0, 0.5, n))
+    assert found is not None
+    assert found.needed is not None
+    random, trials = np.random.default_rng(0), 4000
+
+    def power(seeds: int) -> float:
+        ours = random.normal(effect, 1.0, (trials, seeds))
+        if paired:
+            return float((stats.ttest_1samp(ours, 0, axis=1).pvalue < 0.05).mean())
+        return float((stats.ttest_ind(ours, random.normal(0, 0.5, (trials, seeds)), axis=1, equal_var=False).pvalue < 0.05).mean())
+
+    assert power(found.needed) > 0.77
+    assert found.needed == 2 or power(found.needed - 1) < 0.83
+
+
+def test_no_number_of_seeds_resolves_nothing() -> None:
+    assert welch(Summary(80.0, 1.0, 3), Summary(80.0, 1.0, 3)).needed == MOST_SEEDS + 1

@@ -11,8 +11,9 @@ import pandas as pd
 from roadmap.ablations import ablate, end_of
 from roadmap.files import write_atomic, written
 from roadmap.records import Status, find_runs, status
+from roadmap.report.ablation import measured, origins, published
 from roadmap.report.plots import accuracy_vs_gmacs, roadmap_bars
-from roadmap.report.rows import Ablation, measured, origins, published
+from roadmap.report.rows import Ablation
 from roadmap.report.style import save
 from roadmap.report.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
 from roadmap.report.worth import MEANING, Worth, worths

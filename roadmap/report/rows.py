@@ -1,22 +1,26 @@
-"""From results to the ablation: one row a step, with its spread, its difference to its parent, and the paper's figures."""
+"""The ablation: one row a step, with its spread, its difference to its parent, and the paper's figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from blocks import Complexity, complexity
-from roadmap.recipe import RunConfig
+from blocks import Complexity
 from roadmap.records import Result, Status
-from roadmap.report.stats import Difference, Summary, difference, rank_correlation, summarize, welch
-from roadmap.terminal import count
-from roadmap.tree import Reference, Roadmap, change_of, resolve
+from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, summarize
 
 
 @dataclass(frozen=True)
 class Row:
-    """A step in the ablation. `top1` is percent; `delta` is against the parent; `planned` counts the runs there should be."""
+    """A step in the ablation: its runs, of one configuration and one a seed, or for a publication none, and what they say.
+
+    `top1` is percent of the last epoch, `delta` against the parent, `p_holm` its p-value adjusted for all steps if that was
+    asked for. `planned` counts the runs there should be. `gap` is the mean less the paper's in percentage points and `gap_z` the
+    same in standard errors, both None on other data than the paper's. `mixed` names what its runs, or they and its parent's,
+    do not have in common: code, versions or hardware.
+    """
 
     step: str
     hash: str
@@ -25,156 +29,95 @@ class Row:
     parent: str | None
     is_side_branch: bool
     planned: int
-    diverged: int
+    cost: Complexity
     top1: Summary | None
     delta: Difference | None
-    cost: Complexity
-    images_per_s: float | None
     paper: Summary | None
     paper_delta: Difference | None
     paper_gmacs: float | None
     gmacs_note: str | None
+    runs: tuple[Status, ...] = ()
+    ema: Summary | None = None
+    gap: float | None = None
+    gap_z: float | None = None
+    p_holm: float | None = None
+    mixed: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> list[Result]:
+        """The finished runs' results, by seed; those that diverged among them."""
+        found = [run.result for run in self.runs if run.result is not None]
+        return sorted(found, key=lambda result: result.seed)
+
+    @property
+    def seeds(self) -> dict[int, float]:
+        """Top-1 in % by seed, of the runs that have one."""
+        return accuracies(self.results)
+
+    @property
+    def diverged(self) -> int:
+        """How many runs did."""
+        return sum(result.status == "diverged" for result in self.results)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many runs are in which state; those that were never made count as pending."""
+        found = Counter[str](run.state for run in self.runs)
+        found["pending"] += max(0, self.planned - len(self.runs)) if self.runs or not self.top1 else 0
+        return {state: number for state, number in found.items() if number}
+
+    @property
+    def resolved(self) -> bool | None:
+        """Whether the difference to the parent is resolved, for all steps together if the p-values were adjusted."""
+        if self.p_holm is not None:
+            return self.p_holm < 1 - CONFIDENCE
+        return self.delta.resolved if self.delta else None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Of all processes together, mean over the runs."""
+        return self._mean([result.images_per_s for result in self.results])
+
+    @property
+    def device_hours(self) -> float | None:
+        """A run's hours of training times its processes, each of which drives one GPU or shares the CPU; mean over the runs."""
+        return self._mean([result.train_seconds * result.processes / 3600 for result in self.results if result.status == "done"])
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """The largest of any run; None where no run measured it."""
+        return max((result.peak_memory_mb for result in self.results if result.peak_memory_mb is not None), default=None)
+
+    def same(self, field: str) -> Any:
+        """What all results have in a field, or all their values, sorted, as text; None without results."""
+        values = {getattr(result, field) for result in self.results}
+        return values.pop() if len(values) == 1 else "; ".join(sorted(map(str, values))) or None
+
+    @staticmethod
+    def _mean(values: Sequence[float]) -> float | None:
+        found = summarize(values)
+        return found.mean if found else None
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The rows of a roadmap, a title, and the sentences that belong under its table."""
+    """The rows of a roadmap, a title, and the sentences that belong under its table; `source` is `paper` or `measured`.
+
+    `agreement` is the rank correlation of the path's top-1 with the paper's.
+    """
 
     title: str
     rows: tuple[Row, ...]
     source: str
     notes: list[str] = field(default_factory=list)
+    profile: str | None = None
+    agreement: Correlation | None = None
 
     def row(self, step: str) -> Row:
         """The row of a step."""
         return next(row for row in self.rows if row.step == step)
 
 
-def published(roadmap: Roadmap) -> Ablation:
-    """The ablation that the paper prints; GMACs and parameters are ours, the printed GMACs stand beside."""
-    rows = [_printed(roadmap, name) for name, step in roadmap.tree.items() if step.paper]
-    notes = [f"As printed{f' in {roadmap.source}' if roadmap.source else ''}; GMACs and parameters are computed from our plans."]
-    notes += [f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note]
-    if any(row.top1 and row.top1.std is not None for row in rows):
-        unresolved = [row.step for row in rows if row.delta and row.delta.resolved is False]
-        notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
-    else:
-        notes.append("No spread is published: no step is resolved or unresolved.")
-    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes)
-
-
-def measured(
-    roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status], reference: Reference | None = None
-) -> Ablation:
-    """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named."""
-    configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
-    present = {name: _one_a_seed(name, [run for run in runs if run.run.hash == config.hash]) for name, config in configs.items()}
-    results = {name: [run.result for run in found if run.result is not None] for name, found in present.items()}
-    planned = max(map(len, present.values()))
-    rows = [
-        replace(_measured(roadmap, config, results, planned), change=change_of(roadmap, name, profile=profile, overrides=overrides))
-        for name, config in configs.items()
-    ]
-    notes = []
-    for name, config in configs.items():
-        if others := sum(run.run.step == name and run.run.hash != config.hash for run in runs):
-            notes.append(f"{name}: {count(others, 'run')} of another configuration left out (the present one is {config.hash}).")
-    strangers = sorted({run.run.step for run in runs if not roadmap.knows(run.run.step)})
-    notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in strangers]
-    notes += [f"{run.why}." for run in runs if run.why and run.result is None]
-    used = [result for found in results.values() for result in found]
-    title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
-    return Ablation(title, tuple(rows), "measured", [*_honest(rows, used, reference), *_agreement(roadmap, rows), *roadmap.notes, *notes])
-
-
-def _one_a_seed(step: str, runs: Sequence[Status]) -> list[Status]:
-    """A run for each seed of those with one configuration: a finished one before others, one that is filed under `step` before others."""
-    best = sorted(runs, key=lambda run: (run.result is None, run.run.step != step))
-    return list({run.run.seed: run for run in reversed(best)}.values())
-
-
-def _printed(roadmap: Roadmap, name: str) -> Row:
-    """A step with the publication's figures."""
-    step, config = roadmap.tree[name], resolve(roadmap, name)
-    figures, before = _paper(roadmap, name), _paper(roadmap, step.parent)
-    delta = welch(figures, before) if figures and before else None
-    return Row(
-        step=name,
-        hash=config.hash,
-        title=step.title,
-        change=change_of(roadmap, name),
-        parent=step.parent,
-        is_side_branch=name not in roadmap.trunk,
-        planned=figures.n if figures else 0,
-        diverged=0,
-        top1=figures,
-        delta=delta,
-        cost=complexity(config.model, config.data.image_size),
-        images_per_s=None,
-        paper=figures,
-        paper_delta=delta,
-        paper_gmacs=step.paper.gmacs if step.paper else None,
-        gmacs_note=step.paper.gmacs_note if step.paper else None,
-    )
-
-
-def _measured(roadmap: Roadmap, config: RunConfig, results: Mapping[str, Sequence[Result]], planned: int) -> Row:
-    """A step with our figures beside the publication's."""
-    name, parent = config.step, roadmap.tree[config.step].parent
-    mine = _accuracies(results[name])
-    speed = summarize([result.images_per_s for result in results[name]])
-    return replace(
-        _printed(roadmap, name),
-        hash=config.hash,
-        planned=planned,
-        diverged=sum(result.status == "diverged" for result in results[name]),
-        top1=summarize(list(mine.values())),
-        delta=difference(mine, _accuracies(results[parent])) if parent else None,
-        cost=complexity(config.model, config.data.image_size),
-        images_per_s=speed.mean if speed else None,
-    )
-
-
-def _accuracies(results: Sequence[Result]) -> dict[int, float]:
-    """Top-1 in % by seed, of the runs that have one."""
+def accuracies(results: Sequence[Result]) -> dict[int, float]:
+    """Top-1 in % by seed, of the results that have one."""
     return {result.seed: result.top1 for result in results if result.top1 is not None}
-
-
-def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
-    figures = roadmap.tree[step].paper if step else None
-    return Summary(figures.top1, figures.std, figures.n) if figures else None
-
-
-def _honest(rows: Sequence[Row], used: Sequence[Result], reference: Reference | None) -> list[str]:
-    """What a reader must know to judge the figures: n, missing runs, hardware, versions, code."""
-    finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
-    notes = [
-        f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation over n seeds.",
-        "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else Welch); "
-        "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty would say so, too.",
-    ]
-    notes += [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
-    diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
-    notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
-    return notes + origins(used)
-
-
-def origins(results: Sequence[Result]) -> list[str]:
-    """On what hardware, with which versions and from which commit results come, a sentence each."""
-    notes = []
-    for what, values in (
-        ("Hardware", {result.hardware for result in results}),
-        ("Versions", {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}),
-        ("Code", {result.commit or "no commit" for result in results}),
-    ):
-        notes += [f"{what}: {'; '.join(sorted(values))}." + (" MIXED." if len(values) > 1 else "")] if values else []
-    return notes
-
-
-def _agreement(roadmap: Roadmap, rows: Sequence[Row]) -> list[str]:
-    """Whether the measured path orders the steps as the paper's does."""
-    both = [(row.top1.mean, row.paper.mean) for row in rows if row.step in roadmap.trunk and row.top1 and row.paper]
-    correlation = rank_correlation([ours for ours, _ in both], [theirs for _, theirs in both])
-    if correlation is None or roadmap.ablation:
-        return []
-    return [f"Spearman's rank correlation with the paper's top-1 along the path: {correlation:+.2f} (n = {len(both)} steps)."]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
+POWER = 0.8
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two means; `margin` is the half width of its 95 % interval, unknown where n leaves no spread."""
+    """A difference of two means. What rests on a spread is None where n leaves none.
+
+    `margin` is the half width of the 95 % interval and `p` the two-sided p-value of no difference. `needed` is how many seeds on
+    either side would resolve it with 80 % probability if it and the spread are what they seem; `MOST_SEEDS + 1` says more.
+    """
 
     value: float
     margin: float | None
+    p: float | None = None
+    needed: int | None = None
 
     @property
     def resolved(self) -> bool | None:
@@ -36,6 +45,20 @@ class Difference:
     def __str__(self) -> str:
         value = f"{round(self.value, 2) + 0.0:+.2f}"  # -0.00 would say what the digits do not
         return value if self.margin is None else f"{value} ± {self.margin:.2f}"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation over `n` pairs, with its 95 % interval, unknown for fewer than four or where every rank agrees."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f}{interval}"
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
@@ -55,7 +78,7 @@ def difference(child: Mapping[int, float], parent: Mapping[int, float]) -> Diffe
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
         assert pairs is not None
-        return Difference(pairs.mean, _margin(_standard_error(pairs), pairs.n - 1) if pairs.std else None)
+        return _tested(pairs.mean, pairs.std or 0.0, lambda n: n - 1, pairs.n - 1, _standard_error(pairs))
     one, other = summarize(list(child.values())), summarize(list(parent.values()))
     return welch(one, other) if one and other else None
 
@@ -69,23 +92,65 @@ def welch(child: Summary, parent: Summary) -> Difference:
     if one + other == 0:
         return Difference(value, None)  # runs that agree to the last image say nothing of how they spread
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
-    return Difference(value, _margin(math.sqrt(one + other), freedom))
+    first, second = child.std**2, parent.std**2
+    share = (first + second) ** 2 / (first**2 + second**2)  # of equal numbers of seeds on both sides
+    return _tested(value, math.sqrt(first + second), lambda n: share * (n - 1), freedom, math.sqrt(one + other))
 
 
-def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Spearman's rank correlation; None for fewer than three pairs or where one side is constant."""
+def z_score(ours: Summary, theirs: Summary) -> float | None:
+    """Our mean minus theirs, in standard errors of that difference; None where a spread is unknown or there is none at all."""
+    if ours.std is None or theirs.std is None:
+        return None
+    error = math.hypot(_standard_error(ours), _standard_error(theirs))
+    return (ours.mean - theirs.mean) / error if error else None
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted so that the chance of any false one among them is below the level that they are held against (Holm 1979)."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlation | None:
+    """Spearman's rank correlation, with the interval of Bonett and Wright (2000).
+
+    None for fewer than three pairs or where one side is constant.
+    """
     from scipy import stats
 
-    if len(ours) < 3 or len(set(ours)) == 1 or len(set(theirs)) == 1:
+    n = len(ours)
+    if n < 3 or len(set(ours)) == 1 or len(set(theirs)) == 1:
         return None
-    return float(stats.spearmanr(ours, theirs).statistic)
+    value = float(stats.spearmanr(ours, theirs).statistic)
+    if n < 4 or abs(value) > 1 - 1e-9:
+        return Correlation(value, None, None, n)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n)
+
+
+def _tested(value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float) -> Difference:
+    """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with `freedom_of(n)` degrees of freedom."""
+    from scipy import stats
+
+    if not error:
+        return Difference(value, None)  # runs that differ by the same say nothing of how they spread
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    return Difference(value, margin, float(2 * stats.t.sf(abs(value) / error, freedom)), _needed(abs(value) / spread, freedom_of))
+
+
+def _needed(effect: float, freedom_of: Callable[[int], float]) -> int:
+    """The fewest seeds with which a difference of so many spreads is resolved with the probability `POWER`."""
+    from scipy import stats
+
+    def resolves(n: int) -> bool:
+        freedom = freedom_of(n)
+        return bool(stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, freedom), freedom, effect * math.sqrt(n)) >= POWER)
+
+    return 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=resolves)
 
 
 def _standard_error(summary: Summary) -> float:
     return (summary.std or 0.0) / math.sqrt(summary.n)
-
-
-def _margin(standard_error: float, freedom: float) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * standard_error
