@@ -26,7 +26,7 @@ def published(roadmap: Roadmap) -> Ablation:
         notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
     else:
         notes.append("No spread is published: no step is resolved or unresolved.")
-    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes)
+    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes, roadmap, reference=roadmap.reference)
 
 
 def measured(
@@ -63,7 +63,7 @@ def measured(
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)
     notes = [*_honest(rows, reference, adjusted), *_agreement(agreement), *roadmap.notes, *notes]
-    return Ablation(title, tuple(rows), "measured", notes, profile, agreement)
+    return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:

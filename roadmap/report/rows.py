@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from blocks import Complexity
 from roadmap.records import Result, Status
 from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, summarize
+from roadmap.tree import Reference, Roadmap
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,18 @@ class Row:
 class Ablation:
     """The rows of a roadmap, a title, and the sentences that belong under its table; `source` is `paper` or `measured`.
 
-    `agreement` is the rank correlation of the path's top-1 with the paper's.
+    `roadmap`, `profile` and `overrides` say what was run. `reference` is drawn as a line, `agreement` is the rank correlation of
+    the path's top-1 with the paper's.
     """
 
     title: str
     rows: tuple[Row, ...]
     source: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    roadmap: Roadmap
     profile: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    reference: Reference | None = None
     agreement: Correlation | None = None
 
     def row(self, step: str) -> Row:
