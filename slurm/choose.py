@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -23,7 +24,23 @@ def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:
     for name, key in (("roadmap", _roadmap), ("profile", _profile)):
         if (wanted := getattr(arguments, name)) is not None:
             runs = having(runs, arguments.runs, name, [wanted], key)
-    return runs
+    return in_order(runs)
+
+
+def in_order(runs: Iterable[RunDir]) -> list[RunDir]:
+    """The runs of one experiment after the other, its steps as they were planned, which is how their folders were made, then by seed."""
+    runs = list(runs)
+    made: dict[Path, float] = {}
+    for run in runs:
+        made[run.path.parent] = min(made.get(run.path.parent, math.inf), _made(run))
+    return sorted(runs, key=lambda run: (run.experiment, made[run.path.parent], run.step, run.seed, run.hash))
+
+
+def _made(run: RunDir) -> float:
+    try:
+        return run.config.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def having(runs: Iterable[RunDir], folder: Path, what: str, wanted: Iterable[str], key: Callable[[RunDir], str]) -> list[RunDir]:

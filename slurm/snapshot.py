@@ -11,6 +11,7 @@ from pathlib import Path
 from roadmap.provenance import ROOT
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
+KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
 PARTS = ("blocks", "roadmap", "slurm", "steps.yaml", "run_step.py", "collect.py")
 
 
@@ -18,7 +19,7 @@ def sources(root: Path) -> Iterator[Path]:
     """The files that a job needs, sorted, relative to `root`."""
     for part in PARTS:
         found = [root / part] if (root / part).is_file() else sorted((root / part).rglob("*"))
-        yield from (path.relative_to(root) for path in found if path.is_file() and path.suffix in (".py", ".yaml", ".json"))
+        yield from (path.relative_to(root) for path in found if path.is_file() and path.suffix in KINDS)
 
 
 def tree_hash(root: Path = ROOT) -> str:

@@ -382,5 +382,13 @@ def test_tasks_that_were_never_begun_are_told_in_short(job: str, tasks: list[str
     assert list(tasks_of(job)) == tasks
 
 
+def test_steps_are_listed_as_they_were_planned(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for step in ("resnet50", "kernel_7", "gelu"):
+            make(tmp_path, step, seed)
+    rows = json.loads(call("status", tmp_path, "--json").stdout)["runs"]
+    assert [(row["step"], row["seed"]) for row in rows] == [(step, seed) for step in ("resnet50", "kernel_7", "gelu") for seed in (0, 1)]
+
+
 def test_durations() -> None:
     assert [duration(59.6), duration(90061)] == ["0:01:00", "1 day, 1:01:01"]
