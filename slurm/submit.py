@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.cluster or default_cluster()
     cluster = load_cluster(name, arguments.cluster_file)
     configs = plan(arguments, cluster)
+    tell_changed([run_dir_of(arguments.runs, config) for config in configs])
     if arguments.dry_run:
         return rehearse(arguments, cluster, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
@@ -81,6 +82,16 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)
     return configs
+
+
+def tell_changed(runs: Sequence[RunDir]) -> None:
+    """Says which runs are there of the same steps and seeds, but of another configuration, such as one that was changed since."""
+    others = [
+        f"{run.step}/{other.name}" for run in runs for other in sorted(run.path.parent.glob(f"seed{run.seed}-*")) if other != run.path
+    ]
+    if others:
+        names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+        console().print(f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})", highlight=False)
 
 
 def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:

@@ -172,3 +172,10 @@ def test_an_array_of_one_job_is_one_job(tmp_path: Path) -> None:
 def test_an_unknown_scheduler_is_refused() -> None:
     with pytest.raises(ValidationError, match="scheduler"):
         cluster(scheduler="pbs")
+
+
+def test_runs_of_a_configuration_that_was_changed_are_told(tmp_path: Path) -> None:
+    changed = resolve(load_roadmap(), "gelu", profile="digits", seed=1, overrides={"recipe.epochs": 7})
+    old = prepare(tmp_path / "runs", changed)
+    done = rehearse(tmp_path, "--cluster", "local", "--profile", "digits", "--seeds", "2", "--steps", "gelu")
+    assert f"stale, of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending" in done.stdout
