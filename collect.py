@@ -1,41 +1,150 @@
-"""Makes tables and figures from finished runs: python collect.py runs --out reports/mine."""
+"""Makes tables, figures and a page from finished runs: python collect.py runs --out reports/mine."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roadmap.command import add_config_options, choices_of, main_of
+from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from roadmap.report.collect import How
+    from roadmap.report.gather import Experiment
+
+OUT_OF_TOLERANCE = 3
+RUNS_ONLY = ("profile", "overrides", "init_from", "holm", "watch", "check", "against")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(description="Make the ablation's tables and figures; runs that are missing are shown as missing.")
-    options.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="a folder of runs of one roadmap and profile")
-    options.add_argument("--paper", action="store_true", help="use the paper's own figures instead of runs")
-    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables and figures go")
+    options = argparse.ArgumentParser(
+        description="Make the ablation's tables, figures and page; runs that are missing are shown as missing. Two folders of runs, or "
+        "parts of them such as runs/convnext_t/digits, are put side by side.",
+        conflict_handler="resolve",
+    )
+    options.add_argument("runs", type=Path, nargs="*", metavar="RUNS", help="a folder of runs, or two to compare")
+    options.add_argument("--paper", nargs="*", metavar="ROADMAP", help="the paper's own figures instead of runs: of --roadmap, or of these")
+    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables, figures and page go")
     add_config_options(options)
+    options.add_argument("--roadmap", metavar="NAME", help="the runs' roadmap, where a folder holds several")
+    options.add_argument("--profile", metavar="NAME", help="the runs' profile, where a folder holds several; 'paper' for those without")
+    options.add_argument("--columns", metavar="KEY,...", help="the tables' columns (default: those that say something)")
+    options.add_argument("--holm", action="store_true", help="adjust the p-values of all steps together, after Holm")
+    options.add_argument("--x", metavar="KEY,...", help="draw accuracy against these costs, too, a figure each (always: gmacs)")
+    options.add_argument("--tables-only", action="store_true", help="no figures and no page")
+    options.add_argument(
+        "--watch", type=float, nargs="?", const=30.0, metavar="SECONDS", help="collect again until all runs are finished (default: 30)"
+    )
+    options.add_argument(
+        "--check", type=float, metavar="TOLERANCE", help="exit with 3 if a mean is further than so many points from the paper's"
+    )
+    options.add_argument("--against", type=Path, metavar="FILE", help="check against this table, such as an earlier ablation.csv")
     return options
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads, writes, and prints the table."""
-    from roadmap.report.collect import collect_paper, collect_runs
+    """Reads, writes, and prints the table; returns the exit code."""
+    from roadmap.report.collect import How, Report, name_files, papers
 
-    if arguments.paper == (arguments.runs is not None):
-        raise ConfigError([Problem("collect.py", "takes either a folder of RUNS or --paper")])
-    if arguments.paper and arguments.ablate is not None:
-        raise ConfigError([Problem("--ablate", "the paper has figures for the path only")])
-    if arguments.paper and (arguments.profile is not None or arguments.overrides):
-        raise ConfigError([Problem("--paper", "takes no --profile and no --set: the paper's figures are of its own runs")])
-    roadmap, choices = load_roadmap(arguments.steps_file, arguments.roadmap), choices_of(arguments)
-    if arguments.paper:
-        collect_paper(roadmap, arguments.out)
-    else:
-        collect_runs(roadmap, arguments.runs, arguments.out, ablation=arguments.ablate, **choices)
+    _refuse_nonsense(arguments)
+    how = How(*_chosen(arguments), arguments.tables_only)
+    if arguments.paper is None:
+        return _watch(arguments, how) if arguments.watch is not None else _collect(arguments, how)
+    names = list(dict.fromkeys(arguments.paper)) or [arguments.roadmap or "convnext_t"]
+    report = Report(papers([load_roadmap(arguments.steps_file, name) for name in names]))
+    files = report.write(arguments.out, how)
+    report.show(how)
+    name_files(files)
+    return 0
+
+
+def _refuse_nonsense(arguments: argparse.Namespace) -> None:
+    """ConfigError for options that have no meaning, or none together."""
+    problems = []
+    if (arguments.paper is None) == (not arguments.runs):
+        problems.append(Problem("collect.py", "takes either a folder of RUNS, or two, or --paper"))
+    if max(len(arguments.runs), len(arguments.paper or ())) > 2:
+        problems.append(Problem("collect.py", "compares two folders of RUNS or two roadmaps of the paper, not more"))
+    if arguments.paper and arguments.roadmap is not None:
+        problems.append(Problem("--roadmap", "is not needed where --paper names the roadmaps"))
+    if arguments.paper is not None and (given := [name for name in RUNS_ONLY if getattr(arguments, name)]):
+        words = ", ".join("--set" if name == "overrides" else f"--{name.replace('_', '-')}" for name in given)
+        problems.append(Problem("--paper", f"takes no {words}: the paper's figures are of its own runs"))
+    if arguments.paper is not None and arguments.ablate is not None:
+        problems.append(Problem("--ablate", "the paper has figures for the path only"))
+    numbers = {f"--{name}": value for name in ("watch", "check") if (value := getattr(arguments, name)) is not None}
+    problems += [Problem(name, f"must be more than 0, not {value:g}") for name, value in numbers.items() if not 0 < value < math.inf]
+    if arguments.against is not None and arguments.check is None:
+        problems.append(Problem("--against", "is what --check TOLERANCE checks against; give both"))
+    if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
+        problems.append(Problem("--check", "takes one folder of RUNS and no --watch"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _chosen(arguments: argparse.Namespace) -> tuple[list[str] | None, list[str]]:
+    """The columns and the axes; ConfigError for one that there is not."""
+    from roadmap.report.columns import COLUMNS
+
+    columns = None if arguments.columns is None else _keys("--columns", arguments.columns, COLUMNS)
+    if arguments.x is None:
+        return columns, ["gmacs"]
+    from roadmap.report.cost_plot import COSTS  # which needs matplotlib
+
+    return columns, list(dict.fromkeys(["gmacs", *_keys("--x", arguments.x, COSTS)]))
+
+
+def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """The keys of a list with commas, each once."""
+    keys, known = list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip())), list(known)
+    if not keys:
+        raise ConfigError([Problem(option, f"names nothing; there are {', '.join(known)}")])
+    if unknown := [key for key in keys if key not in known]:
+        raise ConfigError([Problem(option, f"unknown key '{key}'{one_of_these(key, known)}") for key in unknown])
+    return keys
+
+
+def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
+    """What the folders hold."""
+    from roadmap.report.gather import Choices, experiment_of
+
+    overrides = choices_of(arguments)["overrides"]
+    choices = Choices(arguments.steps_file, arguments.roadmap, arguments.profile, overrides, arguments.ablate, arguments.holm)
+    return [experiment_of(folder, choices) for folder in arguments.runs]
+
+
+def _collect(arguments: argparse.Namespace, how: How) -> int:
+    """Collects runs once, and holds them against what they should be if asked to."""
+    from roadmap.report.check import published_figures, read_expected
+    from roadmap.report.collect import Report, held_against, name_files, parts_of
+
+    expected = read_expected(arguments.against) if arguments.against else None
+    report = Report(parts_of([experiment.look() for experiment in _experiments(arguments)]))
+    if arguments.check is not None and expected is None:
+        expected = published_figures(report.parts[0].ablation)
+    files = report.write(arguments.out, how)
+    report.show(how)
+    name_files(files)
+    if expected is None or held_against(report.parts[0], expected, arguments.check).passed:
+        return 0
+    return OUT_OF_TOLERANCE
+
+
+def _watch(arguments: argparse.Namespace, how: How) -> int:
+    """Collects runs until all are finished; Ctrl-C is a way to end it like any other."""
+    from roadmap.report.collect import Report, parts_of
+    from roadmap.report.watch import watch
+
+    with suppress(KeyboardInterrupt):
+        watch(_experiments(arguments), lambda found: Report(parts_of(found)).write(arguments.out, how), arguments.watch)
     return 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +23,7 @@ from roadmap.tree import NO_PROFILE
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
 FORMAT = 1
-State = Literal["done", "diverged", "failed", "running", "stale", "pending"]
+State = Literal["done", "diverged", "newer", "failed", "running", "stale", "pending"]
 
 
 class Result(Spec):
@@ -70,6 +73,10 @@ class DamagedResult(ValueError):
     """A result.json that does not hold a result; the run counts as unfinished."""
 
 
+class NewerResult(ConfigError):
+    """A result.json that a later version has written: the run is finished, and must not be trained again over its result."""
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The files of one run."""
@@ -89,7 +96,7 @@ class RunDir:
     @property
     def step(self) -> str:
         """The step's id."""
-        return self.path.parent.name
+        return self.path.parts[-2]
 
     @property
     def seed(self) -> int:
@@ -165,32 +172,34 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_result(run: RunDir) -> Result | None:
-    """The run's result, None while there is none; DamagedResult if the file is empty, torn, another run's or from a later version."""
+    """The run's result, None while there is none; DamagedResult if the file is empty, torn or another run's, NewerResult if it is newer."""
     try:
-        text = run.result.read_text(encoding="utf-8")
+        content = run.result.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedResult(f"{run.name}/result.json cannot be read: {error}") from error
+    except OSError as error:
+        raise DamagedResult(f"{run.name}/result.json cannot be read: {error.strerror}") from error
     try:
-        result = Result.model_validate_json(text)
+        result = Result.model_validate_json(content)
     except ValidationError as error:
-        raise DamagedResult(f"{run.name}/result.json {_damage(text, error)}") from error
+        raise _refusal(run, content, error) from error
     if (result.step, result.seed, result.hash) != (run.step, run.seed, run.hash):
         raise DamagedResult(f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}")
     return result
 
 
-def _damage(text: str, error: ValidationError) -> str:
+def _refusal(run: RunDir, content: bytes, error: ValidationError) -> DamagedResult | NewerResult:
     """What is wrong with a result.json, in a few words."""
-    wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
-    if not text.strip():
-        return "is empty"
+    name, wrong = f"{run.name}/result.json", [str(item["loc"][0]) for item in error.errors() if item["loc"]]
     if not wrong:
-        return "is damaged: it is not JSON"
-    if "format" in wrong:
-        return f"is damaged: its format is unknown to this version ({FORMAT})"
-    return f"is damaged: {', '.join(wrong)}"
+        return DamagedResult(f"{name} is damaged: it is not JSON" if content.strip() else f"{name} is empty")
+    if "format" not in wrong:
+        return DamagedResult(f"{name} is damaged: {', '.join(wrong)}")
+    version = json.loads(content).get("format")
+    if not isinstance(version, int) or version <= FORMAT:
+        return DamagedResult(f"{name} is damaged: its format is unknown to this version ({FORMAT})")
+    message = f"was written by a later version (format {version}, this one reads {FORMAT}); update this code to collect it"
+    return NewerResult([Problem(name, message)])
 
 
 @dataclass(frozen=True)
@@ -212,18 +221,21 @@ def status(run: RunDir) -> Status:
     """Where a run stands, read from its files alone.
 
     `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones ended with an error.
+    `newer` ones have a result that only a later version can read; like finished ones, they are not to be trained again.
     """
     why = None
     try:
-        result = read_result(run)
+        if (result := read_result(run)) is not None:
+            return Status(run, result.status, result)
+    except NewerResult as error:
+        return Status(run, "newer", why=str(error))
     except DamagedResult as error:
-        result, why = None, str(error)
-    if result is not None:
-        return Status(run, result.status, result)
+        why = str(error)
     latest = read_json_lines(run.metrics, tail_bytes=4096)[-1:]
     record = latest[0] if latest else None
-    if (working := owner(run.path)) is not None:
-        return Status(run, "running", None, record, owner=working)
+    with suppress(FileNotFoundError):  # the run is being deleted
+        if (working := owner(run.path)) is not None:
+            return Status(run, "running", None, record, owner=working)
     files = attempts(run.path)
     if not files:
         return Status(run, "pending", None, record, why)
@@ -234,20 +246,24 @@ def status(run: RunDir) -> Status:
 
 
 def find_runs(root: Path) -> list[RunDir]:
-    """All run directories below `root`, sorted; ConfigError if it cannot be read."""
-    found: list[RunDir] = []
+    """All run directories below `root`, sorted; ConfigError if it, or a folder in it, cannot be read."""
     try:
         root = root.resolve(strict=True)
-        if not root.is_dir():
-            raise NotADirectoryError(20, "it is not a folder")
+        return [RunDir(Path(folder)) for folder in _run_folders(str(root), len(root.parts))]
     except OSError as error:
-        raise ConfigError([Problem(relative(root), f"cannot be read as a folder of runs: {error.strerror}")]) from error
+        where = relative(Path(error.filename or root))
+        raise ConfigError([Problem(where, f"cannot be read as a folder of runs: {error.strerror}")]) from error
 
-    def refuse(error: OSError) -> None:
-        raise ConfigError([Problem(error.filename, f"cannot be read: {error.strerror}")])
 
-    for folder, children, _ in os.walk(root, onerror=refuse):
-        if RUN_FOLDER.fullmatch(Path(folder).name) and len(Path(folder).parts) > 4:
-            children.clear()
-            found.append(RunDir(Path(folder)))
-    return sorted(found, key=lambda run: run.path)
+def _run_folders(folder: str, depth: int) -> Iterator[str]:
+    """The run directories at and below `folder`, which lies `depth` parts deep; none of them is itself looked into."""
+    if depth > 4 and RUN_FOLDER.fullmatch(folder.rpartition(os.sep)[2]):
+        yield folder
+        return
+    try:
+        with os.scandir(folder) as entries:
+            below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return  # removed since its parent was read
+    for name in below:
+        yield from _run_folders(f"{folder.rstrip(os.sep)}{os.sep}{name}", depth + 1)

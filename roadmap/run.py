@@ -18,7 +18,7 @@ from roadmap.data.check import check_data, class_folders, count_images, find_sha
 from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, Result, RunDir, find_runs, prepare, read_result, run_dir_of
+from roadmap.records import DamagedResult, NewerResult, Result, RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.init_from import check_init
 from roadmap.training.launch import launched
@@ -101,7 +101,7 @@ def _forecast(config: RunConfig, runs: Path, images: int) -> str:
     for run in find_runs(folder) if folder.is_dir() else []:
         try:
             result = read_result(run)
-        except DamagedResult:
+        except (DamagedResult, NewerResult):
             continue
         if result is not None and result.hash == config.hash:
             speeds.setdefault(result.hardware, []).append(result.images_per_s)

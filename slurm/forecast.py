@@ -8,7 +8,7 @@ from statistics import fmean
 
 from blocks.cost import complexity
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, Result, find_runs, read_result, run_dir_of
+from roadmap.records import DamagedResult, NewerResult, Result, find_runs, read_result, run_dir_of
 from roadmap.run import training_images
 from slurm.cluster import Cluster
 
@@ -50,7 +50,7 @@ def _finished(config: RunConfig, runs: Path) -> Iterator[Result]:
     for run in find_runs(folder) if folder.is_dir() else []:
         try:
             result = read_result(run)
-        except DamagedResult:
+        except (DamagedResult, NewerResult):
             continue
         if result is not None and result.hash == config.hash:
             yield result

@@ -23,7 +23,7 @@ from roadmap.terminal import console, count, table
 from slurm.board import Board, Row, look
 from slurm.choose import add_experiment_options, runs_of_experiment
 
-FINISHED = ("done", "diverged")
+FINISHED = ("done", "diverged", "newer")
 
 
 class HasState(Protocol):

@@ -17,7 +17,7 @@ from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count
 from roadmap.training.init_from import check_init, named
 from roadmap.training.trackers import check_trackers
-from roadmap.tree import resolve
+from roadmap.tree import NO_PROFILE, resolve
 from slurm.batch import Array, arrays_of, collect_when_done, script, submit
 from slurm.board import look
 from slurm.cluster import CLUSTER_YAML, Cluster, default_cluster, load_cluster
@@ -174,7 +174,8 @@ def _collecting(arguments: argparse.Namespace, snapshot: Path) -> list[str]:
     out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
     words = [sys.executable, str(snapshot / "collect.py"), str(arguments.runs.absolute()), "--out", str(out.absolute())]
     words += ["--steps-file", str(Path(arguments.steps_file).absolute()), "--roadmap", arguments.roadmap]
-    for option in ("profile", "ablate", "init_from"):
+    words += ["--profile", arguments.profile or NO_PROFILE]
+    for option in ("ablate", "init_from"):
         if getattr(arguments, option) is not None:
             words += [f"--{option.replace('_', '-')}", getattr(arguments, option)]
     return words + [word for override in arguments.overrides for word in ("--set", override)]

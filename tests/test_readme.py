@@ -69,7 +69,8 @@ def test_every_command_line_names_files_and_options_that_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    found = re.findall(r"\]\(([^)]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    links = [link for link in found if not link.startswith("http")]
     assert len(links) >= 6
     assert [link for link in links if not (ROOT / link).exists()] == []
 
@@ -86,6 +87,9 @@ def test_the_committed_reports_are_whole() -> None:
     assert "57 of 57 runs" in report
     assert "Hardware:" in report
     assert "MIXED" not in report
-    names = {"ablation.md", "ablation.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "accuracy_vs_gmacs.svg"}
-    assert names <= {path.name for path in (ROOT / "reports/paper").iterdir()}
-    assert names | {"runs.csv"} == {path.name for path in (ROOT / "reports/digits_noisy").iterdir()}
+    tables = {"ablation.md", "ablation.csv", "ablation.json", "ablation.tex", "ablation.html"}
+    figures = {f"{name}.{kind}" for name in ("roadmap", "accuracy_vs_gmacs") for kind in ("png", "svg", "pdf")}
+    paper = ROOT / "reports/paper"
+    assert figures | {"report.html", "comparison.md"} <= {path.name for path in paper.iterdir()}
+    assert all(tables == {path.name for path in (paper / roadmap).iterdir()} for roadmap in ("convnext_t", "convnext_b"))
+    assert tables | figures | {"report.html", "runs.csv"} <= {path.name for path in (ROOT / "reports/digits_noisy").iterdir()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_at
 from roadmap.lease import Lease
 from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, RunDir, find_runs, prepare, read_result, status
+from roadmap.records import DamagedResult, NewerResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
@@ -25,6 +26,8 @@ from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_run
 from roadmap.training.stopping import Stopped, StopSignals
+from slurm.submit import is_open
+from slurm.worker import next_open
 from tests.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
@@ -55,7 +58,9 @@ def test_a_run_directory_holds_what_it_should(finished: RunDir) -> None:
     assert finished.path.name == f"seed0-{result.hash}"
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', '{"format": 2}', "[]", "null"])
+@pytest.mark.parametrize(
+    "text", ["", " \n", "{", '{"format": 1}', '{"format": 0}', '{"format": "2"}', '{"format": 2', "[]", "null", "\xff"]
+)
 def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -> None:
     before = json.loads(finished.result.read_text(encoding="utf-8"))
     finished.result.write_text(text, encoding="utf-8")
@@ -65,6 +70,62 @@ def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -
     assert "result.json" in str(status(finished).why)
     again = train(config_of(), finished.path)
     assert (again.top1, again.iterations) == (before["top1"], before["iterations"])
+
+
+def newer(run: RunDir) -> bytes:
+    """Gives a finished run the result of a later version; returns it."""
+    document = json.loads(run.result.read_text(encoding="utf-8"))
+    run.result.write_text(json.dumps(document | {"format": 2, "top1": {"mean": 1.0}, "seed": "zero"}), encoding="utf-8")
+    return run.result.read_bytes()
+
+
+def test_a_newer_result_is_told_apart_and_the_run_not_trained_again(finished: RunDir) -> None:
+    before = newer(finished)
+    said = r"seed0-\w+/result\.json was written by a later version \(format 2, this one reads 1\); update this code to collect it"
+    with pytest.raises(NewerResult, match=said):
+        read_result(finished)
+    assert status(finished).state == "newer"
+    assert re.search(said, str(status(finished).why))
+    assert status(finished).result is None
+    with pytest.raises(NewerResult, match=said):
+        train(config_of(), finished.path)
+    assert finished.result.read_bytes() == before
+
+
+def test_nobody_submits_or_takes_a_run_with_a_newer_result(finished: RunDir) -> None:
+    newer(finished)
+    assert not is_open(status(finished), {})
+    assert next_open([str(finished.path)], set()) == (None, False)
+
+
+def test_training_a_run_with_a_newer_result_is_refused_by_the_command(finished: RunDir, tmp_path: Path) -> None:
+    before = newer(finished)
+    command = [sys.executable, str(ROOT / "run_step.py"), "layer_norm", "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "was written by a later version" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert finished.result.read_bytes() == before
+    assert status(finished).state == "newer"
+
+
+@pytest.mark.parametrize("field", ["step", "seed", "hash"])
+def test_a_result_that_belongs_to_another_run_is_damaged(field: str, finished: RunDir) -> None:
+    document = json.loads(finished.result.read_text(encoding="utf-8"))
+    other = {"step": "gelu", "seed": 5, "hash": "01234567"}
+    finished.result.write_text(json.dumps(document | {field: other[field]}), encoding="utf-8")
+    with pytest.raises(DamagedResult, match=rf"is damaged: it belongs to .*{other[field]}"):
+        read_result(finished)
+    assert status(finished).state == "stale"
+
+
+def test_a_result_that_is_a_folder_is_damaged(tmp_path: Path) -> None:
+    run = prepare(tmp_path, config_of())
+    run.result.mkdir()
+    with pytest.raises(DamagedResult, match=r"result\.json cannot be read: Is a directory"):
+        read_result(run)
+    assert status(run).state == "pending"
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(finished: RunDir, caplog: pytest.LogCaptureFixture) -> None:
@@ -205,6 +266,24 @@ def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == find_runs(run.path) == [run]
     with pytest.raises(ConfigError, match="cannot be read as a folder of runs"):
         find_runs(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read as a folder of runs: Not a directory"):
+        find_runs(run.config)
+
+
+def test_runs_are_found_in_the_order_of_their_folders_and_links_are_not_followed(tmp_path: Path) -> None:
+    names = ["b/digits/gelu", "a-b/digits/gelu", "a/digits/gelu", "a/digits/gelu-gelu", "a/digits/gelu+gelu"]
+    for name in names:
+        for seed in (10, 2):
+            (tmp_path / "runs" / name / f"seed{seed}-0123abcd").mkdir(parents=True)
+    (tmp_path / "runs" / "c").symlink_to(tmp_path / "runs" / "a")
+    found = [run.path for run in find_runs(tmp_path / "runs")]
+    assert found == sorted((tmp_path / "runs").resolve() / name / f"seed{seed}-0123abcd" for name in names for seed in (2, 10))
+
+
+def test_what_is_in_a_run_is_not_looked_at_to_find_it(tmp_path: Path) -> None:
+    inner = tmp_path / "convnext_t/digits/gelu/seed0-0123abcd"
+    (inner / "a/b/c/seed1-0123abcd").mkdir(parents=True)
+    assert [run.path for run in find_runs(tmp_path)] == [inner.resolve()]
 
 
 def test_a_run_that_somebody_works_on_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

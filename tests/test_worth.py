@@ -8,22 +8,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import ErrorbarContainer
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 from scipy import stats
 
 from roadmap.provenance import ROOT
 from roadmap.records import find_runs, prepare, status
 from roadmap.report.stats import Difference
+from roadmap.report.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.report.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
-from roadmap.report.worth_plot import worth_points
+from roadmap.report.worth_plot import MARKS, worth_points
 from roadmap.steps import load_roadmap, resolve
+from tests.drawn import outside, overlapping, texts_of
 from tests.test_collect import finish
 
 ROADMAP = load_roadmap()
@@ -107,7 +109,7 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     assert float(rows["gelu", LAST]["delta"]) == pytest.approx(8.5 / 3)
     assert (rows["gelu", LAST]["n"], rows["gelu", LAST]["resolved"]) == ("3", "True")
     assert rows["kernel_7", LAST]["delta"] == ""
-    assert {path.name for path in out.glob("worth.*")} == {"worth.csv", "worth.md", "worth.png", "worth.svg"}
+    assert {path.name for path in out.glob("worth.*")} == {f"worth.{kind}" for kind in ("csv", "md", "pdf", "png", "svg")}
 
 
 def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path) -> None:
@@ -171,31 +173,38 @@ DIFFERENCES: Mapping[str, Any] = {
 }
 
 
+def marks(axes: Axes) -> dict[str, list[tuple[float, bool]]]:
+    """The value of each mark, and whether it is filled, by its reading."""
+    colours = {to_hex(colour): reading for reading, (colour, _, _) in MARKS.items()}
+    found: dict[str, list[tuple[float, bool]]] = {reading: [] for reading in READINGS}
+    for points in axes.collections:
+        if isinstance(points, PathCollection):
+            edges, faces = np.asarray(points.get_edgecolor()), np.asarray(points.get_facecolor())
+            values = np.asarray(points.get_offsets())[:, 0].tolist()
+            filled = [bool(np.all(face == edges[0])) for face in faces]
+            found[colours[to_hex(edges[0])]] += zip(values, filled, strict=True)
+    return found
+
+
+@pytest.mark.parametrize("width", [DOUBLE_COLUMN, SINGLE_COLUMN])
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str) -> None:
+def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str, width: float) -> None:
     found = [
         Worth(step, ROADMAP.tree[step].title, dict(zip(READINGS, DIFFERENCES[name], strict=True)), dict.fromkeys(READINGS, 3))
         for step in ROADMAP.trunk[1:]
     ]
-    figure = worth_points(found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy")
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure = worth_points(found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy", width)
     (axes,) = figure.axes
-    drawn = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
-    for container, difference in zip(drawn, DIFFERENCES[name], strict=True):
-        expected = [] if difference is None else [pytest.approx(difference.value)] * len(found)
-        assert np.asarray(container.lines[0].get_xdata()).tolist() == expected
+    for reading, difference in zip(READINGS, DIFFERENCES[name], strict=True):
+        drawn = marks(axes)[reading]
+        assert [value for value, _ in drawn] == pytest.approx([] if difference is None else [difference.value] * len(found))
+        assert [filled for _, filled in drawn] == [difference.resolved is True for _ in drawn]
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == list(READINGS)
-    low, high = axes.get_xlim()
-    ticks = [text for text in axes.get_xticklabels() if low <= text.get_position()[0] <= high]
-    texts = [*axes.get_yticklabels(), *ticks, axes.xaxis.label, *legend.get_texts(), *figure.texts]
-    boxes = {text.get_text(): text.get_window_extent(canvas.get_renderer()) for text in texts if text.get_text()}
-    for (one, box), (other, its) in combinations(boxes.items(), 2):
-        assert not box.overlaps(its), (one, other)
-    width, height = figure.bbox.width, figure.bbox.height
-    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes.values())
+    texts = texts_of(figure)
+    assert len(texts) > len(found) + len(READINGS) + 2
+    assert (overlapping(texts), outside(texts, figure.bbox)) == ([], [])
 
 
 def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
@@ -208,8 +217,7 @@ def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
     assert [text.get_text() for text in axes.texts] == ["◀ -74.44 ± 2.07", "+30.00 ▶"]
     low, high = axes.get_xlim()
     assert -10 < low < high < 10
-    drawn = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
-    assert [len(np.asarray(container.lines[0].get_xdata())) for container in drawn] == [len(found) - 1] * 3
+    assert {reading: len(drawn) for reading, drawn in marks(axes).items()} == dict.fromkeys(READINGS, len(found) - 1)
 
 
 def test_the_csv_of_runs_holds_the_ablations_runs_only(runs: Path, tmp_path: Path) -> None:

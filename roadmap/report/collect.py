@@ -1,131 +1,183 @@
-"""From a folder of runs, or from the paper, to a folder of tables and figures."""
+"""From folders of runs, or from the paper, to a folder of tables, figures and a page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from roadmap.ablations import ablate, end_of
 from roadmap.files import write_atomic, written
-from roadmap.records import Status, find_runs, status
-from roadmap.report.ablation import measured, origins, published
-from roadmap.report.plots import accuracy_vs_gmacs, roadmap_bars
+from roadmap.report.ablation import origins, published
+from roadmap.report.check import Expected, Verdict, check
+from roadmap.report.compare import Comparison, compare, to_grid, write_comparison
+from roadmap.report.gather import Experiment, Found, Worths
+from roadmap.report.markup import Grid
 from roadmap.report.rows import Ablation
-from roadmap.report.style import save
-from roadmap.report.tables import WORTH_COLUMNS, cells, columns, markdown, runs_frame, to_frame, to_markdown, worth_cells, worth_frame
-from roadmap.report.worth import MEANING, Worth, worths
-from roadmap.report.worth_plot import worth_points
+from roadmap.report.tables import WORTH_COLUMNS, grid, markdown, worth_cells, worth_frame, write, write_runs
+from roadmap.report.worth import MEANING
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.terminal import console, count, table
-from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
+from roadmap.terminal import console, table
+from roadmap.tree import Roadmap
 
 
-def collect_paper(roadmap: Roadmap, out: Path) -> None:
-    """The publication's table and figures, from the steps file alone."""
-    ablation = published(roadmap)
-    if not ablation.rows:
-        raise ConfigError([Problem(relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}")])
-    _write(ablation, roadmap.reference, out)
+@dataclass(frozen=True)
+class How:
+    """What is made: the tables' columns, the x-axes of the figures of accuracy against cost, or the tables alone."""
+
+    columns: Sequence[str] | None = None
+    x: Sequence[str] = ("gmacs",)
+    tables_only: bool = False
 
 
-def collect_runs(
-    roadmap: Roadmap, runs: Path, out: Path, *, ablation: str | None = None, profile: str | None, overrides: Mapping[str, Any]
-) -> None:
-    """Tables and figures of the runs below `runs`, which must be of one roadmap and one profile; finds out which, if need be.
+@dataclass(frozen=True)
+class Part:
+    """One ablation of a report, with its runs if it was measured; its tables go into `folder` below the report's."""
 
-    With an `ablation`, its combinations take the place of the path, and what each change is worth is told, too.
-    """
-    found = [status(run) for run in find_runs(runs)]
-    profile = _one_experiment(roadmap, runs, found, profile)
-    whole = roadmap
-    if ablation is not None:
-        roadmap = ablate(whole, ablation, profile=profile, overrides=overrides)
-    mine = [run for run in found if run.run.experiment == (roadmap.name, profile or NO_PROFILE)]
-    mine.sort(key=lambda run: (_place(roadmap, run.run.step), run.run.path.name))
-    hashes = {resolve(roadmap, step, profile=profile, overrides=overrides).hash for step in roadmap.steps}
-    here = [run for run in mine if run.run.step in roadmap.tree or run.run.hash in hashes or not whole.knows(run.run.step)]
-    reference = _reference(whole, profile, overrides)
-    rows = measured(roadmap, profile, overrides, here, reference)
-    if len(here) < len(mine):
-        rows.notes.append(f"{count(len(mine) - len(here), 'run')} of other steps and combinations left out (--ablate chooses others).")
-    _write(rows, reference, out, runs_frame(here, rows))
-    if ablation and (end := end_of(whole, ablation)):
-        title = f"What each change on the way to {whole.tree[end].title} is worth on {profile or 'ImageNet-1K'}"
-        if changes := worths(whole, end, profile, overrides, mine):
-            used = {name for worth in changes for name in worth.hashes}
-            _write_worth(changes, title, out, origins([run.result for run in mine if run.result and run.result.hash in used]))
+    ablation: Ablation
+    folder: str = ""
+    found: Found | None = None
 
 
-def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
-    """What the runs are compared with: on digits a logistic regression, on the paper's own data its reference network."""
-    first = roadmap.steps[0]
-    mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
-    if mine.data.dataset == "digits":
-        from roadmap.data.digits import logistic_regression
-
-        return Reference(title="logistic regression on the pixels", top1=logistic_regression(mine.data))
-    same = (mine.data, mine.model.num_classes) == (plain.data, plain.model.num_classes)
-    return roadmap.reference if same else None
-
-
-def _one_experiment(roadmap: Roadmap, runs: Path, found: list[Status], profile: str | None) -> str | None:
-    """The profile to collect; ConfigError if the folder leaves it open."""
-    there = sorted({run.run.experiment[1] for run in found if run.run.experiment[0] == roadmap.name})
-    if not there:
-        raise ConfigError([Problem(relative(runs), f"holds no runs of {roadmap.name}")])
-    if profile is None and len(there) > 1:
-        raise ConfigError([Problem(relative(runs), f"holds runs of the profiles {', '.join(there)}; choose one with --profile")])
-    if profile is not None and profile not in there:
-        raise ConfigError([Problem(relative(runs), f"holds no runs of profile '{profile}', but of {', '.join(there)}")])
-    return profile or (None if there[0] == NO_PROFILE else there[0])
+def papers(roadmaps: Sequence[Roadmap]) -> list[Part]:
+    """The publication's ablation of each roadmap; ConfigError for one without published figures."""
+    parts = []
+    for roadmap in roadmaps:
+        ablation = published(roadmap)
+        if not ablation.rows:
+            raise ConfigError([Problem(relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}")])
+        parts.append(Part(ablation, roadmap.name if len(roadmaps) > 1 else ""))
+    return parts
 
 
-def _place(roadmap: Roadmap, step: str) -> int:
-    return roadmap.steps.index(step) if step in roadmap.tree else len(roadmap.steps)
+def parts_of(found: Sequence[Found]) -> list[Part]:
+    """The ablations of one or two folders of runs; those of two go into folders that say in what the two differ."""
+    names = _names([each.experiment for each in found]) if len(found) > 1 else [""]
+    return [Part(each.ablation, name, each) for each, name in zip(found, names, strict=True)]
 
 
-def _write(ablation: Ablation, reference: Reference | None, out: Path, runs: pd.DataFrame | None = None) -> None:
-    """The files of an ablation, and its table at the terminal."""
-    with written(out):
-        out.mkdir(parents=True, exist_ok=True)
-        if runs is not None:
-            write_atomic(out / "runs.csv", runs.to_csv(index=False))
-        write_atomic(out / "ablation.csv", to_frame(ablation).to_csv(index=False))
-        write_atomic(out / "ablation.md", to_markdown(ablation))
-        figures = save(roadmap_bars(ablation, reference), out / "roadmap")
-        figures += save(accuracy_vs_gmacs(ablation, reference), out / "accuracy_vs_gmacs")
-    _show(ablation.title, columns(ablation), [cells(ablation, row) for row in ablation.rows], ablation.notes)
-    _point_to(out / "ablation.md", figures)
+def _names(sides: Sequence[Experiment]) -> Iterator[str]:
+    """a-digits and b-cifar10, or a-convnext_t and b-convnext_b where the roadmap is what differs."""
+    keys = [(side.whole.name, side.choices.profile or "paper") for side in sides]
+    differ = [len(set(values)) > 1 for values in zip(*keys, strict=True)]
+    for letter, key in zip("ab", keys, strict=True):
+        words = [word for word, differs in zip(key, differ, strict=True) if differs] or [key[1]]
+        yield "-".join([letter, *words])
 
 
-def _write_worth(found: list[Worth], title: str, out: Path, origin: list[str]) -> None:
-    """The table and the figure of what each change is worth."""
-    rows = [worth_cells(worth) for worth in found]
+@dataclass(frozen=True)
+class Report:
+    """One ablation, or two beside one another."""
+
+    parts: Sequence[Part]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """What two ablations have in common."""
+        return compare(self.parts[0].ablation, self.parts[1].ablation) if len(self.parts) > 1 else None
+
+    def write(self, out: Path, how: How) -> dict[str, list[Path]]:
+        """Writes tables, figures and the page, and returns their paths by what they are; ConfigError where that cannot be."""
+        files: dict[str, list[Path]] = {"tables": []}
+        with written(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for part in self.parts:
+                files["tables"] += _write_tables(part, out / part.folder, how.columns)
+            files["tables"] += write_comparison(self.comparison, out) if self.comparison else []
+            if not how.tables_only:
+                files |= {"figures": _write_figures(self.parts, out, how.x), "page": [_write_page(self.parts, out)]}
+        return files
+
+    def show(self, how: How) -> None:
+        """Prints the tables at the terminal."""
+        for part in self.parts:
+            _show(grid(part.ablation, how.columns))
+            if part.found and (worth := part.found.worth):
+                cells = [worth_cells(change) for change in worth.changes]
+                _print(worth.title, WORTH_COLUMNS, cells, _worth_notes(part.found, worth))
+        if self.comparison:
+            _show(to_grid(self.comparison))
+            for letter, part in zip("AB", self.parts, strict=True):
+                if part.found:  # the titles may be the same
+                    console().print(f"{letter}: {relative(part.found.experiment.folder)}", soft_wrap=True, markup=False)
+
+
+def name_files(files: Mapping[str, Sequence[Path]]) -> None:
+    """Says what was written."""
+    for kind, paths in files.items():
+        console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True, markup=False)
+
+
+def _write_tables(part: Part, out: Path, columns: Sequence[str] | None) -> list[Path]:
+    files = write(part.ablation, out, columns)
+    if part.found is None:
+        return files
+    files.append(write_runs(part.found.runs, part.ablation, out))
+    return files + (_write_worth(part.found, part.found.worth, out) if part.found.worth else [])
+
+
+def _named(parts: Sequence[Part]) -> list[Ablation]:
+    """The ablations, called A and B as in the comparison where there are two."""
+    if len(parts) == 1:
+        return [parts[0].ablation]
+    return [replace(part.ablation, title=f"{letter}: {part.ablation.title}") for letter, part in zip("AB", parts, strict=True)]
+
+
+def _write_figures(parts: Sequence[Part], out: Path, x: Sequence[str]) -> list[Path]:
+    """One figure after the other, so that one at a time is in memory."""
+    from roadmap.report.figures import draw
+    from roadmap.report.style import save
+    from roadmap.report.worth_plot import worth_points
+
+    files: list[Path] = []
+    for name, figure in draw(_named(parts), x):
+        files += save(figure, out / name)
+    for part in parts:
+        if part.found and (worth := part.found.worth):
+            files += save(worth_points(worth.changes, worth.title), out / part.folder / "worth")
+    return files
+
+
+def _write_page(parts: Sequence[Part], out: Path) -> Path:
+    from roadmap.report.html import page
+
+    write_atomic(out / "report.html", page(_named(parts)))
+    return out / "report.html"
+
+
+def _write_worth(found: Found, worth: Worths, out: Path) -> list[Path]:
+    cells = [worth_cells(change) for change in worth.changes]
+    write_atomic(out / "worth.csv", worth_frame(worth.changes).to_csv(index=False))
+    write_atomic(out / "worth.md", markdown(worth.title, WORTH_COLUMNS, cells, _worth_notes(found, worth)))
+    return [out / "worth.csv", out / "worth.md"]
+
+
+def _worth_notes(found: Found, worth: Worths) -> list[str]:
+    """What a reader must know to judge what each change is worth."""
     notes = [f"{reading}: {meaning}." for reading, meaning in MEANING.items()]
     notes.append("Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero.")
     notes.append(
         "A dash stands for missing runs, and where a change that comes later sets the same values, so that leaving it out is none."
     )
-    if any(any(worth.diverged.values()) for worth in found):
+    if any(any(change.diverged.values()) for change in worth.changes):
         notes.append("Runs that diverged are counted behind the difference, and in no mean.")
-    notes += origin
-    with written(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "worth.csv", worth_frame(found).to_csv(index=False))
-        write_atomic(out / "worth.md", markdown(title, WORTH_COLUMNS, rows, notes))
-        figures = save(worth_points(found, title), out / "worth")
-    _show(title, WORTH_COLUMNS, rows, notes)
-    _point_to(out / "worth.md", figures)
+    used = {name for change in worth.changes for name in change.hashes}
+    return notes + origins([run.result for run in found.all if run.result and run.result.hash in used])
 
 
-def _show(title: str, heads: list[str], rows: list[list[str]], notes: list[str]) -> None:
+def _show(made: Grid) -> None:
+    _print(made.title, [f"{'>' * column.is_number}{column.head}" for column in made.columns], made.rows, made.notes)
+
+
+def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     console().print(table(heads, rows, title))
     for note in notes:
-        console().print(f"- {note}", soft_wrap=True)
+        console().print(f"- {note}", soft_wrap=True, markup=False)
 
 
-def _point_to(tables: Path, figures: list[Path]) -> None:
-    console().print(f"tables: {relative(tables)}; figures: {', '.join(map(relative, figures))}", soft_wrap=True)
+def held_against(part: Part, expected: Expected, tolerance: float) -> Verdict:
+    """The verdict of --check, told at the terminal."""
+    verdict = check(part.ablation, expected, tolerance)
+    for line in [*verdict.lines, f"check: {verdict.summary}"]:
+        console().print(line, soft_wrap=True, markup=False)
+    return verdict

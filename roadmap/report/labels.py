@@ -1,14 +1,25 @@
-"""Places for the labels of a scatter plot, so that none covers another, or a point. Pixels; pure geometry."""
+"""Places for the labels of a scatter plot, so that none covers another, a point or a line. Pixels; pure geometry."""
+
+# Not by adjustText, which left numbers on points and arrows of these very plots: here a label takes the nearest place that is free.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-ANGLES = [math.radians(degrees) for degrees in (45, 135, 0, 180, 315, 225, 90, 270, 22, 158, 338, 202, 68, 112, 292, 248)]
-STEPS = 14
-COVERED, CROSSED = 1000.0, 30.0  # what it costs, in pixels of distance, to lie on a label or a point, and on a line
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers: TypeAlias = NDArray[np.float64]
+Line: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
+
+FAR = 6.0  # the gap between a label and its point from which on a line leads from one to the other
+NEAR = 4.0  # the gap up to which a label seems to belong to a point
+GRID = 2.5  # places are looked for every so many pixels
+AT_ONCE = 400  # places that are compared together
+# What it costs, in pixels of distance, to cover anything, to be led to across a label or a point, and to seem another point's
+COVERED, CROSSING, AMBIGUOUS = 1e4, 40.0, 25.0
 
 
 @dataclass(frozen=True)
@@ -24,42 +35,107 @@ class Box:
         """Whether the two share any area."""
         return abs(self.x - other.x) * 2 < self.width + other.width and abs(self.y - other.y) * 2 < self.height + other.height
 
+    def gap(self, other: Box) -> float:
+        """The distance between the two, 0 where they touch."""
+        return float(_gaps(_corners([self]), _corners([other]))[0, 0])
 
-Line = tuple[tuple[float, float], tuple[float, float]]
+    def border(self, towards: Box) -> tuple[float, float]:
+        """Where a line to the middle of another rectangle leaves this one."""
+        across, up = towards.x - self.x, towards.y - self.y
+        share = 1 / max(2 * abs(across) / self.width, 2 * abs(up) / self.height, 1.0)
+        return self.x + share * across, self.y + share * up
+
+    def crossed_by(self, line: Line) -> bool:
+        """Whether a line runs through the rectangle."""
+        return bool(_crossed(_corners([self]), np.array([[*line[0], *line[1]]]))[0, 0])
 
 
 def place(
     points: Sequence[Box], sizes: Sequence[tuple[float, float]], lines: Sequence[Line], frame: Box, obstacles: Sequence[Box]
 ) -> list[Box]:
-    """A box of each size near its point, inside `frame`: off `obstacles` and earlier labels, and off `lines` where it can be."""
-    dots = [Box(*at, 0, 0) for line in lines for at in _along(line)]
+    """A box of each size, as near its point as there is room inside `frame`, off `obstacles`, `lines` and the other labels.
+
+    Where there is no room at all, a label covers as few of them as it can.
+    """
+    segments = np.array([[*start, *end] for start, end in lines], dtype=np.float64).reshape(-1, 4)
     placed: list[Box] = []
     for point, size in zip(points, sizes, strict=True):
-
-        def cost(box: Box, point: Box = point) -> float:
-            covered = sum(box.covers(other) for other in [*obstacles, *placed])
-            outside = abs(box.x - frame.x) * 2 + box.width > frame.width or abs(box.y - frame.y) * 2 + box.height > frame.height
-            crossed = any(box.covers(dot) for dot in dots)
-            return math.hypot(box.x - point.x, box.y - point.y) + COVERED * (covered + outside) + CROSSED * crossed
-
-        placed.append(min(_around(point, size), key=cost))
+        box = _best(_places(frame, size, point), size, point, _corners(obstacles), _corners(placed), segments)
+        placed.append(box)
+        if box.gap(point) > FAR:
+            segments = np.vstack([segments, [box.x, box.y, point.x, point.y]])
     return placed
 
 
-def _around(point: Box, size: tuple[float, float]) -> Iterator[Box]:
-    """Boxes on ever wider rings around a point."""
-    width, height = size
-    for step in range(STEPS):
-        radius = 2.0 + 0.6 * step * height
-        for angle in ANGLES:
-            x = point.x + math.cos(angle) * (radius + (point.width + width) / 2)
-            y = point.y + math.sin(angle) * (radius + (point.height + height) / 2)
-            yield Box(x, y, width, height)
+def _best(places: Numbers, size: tuple[float, float], point: Box, points: Numbers, labels: Numbers, segments: Numbers) -> Box:
+    """The cheapest of some places for a label: the nearest, if it covers nothing."""
+    half, middle = np.array(size) / 2, np.array([point.x, point.y])
+    boxes = np.hstack([places - half, places + half])
+    gaps = _gaps(boxes, _corners([point]))[:, 0]
+    distance = gaps + 0.2 * np.hypot(*(places - middle).T)
+    order = np.argsort(distance, kind="stable")
+    best, lowest = 0, np.inf
+    for some in np.array_split(order, max(1, len(order) // AT_ONCE)):
+        if lowest <= distance[some[0]]:
+            break  # those that follow are further away
+        cost = distance[some] + _penalty(boxes[some], gaps[some], middle, points, labels, segments)
+        if cost.min() < lowest:
+            best, lowest = int(some[np.argmin(cost)]), float(cost.min())
+    return Box(float(places[best, 0]), float(places[best, 1]), *size)
 
 
-def _along(line: Line, pixels: float = 4.0) -> Iterator[tuple[float, float]]:
-    """Points on a line, a few pixels apart."""
-    (x0, y0), (x1, y1) = line
-    count = max(1, int(math.hypot(x1 - x0, y1 - y0) / pixels))
-    for index in range(count + 1):
-        yield x0 + (x1 - x0) * index / count, y0 + (y1 - y0) * index / count
+def _penalty(boxes: Numbers, gaps: Numbers, middle: Numbers, points: Numbers, labels: Numbers, segments: Numbers) -> Numbers:
+    """What each box for the label of the point around `middle` costs beside its distance."""
+    ends = np.vstack([boxes[:, :2], boxes[:, 2:], middle])
+    hull = np.hstack([ends.min(axis=0), ends.max(axis=0)])[None]  # what lies outside is in the way of none of them
+    taken = np.vstack([points, labels])
+    taken, segments = taken[~_apart(hull, taken)[0]], segments[_crossed(hull, segments)[0]]
+    covered = (~_apart(boxes, taken)).sum(axis=1) + _crossed(boxes, segments).sum(axis=1)
+    leads = np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, np.broadcast_to(middle, (len(boxes), 2))])
+    crossings = np.where(gaps > FAR, _crossed(taken, leads).sum(axis=0), 0)
+    others = points[np.abs((points[:, :2] + points[:, 2:]) / 2 - middle).max(axis=1) > 1]
+    closer = (_gaps(boxes, others) < np.minimum(gaps + 1, NEAR)[:, None]).any(axis=1)
+    found: Numbers = COVERED * covered + CROSSING * crossings + AMBIGUOUS * closer
+    return found
+
+
+def _places(frame: Box, size: tuple[float, float], point: Box) -> Numbers:
+    """A grid around a point of the centres that keep a label inside the frame."""
+    axes = []
+    for middle, extent, centre, length in ((frame.x, frame.width, point.x, size[0]), (frame.y, frame.height, point.y, size[1])):
+        room = max(0.0, (extent - length) / 2)
+        steps = centre + np.arange(-int(extent / GRID), int(extent / GRID) + 1) * GRID
+        axes.append(np.unique(np.clip(steps, middle - room, middle + room)))
+    return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
+
+
+def _corners(boxes: Sequence[Box]) -> Numbers:
+    """(boxes, 4): left, bottom, right, top."""
+    sides = [[box.x - box.width / 2, box.y - box.height / 2, box.x + box.width / 2, box.y + box.height / 2] for box in boxes]
+    return np.array(sides, dtype=np.float64).reshape(-1, 4)
+
+
+def _gaps(boxes: Numbers, others: Numbers) -> Numbers:
+    """(boxes, others): how far the two are apart."""
+    (x0, y0, x1, y1), (left, bottom, right, top) = boxes.T[:, :, None], others.T[:, None, :]
+    across, up = np.maximum(left - x1, x0 - right), np.maximum(bottom - y1, y0 - top)
+    found: Numbers = np.hypot(np.maximum(across, 0), np.maximum(up, 0))
+    return found
+
+
+def _apart(boxes: Numbers, others: Numbers) -> NDArray[np.bool_]:
+    """(boxes, others): whether two share no area."""
+    (x0, y0, x1, y1), (left, bottom, right, top) = boxes.T[:, :, None], others.T[:, None, :]
+    found: NDArray[np.bool_] = (x0 >= right) | (x1 <= left) | (y0 >= top) | (y1 <= bottom)
+    return found
+
+
+def _crossed(boxes: Numbers, segments: Numbers) -> NDArray[np.bool_]:
+    """(boxes, segments): whether the one runs through the other (Liang and Barsky's clipping)."""
+    start, along = segments[None, :, :2], segments[None, :, 2:] - segments[None, :, :2]
+    along = np.where(np.abs(along) < 1e-9, 1e-9, along)
+    low, high = (boxes[:, None, :2] - start) / along, (boxes[:, None, 2:] - start) / along
+    first, last = np.minimum(low, high), np.maximum(low, high)
+    enters, leaves = np.maximum(first[..., 0], first[..., 1]), np.minimum(last[..., 0], last[..., 1])
+    found: NDArray[np.bool_] = (leaves > np.maximum(enters, 0)) & (enters < 1)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from blocks import Complexity
@@ -44,7 +45,7 @@ class Row:
     p_holm: float | None = None
     mixed: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def results(self) -> list[Result]:
         """The finished runs' results, by seed; those that diverged among them."""
         found = [run.result for run in self.runs if run.result is not None]

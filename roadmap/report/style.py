@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import math
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+from roadmap.files import write_atomic
+
+DOUBLE_COLUMN, SINGLE_COLUMN = 7.0, 3.4  # inches: both columns of a paper, and one
+FEWEST = 8  # letters in a line of text, however little room there is
 
 # Okabe and Ito's colour-blind safe palette
-BLUE, ORANGE, GREEN, GREY, PALE, DARK = "#0072B2", "#E69F00", "#009E73", "#9A9A9A", "#E3E3E3", "#333333"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+GREY, PALE, DARK = "#8A8A8A", "#E3E3E3", "#333333"
 STYLE: Any = {
-    "font.size": 8.0,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,25 +37,89 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "roadmap",  # the same figure gives the same file
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
-METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+# What would say when a file was written, and by which version of matplotlib
+METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one of several ablations in a figure is told from the others; `share` is how much of its square the marker fills."""
+
+    colour: str
+    marker: str
+    share: float
+
+
+LOOKS = (Look(BLUE, "o", math.pi / 4), Look(VERMILION, "s", 1.0), Look(GREEN, "^", 0.5), Look(PURPLE, "v", 0.5))
+
+
+@dataclass(frozen=True)
+class Type:
+    """Font sizes in points: of titles, of the axes' labels and rows, and of all else, which is the smallest in a figure."""
+
+    title: float
+    text: float
+    small: float
+
+
+def type_of(width: float) -> Type:
+    """Sizes for a figure that is printed `width` inches wide, at which none is below 6 points."""
+    return Type(9.0, 8.0, 7.0) if width >= 0.75 * DOUBLE_COLUMN else Type(7.5, 6.5, 6.0)
+
+
+def wrapped(words: str, inches: float, points: float) -> str:
+    """Text in lines that are no longer than `inches` at a font size."""
+    letters = max(FEWEST, int(inches * 72 / (0.58 * points)))  # a letter of this font is 0.58 of its size wide, on average
+    while True:
+        lines = textwrap.wrap(words, letters, break_on_hyphens=False)
+        if letters == FEWEST or all(_inches(line, points) <= inches for line in lines):
+            return "\n".join(lines)
+        letters -= 1
+
+
+@lru_cache(maxsize=4096)
+def _inches(line: str, points: float) -> float:
+    if not line.strip():
+        return 0.0
+    return float(TextPath((0, 0), line, size=points, prop=FontProperties(family=STYLE["font.family"])).get_extents().width) / 72
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Figures are made, and written, inside."""
-    with mpl.rc_context(STYLE):
+def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
+    """Figures of a width in inches are made inside."""
+    size = type_of(width)
+    sizes: Any = {
+        "font.size": size.small,
+        "axes.labelsize": size.text,
+        "xtick.labelsize": size.text,
+        "ytick.labelsize": size.text,
+        "legend.fontsize": size.small,
+        "figure.titlesize": size.title,
+    }
+    with mpl.rc_context(STYLE | sizes):
         yield
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path`.png and `path`.svg, byte for byte the same for the same figure."""
+    """Writes `path`.png, .svg and .pdf, byte for byte the same for the same figure.
+
+    The figure's label is the title that a browser reads out and a reader of the PDF shows.
+    """
     written = []
+    title = {"Title": figure.get_label()} if figure.get_label() else {}
     with style():
         for kind, metadata in METADATA.items():
             target = path.with_suffix(f".{kind}")
-            figure.savefig(target, metadata=metadata)
+            content = io.BytesIO()
+            figure.savefig(content, format=kind, metadata=metadata | title)
+            write_atomic(target, content.getvalue())
             written.append(target)
     return written

@@ -1,0 +1,164 @@
+"""Collecting while runs go on: something is written when something has changed, and nothing stops it but Ctrl-C or the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from roadmap.provenance import ROOT
+from roadmap.records import RunDir, prepare
+from roadmap.report.gather import Choices, experiment_of
+from roadmap.report.watch import fingerprint
+from roadmap.steps import load_roadmap, resolve
+from tests.reports import result_of
+
+ROADMAP = load_roadmap()
+INTERVAL = 0.1
+PATIENCE = 60.0
+
+
+def write_run(runs: Path, step: str, seed: int) -> RunDir:
+    return prepare(runs, resolve(ROADMAP, step, profile="cifar10", seed=seed))
+
+
+def finish(run: RunDir, top1: float | None) -> None:
+    """Gives a run its result as training does, whole at once."""
+    document = result_of(run.step, run.seed, run.hash, top1, profile="cifar10").model_dump(mode="json")
+    aside = run.path / "aside"
+    aside.write_text(json.dumps(document), encoding="utf-8")
+    aside.replace(run.result)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts collect.py --watch on `runs`; kills what a failed test leaves."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        command = [sys.executable, str(ROOT / "collect.py"), "runs", "--out", "out", "--watch", str(INTERVAL), *words]
+        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+def until(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(INTERVAL / 4)
+
+
+def test_watching_writes_what_has_changed_and_ends_with_the_last_run(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    runs = [write_run(tmp_path / "runs", "gelu", seed) for seed in range(3)]
+    finish(runs[0], 80.0)
+    process, table = watch("--tables-only"), tmp_path / "out" / "ablation.md"
+    assert line_of(process) == "3 runs: 2 pending, 1 done"
+    assert "| 1/3 | 80.00 |" in table.read_text(encoding="utf-8")
+    before = times(tmp_path / "out")
+    runs[1].metrics.write_text('{"kind": "epoch", "epoch": 1}\n', encoding="utf-8")  # a run that gets on changes no table
+    time.sleep(8 * INTERVAL)
+    assert times(tmp_path / "out") == before
+    runs[1].result.write_text('{"format": 1, "sta', encoding="utf-8")
+    assert line_of(process) == "3 runs: 2 pending, 1 done"
+    assert f"{runs[1].name}/result.json is damaged" in table.read_text(encoding="utf-8")
+    finish(runs[1], None)
+    assert line_of(process) == "3 runs: 1 done, 1 diverged, 1 pending"
+    shutil.rmtree(runs[2].path)
+    assert line_of(process) == "2 runs: 1 done, 1 diverged"
+    assert process.wait(PATIENCE) == 0
+    assert "1 of 38 runs" in table.read_text(encoding="utf-8")
+    assert set(times(tmp_path / "out")) == {f"ablation.{kind}" for kind in ("csv", "html", "json", "md", "tex")} | {"runs.csv"}
+
+
+def test_watching_draws_the_figures_and_the_page_too(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    finish(write_run(tmp_path / "runs", "gelu", 0), 80.0)
+    process = watch()
+    assert process.wait(PATIENCE) == 0
+    assert {"roadmap.png", "report.html", "ablation.md"} <= set(times(tmp_path / "out"))
+
+
+def test_runs_of_a_later_version_are_not_waited_for(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    write_run(tmp_path / "runs", "gelu", 0).result.write_text('{"format": 2}', encoding="utf-8")
+    process = watch("--tables-only")
+    assert line_of(process) == "1 run: 1 newer"
+    assert process.wait(PATIENCE) == 0
+
+
+def test_ctrl_c_is_a_way_to_end_it(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    write_run(tmp_path / "runs", "gelu", 0)
+    process = watch("--tables-only")
+    assert line_of(process) == "1 run: 1 pending"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+    assert process.communicate() == ("", "")
+
+
+def test_a_terminal_shows_one_line(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+    run = write_run(tmp_path / "runs", "gelu", 0)
+    screen, terminal = pty.openpty()
+    process = watch("--tables-only", stdout=terminal)
+    os.close(terminal)
+    until((tmp_path / "out" / "runs.csv").exists)
+    finish(run, 80.0)
+    assert process.wait(PATIENCE) == 0
+    shown = b""
+    while chunk := _read(screen):
+        shown += chunk
+    os.close(screen)
+    assert b"1 run: 1 pending" in shown
+    assert b"1 run: 1 done" in shown
+    assert b"\x1b[2K" in shown  # the line is cleared to make place for the next
+
+
+def _read(screen: int) -> bytes:
+    try:
+        return os.read(screen, 4096)
+    except OSError:  # its other end is closed
+        return b""
+
+
+def test_two_looks_differ_where_a_run_does(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, "gelu", seed) for seed in range(2)]
+    experiment = experiment_of(tmp_path, Choices())
+
+    def look() -> str:
+        return fingerprint([experiment.look()])
+
+    seen = [look()]
+    assert look() == seen[0]
+    for change in (
+        lambda: finish(runs[0], 80.0),
+        lambda: finish(runs[0], 80.5),
+        lambda: runs[1].result.write_text("", encoding="utf-8"),
+        lambda: runs[1].result.write_text("{", encoding="utf-8"),
+        lambda: write_run(tmp_path, "gelu", 2),
+        lambda: shutil.rmtree(runs[1].path),
+    ):
+        change()
+        assert look() not in seen
+        seen.append(look())
+    (runs[0].path / "unknown").write_text("", encoding="utf-8")
+    assert look() == seen[-1]
