@@ -74,7 +74,9 @@ class Conv(Layer):
     def build(self, op: Op) -> nn.Module:
         from torch import nn
 
-        return nn.Conv2d(
+        from blocks.depthwise import DepthwiseConv2d
+
+        return (DepthwiseConv2d if self.depthwise else nn.Conv2d)(
             op.c_in,
             op.c_out,
             op.kernel,

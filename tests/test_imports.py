@@ -65,6 +65,7 @@ FLOORS = {
 }
 NEEDS_TORCH = {
     "blocks.model",
+    "blocks.depthwise",
     "blocks.modules",
     "blocks.residual",
     "roadmap.training.randomness",

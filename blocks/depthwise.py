@@ -1,0 +1,230 @@
+"""Depthwise convolutions that train fast on CPUs, where oneDNN computes some of their gradients very slowly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # documented, though not in its __all__
+from torch.nn import functional
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+# What is computed how follows from shapes and types alone, so that a run can be repeated bit by bit. `python -m
+# tests.benchmark_depthwise` prints the measurements behind the rules: they hold for oneDNN, whose weight gradient is fast
+# for kernels of 3 pixels only, whose input gradient is slow in bf16 for strides, and which has little for dilations.
+ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+# from so many values of an image's map on, calls for each image cost less than copies of the batch
+LARGE_MAP = 65536
+# from so many values of an image's map on, copies of it cost less than what they save
+SMALL_MAP = 4096
+# from so many multiply-adds on, the calls that a gradient takes cost less than what they save
+SMALL_WORK = 1_500_000
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A convolution with one group per channel, an odd square kernel and as much padding as keeps the size, before the stride.
+
+    In training on a CPU its gradients, and its output if it is dilated, are computed in faster ways, the same to rounding.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride))."""
+        if is_scripting() or not self.training:
+            output: Tensor = self._conv_forward(input, self.weight, self.bias)
+        else:
+            output = depthwise_conv2d(input, self.weight, self.bias, self.stride[0], self.dilation[0])
+        return output
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+    """conv2d of x, (N, C, H, W), with `weight`, (C, 1, k, k), that pads `k // 2 * dilation`; computed in the fastest way known."""
+    return plain(x, weight, bias, stride, dilation) if is_scripting() else _chosen(x, weight, bias, stride, dilation)
+
+
+def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+    if pays(_computed_in(x), x.shape, weight.shape[-1], stride, dilation) and _wanted(x, weight):
+        # autocast knows conv2d, but not where its gradients come from
+        cast = [None if tensor is None else tensor.to(_computed_in(tensor)) for tensor in (x, weight, bias)]
+        output: Tensor = Depthwise.apply(*cast, stride, dilation)
+        return output
+    return plain(x, weight, bias, stride, dilation)
+
+
+def _computed_in(tensor: Tensor) -> torch.dtype:
+    """The type in which conv2d computes with it."""
+    fixed = tensor.dtype == torch.float64 or not torch.is_autocast_enabled("cpu")
+    return tensor.dtype if fixed else torch.get_autocast_dtype("cpu")
+
+
+torch.fx.wrap("depthwise_conv2d")
+
+
+def _wanted(x: Tensor, weight: Tensor) -> bool:
+    """Whether gradients will be asked of oneDNN, by a caller that can do without conv2d itself."""
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    on_cpu = x.device.type == "cpu" and ONEDNN
+    traced = is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call]
+    return learns and on_cpu and x.dim() == 4 and not traced
+
+
+def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilation: int) -> bool:
+    """Whether `Depthwise` is faster than oneDNN there and back, for an input of `shape`, (N, C, H, W)."""
+    if dtype == torch.bfloat16:
+        return max(kernel // 2, stride, dilation) > 1 or min(shape[2:]) <= 2
+    if dtype == torch.float32:
+        enough = shape.numel() * kernel**2 >= SMALL_WORK if stride == 1 else shape[1:].numel() >= SMALL_MAP
+        return dilation > 1 or (kernel > 3 and enough)
+    return False
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+    """PyTorch's own."""
+    return functional.conv2d(x, weight, bias, stride, weight.shape[-1] // 2 * dilation, dilation, weight.shape[0])
+
+
+class Depthwise(torch.autograd.Function):
+    """conv2d with one group per channel, and its gradients by `input_gradient` and `weight_gradient`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+        """conv2d."""
+        if stride == 1 and dilation > 1:
+            output: Tensor = dilated(x, weight, bias, dilation)
+            return output
+        return plain(x, weight, bias, stride, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps what conv2d would keep."""
+        x, weight, _, ctx.stride, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, weight and bias, themselves differentiable."""
+        x, weight = ctx.saved_tensors
+        if not (grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last)):
+            grad = grad.contiguous(memory_format=torch.channels_last)  # that of a mean has no memory of its own
+        for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+        return (
+            input_gradient(grad, x, weight, ctx.stride, ctx.dilation) if for_x else None,
+            weight_gradient(grad, x, weight, ctx.stride, ctx.dilation) if for_weight else None,
+            grad.sum((0, 2, 3)) if for_bias else None,
+            None,
+            None,
+        )
+
+
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of x: a convolution of the output's with the mirrored kernel, between whose values a stride puts zeros."""
+    if stride > 1 and x.dtype != torch.bfloat16:
+        return _aten(grad, x, weight, stride, dilation, of_x=True)
+    if stride > 1:
+        spread = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], x.shape[1]).permute(0, 3, 1, 2)
+        spread[:, :, ::stride, ::stride] = grad
+        grad = spread
+    mirrored = weight.flip(2, 3)
+    if dilation > 1 and torch.is_grad_enabled():
+        second: Tensor = Depthwise.apply(grad, mirrored, None, 1, dilation)
+        return second
+    return same_size(grad, mirrored, None, dilation)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The gradient of the weight, (C, 1, k, k): by oneDNN for small kernels, else a convolution of x with the output's gradient."""
+    kernel, size = weight.shape[-1], x.shape[-2:]
+    if kernel <= 3 and dilation == 1 and min(size) > 2:
+        return _aten(grad, x, weight, stride, dilation, of_x=False)
+    reach = [min(kernel // 2, (length - 1) // dilation) for length in size]
+    # an image at a time would make a compiled graph grow with the batch
+    large = x[0].numel() >= LARGE_MAP and not torch.compiler.is_compiling()
+    correlate = correlate_images if large else correlate_batch
+    padding = [taps * dilation for taps in reach]
+    if any(pad > stride * (length - 1) for pad, length in zip(padding, grad.shape[-2:], strict=True)):
+        # oneDNN is slow where the padding is wider than the kernel, here a small map
+        x, padding = functional.pad(x, (padding[1], padding[1], padding[0], padding[0])), [0, 0]
+    seen = correlate(grad, x, stride, dilation, padding)
+    seen = seen[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
+    rows, columns = (kernel // 2 - taps for taps in reach)
+    # as the weight lies in memory
+    return functional.pad(seen, (columns, columns, rows, rows)).contiguous().unsqueeze(3).permute(0, 3, 1, 2)
+
+
+def _aten(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, of_x: bool) -> Tensor:
+    """PyTorch's own gradient of x, or else of the weight."""
+    pad, groups = weight.shape[-1] // 2 * dilation, weight.shape[0]
+    sizes = [stride] * 2, [pad] * 2, [dilation] * 2
+    gradients = torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, False, [0, 0], groups, [of_x, not of_x, False])
+    result: Tensor = gradients[0 if of_x else 1]
+    return result
+
+
+def correlate_images(grad: Tensor, x: Tensor, stride: int, dilation: int, padding: list[int]) -> Tensor:
+    """The sum over all images of x convolved with `grad` as its kernel, an image at a time: (C, k, k), or larger."""
+    channels = x.shape[1]
+    parts = [
+        functional.conv2d(x[image : image + 1], grad[image].unsqueeze(1), None, dilation, padding, stride, channels)
+        for image in range(len(x))
+    ]
+    return torch.cat(parts).sum(0)
+
+
+def correlate_batch(grad: Tensor, x: Tensor, stride: int, dilation: int, padding: list[int]) -> Tensor:
+    """The same as `correlate_images` for all images at once, as if they were channels of one."""
+    images, channels = x.shape[:2]
+    if stride == dilation == 1:
+        x, grad = (tensor.reshape(1, images * channels, *tensor.shape[2:]) for tensor in (x, grad))
+    else:  # oneDNN wants channels last for strides
+        x, grad = (tensor.permute(2, 3, 0, 1).flatten(2).unsqueeze(0).permute(0, 3, 1, 2) for tensor in (x, grad))
+    parts = functional.conv2d(x, grad.transpose(0, 1), None, dilation, padding, stride, images * channels)
+    return parts.view(images, channels, *parts.shape[2:]).sum(0)
+
+
+def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """conv2d with stride 1 without the weights that see nothing but padding, and with a dilated one as many that are not."""
+    kernel, size = weight.shape[-1], x.shape[-2:]
+    rows, columns = (max(kernel // 2 - (length - 1) // dilation, 0) for length in size)
+    if rows or columns:
+        weight = weight[:, :, rows : kernel - rows, columns : kernel - columns]
+    elif dilation > 1 and x[0].numel() >= SMALL_MAP:
+        return merged(same_size(split(x, dilation), weight, bias, 1), dilation, x.shape)
+    padding = [length // 2 * dilation for length in weight.shape[-2:]]
+    return functional.conv2d(x, weight, bias, 1, padding, dilation, weight.shape[0])
+
+
+def split(x: Tensor, step: int) -> Tensor:
+    """Every `step`-th row and column as images of their own: (N, C, H, W) -> (step * step * N, C, ceil(H / step), ceil(W / step))."""
+    images, channels, height, width = x.shape
+    rows, columns = -(-height // step), -(-width // step)
+    padded = functional.pad(x, (0, columns * step - width, 0, rows * step - height)).permute(0, 2, 3, 1)
+    parts = padded.reshape(images, rows, step, columns, step, channels).permute(2, 4, 0, 1, 3, 5)
+    return parts.reshape(step * step * images, rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def merged(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
+    """The x of `shape` of which `parts` is the `split`."""
+    images, channels, height, width = shape
+    rows, columns = parts.shape[2:]
+    whole = parts.permute(0, 2, 3, 1).reshape(step, step, images, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+    x = whole.reshape(images, rows * step, columns * step, channels)[:, :height, :width]
+    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("convnext_roadmap::depthwise_dilated", mutates_args=())
+def dilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """`same_size` as an operator of its own, so that what is saved is not taken for a smaller network."""
+    return same_size(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last)
+
+
+@dilated.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@register_flop_formula(torch.ops.convnext_roadmap.depthwise_dilated)
+def _flops(x: Any, weight: Any, bias: Any, dilation: int, *, out_shape: Any, **_: Any) -> int:
+    """The operations of the convolution as it is written down."""
+    return conv_flop_count(x, weight, out_shape, transposed=False)

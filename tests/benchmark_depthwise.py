@@ -1,0 +1,101 @@
+"""What a depthwise convolution and its gradients take with PyTorch's own gradients and with ours: `python -m tests.benchmark_depthwise`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blocks.depthwise import DepthwiseConv2d
+
+
+class Shape(NamedTuple):
+    """A batch of `batch` maps of `channels` and `size` x `size` positions, and the convolution that it is given."""
+
+    batch: int
+    channels: int
+    size: int
+    kernel: int = 7
+    stride: int = 1
+    dilation: int = 1
+
+
+IMAGENET = [(96, 56), (192, 28), (384, 14), (768, 7)]
+DIGITS = [(12, 16), (24, 8), (48, 4), (96, 2)]
+
+
+def shapes() -> Iterator[Shape]:
+    """The depthwise convolutions of the roadmap's steps, on ImageNet and on digits."""
+    for batch, stages in ((16, IMAGENET), (64, DIGITS)):
+        for kernel in (3, 5, 7, 9, 11):
+            yield from (Shape(batch, channels, size, kernel) for channels, size in stages)
+        for kernel in (3, 5, 7, 11):
+            yield from (Shape(batch, channels, size, kernel, stride=2) for channels, size in stages[:-1])
+        for kernel in (3, 7):
+            yield from (Shape(batch, channels, size, kernel) for channels, size in ((4 * c, s) for c, s in stages[1:]))
+        yield from (Shape(batch, channels // 4, size, dilation=3) for channels, size in stages)
+    yield from (Shape(128, channels, size) for channels, size in IMAGENET[1:])
+    yield from (Shape(64, channels, size, 3) for channels, size in ((8, 16), (16, 8), (32, 4), (64, 2)))
+
+
+def convolution(kind: type[nn.Conv2d], shape: Shape) -> nn.Conv2d:
+    pad = shape.kernel // 2 * shape.dilation
+    conv = kind(shape.channels, shape.channels, shape.kernel, shape.stride, pad, shape.dilation, shape.channels)
+    return conv.to(memory_format=torch.channels_last).train()
+
+
+def step(conv: nn.Conv2d, shape: Shape, dtype: torch.dtype) -> Callable[[], None]:
+    """One forward and backward pass as in training."""
+    conv = conv.to(dtype)
+    x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    grad: Tensor = torch.randn_like(conv(x))
+
+    def run() -> None:
+        torch.autograd.grad(conv(x), [x, *conv.parameters()], grad)
+
+    return run
+
+
+def interleaved(plain: Callable[[], None], fast: Callable[[], None], seconds: float) -> tuple[list[float], list[float]]:
+    """Times in ms of both by turns, at least 5 of each, until `seconds` are over."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for run in (plain, fast):
+        run()
+    start = time.perf_counter()
+    while len(times[0]) < 5 or time.perf_counter() - start < seconds:
+        for run, taken in zip((plain, fast), times, strict=True):
+            begin = time.perf_counter()
+            run()
+            taken.append(1e3 * (time.perf_counter() - begin))
+    return times
+
+
+def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
+    """Medians, and the median of the turns' ratios with the middle half of them."""
+    runs = [step(convolution(kind, shape), shape, dtype) for kind in (nn.Conv2d, DepthwiseConv2d)]
+    plain, fast = interleaved(runs[0], runs[1], seconds)
+    low, middle, high = np.quantile(np.divide(fast, plain), [0.25, 0.5, 0.75])
+    cells = [f"{value:4d}" for value in shape] + [f"{np.median(plain):8.2f}", f"{np.median(fast):8.2f}"]
+    return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {middle:.2f} ({low:.2f} to {high:.2f}), n = {len(fast)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each shape and type")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("   dtype    N    C    H    k    s    d    plain     fast   fast / plain (middle half)")
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in shapes():
+            print(row(shape, dtype, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
