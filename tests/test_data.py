@@ -17,12 +17,12 @@ from torch import Tensor
 
 from roadmap.data.digits import Split, load_digits
 from roadmap.data.loader import Loader
+from roadmap.randomness import permutation
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.records import prepare
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.randomness import permutation
 
 ROADMAP = load_roadmap()
 CPU = torch.device("cpu")

@@ -14,9 +14,9 @@ from roadmap.data.corrupt import LEFT_OUT, Corrupt, Unreadable
 from roadmap.data.datasets import Source, image_mode, make_source
 from roadmap.data.digits import Split
 from roadmap.data.synthetic import Digits
+from roadmap.randomness import SAMPLE, permutation, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.randomness import SAMPLE, permutation, reseed
 
 Key = tuple[int, int]
 Transform = Callable[[Image.Image], Tensor]

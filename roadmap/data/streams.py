@@ -19,9 +19,9 @@ from roadmap.data.check import data_dir, kind_of
 from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import image_mode, open_timm
 from roadmap.data.digits import Split
+from roadmap.randomness import SAMPLE, reseed, seed_of
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.randomness import SAMPLE, reseed, seed_of
 
 KINDS = ("wds", "tfds", "hfids")
 STREAM = "stream"

@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.data.loader import Loader
+from roadmap.randomness import ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.distributed import World
 from roadmap.training.init_from import initialise_from
 from roadmap.training.optim import build_optimizer, build_schedule
-from roadmap.training.randomness import ERASE, INIT, MIX, STEP, reseed
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
