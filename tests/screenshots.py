@@ -28,6 +28,8 @@ def take(page_file: Path, out: Path) -> list[Path]:
             page.wait_for_selector("html[data-ready]")
             if name != "phone":
                 page.locator('[data-chart=accuracy] path[aria-label^="gelu,"]').first.click()
+                page.mouse.move(0, 0)  # or the tooltip would hide half of the chart
+                page.locator("#tip").wait_for(state="hidden")
             made.append(out / f"{page_file.parent.name}_{name}.png")
             page.screenshot(path=made[-1])
         browser.close()
