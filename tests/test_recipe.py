@@ -13,6 +13,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from torch import nn
 
 from roadmap.batches import plan_batches
 from roadmap.recipe import RunConfig
@@ -83,7 +84,7 @@ def kinds(step: str, decayed: bool) -> tuple[str, ...]:
     engine = engine_of(step)
     decays = {id(parameter): group["weight_decay"] > 0 for group in engine.optimizer.param_groups for parameter in group["params"]}
     found = {
-        f"{type(module).__name__}.{name}"
+        f"{'Conv2d' if isinstance(module, nn.Conv2d) else type(module).__name__}.{name}"  # of our own are convolutions, too
         for module in engine.model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if decays[id(parameter)] == decayed
