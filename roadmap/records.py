@@ -24,6 +24,7 @@ RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
 FORMAT = 1
 State = Literal["done", "diverged", "newer", "failed", "running", "stale", "pending"]
+FINISHED = ("done", "diverged", "newer")  # not to be trained again
 
 
 class Result(Spec):

@@ -94,9 +94,8 @@ def training_images(config: RunConfig) -> int | None:
     return len(index.label) if data.classes is None else sum(str(label) in data.classes for label in index.label.tolist())
 
 
-def _forecast(config: RunConfig, runs: Path, images: int) -> str:
-    """Training time at the speed of the finished runs of this configuration."""
-    speeds: dict[str, list[float]] = {}
+def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:
+    """The results below `runs` of this configuration, whatever the seed; files that cannot be read are left out."""
     folder = run_dir_of(runs, config).path.parent
     for run in find_runs(folder) if folder.is_dir() else []:
         try:
@@ -104,7 +103,14 @@ def _forecast(config: RunConfig, runs: Path, images: int) -> str:
         except (DamagedResult, NewerResult):
             continue
         if result is not None and result.hash == config.hash:
-            speeds.setdefault(result.hardware, []).append(result.images_per_s)
+            yield result
+
+
+def _forecast(config: RunConfig, runs: Path, images: int) -> str:
+    """Training time at the speed of the finished runs of this configuration."""
+    speeds: dict[str, list[float]] = {}
+    for result in finished_results(config, runs):
+        speeds.setdefault(result.hardware, []).append(result.images_per_s)
     if not speeds:
         return "unknown: no run of this configuration has finished yet"
     return "; ".join(

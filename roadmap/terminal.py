@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
@@ -23,6 +24,11 @@ def console(file: TextIO | None = None) -> Console:
 def count(number: int, noun: str) -> str:
     """'1 run', '2 runs'."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def tally(words: Iterable[str]) -> str:
+    """How often each word is there, the most frequent first: '12 done, 2 running'."""
+    return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, Status, status
 from slurm.accounting import Ended, accounting
 from slurm.pace import Pace, last_evaluation, paces_of, tail
-from slurm.squeue import Task, Unanswered, jobs_of, queued, submissions
+from slurm.squeue import Task, Unanswered, grouped, jobs_of, queued, submissions
 
 QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 GOES_ON = {"running", "queued", "requeued", "starting"}
@@ -110,15 +110,6 @@ def places(jobs: Path) -> dict[str, Place]:
             place = Place(folder, (f"{job}_{index}" if array else job) or None, group)
             found |= dict.fromkeys(group, place)
     return found
-
-
-def grouped(jobs: Path, tasks: Iterable[Task]) -> Iterator[tuple[Task, tuple[str, ...]]]:
-    """Each task that was submitted from `jobs`, with the names of the runs that it trains."""
-    groups = {submission.name: submission.groups for submission in submissions(jobs)}
-    for task in tasks:
-        mine = groups.get(task.submission, ())
-        if max(task.index, 0) < len(mine):
-            yield task, mine[max(task.index, 0)]
 
 
 def ask_slurm(found: Sequence[Status]) -> Slurm:

@@ -21,9 +21,9 @@ from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import count
 from roadmap.training.init_from import named
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
-from slurm.board import ENDING, grouped, root_of
+from slurm.board import ENDING, root_of
 from slurm.choose import add_experiment_options, of_seeds, of_steps, runs_of_experiment
-from slurm.squeue import Task, Unanswered, ask, jobs_of, queued, submissions
+from slurm.squeue import Task, Unanswered, ask, grouped, jobs_of, queued, submissions
 
 JOBS_A_CALL = 200
 

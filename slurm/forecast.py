@@ -8,8 +8,7 @@ from statistics import fmean
 
 from blocks.cost import complexity
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, NewerResult, Result, find_runs, read_result, run_dir_of
-from roadmap.run import training_images
+from roadmap.run import finished_results, training_images
 from slurm.cluster import Cluster
 
 IMAGENET = 1_281_167  # where the data is not at hand
@@ -36,21 +35,10 @@ def forecast(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iter
 def _hours(cluster: Cluster, config: RunConfig, runs: Path) -> float | None:
     """The hours of one run: at the speed of finished runs on as many processes, or at the cluster's tflops."""
     images = (training_images(config) or IMAGENET) * config.recipe.epochs
-    speeds = [result.images_per_s for result in _finished(config, runs) if result.processes == cluster.world and result.images_per_s]
+    speeds = [result.images_per_s for result in finished_results(config, runs) if result.processes == cluster.world and result.images_per_s]
     if speeds:
         return images / fmean(speeds) / 3600
     if cluster.tflops is None or not cluster.gpus:
         return None
     flops = 2 * BACKWARD * complexity(config.model, config.data.image_size).macs * images
     return flops / (1e12 * cluster.tflops * cluster.gpus) / 3600
-
-
-def _finished(config: RunConfig, runs: Path) -> Iterator[Result]:
-    folder = run_dir_of(runs, config).path.parent
-    for run in find_runs(folder) if folder.is_dir() else []:
-        try:
-            result = read_result(run)
-        except (DamagedResult, NewerResult):
-            continue
-        if result is not None and result.hash == config.hash:
-            yield result

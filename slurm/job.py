@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.lease import attempts, read_attempt
-from roadmap.records import RunDir, status
+from roadmap.records import FINISHED, RunDir, status
 from slurm.snapshot import verify
 from slurm.worker import OPEN, work
 
@@ -38,7 +38,7 @@ def crashes(run: RunDir) -> int:
 
 def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int = 0) -> bool:
     """Whether a job that ended with `code`, after so many `restarts`, is to be queued again: it was stopped, or crashed not too often."""
-    left = [run for run in runs if status(run).state not in ("done", "diverged", "newer")]
+    left = [run for run in runs if status(run).state not in FINISHED]
     if not left or code in (128 + 15, 128 + 2):  # done, or cancelled: Slurm itself queues what it has preempted
         return False
     begun = any(attempts(run.path) for run in left)  # or a job that cannot begin would be queued for ever

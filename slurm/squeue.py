@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,15 +87,18 @@ def queued() -> list[Task]:
     return found
 
 
+def grouped(jobs: Path, tasks: Iterable[Task]) -> Iterator[tuple[Task, tuple[str, ...]]]:
+    """Each task that was submitted from `jobs`, with the names of the runs that it trains."""
+    groups = {submission.name: submission.groups for submission in submissions(jobs)}
+    for task in tasks:
+        mine = groups.get(task.submission, ())
+        if max(task.index, 0) < len(mine):
+            yield task, mine[max(task.index, 0)]
+
+
 def runs_in_queue(jobs: Path, tasks: Iterable[Task]) -> dict[str, Task]:
     """The tasks by the names of the runs that they are to train."""
-    groups = {submission.name: submission.groups for submission in submissions(jobs)}
-    found: dict[str, Task] = {}
-    for task in tasks:
-        mine: Sequence[Sequence[str]] = groups.get(task.submission, ())
-        if max(task.index, 0) < len(mine):
-            found |= dict.fromkeys(mine[max(task.index, 0)], task)
-    return found
+    return {name: task for task, names in grouped(jobs, tasks) for name in names}
 
 
 def jobs_of(run: RunDir) -> Path:

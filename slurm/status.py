@@ -17,13 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from roadmap.command import main_of
-from roadmap.records import Status
+from roadmap.records import FINISHED, Status
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.terminal import console, count, table
+from roadmap.terminal import console, count, table, tally
 from slurm.board import Board, Row, look
 from slurm.choose import add_experiment_options, runs_of_experiment
-
-FINISHED = ("done", "diverged", "newer")
 
 
 class HasState(Protocol):
@@ -47,7 +45,7 @@ def progress_of(run: Status) -> str:
 
 def counts(runs: Iterable[HasState]) -> str:
     """How many runs are in which state: '12 done, 2 running, 40 pending'."""
-    return ", ".join(f"{number} {state}" for state, number in Counter(run.state for run in runs).most_common())
+    return tally(run.state for run in runs)
 
 
 def overview(runs: Sequence[Status], title: str) -> Table:

@@ -107,7 +107,7 @@ def _measured(roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequenc
     printed = _printed(roadmap, name)
     mine, before = ([run.result for run in present.get(step or "", ()) if run.result is not None] for step in (name, parent))
     top1 = summarize(list(accuracies(mine).values()))
-    theirs = printed.paper if top1 and _same_task(config, resolve(roadmap, name)) else None
+    theirs = printed.paper if top1 and same_task(config, resolve(roadmap, name)) else None
     return replace(
         printed,
         hash=config.hash,
@@ -123,7 +123,7 @@ def _measured(roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequenc
     )
 
 
-def _same_task(one: RunConfig, other: RunConfig) -> bool:
+def same_task(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations are tested on the same images and classes, so that their accuracies can be compared."""
     return (one.data, one.model.num_classes) == (other.data, other.model.num_classes)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from roadmap.ablations import ablate, end_of
 from roadmap.recipe import DataSpec
-from roadmap.records import Status, find_runs, status
-from roadmap.report.ablation import measured
+from roadmap.records import FINISHED, Status, find_runs, status
+from roadmap.report.ablation import measured, same_task
 from roadmap.report.rows import Ablation
 from roadmap.report.worth import Worth, worths
 from roadmap.steps import STEPS_YAML, load_roadmap
@@ -88,7 +88,7 @@ class Found:
     @property
     def finished(self) -> bool:
         """Whether no run will change any more."""
-        return all(run.result is not None or run.state == "newer" for run in self.all)
+        return all(run.state in FINISHED for run in self.all)
 
     @cached_property
     def worth(self) -> Worths | None:
@@ -130,8 +130,7 @@ def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, An
     mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
     if mine.data.dataset == "digits":
         return Reference(title="logistic regression on the pixels", top1=_logistic_regression(mine.data))
-    same = (mine.data, mine.model.num_classes) == (plain.data, plain.model.num_classes)
-    return roadmap.reference if same else None
+    return roadmap.reference if same_task(mine, plain) else None
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap.report.gather import Experiment, Found
-from roadmap.terminal import console, count
+from roadmap.terminal import console, count, tally
 
 
 def watch(experiments: Sequence[Experiment], write: Callable[[Sequence[Found]], object], seconds: float) -> Sequence[Found]:
@@ -42,8 +41,8 @@ def fingerprint(found: Sequence[Found]) -> str:
 
 def totals(found: Sequence[Found]) -> str:
     """'57 runs: 40 done, 2 running, 15 pending'."""
-    states = Counter(run.state for each in found for run in each.all)
-    return f"{count(states.total(), 'run')}: {', '.join(f'{number} {state}' for state, number in states.most_common())}"
+    states = [run.state for each in found for run in each.all]
+    return f"{count(len(states), 'run')}: {tally(states)}"
 
 
 @contextmanager
