@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.command import add_config_options, add_eval_options, config_of, eval_choices_of, main_of
+from roadmap.options import add_config_options, add_eval_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans, evaluates or trains; returns the exit code."""
+    from roadmap.command import config_of, eval_choices_of
+
     config = config_of(arguments, arguments.step, arguments.seed)
     choices = eval_choices_of(arguments, config)
     if arguments.eval:

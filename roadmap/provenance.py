@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from roadmap import ROOT
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def versions() -> dict[str, str]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from roadmap import STEPS_YAML
 from roadmap.ablations import ablate
 from roadmap.settings import Settings, merge, one_of_these, parse_overrides, same, settings_of, unknown_keys
-from roadmap.steps_file import STEPS_YAML, Document, RoadmapEntry, StepEntry, read_steps_file
+from roadmap.steps_file import Document, RoadmapEntry, StepEntry, read_steps_file
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, relative, show
 from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 
-__all__ = ["STEPS_YAML", "Roadmap", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
+__all__ = ["Roadmap", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
 
 
 def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None, **choices: Any) -> Roadmap:

@@ -11,12 +11,12 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from blocks.spec import Spec
 from blocks.spelling import did_you_mean
+from roadmap import STEPS_YAML
 from roadmap.recipe import reason
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
 from roadmap.tree import Counted, PaperFigures, Reference
 
-STEPS_YAML = Path(__file__).resolve().parent.parent / "steps.yaml"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Place = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$")]
 

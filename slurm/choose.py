@@ -1,4 +1,4 @@
-"""Which runs a command is about: a folder, and the words that choose among those in it."""
+"""Which runs a command is about: those in a folder, or some of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from pathlib import Path
 from roadmap.records import RunDir, find_runs
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Problem, relative
-
-
-def add_experiment_options(options: argparse.ArgumentParser) -> None:
-    """--roadmap and --profile, of the runs that are there."""
-    options.add_argument("--roadmap", metavar="NAME", help="runs of this roadmap only")
-    options.add_argument("--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one")
 
 
 def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:

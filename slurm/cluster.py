@@ -14,8 +14,7 @@ from blocks.spelling import did_you_mean
 from roadmap.recipe import Positive, reason
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative
-
-CLUSTER_YAML = Path(__file__).resolve().parent / "cluster.yaml"
+from slurm import CLUSTER_YAML
 
 
 def minutes_of(time: str) -> int:

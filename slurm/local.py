@@ -15,12 +15,13 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from roadmap import ROOT
 from roadmap.lease import is_here
-from roadmap.provenance import ROOT, usable_cores
+from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
-from slurm.status import counts, overview, progress_of
+from slurm.overview import counts, overview, progress_of
 from slurm.worker import OPEN, work
 
 YEAR_MIN = 365 * 24 * 60

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}

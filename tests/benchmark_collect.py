@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import run_dir_of
 from roadmap.steps import load_roadmap, resolve
 from tests.reports import result_of
@@ -18,7 +18,7 @@ from tests.reports import result_of
 PROFILE = "cifar10"  # whose reference is no network that would have to be trained first
 TIMES = """
 import json, resource, sys, time
-from roadmap.command import main_of
+from roadmap.options import main_of
 import scipy.stats
 import collect, roadmap.report.check, roadmap.report.collect, roadmap.report.gather
 sys.argv = ["collect.py", *sys.argv[1:]]

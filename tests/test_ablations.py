@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from roadmap import ROOT
 from roadmap.ablations import ablate
-from roadmap.provenance import ROOT
 from roadmap.records import run_dir_of
 from roadmap.settings import changes
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.tree import Roadmap, trace
 from slurm.cluster import Cluster
-from slurm.submit import parser, plan
+from slurm.submission import plan
+from slurm.submit import parser
 
 ROADMAPS = load_roadmaps()
 ROADMAP = ROADMAPS["convnext_t"]

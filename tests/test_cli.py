@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
-from roadmap.provenance import ROOT
-from roadmap.steps import STEPS_YAML, load_roadmap, resolve
+from roadmap import ROOT, STEPS_YAML
+from roadmap.steps import load_roadmap, resolve
 
 COMMANDS = {
     "roadmap": ["-m", "roadmap"],

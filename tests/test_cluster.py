@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError

@@ -23,7 +23,7 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from tests.reports import COMMIT, SPEEDS, result_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.report.stats import holm
 from roadmap.steps import load_roadmap, resolve

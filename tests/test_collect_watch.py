@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.report.gather import Choices, experiment_of
 from roadmap.report.watch import fingerprint

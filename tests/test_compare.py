@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import Status, prepare
 from roadmap.report.ablation import measured, published
 from roadmap.report.check import Expected, check, published_figures, read_expected

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from roadmap import STEPS_YAML
 from roadmap.recipe import RunConfig
-from roadmap.steps import STEPS_YAML, load_roadmap, parse_overrides, resolve
+from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 
 ROADMAP = load_roadmap()

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from roadmap import ROOT
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.lease import LeaseLost, attempts, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.steps import load_roadmap, resolve

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blocks.residual import Stage
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from blocks import build_model
+from roadmap import ROOT
 from roadmap.command import config_of as configured
-from roadmap.command import eval_choices_of, main_of
-from roadmap.provenance import ROOT
+from roadmap.command import eval_choices_of
+from roadmap.options import main_of
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, read_result
 from roadmap.sources import digest_of

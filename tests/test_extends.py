@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from blocks import complexity
-from roadmap.steps import STEPS_YAML, load_roadmap, load_roadmaps, resolve
+from roadmap import STEPS_YAML
+from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 
 SHIPPED = load_roadmaps()

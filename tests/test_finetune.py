@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from blocks.model import Network
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.sources import digest_of
@@ -32,7 +32,8 @@ from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.training.stopping import Stopped, StopSignals
 from roadmap.weights import DIALECTS, copy_weights, read_state_dict
 from slurm.cluster import Cluster
-from slurm.submit import parser, plan
+from slurm.submission import plan
+from slurm.submit import parser
 from tests.stopping import StopAt
 from tests.test_timm_parity import randomise
 from tests.test_weights import Original

@@ -56,6 +56,8 @@ FLOORS = {
     "roadmap.report.stats": 3,
     "roadmap.report.*": 4,
     "roadmap.command": 4,
+    "roadmap.look": 4,
+    "roadmap.options": 1,
     "roadmap.run": 4,
     "roadmap.verify": 4,
     "roadmap.__main__": 5,
@@ -180,3 +182,17 @@ def test_only_training_needs_torch() -> None:
 
 def test_a_heavy_import_is_seen() -> None:
     assert first_importers(["blocks.plan", "blocks.modules"]) == {"torch": "blocks.modules"}
+
+
+HELP = ["run_step.py", "collect.py", "roadmap/__main__.py", "slurm/submit.py", "slurm/status.py", "slurm/cancel.py", "slurm/logs.py"]
+
+
+@pytest.mark.parametrize("script", HELP)
+def test_help_needs_nothing_but_the_standard_library(script: str) -> None:
+    words = ["-m", "roadmap"] if script.startswith("roadmap/") else [str(ROOT / script)]
+    done = subprocess.run([sys.executable, "-X", "importtime", *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "argparse" in imported
+    assert imported & {"pydantic", "yaml", "rich", "numpy", "pandas", "submitit", "torch", "timm"} == set()

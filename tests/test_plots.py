@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.testing.compare import compare_images
 from matplotlib.text import Annotation
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.report.style import DOUBLE_COLUMN, save
 from tests.drawn import outside, overlapping
 from tests.plotted import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.steps import load_roadmap
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from roadmap import ROOT
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease
-from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, NewerResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import HELD, train_run
@@ -26,7 +26,7 @@ from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_run
 from roadmap.training.stopping import Stopped, StopSignals
-from slurm.submit import is_open
+from slurm.submission import is_open
 from slurm.worker import next_open
 from tests.stopping import StopAt
 

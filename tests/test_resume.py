@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.steps import load_roadmap, parse_overrides, resolve

@@ -11,9 +11,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT, STEPS_YAML
 from roadmap.schema import steps_schema
-from roadmap.steps import STEPS_YAML, load_roadmap
+from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import parse_yaml
 
 SHIPPED = ROOT / "roadmap" / "steps.schema.json"

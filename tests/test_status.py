@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from roadmap import ROOT
 from roadmap.lease import Lease, attempts, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.accounting import tasks_of
+from slurm.overview import duration
 from slurm.squeue import Submission, jobs_of
-from slurm.status import duration
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 10, "system.checkpoint_minutes": 0.0001}
 PLAN = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.report.ablation import measured, published
 from roadmap.report.columns import COLUMNS
 from roadmap.report.rows import Ablation

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve

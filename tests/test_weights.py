@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from blocks import ModelSpec, build_model
+from roadmap import ROOT
 from roadmap.export import export
-from roadmap.provenance import ROOT
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.sources import digest_of

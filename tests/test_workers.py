@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 

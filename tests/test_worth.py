@@ -18,7 +18,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from roadmap.records import find_runs, prepare, status
 from roadmap.report.stats import Difference
 from roadmap.report.style import DOUBLE_COLUMN, SINGLE_COLUMN

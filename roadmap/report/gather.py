@@ -8,13 +8,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from roadmap import STEPS_YAML
 from roadmap.ablations import ablate, end_of
 from roadmap.recipe import DataSpec
 from roadmap.records import FINISHED, Status, find_runs, status
 from roadmap.report.ablation import measured, same_task
 from roadmap.report.rows import Ablation
 from roadmap.report.worth import Worth, worths
-from roadmap.steps import STEPS_YAML, load_roadmap
+from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from roadmap import ROOT
 from roadmap.lease import attempts, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.records import RunDir, find_runs, status
 from slurm.testbed.bed import Testbed
 

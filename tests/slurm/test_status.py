@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from roadmap import ROOT
 from roadmap.lease import attempts, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.squeue import Submission, jobs_of

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from roadmap import ROOT
 from roadmap.lease import attempts, read_attempt
-from roadmap.provenance import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.provenance import ROOT
+from roadmap import ROOT
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Plan, Settings, Unusable
 from slurm.testbed.packages import hindrance

@@ -1,0 +1,84 @@
+"""What all command lines share, of argparse alone, so that --help takes no longer than Python: options, and a clear end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from roadmap import STEPS_YAML
+
+BAD_INPUT = 2
+WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
+
+
+def add_roadmap_options(options: argparse.ArgumentParser) -> None:
+    """--steps-file, --roadmap and --ablate."""
+    options.add_argument("--steps-file", type=Path, default=STEPS_YAML, metavar="FILE", help="steps file (default: the project's own)")
+    options.add_argument("--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)")
+    options.add_argument(
+        "--ablate",
+        metavar="HOW",
+        help="combine the path's changes in another way: leave-one-out or one-at-a-time (with :STEP for another end), or order:SEED",
+    )
+
+
+def add_config_options(options: argparse.ArgumentParser) -> None:
+    """--steps-file, --roadmap, --ablate, --profile, --set and --init-from."""
+    add_roadmap_options(options)
+    options.add_argument("--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)")
+    options.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="replace one value, such as recipe.epochs=10; may be given again",
+    )
+    options.add_argument(
+        "--init-from",
+        metavar="WEIGHTS",
+        help="start from a checkpoint: a path, a URL, or a run's directory; sets system.init_from and recipe.init_digest",
+    )
+
+
+def add_eval_options(options: argparse.ArgumentParser) -> None:
+    """What `eval_choices_of` reads."""
+    group = options.add_argument_group("with --eval", "evaluates the run's last checkpoint, or the weights of --init-from without any run")
+    group.add_argument("--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)")
+    group.add_argument("--crop-pct", type=float, metavar="SHARE", help="share of the resized image's edges that is seen")
+    group.add_argument(
+        "--crop-mode",
+        choices=["center", "squash"],
+        help="resize the shorter edge and take the centre, or resize both edges (default: the recipe's crop; the whole image, squashed, "
+        f"where --image-size asks for another resolution of {WHOLE_IMAGE} or more and no crop is given)",
+    )
+    group.add_argument("--per-class", type=Path, metavar="FILE", help="write images and accuracies of each class to a CSV file")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--ema", dest="kind", action="store_const", const="ema", help="the moving average alone (default: all there is)")
+    which.add_argument("--raw", dest="kind", action="store_const", const="raw", help="the weights as they were trained alone")
+
+
+def add_experiment_options(options: argparse.ArgumentParser) -> None:
+    """--roadmap and --profile, of the runs that are there."""
+    options.add_argument("--roadmap", metavar="NAME", help="runs of this roadmap only")
+    options.add_argument("--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one")
+
+
+def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
+    """Runs a command and returns its exit code; bad input is one message a problem, without a traceback, and exit code 2."""
+    try:
+        return run(parser.parse_args())
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        from roadmap.strict_yaml import ConfigError
+
+        if not isinstance(error, ConfigError):
+            raise
+        print(error, file=sys.stderr)
+        return BAD_INPUT

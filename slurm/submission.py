@@ -1,0 +1,159 @@
+"""What a submission does: it plans, hands over what is missing, and says what it did."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roadmap.batches import plan_batches
+from roadmap.command import choices_of, roadmap_of
+from roadmap.data.check import check_data
+from roadmap.lease import Lease, LeaseHeld
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir, Status, prepare, run_dir_of, status
+from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.terminal import console, count
+from roadmap.training.init_from import check_init, named
+from roadmap.training.trackers import check_trackers
+from roadmap.tree import NO_PROFILE, resolve
+from slurm.batch import Array, arrays_of, collect_when_done, script, submit
+from slurm.board import look
+from slurm.cluster import Cluster, default_cluster, load_cluster
+from slurm.forecast import forecast
+from slurm.local import train_here
+from slurm.overview import counts
+from slurm.snapshot import take, tree_hash
+from slurm.squeue import Task, Unanswered, jobs_of, max_array_size, queued, runs_in_queue
+from slurm.worker import OPEN
+
+
+def submit_runs(arguments: argparse.Namespace) -> int:
+    """Plans and submits; returns the exit code."""
+    for name in ("seeds", "workers", "pack"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {value}")])
+    name = arguments.cluster or default_cluster()
+    cluster = load_cluster(name, arguments.cluster_file)
+    configs = plan(arguments, cluster)
+    tell_changed([run_dir_of(arguments.runs, config) for config in configs])
+    if arguments.dry_run:
+        return rehearse(arguments, cluster, configs)
+    runs = [prepare(arguments.runs, config) for config in configs]
+    if arguments.only == "failed":
+        runs = [row.run for row in look(runs).rows if row.state == "failed"]  # Slurm knows of those that failed before they began
+    if cluster.scheduler == "local":
+        return train_here(runs, arguments.workers)
+    return hand_over(arguments, name, cluster, runs)
+
+
+def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
+    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could not be trained."""
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    steps = dict.fromkeys(arguments.steps or roadmap.steps)
+    configs = [named(resolve(roadmap, step, seed=seed, **choices)) for seed in range(arguments.seeds) for step in steps]
+    for config in configs:
+        if not arguments.dry_run:  # which may be far from the data
+            check_data(config, here=cluster.scheduler == "local")
+            check_init(config)
+        check_trackers(config)
+        plan_batches(config, cluster.of(config.step).world)
+    return configs
+
+
+def tell_changed(runs: Sequence[RunDir]) -> None:
+    """Says which runs are there of the same steps and seeds, but of another configuration, such as one that was changed since."""
+    others = [
+        f"{run.step}/{other.name}" for run in runs for other in sorted(run.path.parent.glob(f"seed{run.seed}-*")) if other != run.path
+    ]
+    if others:
+        names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
+        console().print(f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})", highlight=False)
+
+
+def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:
+    """Prints what would be done; nothing is made."""
+    runs = [run_dir_of(arguments.runs, config) for config in configs]
+    found = [status(run) for run in runs]
+    console().print(f"{count(len(runs), 'run')}: {counts(found)}")
+    if cluster.scheduler == "slurm":
+        left = [state.run for state in found if state.state in OPEN]
+        try:
+            longest = max_array_size()
+        except Unanswered:
+            longest = 1001
+        for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
+            print(f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x {array.cluster.tasks} processes")
+            print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
+            print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / f"source-{tree_hash()}"))
+    for line in forecast(cluster, configs, arguments.runs):
+        console().print(line, highlight=False)
+    return 0
+
+
+def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir]) -> int:
+    """Submits what is neither finished nor alive, and a job that collects in the end."""
+    if not runs:
+        console().print("no run has failed")
+        return 0
+    jobs = jobs_of(runs[0]).absolute()
+    try:
+        with Lease(jobs) as lease:  # two submissions at once would submit everything twice
+            code = _hand_over(arguments, name, cluster, runs, jobs)
+            lease.outcome = "done"
+            return code
+    except LeaseHeld as error:
+        raise ConfigError([Problem("submit", f"{error}; wait until that submission is through")]) from error
+    except Unanswered as error:
+        raise ConfigError(
+            [Problem("Slurm", f"does not answer, so nobody knows what is queued already, and nothing was submitted: {error}")]
+        ) from error
+
+
+def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path) -> int:
+    waiting, found = runs_in_queue(jobs, queued()), [status(run) for run in runs]
+    left = [state.run for state in found if is_open(state, waiting)]
+    console().print(f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit")
+    if not left:
+        return 0
+    snapshot = take(jobs)
+    submitted: list[str] = []
+    before: dict[str, list[str]] = {}
+    for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
+        kind = array.cluster.model_dump_json()
+        job = submit(array, jobs, name, snapshot, before.get(kind, []) if cluster.parallel else [])
+        before[kind] = [job]  # a limit of runs at a time holds for an array; the next one waits for its end
+        submitted.append(job)
+        console().print(f"job {job}: {describe(array)}", highlight=False)
+    everything = sorted({*submitted, *(task.job for task in waiting.values())})
+    job = collect_when_done(cluster, jobs, name, snapshot, everything, _collecting(arguments, snapshot))
+    console().print(
+        f"job {job}: collects when they have ended; python slurm/status.py {arguments.runs} shows where they are", highlight=False
+    )
+    return 0
+
+
+def is_open(state: Status, waiting: dict[str, Task]) -> bool:
+    """Whether a run is to be submitted: it is not finished, and nobody is at it or about to be."""
+    return state.state in OPEN and state.run.name not in waiting
+
+
+def describe(array: Array) -> str:
+    """An array in a line."""
+    first, cluster = array.groups[0][0], array.cluster
+    which = f"{first.step} …" if len(array.groups) > 1 else first.step
+    gpus = f", {cluster.gpus_per_node} GPUs each" if cluster.gpus_per_node else ""
+    return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
+
+
+def _collecting(arguments: argparse.Namespace, snapshot: Path) -> list[str]:
+    """The command that makes tables and figures of the plan."""
+    out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
+    words = [sys.executable, str(snapshot / "collect.py"), str(arguments.runs.absolute()), "--out", str(out.absolute())]
+    words += ["--steps-file", str(Path(arguments.steps_file).absolute()), "--roadmap", arguments.roadmap]
+    words += ["--profile", arguments.profile or NO_PROFILE]
+    for option in ("ablate", "init_from"):
+        if getattr(arguments, option) is not None:
+            words += [f"--{option.replace('_', '-')}", getattr(arguments, option)]
+    return words + [word for override in arguments.overrides for word in ("--set", override)]
