@@ -51,3 +51,14 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
                 raise ValueError(f"an image of {image_size} pixels is too small for this network: nothing is left of it")
     head, _ = _count((*plan.head_norm, plan.classifier), 1)
     return total + head
+
+
+def training_macs(spec: ModelSpec, image_size: int = 224) -> int:
+    """Multiply-adds of a forward and backward pass for one image; ValueError as in `complexity`.
+
+    Each layer computes the gradients of its input and of its weights, and each costs as much as its output; images need no
+    gradient, so that the first convolution has one less. torch's flop_counter takes a grouped convolution's backward pass
+    for a dense one's, and counts too much where it is depthwise.
+    """
+    first, _ = _count(plan_model(spec).stem[:1], image_size)
+    return 3 * complexity(spec, image_size).macs - first.macs

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from roadmap.bench.options import add_bench_options
+from roadmap.data.options import add_prepare_options
 from roadmap.options import add_config_options, add_roadmap_options, main_of
 
 
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--ema", action="store_true", help="the moving average's weights")
     export.add_argument("--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)")
     add_bench_options(commands.add_parser("bench", help="throughput, memory and share of the device's peak of every step"))
+    add_prepare_options(commands.add_parser("prepare", help="write an image folder as tar shards of smaller images"))
     return options
 
 
@@ -47,6 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         from roadmap.bench.bench import bench
 
         return bench(arguments)
+    if arguments.command == "prepare":
+        from roadmap.data.prepare import prepare_folder
+
+        return prepare_folder(arguments)
     from roadmap.look import COMMANDS
 
     return COMMANDS[arguments.command](arguments)

@@ -20,6 +20,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+ADDED = (("recipe", "pipeline", "pillow"),)  # leaves that the first runs did not have, with what they did: they stay what they are
 
 
 class Recipe(Spec):
@@ -31,6 +32,8 @@ class Recipe(Spec):
     `layer_decay` multiplies the learning rate of each group of layers once more per group before the head; a group is a
     stage, or up to three blocks. `init_digest` names the weights that training starts from, null for fresh ones;
     `head_init_scale` multiplies a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop.
+    `pipeline: tensor` has torchvision decode and resize the training's images as uint8 tensors, and RandAugment run on the
+    device; the crops and flips are those of `pillow`, the pixels differ by rounding. Evaluation is Pillow's and timm's in both.
     """
 
     epochs: Count
@@ -62,6 +65,7 @@ class Recipe(Spec):
     mixup_prob: Probability
     mixup_switch_prob: Probability
     ema: Beta | None
+    pipeline: Literal["pillow", "tensor"]
     crop_scale: tuple[Fraction, Fraction] | None
     hflip: Probability
     randaugment: Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")] | None
@@ -191,6 +195,9 @@ class RunConfig(Spec):
     def hash(self) -> str:
         """Eight hex digits over all that can change a result, the seed apart: runs that share them may be averaged."""
         sections = self.model_dump(mode="json", include={"model", "recipe", "data"})
+        for section, key, before in ADDED:
+            if sections[section][key] == before:
+                del sections[section][key]
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
@@ -202,6 +209,9 @@ class RunConfig(Spec):
     def read(cls, path: Path) -> RunConfig:
         """The configuration in a `config.yaml`; ConfigError if it is not one."""
         document = read_yaml(path).plain()
+        for section, key, before in ADDED:
+            if isinstance(document, dict) and isinstance(document.get(section), dict):
+                document[section].setdefault(key, before)
         try:
             return cls.model_validate(document)
         except ValidationError as error:

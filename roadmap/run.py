@@ -86,12 +86,15 @@ def training_images(config: RunConfig) -> int | None:
         names = find_shards(config, data.train_split)
     except ConfigError:
         return None
-    from roadmap.data.shards import known_index  # which needs NumPy
+    from roadmap.data.shards import class_names_of, known_index  # which need NumPy
 
     index = known_index(root, names, data)
     if index is None:
         return None
-    return len(index.label) if data.classes is None else sum(str(label) in data.classes for label in index.label.tolist())
+    if data.classes is None:
+        return len(index.label)
+    called = class_names_of(index) or [str(label) for label in range(int(index.label.max()) + 1)]
+    return sum(called[label] in data.classes for label in index.label.tolist())
 
 
 def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:

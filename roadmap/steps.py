@@ -63,7 +63,16 @@ class _Trees:
             steps = self._read_steps(name, entry, like)
             nodes = {node.value["name"].value: node for node in reversed(document.steps(name))}
             if self._check_parents(steps, nodes, "step"):
-                self.roadmaps[name] = Roadmap(name, entry.title, document.path, base, steps, self.profiles, entry.reference, entry.source)
+                self._check_throughput(name, entry, steps)
+                printed = entry.reference, entry.source, entry.throughput
+                self.roadmaps[name] = Roadmap(name, entry.title, document.path, base, steps, self.profiles, *printed)
+
+    def _check_throughput(self, name: str, entry: RoadmapEntry, steps: Mapping[str, Delta]) -> None:
+        """Whether each step whose throughput is printed exists."""
+        for step in entry.throughput.steps if entry.throughput else ():
+            if step not in steps:
+                place = self.document.node.value["roadmaps"].value[name].value["throughput"].value["steps"].value[step].key
+                self.problems.append(Problem(place, f"roadmap '{name}': throughput: unknown step '{step}'{one_of_these(step, steps)}"))
 
     def _read_profiles(self) -> dict[str, Delta]:
         node = self.document.node.value["profiles"]

@@ -15,7 +15,7 @@ from roadmap import STEPS_YAML
 from roadmap.recipe import reason
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
-from roadmap.tree import Counted, PaperFigures, Reference
+from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 Place = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$")]
@@ -57,6 +57,7 @@ class RoadmapEntry(Spec):
     base: Place | None = None
     like: Name | None = None
     reference: Reference | None = None
+    throughput: Throughput | None = None
     steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)]
 
 
@@ -68,6 +69,9 @@ class StepsFile(Spec):
     roadmaps: dict[Name, RoadmapEntry]
 
 
+ENTRIES: tuple[type[Spec], ...] = (
+    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Counted, Reference, Throughput, ReferenceSpeed
+)  # fmt: skip
 Join = Callable[[str, Node, Node, list[Problem]], Node]
 
 
@@ -223,7 +227,6 @@ def _locate(document: Node, error: Any) -> Problem:
         where = node.key
     path = ".".join(inside)
     if error["type"] == "extra_forbidden":
-        entries: tuple[type[Spec], ...] = (StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Counted, Reference)
-        fields = {"extends", *(field for entry in entries for field in entry.model_fields)}
+        fields = {"extends", *(field for entry in ENTRIES for field in entry.model_fields)}
         return Problem(where, f"unknown key '{path}'{did_you_mean(inside[-1], sorted(fields))}")
     return Problem(where, f"{path or 'the file'}: {reason(error)}")

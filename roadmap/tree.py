@@ -48,6 +48,23 @@ class Reference(Spec):
     gmacs: float | None = None
 
 
+class ReferenceSpeed(Spec):
+    """A model outside the roadmap whose throughput a publication prints, at an image size in pixels."""
+
+    title: str
+    image_size: Count
+    images_per_s: Annotated[float, Field(gt=0)]
+
+
+class Throughput(Spec):
+    """Images per second in inference as a publication measured them, with `on` saying where and how: of steps, and of others."""
+
+    source: str
+    on: str
+    steps: dict[str, Annotated[float, Field(gt=0)]]
+    references: tuple[ReferenceSpeed, ...] = ()
+
+
 @dataclass(frozen=True)
 class Delta:
     """A step or a profile: the leaves that it sets over those of its parent, which is None for a root."""
@@ -76,6 +93,7 @@ class Roadmap:
     profiles: Mapping[str, Delta]
     reference: Reference | None
     source: str | None = None
+    throughput: Throughput | None = None
     ablation: str | None = None
     notes: tuple[str, ...] = ()
     whole: Roadmap | None = None

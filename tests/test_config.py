@@ -350,6 +350,7 @@ ORIGINAL = {
     "mixup_prob": 1.0,
     "mixup_switch_prob": 0.5,
     "ema": None,
+    "pipeline": "pillow",
     "crop_scale": (0.08, 1.0),
     "hflip": 0.5,
     "randaugment": None,
@@ -479,6 +480,16 @@ def test_hash_is_of_the_values_not_of_how_they_came_about() -> None:
     reached = resolve(ROADMAP, "move_up_depthwise", overrides=parse_overrides(["model.block.spatial.kernel=7"]))
     assert reached.hash == resolve(ROADMAP, "kernel_7").hash
     assert command_line("recipe.lr=1").hash == command_line("recipe.lr=1.0").hash
+
+
+def test_runs_made_before_a_leaf_was_added_are_still_the_same(tmp_path: Path) -> None:
+    config = resolve(ROADMAP, "gelu", profile="digits_noisy")
+    assert config.hash == "e0e42005"  # as in the first reports
+    assert config.model_copy(update={"recipe": config.recipe.model_copy(update={"pipeline": "tensor"})}).hash != config.hash
+    written = tmp_path / "config.yaml"
+    written.write_text(config.to_yaml().replace("  pipeline: pillow\n", ""), encoding="utf-8")
+    assert "pipeline" not in written.read_text(encoding="utf-8")
+    assert RunConfig.read(written) == config
 
 
 def test_hash_is_eight_hex_digits() -> None:

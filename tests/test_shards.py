@@ -12,6 +12,7 @@ import pytest
 
 from roadmap.data import shards
 from roadmap.data.check import check_data, expand
+from roadmap.data.decoder import make_decoder
 from roadmap.data.loader import Loader
 from roadmap.data.shards import Changed, Shards, load_index
 from roadmap.recipe import RunConfig
@@ -40,7 +41,7 @@ def plain(root: Path, **overrides: Any) -> RunConfig:
 
 
 def open_shards(config: RunConfig, pattern: str = "train-{00..03}.tar") -> Shards:
-    return Shards(config, pattern, "RGB")
+    return Shards(config, pattern, make_decoder(config, "train"))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ PACKAGES = {  # the module that reads a kind of data, and what pip calls it
     "wds": ("webdataset", "webdataset"),
     "tfds": ("tensorflow_datasets", "tensorflow-datasets"),
 }
+STREAMS = ("wds", "tfds", "hfids")  # what can only be read one image after the other
 TORCH = (  # what timm calls torchvision's
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist", "inat", "places365", "imagenet",
     "image_folder", "folder",
@@ -47,6 +48,7 @@ def check_data(config: RunConfig, here: bool = True) -> None:
     Unless it is to be trained `here`, `stage_dir` is not looked at: whoever hands a run over need not have a node's disk.
     """
     data, model = config.data, config.model
+    check_pipeline(config)
     facts = LOOK.get(kind_of(data), _look_elsewhere)(config)
     problems = []
     if facts.classes is not None and model.num_classes != facts.classes:
@@ -59,6 +61,14 @@ def check_data(config: RunConfig, here: bool = True) -> None:
         raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
     if here and is_staged(config):
         make_stage_dir(config)
+
+
+def check_pipeline(config: RunConfig) -> None:
+    """ConfigError if the images to train on cannot be tensors, as the recipe wants them."""
+    if config.recipe.pipeline == "tensor" and kind_of(config.data) in STREAMS:
+        what = f"'tensor' cannot be had of '{config.data.dataset}': timm decodes a stream by Pillow"
+        hint = "data.dataset=shards reads tar files as tensors, or --set recipe.pipeline=pillow"
+        raise ConfigError([Problem("recipe.pipeline", f"{what}; {hint}")])
 
 
 def kind_of(data: DataSpec) -> str:

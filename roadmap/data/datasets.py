@@ -1,4 +1,4 @@
-"""Where images come from: each kind of data set as images of Pillow with labels, in any order."""
+"""Where images come from: each kind of data set as pictures with labels, in any order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from timm.utils.misc import natural_key
 from torch import Tensor
 
 from roadmap.data.check import choose_classes, class_names, data_dir, kind_of, need_reader
-from roadmap.data.corrupt import decode, reading
+from roadmap.data.corrupt import reading
+from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.shards import Shards
 from roadmap.data.staging import DOWNLOAD_LOCK, locked
@@ -43,8 +44,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, number: int, /) -> tuple[Image.Image, int]:
-        """Unreadable if the image cannot be read."""
+    def __getitem__(self, number: int, /) -> tuple[Picture, int]:
+        """As the split's decoder makes it; Unreadable if the image cannot be read."""
 
     def name(self, number: int, /) -> str:
         """What an image is called in messages."""
@@ -55,13 +56,8 @@ def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
     if config.model.in_chans not in (1, 3):
         raise ConfigError([Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")])
     kind = kind_of(config.data)
-    source = Items(config, given) if given is not None else SOURCES[kind](config, split)
+    source = Items(config, split, given) if given is not None else SOURCES[kind](config, split)
     return source if config.data.classes is None or kind == "folder" else Chosen(config, source)
-
-
-def image_mode(config: RunConfig) -> str:
-    """What Pillow calls images of as many channels as the model takes."""
-    return "L" if config.model.in_chans == 1 else "RGB"
 
 
 def split_name(config: RunConfig, split: Split) -> str:
@@ -89,7 +85,7 @@ class Folder:
     """Images in `data_dir`/<split>/<class>/, in the order in which timm reads them."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
-        self.class_names, self.mode = class_names(config), image_mode(config)
+        self.class_names, self.decoder = class_names(config), make_decoder(config, split)
         self.num_classes = len(self.class_names)
         self.root = data_dir(config) / split_name(config, split)
         found: list[tuple[str, int]] = []
@@ -105,10 +101,10 @@ class Folder:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         name = self.name(number)
         with reading(name), Path(name).open("rb") as file:
-            return Image.open(file).convert(self.mode), int(self.labels[number])
+            return self.decoder.decode(file, name), int(self.labels[number])
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
@@ -127,18 +123,18 @@ class HuggingFace:
             if key not in there:
                 raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")])
         names = self._reader.class_to_idx
-        self.mode, self.class_names = image_mode(config), sorted(names, key=names.get) or None
+        self.decoder, self.class_names = make_decoder(config, split), sorted(names, key=names.get) or None
         self.num_classes = len(names) or None
         self.labels = np.asarray(table.with_format("numpy")[label][:], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._reader)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         name = self.name(number)
         with reading(name):
             file, label = self._reader[number]
-        return decode(file, self.mode, name), int(label)
+        return self.decoder.decode(file, name), int(label)
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
@@ -151,8 +147,8 @@ class Items:
     What it calls `classes`, `targets` and `samples` is used where it has the form that torchvision gives it.
     """
 
-    def __init__(self, config: RunConfig, items: Any) -> None:
-        self._where, self._items, self.mode = f"dataset '{config.data.dataset}'", items, image_mode(config)
+    def __init__(self, config: RunConfig, split: Split, items: Any) -> None:
+        self._where, self._items, self.decoder = f"dataset '{config.data.dataset}'", items, make_decoder(config, split)
         if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
             raise ConfigError([Problem(self._where, f"is a {type(items).__name__}, which has no length or no items to choose from")])
         self.class_names = next(filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None)
@@ -162,18 +158,18 @@ class Items:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         with reading(lambda: self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
             image, label = self._items[number]
-            return self._picture(image).convert(self.mode), int(label)
+            return self.decoder.convert(self._image(image)), int(label)
 
-    def _picture(self, image: Any) -> Image.Image:
+    def _image(self, image: Any) -> Image.Image | NDArray[np.uint8]:
         if isinstance(image, Tensor):
             image = image.permute(1, 2, 0).numpy()
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 raise TypeError(f"{self._where} has images of {image.dtype}; they must be of uint8")
-            image = Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+            return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if not isinstance(image, Image.Image):
             raise TypeError(f"{self._where} has a {type(image).__name__} for an image; it must be a PIL image, an array or a tensor")
         return image
@@ -207,7 +203,7 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
     name = split_name(config, split)
     if split == "train" and "train" not in name:  # timm takes any other name for the test images
         raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
-    return Items(config, open_timm(config, split, download=config.system.download))
+    return Items(config, split, open_timm(config, split, download=config.system.download))
 
 
 def _custom(config: RunConfig, split: Split) -> Source:
@@ -235,7 +231,7 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         return self._source[int(self._numbers[number])][0], int(self.labels[number])
 
     def name(self, number: int) -> str:
@@ -245,7 +241,7 @@ class Chosen:
 
 SOURCES: dict[str, Callable[[RunConfig, Split], Source]] = {
     "folder": Folder,
-    "shards": lambda config, split: Shards(config, split_name(config, split), image_mode(config)),
+    "shards": lambda config, split: Shards(config, split_name(config, split), make_decoder(config, split)),
     "digits": Digits,
     "synthetic": Synthetic,
     "torch": _torchvision,

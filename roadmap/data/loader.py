@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
@@ -18,14 +17,17 @@ from torch.utils.data import DataLoader
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.data.check import kind_of
 from roadmap.data.corrupt import LEFT_OUT, CorruptImages
+from roadmap.data.decoder import Picture, wants_tensors
 from roadmap.data.digits import Split
 from roadmap.data.numbered import Numbered, check_label
 from roadmap.data.staging import stage
 from roadmap.data.streams import KINDS, Stream
+from roadmap.data.tensors import collate, for_tensors
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Picture], Tensor]
+GREYS = 255  # what a mean or a standard deviation of 1 stands for
 
 
 class Checked:
@@ -62,6 +64,7 @@ class Checked:
 class Loader:
     """Normalised float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process `rank`.
 
+    In training, `recipe.pipeline: tensor` leaves grey levels, 0 to 255, which the engine augments before it normalises them.
     Training gives the plan's micro-batches of whole global batches, evaluation each of the split's `images` once among all
     processes. A label of -1 marks an image of the evaluation that could not be read. `source` stands in for the data set
     that the configuration names. With the loader `beside` it, it shares what `system.corrupt_images` allows this process.
@@ -79,7 +82,10 @@ class Loader:
         beside: Loader | None = None,
     ) -> None:
         config, plan = stage(config), plan or plan_batches(config)
-        name, transform = f"dataset '{config.data.dataset}'", build_transform(config, split == "train")
+        name, tensors = f"dataset '{config.data.dataset}'", wants_tensors(config, split)
+        transform = build_transform(config, split == "train")
+        if tensors:
+            transform = for_tensors(transform, config.recipe)
         self._feed: Numbered | Stream
         shared = None if beside is None else beside._feed.corrupt
         if kind_of(config.data) in KINDS and source is None:
@@ -95,11 +101,12 @@ class Loader:
             raise ConfigError([Problem(name, f"has {self.images} images in {split}, less than a batch of {least}")])
         workers = config.system.workers
         loader: Any = DataLoader(
-            **self._feed.loading(), num_workers=workers, collate_fn=fast_collate, pin_memory=device.type == "cuda",
+            **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate, pin_memory=device.type == "cuda",
             persistent_workers=workers > 0, worker_init_fn=obey_parent,
         )  # fmt: skip
         self._batches = Checked(loader, self._feed, config, split)
-        self._loader = PrefetchLoader(self._batches, config.data.mean, config.data.std, config.model.in_chans, device)
+        mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
+        self._loader = PrefetchLoader(self._batches, mean, std, config.model.in_chans, device)
 
     def __len__(self) -> int:
         """Iterations of an epoch; in an evaluation, batches of this process."""
@@ -150,7 +157,7 @@ def _end_with_parent() -> None:
 
 
 def build_transform(config: RunConfig, training: bool) -> Transform:
-    """timm's transform from a PIL image to a uint8 tensor (C, H, W), as the recipe wants it."""
+    """timm's transform from a picture to a uint8 tensor (C, H, W), as the recipe wants it."""
     recipe = config.recipe
     transform: Transform = create_transform(
         config.data.image_size,

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset, Sampler
 
 from roadmap.batches import BatchPlan
 from roadmap.data.corrupt import LEFT_OUT, Corrupt, Unreadable
-from roadmap.data.datasets import Source, image_mode, make_source
+from roadmap.data.datasets import Source, make_source
+from roadmap.data.decoder import Picture, image_mode, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.synthetic import Digits
 from roadmap.randomness import SAMPLE, permutation, reseed
@@ -19,7 +20,7 @@ from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 Key = tuple[int, int]
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Picture], Tensor]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
@@ -28,7 +29,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
     Where an image cannot be read, the next one that can takes its place if `replace`, or else a black one with label -1.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int | None, corrupt: Corrupt, blank: Image.Image, replace: bool) -> None:
+    def __init__(self, source: Source, transform: Transform, seed: int | None, corrupt: Corrupt, blank: Picture, replace: bool) -> None:
         self.source, self.transform, self.seed = source, transform, seed
         self.corrupt, self.blank, self.replace = corrupt, blank, replace
 
@@ -39,7 +40,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
             reseed(SAMPLE, self.seed, epoch, index)
         return self.transform(image), label
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Picture, int]:
         length = len(self.source)
         for number in range(index, index + (length if self.replace else 1)):
             try:
@@ -122,7 +123,7 @@ class Numbered:
             self.batches = EvaluationBatches(len(source), plan, rank, config.system.eval_batch)
         self.iterations = self.batches.iterations
         seed = config.seed if training and config.recipe.augments else None
-        blank = Image.new(image_mode(config), (config.data.image_size,) * 2)
+        blank = make_decoder(config, split).convert(Image.new(image_mode(config), (config.data.image_size,) * 2))
         kind = Remembered if isinstance(source, Digits) and seed is None else Samples
         self.samples = kind(source, transform, seed, self.corrupt, blank, training)
 

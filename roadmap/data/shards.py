@@ -12,16 +12,16 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from roadmap.data.check import data_dir, find_shards
-from roadmap.data.corrupt import decode
+from roadmap.data.decoder import Decoder, Picture
 from roadmap.data.staging import locked
 from roadmap.files import write_atomic
 from roadmap.recipe import DataSpec, RunConfig
@@ -79,10 +79,9 @@ class Shards:
     """The images of a split's shards, all of which a shuffled epoch goes across."""
 
     num_classes: int | None = None
-    class_names: list[str] | None = None
 
-    def __init__(self, config: RunConfig, pattern: str, mode: str) -> None:
-        self.root, self.mode = data_dir(config), mode
+    def __init__(self, config: RunConfig, pattern: str, decoder: Decoder) -> None:
+        self.root, self.decoder = data_dir(config), decoder
         self.index = load_index(self.root, find_shards(config, pattern), config.data)
         self.labels: NDArray[np.int64] | None = self.index.label
         self._open: OrderedDict[int, int] = OrderedDict()  # the files in use, the last used last
@@ -91,10 +90,15 @@ class Shards:
     def __len__(self) -> int:
         return len(self.index.label)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         index, shard = self.index, int(self.index.shard[number])
         content = os.pread(self._file(shard), int(index.size[number]), int(index.offset[number]))
-        return decode(io.BytesIO(content), self.mode, self.name(number)), int(index.label[number])
+        return self.decoder.decode(io.BytesIO(content), self.name(number)), int(index.label[number])
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """The folders in the samples' names, where each class has one of its own."""
+        return class_names_of(self.index)
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
@@ -132,6 +136,17 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
+
+
+def class_names_of(index: Index) -> list[str] | None:
+    """What classes are called, by label: the folder in which all samples of a label lie and no others, None unless each has one."""
+    labels, first = np.unique(index.label, return_index=True)
+    folders = [bytes(index.name[number]).rpartition(b"/")[0] for number in first]
+    names = [folder.rpartition(b"/")[2].decode() for folder in folders]
+    if not np.array_equal(labels, np.arange(len(labels))) or not all(names) or len(set(names)) < len(names):
+        return None
+    starts = np.array([folder + b"/" for folder in folders], dtype=np.bytes_)
+    return names if np.strings.startswith(index.name, starts[index.label]).all() else None
 
 
 def load_index(root: Path, names: list[str], data: DataSpec) -> Index:

@@ -15,18 +15,19 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
-from roadmap.data.check import data_dir, kind_of
+from roadmap.data.check import STREAMS, check_pipeline, data_dir, kind_of
 from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
-from roadmap.data.datasets import image_mode, open_timm
+from roadmap.data.datasets import open_timm
+from roadmap.data.decoder import Picture, image_mode
 from roadmap.data.digits import Split
 from roadmap.randomness import SAMPLE, reseed, seed_of
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
-KINDS = ("wds", "tfds", "hfids")
+KINDS = STREAMS
 STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Picture], Tensor]
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
@@ -51,6 +52,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         data, kind, where = self.config.data, kind_of(self.config.data), f"dataset '{self.config.data.dataset}'"
         if data.classes is not None:
             raise ConfigError([Problem("data.classes", f"cannot choose from {where}: a stream would have to be read to be counted")])
+        if self.training:
+            check_pipeline(self.config)
         if kind != "hfids":
             data_dir(self.config)
         image_key = f"{data.image_key};jpg" if kind == "wds" and data.image_key else data.image_key  # jpg is what timm decodes it to

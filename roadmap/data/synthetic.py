@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
+from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
 from roadmap.recipe import RunConfig
 
@@ -19,14 +19,14 @@ class Digits:
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)
-        self.num_classes = CLASSES
+        self.num_classes, self.decoder = CLASSES, make_decoder(config, split)
         self.class_names = [str(digit) for digit in range(CLASSES)]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[number]), int(self.labels[number])
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
+        return self.decoder.convert(self.images[number]), int(self.labels[number])
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
@@ -42,6 +42,7 @@ class Synthetic:
     def __init__(self, config: RunConfig, split: Split) -> None:
         size, channels, data = config.data.image_size, config.model.in_chans, config.data
         self.num_classes, self.shape = config.model.num_classes, (size, size, channels)
+        self.decoder = make_decoder(config, split)
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.labels = np.arange(data.images[split == "val"], dtype=np.int64) % self.num_classes
         grey = np.random.default_rng(PATTERN_SEED).random((self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32)
@@ -54,12 +55,12 @@ class Synthetic:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, number: int) -> tuple[Picture, int]:
         label = int(self.labels[number])
         pixels = self._patterns[label].take(self._blow_up, axis=1).take(self._blow_up, axis=0)
         start = number * 2654435761 % NOISE_BANK  # Knuth's multiplier spreads neighbours over the bank
         pixels += self._noise[start : start + pixels.size].reshape(self.shape)
-        return Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), label
+        return self.decoder.convert(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), label
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""

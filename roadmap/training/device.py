@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +13,8 @@ import torch
 from roadmap.provenance import cpu
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
@@ -36,8 +40,21 @@ def set_up(config: RunConfig, device: torch.device) -> None:
         torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
+    else:
+        keep_memory()
     torch.use_deterministic_algorithms(system.deterministic)
     torch.backends.cudnn.benchmark = not system.deterministic
+
+
+def keep_memory() -> None:
+    """Has the C library keep what is freed, where it is glibc: an iteration would give all memory back, and fault each page in anew.
+
+    That is a tenth to a quarter of a training step on a CPU; the most memory that a process takes stays the same.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def hardware(device: torch.device, count: int = 1) -> str:

@@ -25,6 +25,7 @@ from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.distributed import World
 from roadmap.training.init_from import initialise_from
 from roadmap.training.optim import build_optimizer, build_schedule
+from roadmap.training.randaugment import Finish
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -100,6 +101,7 @@ class Engine:
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
+        self.finish = Finish(config, device) if recipe.pipeline == "tensor" else None
         self.erase = RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device) if recipe.random_erasing else None
         self.mix = build_mixup(config) if recipe.mixes else None
         # the network as training calls it
@@ -141,8 +143,10 @@ class Engine:
             return functional.cross_entropy(self.forward(images), labels, label_smoothing=smoothing)
 
     def _augment(self, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Erases each image and mixes each group with random numbers of its own, so that both are the same on any world."""
+        """Changes each image and mixes each group with random numbers of its own, so that both are the same on any world."""
         seed, rank = self.config.seed, self.world.rank
+        if self.finish is not None:
+            images = self.finish(images, self.iteration, self.plan.positions(rank, turn))
         if self.erase is not None:
             for image, position in zip(images, self.plan.positions(rank, turn), strict=True):
                 reseed(ERASE, seed, self.iteration, position)

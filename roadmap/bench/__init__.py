@@ -1,0 +1,1 @@
+"""How fast networks are trained and used here, how much memory they take, and how near they come to the device's peak."""

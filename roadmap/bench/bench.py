@@ -1,0 +1,182 @@
+"""`python -m roadmap bench`: measures step after step, and keeps what is measured after each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blocks.cost import complexity, training_macs
+from roadmap.bench.asked import check_options, config_of
+from roadmap.bench.loop import loop_and_bare
+from roadmap.bench.memory import memory_mb
+from roadmap.bench.options import BATCH, BATCHES
+from roadmap.bench.peak import convolution, matmul
+from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, slug
+from roadmap.bench.report import write_report
+from roadmap.bench.subjects import SHORTEST, build, free, has_timm, timed
+from roadmap.bench.table import sheets
+from roadmap.bench.turns import LEAST, ratio_of, spread_of, take_turns
+from roadmap.command import roadmap_of
+from roadmap.lease import now
+from roadmap.provenance import commit
+from roadmap.recipe import RunConfig
+from roadmap.sources import refusal
+from roadmap.steps import load_roadmaps
+from roadmap.strict_yaml import relative
+from roadmap.terminal import console, table
+from roadmap.training.device import OutOfMemory, hardware, memory_told, select_device, set_up
+from roadmap.training.engine import PRECISIONS
+from roadmap.tree import Roadmap
+
+MATMUL, CONVOLUTION = "matmul", "convolution"
+Times = Mapping[str, Sequence[float]]
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Measures what the command line asks for; ConfigError before anything is measured where it asks for what cannot be."""
+    roadmap = roadmap_of(arguments)
+    steps = arguments.steps or list(roadmap.steps)
+    check_options(arguments)
+    first = config_of(roadmap, steps[0], arguments, arguments.batch)
+    device = select_device(first)
+    batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
+    configs = [config_of(roadmap, step, arguments, batch) for step in dict.fromkeys(steps)]
+    set_up(first, device)
+    session = Session(roadmap, arguments, device)
+    console().print(f"{session.place['hardware']}: {relative(session.path)}", soft_wrap=True)
+    add_rows(session.path, [], roadmap.name, roadmap.steps)
+    try:
+        for config in configs:
+            for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode):
+                session.measure(config, mode)
+    finally:
+        session.report()
+    return 0
+
+
+class Session:
+    """One device on which steps of a roadmap are measured; what is measured is in the file at `path` at once."""
+
+    def __init__(self, roadmap: Roadmap, arguments: argparse.Namespace, device: torch.device) -> None:
+        self.roadmap, self.arguments, self.device = roadmap, arguments, device
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        self.place = {"hardware": hardware(device), "threads": threads, "torch": torch.__version__, "timm": version("timm")}
+        self.place["commit"] = commit()
+        self.path: Path = arguments.out / f"{slug(hardware(device), threads)}.csv"
+        self.shortest = min(SHORTEST, arguments.seconds / LEAST)
+        self.rows: list[Row] = []
+
+    def measure(self, config: RunConfig, mode: str) -> None:
+        """A step in a mode, with half the images for as long as memory is short; prints a line for each row."""
+        while True:
+            try:
+                with memory_told(f"{config.recipe.global_batch} images", []):
+                    rows = self._loop(config) if mode == "loop" else self._networks(config, mode)
+                break
+            except OutOfMemory as error:
+                said, half = str(error).partition(";")[0], config.recipe.global_batch // 2
+            free(self.device)
+            if mode == "loop" or half < 1:
+                raise refusal(f"step '{config.step}'", f"is too large for this device: {said}")
+            console().print(f"{config.step}, {mode}: {said}; measured with {half}", soft_wrap=True)
+            config = config_of(self.roadmap, config.step, self.arguments, half)
+        add_rows(self.path, rows, self.roadmap.name, self.roadmap.steps)
+        self.rows += rows
+        for row in rows:
+            console().print(line(row), soft_wrap=True)
+
+    def _networks(self, config: RunConfig, mode: str) -> list[Row]:
+        """The network of a step, timm's beside it, and the device's peak, all by turns."""
+        rivals = (TIMM, TIMM_DEFAULTS) if self.arguments.against and has_timm(config) else ()
+        names = (OURS, *rivals)
+        dtype = PRECISIONS[config.recipe.precision]
+        probes = {MATMUL: matmul(self.device, dtype), CONVOLUTION: convolution(self.device, dtype)}
+        runs: dict[str, Callable[[], object]] = {name: build(name, mode, config, self.device) for name in names}
+        runs |= {name: probe.run for name, probe in probes.items()}
+        measurements = {name: timed(run, self.device, self.shortest) for name, run in runs.items()}
+        times = take_turns(measurements, self.arguments.seconds * len(measurements))
+        del runs, measurements
+        free(self.device)
+        memory = {name: memory_mb(name, mode, config, self.device) for name in names}
+        peaks = {name: [probe.flop / seconds / 1e12 for seconds in times[name]] for name, probe in probes.items()}
+        return [self._row(config, mode, name, times, peaks, memory[name], OURS) for name in names]
+
+    def _loop(self, config: RunConfig) -> list[Row]:
+        """The training loop and the bare step."""
+        with loop_and_bare(config, self.device, self.shortest) as measurements:
+            times = take_turns(measurements, self.arguments.seconds * len(measurements))
+        return [self._row(config, "loop", name, times, {}, None, BARE) for name in (LOOP, BARE)]
+
+    def _row(
+        self, config: RunConfig, mode: str, name: str, times: Times, peaks: Times, memory: float | None, other: str
+    ) -> Row:  # fmt: skip
+        recipe, size, took = config.recipe, config.data.image_size, spread_of(times[name])
+        macs = complexity(config.model, size).macs if mode == "inference" else training_macs(config.model, size)
+        rates = [2e-12 * macs * recipe.global_batch / seconds for seconds in times[name]]
+        found = self.place | _against(times, name, other, recipe.precision) | _peak(rates, peaks)
+        return Row.model_validate(
+            found
+            | config.model_dump(include={"roadmap", "step", "profile"})
+            | {"mode": mode, "subject": name, "batch": recipe.global_batch, "image_size": size, "n": took.n}
+            | _format(name, recipe.precision, self.device)
+            | {"ms": 1e3 * took.median, "ms_low": 1e3 * took.low, "ms_high": 1e3 * took.high}
+            | {"images_per_s": recipe.global_batch / took.median, "memory_mb": memory or None}
+            | {"gmacs": macs / 1e9, "tflops": spread_of(rates).median, "date": now()}
+        )
+
+    def report(self) -> None:
+        """Sums up what was measured, and makes tables and figures anew, if there is anything new."""
+        if not self.rows:
+            return
+        roadmaps = load_roadmaps(self.arguments.steps_file) | {self.roadmap.name: self.roadmap}
+        for sheet in sheets(merged([], self.rows, self.roadmap.name, self.roadmap.steps), roadmaps):
+            console().print(table(sheet.heads, sheet.rows, sheet.title))
+        for path in write_report(self.path, roadmaps):
+            console().print(relative(path), soft_wrap=True)
+
+
+def _against(times: Times, name: str, other: str, precision: str) -> dict[str, Any]:
+    """The ratio of throughputs."""
+    if name == other:
+        return {}
+    ratio = ratio_of(times[other], times[name])
+    return {"ratio_to": f"{other} {precision}", "ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+
+
+def _peak(rates: Sequence[float], peaks: Times) -> dict[str, Any]:
+    """Both peaks, and the share of the larger one, turn by turn."""
+    if not peaks:
+        return {}
+    medians = {name: spread_of(values).median for name, values in peaks.items()}
+    largest = max(medians, key=lambda name: medians[name])
+    return {
+        "peak_matmul_tflops": medians[MATMUL],
+        "peak_conv_tflops": medians[CONVOLUTION],
+        "share_of_peak": ratio_of(rates, peaks[largest]).median,
+    }
+
+
+def _format(name: str, precision: str, device: torch.device) -> dict[str, str]:
+    """In what a subject computes."""
+    if name != TIMM_DEFAULTS:
+        return {"precision": precision, "memory_format": "channels_last"}
+    return {"precision": "tf32" if device.type == "cuda" else "fp32", "memory_format": "contiguous"}
+
+
+def line(row: Row) -> str:
+    """A row as it is read while others are measured."""
+    low, high = row.throughput
+    words = f"{row.step:<24} {row.mode:<9} {row.subject:<13} {row.precision} {row.batch:>4} x {row.image_size} px "
+    words += f"{row.images_per_s:>10,.1f} images/s ({low:,.1f} to {high:,.1f}, n = {row.n})"
+    if row.share_of_peak is not None:
+        words += f", {100 * row.share_of_peak:.0f} % of peak"
+    if row.memory_mb is not None:
+        words += f", {row.memory_mb:,.0f} MiB"
+    if row.ratio is not None:
+        words += f", {row.ratio:.3f} x {row.ratio_to} ({row.ratio_low:.3f} to {row.ratio_high:.3f})"
+    return words

@@ -1,0 +1,140 @@
+"""Throughput as bars: training and inference of each step side by side, timm's networks as marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from roadmap.bench.groups import Entry, Group, usual
+from roadmap.bench.records import Row
+from roadmap.bench.table import TITLES, share, speed
+from roadmap.report.columns import NONE
+from roadmap.report.markup import GLUE
+from roadmap.report.style import BLUE, DARK, DOUBLE_COLUMN, VERMILION, Type, style, type_of, wrapped
+
+MODES = ("train", "inference")
+LABELS = 0.24  # of the width, for the steps' titles
+DEFAULTS: Any = {"linestyle": "none", "marker": "D", "markersize": 4.5, "color": VERMILION, "markerfacecolor": "white"}
+SAME: Any = DEFAULTS | {"markerfacecolor": VERMILION, "markeredgecolor": "white", "markeredgewidth": 0.6}
+Place = tuple[str, int, int]
+
+
+def throughput_figure(group: Group, width: float = DOUBLE_COLUMN) -> Figure | None:
+    """A bar an entry from top to bottom, its error bar the middle half of the turns; `width` is in inches.
+
+    None where neither training nor inference was measured.
+    """
+    panels = {mode: _placed(group.entries[mode]) for mode in MODES if group.entries.get(mode)}
+    if not panels:
+        return None
+    size, room = type_of(width), (1 - LABELS) * width / len(panels)
+    labels = _labels(group, panels.values())
+    shown = [wrapped(label, LABELS * width - 0.1, size.text) for label in labels.values()]
+    lines = max(label.count("\n") + 1 for label in shown)
+    height = len(shown) * max(1.9, 1.25 * lines + 0.4) * size.text / 72
+    title = wrapped(_title(group), width - 0.1, size.title)
+    with style(width):
+        figure = Figure(figsize=(width, height + 0.85 + 1.3 * size.title / 72 * (title.count("\n") + 1)), layout="constrained")
+        figure.set_label(f"{group.title}: throughput")
+        figure.suptitle(title, x=0.05 / width, ha="left")
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for index, (axes, (mode, entries)) in enumerate(zip(grid, panels.items(), strict=True)):
+            axes.set_yticks(range(len(shown)), [""] * len(shown) if index else shown)
+            axes.set_title(TITLES[mode], loc="left", fontsize=size.text)
+            axes.set_ylim(len(shown) - 0.4, -0.6)
+            _panel(axes, {list(labels).index(place): entry for place, entry in entries.items()}, group, room, size)
+        _legend(figure, [entry for entries in panels.values() for entry in entries.values()])
+        return figure
+
+
+def _placed(entries: Sequence[Entry]) -> dict[Place, Entry]:
+    """Entries by step, image size, and how many of the same there were with other batches."""
+    found: dict[Place, Entry] = {}
+    for entry in entries:
+        same = entry.ours.step, entry.ours.image_size
+        found[*same, sum(place[:2] == same for place in found)] = entry
+    return found
+
+
+def _labels(group: Group, panels: Iterable[dict[Place, Entry]]) -> dict[Place, str]:
+    """The text of each line, with the image size where it is not what most have; in the order of the path."""
+    found = {place: entry for panel in panels for place, entry in panel.items()}
+    order = {step: number for number, step in enumerate(dict.fromkeys(row.step for row in group.rows))}
+    size, labels = usual(group.rows, _size), {}
+    for place in sorted(found, key=lambda place: (order[place[0]], place[1:])):
+        title, pixels = found[place].title, f"{place[1]} px"
+        labels[place] = title if place[1] == size or pixels in title else f"{title}, {pixels}"
+    return labels
+
+
+def _size(row: Row) -> int:
+    return row.image_size
+
+
+def _batch(row: Row) -> int:
+    return row.batch
+
+
+def _title(group: Group) -> str:
+    """On what and how it was measured."""
+    rows = [row for row in group.rows if row.mode in MODES]
+    words = [" and ".join(dict.fromkeys(row.hardware for row in rows))]
+    if rows[0].threads is not None:
+        words.append(f"{rows[0].threads} thread{'' if rows[0].threads == 1 else 's'}")
+    words += [group.precision, f"batch {usual(rows, _batch)}", f"{usual(rows, _size)}{GLUE}px"]
+    fewest, most = min(row.n for row in rows), max(row.n for row in rows)
+    words.append((f"n = {fewest}" if fewest == most else f"n = {fewest} to {most}").replace(" ", GLUE))
+    profile = f", {group.profile}" if group.profile else ""
+    return f"{group.title}{profile}: {', '.join(words)}"
+
+
+def _panel(axes: Axes, entries: dict[int, Entry], group: Group, room: float, size: Type) -> None:
+    """One mode with its entries by line, in a place `room` inches wide."""
+    batch, limit = usual(group.rows, _batch), 0.0
+    for height, entry in entries.items():
+        row = entry.ours
+        axes.barh(height, row.images_per_s, height=0.7, color=BLUE)
+        axes.errorbar(row.images_per_s, height, xerr=_around(row), color=DARK, capsize=2, linewidth=1)
+        for rival, look in ((entry.beside, SAME), (entry.defaults, DEFAULTS)):
+            if rival is not None:
+                axes.errorbar(rival.images_per_s, height, xerr=_around(rival), elinewidth=1, **look)
+        words = speed(row.images_per_s) if share(row) == NONE else f"{speed(row.images_per_s)} · {share(row)}"
+        words += f", batch {row.batch}" if row.batch != batch else ""
+        text = min(0.6, (0.6 * len(words) * size.small / 72 + 0.1) / (room - 0.2))  # of the panel's width
+        limit = max(limit, _end(entry) / (1 - text))
+        axes.annotate(words, (_end(entry), height), (4, 0), textcoords="offset points", va="center", color=DARK, fontsize=size.small)
+    axes.set_xlim(0, limit)
+    axes.xaxis.set_major_locator(MaxNLocator(max(2, int(14 * room / size.text)), steps=[1, 2, 5, 10]))
+    axes.set_xlabel("images/s")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _around(row: Row) -> list[list[float]]:
+    """The arms of an error bar; a median of few turns may lie at an end."""
+    low, high = row.throughput
+    return [[max(0.0, row.images_per_s - low)], [max(0.0, high - row.images_per_s)]]
+
+
+def _end(entry: Entry) -> float:
+    """Where the marks of an entry end."""
+    rows: list[Row | None] = [entry.ours, entry.beside, entry.defaults]
+    return max(row.throughput[1] for row in rows if row is not None)
+
+
+def _legend(figure: Figure, entries: Sequence[Entry]) -> None:
+    """What bars, marks and numbers mean, below both panels."""
+    handles: list[Artist] = [Patch(color=BLUE, label="ours: images/s · share of the device's peak")]
+    handles.append(Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1, label="middle half of n turns"))
+    if any(entry.beside for entry in entries):
+        handles.append(Line2D([], [], label="timm, the same format", **SAME))
+    if any(entry.defaults for entry in entries):
+        handles.append(Line2D([], [], label="timm's defaults", **DEFAULTS))
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, borderaxespad=0.2)

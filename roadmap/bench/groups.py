@@ -1,0 +1,69 @@
+"""Rows that belong beside each other: of one roadmap, profile and precision, an entry for each network, image size and batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row
+from roadmap.tree import Roadmap
+
+SAME = {"train": TIMM, "inference": TIMM, "loop": BARE}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A step's rows in a mode: `ours` is the network or the training loop, `beside` timm's network in the same format, or the bare step."""
+
+    title: str
+    ours: Row
+    beside: Row | None
+    defaults: Row | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """One roadmap in one profile and precision; `entries` by mode, in the order of the path."""
+
+    roadmap: str
+    title: str
+    profile: str | None
+    precision: str
+    entries: Mapping[str, Sequence[Entry]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows, of timm's networks, too."""
+        found = [row for entries in self.entries.values() for entry in entries for row in (entry.ours, entry.beside, entry.defaults)]
+        return [row for row in found if row is not None]
+
+    @property
+    def name(self) -> str:
+        """What its figure is called."""
+        return "-".join(filter(None, [self.roadmap, self.profile, self.precision]))
+
+
+def groups_of(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> list[Group]:
+    """All groups of a file; a step that no roadmap knows keeps its name for a title."""
+    found: dict[tuple[str, str | None, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.roadmap, row.profile, row.against), []).append(row)
+    return [_group(*key, same, roadmaps.get(key[0])) for key, same in found.items()]
+
+
+def _group(name: str, profile: str | None, precision: str, rows: Sequence[Row], roadmap: Roadmap | None) -> Group:
+    modes: dict[str, list[Entry]] = {}
+    of = {(row.step, row.mode, row.batch, row.image_size, row.subject): row for row in rows}
+    for row in rows:
+        if row.subject in (OURS, LOOP):
+            place = (row.step, row.mode, row.batch, row.image_size)
+            title = roadmap.tree[row.step].title if roadmap and row.step in roadmap.tree else row.step
+            entry = Entry(title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS)))
+            modes.setdefault(row.mode, []).append(entry)
+    return Group(name, roadmap.title if roadmap else name, profile, precision, modes)
+
+
+def usual(rows: Sequence[Row], get: Callable[[Row], int]) -> int:
+    """What most rows have."""
+    return Counter(map(get, rows)).most_common(1)[0][0]

@@ -1,0 +1,113 @@
+"""How much memory an iteration takes: `python -m roadmap.bench.memory` answers for one subject, in a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from roadmap import ROOT
+from roadmap.bench.subjects import build, free, wait
+from roadmap.recipe import RunConfig
+from roadmap.training.device import set_up
+
+logger = logging.getLogger(__name__)
+TURNS = 2  # the second iteration finds the optimizer's moments beside all else
+FIRST = 2  # images of a small network's iteration that loads what libraries load once
+
+
+def memory_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float | None:
+    """The most memory that a network and its iterations take, in MiB; None where nobody counts.
+
+    On a GPU that is what tensors take; on a CPU what a fresh process grows by, which has libraries loaded already.
+    """
+    if device.type == "cuda":
+        return _on_gpu(subject, mode, config, device)
+    return _in_process(subject, mode, config) if device.type == "cpu" and sys.platform == "linux" else None
+
+
+def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) -> float:
+    free(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run = build(subject, mode, config, device)
+    for _ in range(TURNS):
+        run()
+    wait(device)
+    found: float = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    del run
+    free(device)
+    return found
+
+
+def _in_process(subject: str, mode: str, config: RunConfig) -> float | None:
+    """What this module answers in a process of its own; None if that was killed, or may not ask."""
+    asked = json.dumps({"subject": subject, "mode": mode, "config": config.model_dump_json(), "threads": torch.get_num_threads()})
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "roadmap.bench.memory"]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    answer = re.search(r"^([\d.]+) MiB$", done.stdout, re.MULTILINE)
+    if done.returncode or answer is None:
+        why = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
+        logger.warning("the memory of %s, %s, is not known: %s", config.step, mode, why)
+        return None
+    return float(answer[1])
+
+
+def peak_resident_mb() -> float:
+    """The largest resident memory of this process since `forget_peak`, in MiB."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def forget_peak() -> None:
+    """Gives unused memory back, and has the kernel count from here; OSError where it does not let us."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def small(config: RunConfig) -> RunConfig:
+    """The same for a block in each stage and few images."""
+    model, recipe = config.model, config.recipe
+    return config.model_copy(
+        update={
+            "model": model.model_copy(update={"depths": tuple(1 for _ in model.depths)}),
+            "recipe": recipe.model_copy(update={"global_batch": FIRST, "local_batch": FIRST}),
+        }
+    )
+
+
+def grown_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float:
+    """By how much the process grows for iterations of a subject, from before its network is built, in MiB."""
+    build(subject, mode, small(config), device)()
+    free(device)
+    forget_peak()
+    before = peak_resident_mb()
+    run = build(subject, mode, config, device)
+    for _ in range(TURNS):
+        run()
+    return peak_resident_mb() - before
+
+
+def main() -> None:
+    """Answers with one line."""
+    asked = json.load(sys.stdin)
+    config, device = RunConfig.model_validate_json(asked["config"]), torch.device("cpu")
+    set_up(config, device)
+    torch.set_num_threads(asked["threads"])
+    print(f"{grown_mb(asked['subject'], asked['mode'], config, device):.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

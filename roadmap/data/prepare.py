@@ -1,0 +1,224 @@
+"""An image folder turned into tar shards of smaller images by many processes; killed at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from roadmap.data.packing import FORK, Shared, begin, write_shard
+from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
+from roadmap.data.shards import load_index
+from roadmap.files import write_json, written
+from roadmap.provenance import usable_cores
+from roadmap.recipe import RunConfig
+from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.terminal import count
+
+LOOK_S, LINE_S = 0.5, 10.0
+
+
+def prepare_folder(arguments: argparse.Namespace) -> int:
+    """Does what the command line asks for, and says how to train on what it wrote."""
+    recipe = Recipe(arguments.size, arguments.quality, arguments.shard_images, arguments.seed)
+    said = prepare(
+        arguments.source,
+        arguments.destination,
+        recipe,
+        splits=arguments.splits,
+        workers=usable_cores() if arguments.workers is None else arguments.workers,
+        corrupt_images=arguments.corrupt_images,
+        console=Console(stderr=True, highlight=False, markup=False),
+    )
+    print(said)
+    return 0
+
+
+def prepare(
+    source: Path, destination: Path, recipe: Recipe, *, splits: list[str], workers: int, corrupt_images: int, console: Console
+) -> str:
+    """Writes the shards that are not there yet, and their index; returns what is there, and how a run reads it.
+
+    ConfigError for what cannot be had or written, for shards of another plan, and for the first image that cannot be read
+    beyond `corrupt_images`. Finished shards are kept whatever happens.
+    """
+    began = time.monotonic()
+    _check(source, destination, recipe, splits, workers, corrupt_images)
+    config = folder_config(source)
+    classes = find_classes(config, splits)
+    with console.status("looking for images"):
+        samples = {split: find_samples(source / split, classes) for split in splits}
+    with written(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+    with _alone(destination, console):
+        plans = [Split(source / split, samples[split], destination, recipe) for split in splits]
+        _write_classes(destination / CLASSES_FILE, classes)
+        for plan in plans:
+            plan.save()
+            for leftover in (*destination.glob(f".{plan.name}-*.tmp"), *destination.glob(f".{plan.path.name}.*.tmp")):
+                leftover.unlink(missing_ok=True)
+        try:
+            _write_all(plans, recipe, workers, corrupt_images, console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise
+        with console.status("indexing the shards"):
+            return _report(plans, destination, config, len(classes), time.monotonic() - began)
+
+
+def _check(source: Path, destination: Path, recipe: Recipe, splits: list[str], workers: int, corrupt_images: int) -> None:
+    problems = recipe.check()
+    if workers < 1:
+        problems.append(Problem("--workers", f"must be at least 1, not {workers}"))
+    if corrupt_images < 0:
+        problems.append(Problem("--corrupt-images", f"must be at least 0, not {corrupt_images}"))
+    for split in splits:
+        if Path(split).name != split or splits.count(split) > 1:
+            problems.append(Problem("--splits", f"names '{split}', which is not a folder of {source}, or there twice"))
+        elif destination.resolve().is_relative_to((source / split).resolve()):
+            problems.append(Problem(str(destination), f"lies in {source / split}, where it would be a class; choose another destination"))
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def _alone(destination: Path, console: Console) -> Iterator[None]:
+    """Waits for whoever else writes there, and keeps others waiting."""
+    with written(destination):
+        file = (destination / ".prepare.lock").open("ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"waiting for another process that writes to {destination}", soft_wrap=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some parallel file systems have no locks
+            console.print(f"{destination} cannot be locked ({error.strerror}): let no other process write there", soft_wrap=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # workers have the file, too
+
+
+def _write_classes(path: Path, classes: list[str]) -> None:
+    """The classes' names in the order of their labels, for whoever reads the shards."""
+    if path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
+        raise ConfigError(
+            [Problem(relative(path), "names other classes: shards of another data set are there; choose another destination")]
+        )
+    with written(path):
+        write_json(path, classes)
+
+
+def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, console: Console) -> None:
+    left_out = [file for plan in plans for file in plan.left_out]
+    if len(left_out) > allowed:
+        what = f"{len(left_out)} images could not be read and are left out already, {left_out[0]} among them"
+        raise ConfigError([Problem("--corrupt-images", f"must be at least {len(left_out)}: {what}")])
+    missing = [(plan, shard) for plan in plans for shard in plan.missing]
+    if not missing:
+        return
+    shared, workers = Shared(len(left_out), allowed), min(workers, len(missing))
+    pool = ProcessPoolExecutor(workers, mp_context=FORK, initializer=begin, initargs=(shared,))
+    with _deaf():
+        writing = {pool.submit(write_shard, shard, recipe): plan for plan, shard in missing}
+    reader = threading.Thread(target=_read, args=(shared, console), daemon=True)
+    reader.start()
+    try:
+        with _Watch(shared, sum(len(shard.samples) for _, shard in missing), console) as watch:
+            while writing:
+                done = wait(writing, LOOK_S, FIRST_COMPLETED).done
+                for future in sorted(done, key=lambda future: future.exception() is not None):
+                    _finish(future, writing.pop(future))
+                watch.look(len(missing) - len(writing), len(missing))
+    except BrokenProcessPool as error:
+        what = f"died of {workers}, perhaps for want of memory; try fewer: the finished shards are kept"
+        raise ConfigError([Problem("--workers", f"one {what}")]) from error
+    finally:
+        shared.stop.value = True
+        pool.shutdown(cancel_futures=True)
+        shared.news.put(None)
+        reader.join()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Workers made inside never hear of Ctrl-C, which reaches all of a terminal's processes: the parent has them stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _finish(future: Future[tuple[str, Finished]], plan: Split) -> None:
+    name, record = future.result()
+    plan.finished[name] = record
+    plan.save()
+
+
+def _read(shared: Shared, console: Console) -> None:
+    """Shows the news until there are no more."""
+    while (line := shared.news.get()) is not None:
+        console.print(line, style="yellow", soft_wrap=True)
+
+
+class _Watch:
+    """A live bar with images/s and time left; plain lines where there is no terminal."""
+
+    def __init__(self, shared: Shared, total: int, console: Console) -> None:
+        self.shared, self.total, self.console = shared, total, console
+        self._began = self._said = time.monotonic()
+        columns = (TextColumn("preparing"), BarColumn(bar_width=None), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> _Watch:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def look(self, shards: int, of: int) -> None:
+        """Shows how far it is."""
+        now, done = time.monotonic(), self.shared.done.value
+        state = f"{shards} of {of} shards, {done / max(1e-9, now - self._began):.0f} images/s"
+        self._bar.update(self._task, completed=done, description=state)
+        if not self.console.is_terminal and (shards == of or now - self._said > LINE_S):
+            self._said = now
+            self.console.print(f"{done:,} of {self.total:,} images, {state}", soft_wrap=True)
+
+
+def _report(plans: list[Split], destination: Path, config: RunConfig, classes: int, seconds: float) -> str:
+    """What is there, and the options that read it; the index is made on the way, so that the first run starts at once."""
+    root = destination.resolve()
+    options = ["data.dataset=shards", f"system.data_dir={root}"]
+    lines = []
+    for plan in plans:
+        kind = "train" if plan.name.startswith("train") else "val"
+        load_index(root, [shard.path.name for shard in plan.shards], config.data)
+        options.append(f"data.{kind}_split={plan.pattern}")
+        images, size = (sum(getattr(record, name) for record in plan.finished.values()) for name in ("images", "bytes"))
+        lines.append(f"{plan.name}: {images:,} images in {count(len(plan.shards), 'shard')}, {decimal(size)}")
+        if plan.left_out:
+            left_out = count(len(plan.left_out), "image")
+            lines.append(f"{plan.name}: {left_out} left out that could not be read; {relative(plan.path)} names them")
+    if classes != config.model.num_classes:
+        options.append(f"model.num_classes={classes}")
+    words = " ".join(f"--set {shlex.quote(option)}" for option in options)
+    return "\n".join([*lines, f"{seconds:,.0f} s; train on them with", words])

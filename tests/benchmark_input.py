@@ -1,0 +1,171 @@
+"""What one core makes of ImageNet's images in a second, by timm's pipeline and by ours: `python -m tests.benchmark_input`.
+
+`tensor` is not like for like with the others: it leaves RandAugment to the device. So timm's pipeline is measured without
+RandAugment, too, and so is the device's part, here on the CPU. The images are made up: blurred noise of all scales, as large as
+ImageNet's usual ones and about as heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.loader import fast_collate
+from torch.utils.data import DataLoader
+
+from roadmap.data.check import kind_of
+from roadmap.data.datasets import make_source
+from roadmap.data.loader import Loader, build_transform
+from roadmap.recipe import RunConfig
+from roadmap.steps import load_roadmap, resolve
+from roadmap.training.device import hardware
+from roadmap.training.randaugment import Finish
+from tests.images import CPU, write_tar
+
+SIZE, SHORTER, QUALITY = (500, 375), 256, 90
+BATCH, CLASSES = 32, 2
+OCTAVES, STEEPNESS = range(2, 10), 0.27  # blobs across, as powers of two, and how much fainter the small ones are
+Batches = Iterator[Any]
+
+
+def photograph(seed: int) -> Image.Image:
+    """A picture of slow changes of colour under texture."""
+    random = np.random.default_rng(seed)
+    width, height = SIZE
+    y, x = np.mgrid[0:height, 0:width] / width
+    waves = [np.sin(2 * np.pi * (random.normal() * x + random.normal() * y) + random.uniform(0, 6)) for _ in range(3)]
+    pixels = 128 + 60 * np.stack(waves, axis=2)
+    for octave in OCTAVES:
+        blobs = Image.fromarray(random.normal(size=(2**octave, 2**octave)).astype(np.float32))
+        texture = np.asarray(blobs.resize(SIZE, Image.Resampling.BICUBIC))
+        pixels += 100 / 2 ** (STEEPNESS * octave) * texture[:, :, None] * random.normal(1, 0.3, 3)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def write_data(root: Path, images: int) -> str:
+    """A folder of JPEGs, and a shard of the same ones made smaller; returns how heavy they are."""
+    members: dict[str, bytes] = {}
+    sizes = []
+    for number in range(images):
+        image = photograph(number)
+        for split in ("train", "val"):
+            path = root / "folder" / split / f"c{number % CLASSES}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path, quality=QUALITY)
+        small, file = SHORTER / min(SIZE), io.BytesIO()
+        image.resize((round(SIZE[0] * small), round(SIZE[1] * small)), Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+        members |= {f"{number:04d}.jpg": file.getvalue(), f"{number:04d}.cls": str(number % CLASSES).encode()}
+        sizes.append((path.stat().st_size, len(file.getvalue())))
+    for split in ("train", "val"):
+        write_tar(root / "shards" / f"{split}-0.tar", members)
+    whole, small = np.mean(sizes, axis=0) / 1000
+    return f"{images} images of {SIZE[0]} x {SIZE[1]}, {whole:.0f} kB each, {small:.0f} kB where the shorter side is {SHORTER}"
+
+
+def config_of(root: Path, kind: str, **recipe: Any) -> RunConfig:
+    """ConvNeXt-T's recipe, on the images."""
+    splits = {"data.train_split": "train-0.tar", "data.val_split": "val-0.tar"} if kind == "shards" else {}
+    given = {"model.num_classes": CLASSES, "recipe.global_batch": BATCH, "recipe.local_batch": BATCH, "system.workers": 0}
+    where = {"data.dataset": kind, "system.data_dir": str(root / kind)}
+    changed = {f"recipe.{name}": value for name, value in recipe.items()}
+    return resolve(load_roadmap(), "separate_downsampling", overrides=given | splits | where | changed)
+
+
+def timms(config: RunConfig) -> Batches:
+    """Batches of timm's data set, transform and collation."""
+    dataset = create_dataset("", root=config.system.data_dir, split="train", transform=build_transform(config, True))
+    loader: Any = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, collate_fn=fast_collate)
+    while True:
+        yield from loader
+
+
+def ours(config: RunConfig) -> Batches:
+    """Batches as a worker of our loader makes them."""
+    loader, epoch = Loader(config, "train", CPU), 0
+    while True:
+        loader._feed.seek(epoch, 0)
+        yield from loader._batches.loader
+        epoch += 1
+
+
+def decoded(config: RunConfig) -> Batches:
+    """Images as they come from their files, which no pipeline can do without."""
+    source = make_source(config, "train")
+    for first in itertools.count(step=BATCH):
+        yield [source[number % len(source)] for number in range(first, first + BATCH)]
+
+
+def finished(config: RunConfig) -> Batches:
+    """Batches as the device finishes them."""
+    finish, iteration = Finish(config, CPU), 0
+    pixels, _ = next(ours(config))
+    while True:
+        yield finish(pixels.float(), iteration, range(BATCH))
+        iteration += 1
+
+
+def subjects(root: Path) -> dict[str, Batches]:
+    """Everything that is measured, the yardstick first."""
+    pillow, tensor = config_of(root, "folder"), config_of(root, "folder", pipeline="tensor")
+    small = [config_of(root, "shards", pipeline=pipeline) for pipeline in ("pillow", "tensor")]
+    assert (kind_of(small[1].data), tensor.recipe.randaugment) == ("shards", "rand-m9-mstd0.5-inc1")
+    return {
+        "timm": timms(pillow),
+        "timm without RandAugment": timms(config_of(root, "folder", randaugment=None)),
+        "pillow": ours(pillow),
+        "tensor, a worker's part": ours(tensor),
+        f"pillow on shards of {SHORTER} px": ours(small[0]),
+        f"tensor on shards of {SHORTER} px, a worker's part": ours(small[1]),
+        "reading and decoding alone, by Pillow": decoded(pillow),
+        "reading and decoding alone, by torchvision": decoded(tensor),
+        "tensor, the device's part, on the CPU": finished(tensor),
+    }
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def rows(found: dict[str, Batches], rounds: int) -> Iterator[str]:
+    """A line a subject: the median of its speeds, and of its turns' ratios to the first, with the middle half."""
+    turns = {name: partial(next, batches) for name, batches in found.items()}
+    for run in turns.values():
+        run()
+    times = np.array([[seconds(run) for run in turns.values()] for _ in range(rounds)])
+    for name, taken in zip(turns, times.T, strict=True):
+        low, middle, high = np.quantile(times[:, 0] / taken, [0.25, 0.5, 0.75])
+        speed = BATCH / np.median(taken)
+        yield f"{name:<46} {speed:7.0f} {1000 / speed:7.2f}   {middle:.2f} ({low:.2f} to {high:.2f}), n = {rounds}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=60, help=f"turns of {BATCH} images that each pipeline gets")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with TemporaryDirectory() as folder:
+        print(f"{write_data(Path(folder), options.images)}; one core of {hardware(CPU)}")
+        print(f"{'':<46} {'images/s':>7} {'ms':>6}   speed against timm's (middle half)")
+        for row in rows(subjects(Path(folder)), options.rounds):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

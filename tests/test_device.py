@@ -1,0 +1,35 @@
+"""How PyTorch is set up on a device."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from roadmap import ROOT
+
+FAULTS = """
+import resource, sys, torch
+from roadmap.training.device import keep_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(4 << 20)  # 16 MiB, 4096 pages
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20
+
+given_back = faults()
+keep_memory()
+torch.ones(4 << 20)
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
+def test_memory_that_is_freed_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < 100
+    assert given_back > 10 * kept
