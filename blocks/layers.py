@@ -179,7 +179,8 @@ class Activation(Layer):
     def build(self, op: Op) -> nn.Module:
         from timm.layers import create_act_layer
 
-        layer: nn.Module = create_act_layer(op.kind)
+        # what comes before needs its input on the way back, not its output, so that this may take its place
+        layer: nn.Module = create_act_layer(op.kind, inplace=True)
         return layer
 
 
