@@ -140,7 +140,7 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
             from roadmap.training.device import OutOfMemory, select_device
             from roadmap.training.distributed import joined
         select_device(config)
-        with joined() as world:
+        with joined(stop) as world:
             run = world.share(lambda: prepare(runs, config))
             console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
             try:

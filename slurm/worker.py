@@ -42,7 +42,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
         from roadmap.train import train
         from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
 
-        world = stack.enter_context(joined())
+        world = stack.enter_context(joined(stop))
         while not world.share(lambda: stop.signal is not None):
             run, waiting = world.share(lambda: next_open(run_dirs, tried))
             if run is None and not (waiting and patient):

@@ -31,7 +31,7 @@ def free_port() -> int:
 
 def _enter(launch: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ |= launch
-    with joined() as world:
+    with joined(StopSignals()) as world:
         function(world, *arguments)
 
 

@@ -399,7 +399,7 @@ def test_bad_options_are_refused_before_torch_is_imported(photos: Path, tmp_path
         done = subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == code
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-        assert "roadmap.command" in imported
+        assert "roadmap.options" in imported
         assert "torch" not in imported
 
 

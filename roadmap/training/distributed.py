@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from roadmap.training.launch import Launch, launched
-from roadmap.training.stopping import interruptible
+from roadmap.training.stopping import StopSignals, interruptible
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
@@ -100,8 +100,11 @@ class Ballot:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world that this process was launched into, met with the others for as long as the block lasts."""
+def joined(stop: StopSignals) -> Iterator[World]:
+    """The world that this process was launched into, met with the others for as long as the block lasts.
+
+    While it waits for the others, signals end it at once, and so does one that `stop` has caught before.
+    """
     launch = launched()
     if launch.size == 1:
         yield World()
@@ -112,6 +115,7 @@ def joined() -> Iterator[World]:
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     with interruptible():
+        stop.obey()
         dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
     yield World(launch)
     dist.destroy_process_group()  # not after an error, for it would wait for the others
