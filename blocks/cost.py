@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blocks.layers import LAYERS, Op
 from blocks.plan import SHORTCUT, plan_model
@@ -35,6 +36,7 @@ def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
     return total, size
 
 
+@lru_cache(maxsize=4096)  # a roadmap asks for each of its networks in all profiles, and again for each seed
 def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
     """The cost of `spec` for square images of `image_size` pixels; ValueError if they are too small for its strides."""
     plan = plan_model(spec)

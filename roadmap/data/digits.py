@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from roadmap.recipe import DataSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Split = Literal["train", "val"]
 CLASSES, TRAIN_IMAGES = 10, 1198  # before copies
@@ -20,6 +21,7 @@ def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArra
     Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` grey ranges, the same in
     every run. Grey 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one grey range.
     """
+    import numpy as np
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
@@ -45,4 +47,4 @@ def logistic_regression(data: DataSpec) -> float:
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    return (pixels.reshape(len(pixels), -1).astype(np.float64) - 85) / 85
+    return (pixels.reshape(len(pixels), -1).astype("float64") - 85) / 85
