@@ -47,19 +47,19 @@ def bench(arguments: argparse.Namespace) -> int:
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
     configs = [config_of(roadmap, step, arguments, batch) for step in dict.fromkeys(steps)]
     set_up(first, device)
-    session = Session(roadmap, arguments, device)
-    console().print(f"{session.place['hardware']}: {relative(session.path)}", soft_wrap=True)
-    add_rows(session.path, [], roadmap.name, roadmap.steps)
+    meter = Meter(roadmap, arguments, device)
+    console().print(f"{meter.place['hardware']}: {relative(meter.path)}", soft_wrap=True)
+    add_rows(meter.path, [], roadmap.name, roadmap.steps)
     try:
         for config in configs:
             for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode):
-                session.measure(config, mode)
+                meter.measure(config, mode)
     finally:
-        session.report()
+        meter.report()
     return 0
 
 
-class Session:
+class Meter:
     """One device on which steps of a roadmap are measured; what is measured is in the file at `path` at once."""
 
     def __init__(self, roadmap: Roadmap, arguments: argparse.Namespace, device: torch.device) -> None:
