@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blocks.depthwise import DepthwiseConv2d
+from roadmap.bench.subjects import seconds_each
+from roadmap.bench.turns import ratio_of, spread_of, take_turns
 
 
 class Shape(NamedTuple):
@@ -62,27 +63,17 @@ def step(conv: nn.Conv2d, shape: Shape, dtype: torch.dtype) -> Callable[[], None
     return run
 
 
-def interleaved(plain: Callable[[], None], fast: Callable[[], None], seconds: float) -> tuple[list[float], list[float]]:
-    """Times in ms of both by turns, at least 5 of each, until `seconds` are over."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for run in (plain, fast):
-        run()
-    start = time.perf_counter()
-    while len(times[0]) < 5 or time.perf_counter() - start < seconds:
-        for run, taken in zip((plain, fast), times, strict=True):
-            begin = time.perf_counter()
-            run()
-            taken.append(1e3 * (time.perf_counter() - begin))
-    return times
-
-
 def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
     """Medians, and the median of the turns' ratios with the middle half of them."""
     runs = [step(convolution(kind, shape), shape, dtype) for kind in (nn.Conv2d, DepthwiseConv2d)]
-    plain, fast = interleaved(runs[0], runs[1], seconds)
-    low, middle, high = np.quantile(np.divide(fast, plain), [0.25, 0.5, 0.75])
-    cells = [f"{value:4d}" for value in shape] + [f"{np.median(plain):8.2f}", f"{np.median(fast):8.2f}"]
-    return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {middle:.2f} ({low:.2f} to {high:.2f}), n = {len(fast)}"
+    for run in runs:
+        run()
+    measurements = [partial(seconds_each, run, torch.device("cpu"), 1) for run in runs]
+    plain, fast = take_turns(dict(zip(("plain", "fast"), measurements, strict=True)), seconds).values()
+    ratio = ratio_of(fast, plain)
+    cells = [f"{value:4d}" for value in shape] + [f"{1e3 * spread_of(taken).median:8.2f}" for taken in (plain, fast)]
+    said = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), n = {ratio.n}"
+    return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {said}"
 
 
 def main() -> None:

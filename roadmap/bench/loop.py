@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from roadmap.bench.records import BARE, LOOP
-from roadmap.bench.subjects import SHORTEST, no_refusal, wait
+from roadmap.bench.subjects import SHORTEST, no_refusal, seconds_each
 from roadmap.data.loader import Loader
 from roadmap.recipe import RunConfig
 from roadmap.training.engine import Engine, Mean
@@ -59,9 +58,4 @@ def _endless(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
 def _window(run: Callable[[], None], device: torch.device, untimed: int, iterations: int) -> float:
     for _ in range(untimed):
         run()
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(iterations):
-        run()
-    wait(device)
-    return (time.perf_counter() - start) / iterations
+    return seconds_each(run, device, iterations)

@@ -161,19 +161,20 @@ def in_tf32(run: Run) -> Run:
 def timed(run: Run, device: torch.device, shortest: float = SHORTEST) -> Callable[[], float]:
     """A measurement, in seconds an iteration, of as many iterations as take `shortest` seconds; first `run` is warmed up here."""
 
-    def measure(iterations: int) -> float:
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(iterations):
-            run()
-        wait(device)
-        return (time.perf_counter() - start) / iterations
-
     with no_refusal():
-        measure(WARM_UP if device.type == "cuda" else 1)
-    each = measure(1)
-    iterations = max(1, math.ceil(shortest / each))
-    return lambda: measure(iterations)
+        seconds_each(run, device, WARM_UP if device.type == "cuda" else 1)
+    iterations = max(1, math.ceil(shortest / seconds_each(run, device, 1)))
+    return lambda: seconds_each(run, device, iterations)
+
+
+def seconds_each(run: Run, device: torch.device, iterations: int) -> float:
+    """What an iteration takes on average, all that it has queued on the device included."""
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(iterations):
+        run()
+    wait(device)
+    return (time.perf_counter() - start) / iterations
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.data.check import kind_of
+from roadmap.data.check import STREAMS, kind_of
 from roadmap.data.corrupt import LEFT_OUT, CorruptImages
 from roadmap.data.decoder import Picture, wants_tensors
 from roadmap.data.digits import Split
 from roadmap.data.numbered import Numbered, check_label
 from roadmap.data.staging import stage
-from roadmap.data.streams import KINDS, Stream
+from roadmap.data.streams import Stream
 from roadmap.data.tensors import collate, for_tensors
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -88,7 +88,7 @@ class Loader:
             transform = for_tensors(transform, config.recipe)
         self._feed: Numbered | Stream
         shared = None if beside is None else beside._feed.corrupt
-        if kind_of(config.data) in KINDS and source is None:
+        if kind_of(config.data) in STREAMS and source is None:
             self._feed = Stream(config, split, transform, plan, rank, shared)
         else:
             self._feed = Numbered(config, split, transform, plan, rank, source, shared)

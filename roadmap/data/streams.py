@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
-from roadmap.data.check import STREAMS, check_pipeline, data_dir, kind_of
+from roadmap.data.check import check_pipeline, data_dir, kind_of
 from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import open_timm
 from roadmap.data.decoder import Picture, image_mode
@@ -24,7 +24,6 @@ from roadmap.randomness import SAMPLE, reseed, seed_of
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
-KINDS = STREAMS
 STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
 Transform = Callable[[Picture], Tensor]

@@ -146,10 +146,11 @@ class Engine:
     def _augment(self, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """Changes each image and mixes each group with random numbers of its own, so that both are the same on any world."""
         seed, rank = self.config.seed, self.world.rank
+        positions = self.plan.positions(rank, turn)
         if self.finish is not None:
-            images = self.finish(images, self.iteration, self.plan.positions(rank, turn))
+            images = self.finish(images, self.iteration, positions)
         if self.erase is not None:
-            for image, position in zip(images, self.plan.positions(rank, turn), strict=True):
+            for image, position in zip(images, positions, strict=True):
                 reseed(ERASE, seed, self.iteration, position)
                 self.erase(image)  # in place
         if self.mix is not None:

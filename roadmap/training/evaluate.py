@@ -18,12 +18,11 @@ from torch.utils.data import Dataset
 
 from blocks.model import build_model
 from roadmap.batches import BatchPlan
-from roadmap.data.check import kind_of
+from roadmap.data.check import STREAMS, kind_of
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
 from roadmap.data.staging import stage
-from roadmap.data.streams import KINDS
 from roadmap.files import aside, write_atomic, written
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, check_config, run_dir_of
@@ -189,7 +188,7 @@ def table(view: RunConfig, evaluations: Mapping[Kind, Evaluation]) -> str:
 
 def _names(config: RunConfig) -> list[str]:
     """The classes' names, or their numbers where the data has no names for them."""
-    names = None if kind_of(config.data) in KINDS else make_source(stage(config), "val").class_names
+    names = None if kind_of(config.data) in STREAMS else make_source(stage(config), "val").class_names
     return names or [str(index) for index in range(config.model.num_classes)]
 
 
