@@ -19,7 +19,7 @@ LARGE_MAP = 65536
 # from so many values of an image's map on, copies of it cost less than what they save
 SMALL_MAP = 4096
 # from so many multiply-adds on, the calls that a gradient takes cost less than what they save
-SMALL_WORK = 1_500_000
+SMALL_WORK = 600_000
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -73,7 +73,7 @@ def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilati
     if dtype == torch.bfloat16:
         return max(kernel // 2, stride, dilation) > 1 or min(shape[2:]) <= 2
     if dtype == torch.float32:
-        enough = shape.numel() * kernel**2 >= SMALL_WORK if stride == 1 else shape[1:].numel() >= SMALL_MAP
+        enough = shape.numel() * kernel**2 >= SMALL_WORK if stride == 1 else kernel > 5 or shape[1:].numel() >= SMALL_MAP
         return dilation > 1 or (kernel > 3 and enough)
     return False
 

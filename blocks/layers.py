@@ -184,6 +184,15 @@ class Activation(Layer):
         return layer
 
 
+class Gelu(Activation):
+    """GELU with the error function, not its approximation by tanh."""
+
+    def build(self, op: Op) -> nn.Module:
+        from blocks.modules import GELU
+
+        return GELU()
+
+
 class MaxPool(Layer):
     """The largest of the k x k values around each position."""
 
@@ -217,7 +226,7 @@ LAYERS: dict[str, Layer] = {
     "bn": BatchNorm(),
     "ln": LayerNorm(),
     "relu": Activation(),
-    "gelu": Activation(),
+    "gelu": Gelu(),
     "silu": Activation(),
     "hard_swish": Activation(),
     "max_pool": MaxPool(),

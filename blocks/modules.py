@@ -1,4 +1,6 @@
-"""What neither PyTorch nor timm has: a module over parts of the channels, and blocks whose results are not kept for the way back."""
+"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU that is fast in channels last on CPUs, and
+blocks whose results are not kept for the way back.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,6 +25,23 @@ class Split(nn.Module):
         parts = torch.split(x, self.sizes, dim=1)
         # by index, for TorchScript and torch.fx read neither a strict zip nor a split without a known length
         return torch.cat([branch(parts[index]) for index, branch in enumerate(self.branches)], dim=1)
+
+
+class GELU(nn.Module):
+    """x times the share of a normal distribution below x; x is (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of x, (N, C, H, W); of channels last in the way that is fastest on CPUs."""
+    positions = x.permute(0, 2, 3, 1)
+    # oneDNN, up to four times as fast as ATen, is asked for contiguous tensors alone
+    return functional.gelu(positions).permute(0, 3, 1, 2) if positions.is_contiguous() else functional.gelu(x)
+
+
+torch.fx.wrap("gelu")
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:

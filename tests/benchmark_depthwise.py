@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from blocks import depthwise
 from blocks.depthwise import DepthwiseConv2d
 from roadmap.bench.subjects import seconds_each
 from roadmap.bench.turns import ratio_of, spread_of, take_turns
+from roadmap.training.device import keep_memory
 
 
 class Shape(NamedTuple):
@@ -35,7 +37,7 @@ def shapes() -> Iterator[Shape]:
     for batch, stages in ((16, IMAGENET), (64, DIGITS)):
         for kernel in (3, 5, 7, 9, 11):
             yield from (Shape(batch, channels, size, kernel) for channels, size in stages)
-        for kernel in (3, 5, 7, 11):
+        for kernel in (3, 5, 7, 9, 11):
             yield from (Shape(batch, channels, size, kernel, stride=2) for channels, size in stages[:-1])
         for kernel in (3, 7):
             yield from (Shape(batch, channels, size, kernel) for channels, size in ((4 * c, s) for c, s in stages[1:]))
@@ -80,8 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each shape and type")
+    parser.add_argument("--everywhere", action="store_true", help="ours even where the rules leave a convolution to PyTorch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()
+    if options.everywhere:
+        depthwise.pays = lambda *_: True
     print("   dtype    N    C    H    k    s    d    plain     fast   fast / plain (middle half)")
     for dtype in (torch.float32, torch.bfloat16):
         for shape in shapes():

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blocks import depthwise
 from blocks.depthwise import SMALL_WORK, Depthwise, DepthwiseConv2d, depthwise_conv2d, plain
 from blocks.layers import LAYERS, Op
+from blocks.modules import GELU
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 ERRORS = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
@@ -134,9 +135,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (torch.float32, (16, 96, 56, 56), (3, 1, 1), False),
         (torch.float32, (16, 96, 56, 56), (7, 1, 1), True),
         (torch.float32, (64, 48, 4, 4), (7, 1, 1), True),
-        (torch.float32, (64, 96, 2, 2), (7, 1, 1), False),
+        (torch.float32, (64, 96, 2, 2), (7, 1, 1), True),
+        (torch.float32, (32, 96, 2, 2), (5, 1, 1), False),
         (torch.float32, (16, 384, 14, 14), (7, 2, 1), True),
-        (torch.float32, (64, 48, 4, 4), (7, 2, 1), False),
+        (torch.float32, (64, 48, 4, 4), (7, 2, 1), True),
+        (torch.float32, (64, 48, 4, 4), (5, 2, 1), False),
         (torch.float32, (64, 24, 2, 2), (7, 1, 3), True),
         (torch.bfloat16, (16, 96, 56, 56), (3, 1, 1), False),
         (torch.bfloat16, (64, 96, 2, 2), (3, 1, 1), True),
@@ -221,7 +224,7 @@ SMALL = [(7, 1, 1), (5, 1, 3)]
 
 def network(kernel: int, stride: int, dilation: int) -> nn.Sequential:
     torch.manual_seed(4)
-    return nn.Sequential(nn.Conv2d(3, 8, 1), module(kernel, stride, dilation), nn.GELU(), nn.Conv2d(8, 2, 1)).train()
+    return nn.Sequential(nn.Conv2d(3, 8, 1), module(kernel, stride, dilation), GELU(), nn.Conv2d(8, 2, 1)).train()
 
 
 def gradients(forward: Callable[[Tensor], Tensor], model: nn.Module) -> list[Tensor]:

@@ -132,6 +132,29 @@ def test_multiscale_at_a_width_that_four_does_not_divide() -> None:
     assert complexity(spec, 32) == counted(spec, 32)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float64, 1e-14)], ids=str)
+def test_gelu_is_that_of_the_error_function_in_either_layout(dtype: torch.dtype, error: float, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    gelu = LAYERS["gelu"].build(Op("act", "gelu", 24, 24))
+    x = (4 * torch.randn(2, 24, 6, 5, dtype=dtype)).contiguous(memory_format=layout).requires_grad_()
+    y, exact = gelu(x), x.detach().double().requires_grad_()
+    assert y.is_contiguous(memory_format=layout)
+    wanted = exact / 2 * (1 + torch.erf(exact / 2**0.5))
+    torch.testing.assert_close(y.double(), wanted, rtol=error, atol=error)
+    grad = torch.randn_like(y)
+    (ours,), (theirs,) = torch.autograd.grad(y, x, grad), torch.autograd.grad(wanted, exact, grad.double())
+    torch.testing.assert_close(ours.double(), theirs, rtol=error, atol=error)
+
+
+def test_gelu_of_channels_last_is_left_to_onednn() -> None:
+    gelu, x = LAYERS["gelu"].build(Op("act", "gelu", 8, 8)), torch.randn(2, 8, 4, 4)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        gelu(x.contiguous(memory_format=torch.channels_last))
+    # the shape that the operator sees is contiguous only with the channels as the last axis
+    assert [event.input_shapes[0] for event in profile.events() if event.name == "aten::gelu"] == [[2, 4, 4, 8]]
+
+
 def test_norms_between_the_stages_can_be_left_out() -> None:
     spec = resolve(ROADMAP, "separate_downsampling", overrides=SMALL | {"model.downsample_norm": False}).model
     names = [name for name, _ in build_model(spec).named_parameters() if "downsample" in name]
