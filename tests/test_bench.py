@@ -30,6 +30,7 @@ from roadmap.bench.report import write_report
 from roadmap.bench.table import to_markdown
 from roadmap.bench.turns import ratio_of, spread_of, take_turns
 from roadmap.options import main_of
+from roadmap.report.markup import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 
@@ -317,6 +318,7 @@ def test_networks_of_several_sizes_and_batches_have_a_line_each() -> None:
     ]
     figure = throughput_figure(groups_of(merged([], rows, "convnext_t", STEPS), ROADMAPS)[0])
     assert figure is not None
+    assert f"224{GLUE}px{GLUE}unless{GLUE}said" in figure.get_suptitle().replace("\n", " ")
     training, inference = figure.axes
     assert [label.get_text() for label in training.get_yticklabels()] == ["ResNet-50, 160 px", "ResNet-50", "ResNet-50", "ReLU to GELU"]
     assert [round(bar.get_y() + 0.35) for bar in training.patches] == [0, 1, 2]  # type: ignore[attr-defined]

@@ -88,7 +88,9 @@ def _title(group: Group) -> str:
     words = [" and ".join(dict.fromkeys(row.hardware for row in rows))]
     if rows[0].threads is not None:
         words.append(f"{rows[0].threads} thread{'' if rows[0].threads == 1 else 's'}")
-    words += [group.precision, f"batch {usual(rows, _batch)}", f"{usual(rows, _size)}{GLUE}px"]
+    size = usual(rows, _size)
+    others = "" if all(row.image_size == size for row in rows) else f"{GLUE}unless{GLUE}said"
+    words += [group.precision, f"batch {usual(rows, _batch)}", f"{size}{GLUE}px{others}"]
     fewest, most = min(row.n for row in rows), max(row.n for row in rows)
     words.append((f"n = {fewest}" if fewest == most else f"n = {fewest} to {most}").replace(" ", GLUE))
     profile = f", {group.profile}" if group.profile else ""
