@@ -15,7 +15,8 @@ from roadmap.bench.records import BARE, LOOP
 from roadmap.bench.subjects import SHORTEST, no_refusal, seconds_each
 from roadmap.data.loader import Loader
 from roadmap.recipe import RunConfig
-from roadmap.training.engine import Engine, Mean
+from roadmap.training.engine import Engine
+from roadmap.training.scores import Mean
 
 PREFETCHED = 2  # batches that each of PyTorch's workers holds ready
 FEWEST = 10  # iterations of a window

@@ -28,8 +28,9 @@ from roadmap.strict_yaml import relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
 from roadmap.training.distributed import Ballot, World
-from roadmap.training.engine import Engine, Mean
+from roadmap.training.engine import Engine
 from roadmap.training.progress import Watch
+from roadmap.training.scores import Mean
 from roadmap.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)

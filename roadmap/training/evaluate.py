@@ -30,7 +30,8 @@ from roadmap.sources import name_of, refusal
 from roadmap.strict_yaml import relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
-from roadmap.training.engine import Scores, autocast, exact, tally
+from roadmap.training.engine import autocast
+from roadmap.training.scores import Scores, exact, tally
 from roadmap.weights import Kind, copy_weights, read_state_dicts
 
 ALONE = BatchPlan(world=1, micro=1, accumulation=1, group=1)  # of which an evaluation only wants to know that there are no others
