@@ -1,6 +1,4 @@
-"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU that is fast in channels last on CPUs, and
-blocks whose results are not kept for the way back.
-"""
+"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU for channels last, and blocks that are recomputed."""
 
 from __future__ import annotations
 

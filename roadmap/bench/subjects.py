@@ -160,7 +160,6 @@ def in_tf32(run: Run) -> Run:
 
 def timed(run: Run, device: torch.device, shortest: float = SHORTEST) -> Callable[[], float]:
     """A measurement, in seconds an iteration, of as many iterations as take `shortest` seconds; first `run` is warmed up here."""
-
     with no_refusal():
         seconds_each(run, device, WARM_UP if device.type == "cuda" else 1)
     iterations = max(1, math.ceil(shortest / seconds_each(run, device, 1)))
