@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
-from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.squeue import Submission, jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
+from tests.slurm.plans import outcomes
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 30, "system.log_every": 3, "system.checkpoint_minutes": 0.0001}
 OPTIONS = ["--profile", "digits", *(word for key, value in TINY.items() for word in ("--set", f"{key}={value}"))]
@@ -175,11 +175,11 @@ def test_a_cancelled_run_has_saved_and_is_not_begun_again_before_it_is_submitted
     assert "1 job and 0 processes in all" in done.stdout
     job = done.stdout.split()[1]
     testbed.wait_for(lambda: testbed.state_of_job(job) == "CANCELLED", "the job to be cancelled")
-    assert [read_attempt(path)["outcome"] for path in attempts(run.path)] == ["stopped"]
+    assert outcomes(run) == ["stopped"]
     testbed.wait_for(lambda: "cancelled" in str(rows(testbed, folder)[0]["why"]), "the accounting")
     assert rows(testbed, folder)[0]["state"] == "stale"
     assert "stopped by SIGTERM" in call(testbed, "logs", "gelu", "0", "--runs", folder).stdout
     assert testbed.state_of_job(job) == "CANCELLED", "not begun again"
     assert call(testbed, "submit", *words).returncode == 0
-    testbed.wait_for(lambda: status(run).state == "done", "the run to be done", 180)
-    assert [read_attempt(path)["outcome"] for path in attempts(run.path)] == ["stopped", "done"]
+    testbed.wait_for(lambda: outcomes(run) == ["stopped", "done"], "the run to be done", 180)
+    assert status(run).state == "done"
