@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,25 @@ def written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError([Problem(relative(path), f"cannot be written: {error.strerror}")]) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Sole right to what the file `path`, made if need be, stands for; it ends with the process that has it.
+
+    `waiting` is called before another process is waited for. OSError where the right cannot be had, for `path` cannot be
+    written or its file system has no locks, as some parallel ones.
+    """
+    with path.open("ab") as file:  # NFS locks only what is open for writing, so no folder
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile, which has the file, too
 
 
 def aside(path: Path) -> Path:

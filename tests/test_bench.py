@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-import os
 import re
 import signal
 import subprocess
@@ -188,7 +187,7 @@ def test_nothing_is_lost_where_many_write_at_once(tmp_path: Path) -> None:
     assert [one.batch for one in read_rows(tmp_path / "device.csv")] == [
         10 * number + batch for number in range(4) for batch in range(1, 6)
     ]
-    assert os.listdir(tmp_path) == ["device.csv"]  # noqa: PTH208
+    assert {path.name for path in tmp_path.iterdir()} == {"device.csv", ".device.csv.lock"}
 
 
 TEXT = to_csv(ROWS)

@@ -21,6 +21,7 @@ import pytest
 from roadmap.data import staging
 from roadmap.data.check import check_data
 from roadmap.data.staging import stage
+from roadmap.files import locked
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import batches, config_of, same, shards_of, write_folder, write_shards
@@ -140,7 +141,7 @@ def test_a_download_by_another_process_is_waited_for(data: Path, disk: Path) -> 
     config = config_of(data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
     report = FORK.SimpleQueue()
     process = FORK.Process(target=lambda: report.put(str(staged(config))))
-    with staging.locked(data / staging.DOWNLOAD_LOCK):
+    with locked(data / staging.DOWNLOAD_LOCK):
         process.start()
         time.sleep(0.5)
         (data / "late").write_bytes(b"fetched at last")
@@ -189,7 +190,7 @@ def test_whoever_waited_for_a_copy_takes_it_without_another_look(data: Path, dis
     copy = staged(config)
     (lock,) = disk.glob(".*.lock")
     process = FORK.Process(target=impatient, args=(report, config))
-    with staging.locked(lock):
+    with locked(lock):
         process.start()
         assert report.get(timeout=20) == "here"
         time.sleep(0.3)
@@ -235,6 +236,12 @@ def test_a_disk_with_too_little_space_is_refused_before_the_copy(data: Path, dis
     with pytest.raises(ConfigError, match=rf"{disk} has 10 bytes left, and {data} needs {needed:,}; choose another system\.stage_dir"):
         stage(config_of(data, system__stage_dir=str(disk)))
     assert list(disk.glob("data*")) == leftovers(disk) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_named(data: Path) -> None:
+    config = config_of(data, system__stage_dir="/proc")  # where not even root can make a file
+    with pytest.raises(ConfigError, match=r"system\.stage_dir /proc cannot take the lock .*: No such file or directory; choose another"):
+        stage(config)
 
 
 def cramped(report: Any, config: RunConfig) -> None:

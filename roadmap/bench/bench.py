@@ -16,7 +16,7 @@ from roadmap.bench.loop import loop_and_bare
 from roadmap.bench.memory import memory_mb
 from roadmap.bench.options import BATCH, BATCHES
 from roadmap.bench.peak import convolution, matmul
-from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, slug
+from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, read_rows, slug
 from roadmap.bench.report import write_report
 from roadmap.bench.subjects import SHORTEST, build, free, has_timm, timed
 from roadmap.bench.table import sheets
@@ -49,7 +49,7 @@ def bench(arguments: argparse.Namespace) -> int:
     set_up(first, device)
     meter = Meter(roadmap, arguments, device)
     console().print(f"{meter.place['hardware']}: {relative(meter.path)}", soft_wrap=True)
-    add_rows(meter.path, [], roadmap.name, roadmap.steps)
+    read_rows(meter.path)  # refused before anything is measured if it is not one of ours
     try:
         for config in configs:
             for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from roadmap.files import write_atomic, written
+from roadmap.files import locked, write_atomic, written
 from roadmap.recipe import reason
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
@@ -152,22 +150,12 @@ def add_rows(path: Path, new: Sequence[Row], roadmap: str, steps: Sequence[str])
 
     ConfigError if the file is not one of ours, or cannot be written.
     """
-    with written(path), _locked(path.parent):
+    with written(path), ExitStack() as stack:
+        with suppress(OSError):  # without locks, let one measure at a time
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
         rows = merged(read_rows(path), new, roadmap, steps)
-        if rows:
-            write_atomic(path, to_csv(rows))
+        write_atomic(path, to_csv(rows))
     return rows
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Sole right to write into a folder, among the processes that ask for it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def slug(hardware: str, threads: int | None) -> str:

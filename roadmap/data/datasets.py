@@ -21,8 +21,9 @@ from roadmap.data.corrupt import reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.shards import Shards
-from roadmap.data.staging import DOWNLOAD_LOCK, locked
+from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
+from roadmap.files import locked
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 

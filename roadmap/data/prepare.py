@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import shlex
 import signal
@@ -12,7 +11,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from roadmap.data.packing import FORK, Shared, begin, write_shard
 from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
 from roadmap.data.shards import load_index
-from roadmap.files import write_json, written
+from roadmap.files import locked, write_json, written
 from roadmap.provenance import usable_cores
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -97,21 +97,16 @@ def _check(source: Path, destination: Path, recipe: Recipe, splits: list[str], w
 @contextmanager
 def _alone(destination: Path, console: Console) -> Iterator[None]:
     """Waits for whoever else writes there, and keeps others waiting."""
+    lock = destination / ".prepare.lock"
     with written(destination):
-        file = (destination / ".prepare.lock").open("ab")
-    with file:
+        lock.touch()
+    with ExitStack() as stack:
+        waiting = partial(console.print, f"waiting for another process that writes to {destination}", soft_wrap=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"waiting for another process that writes to {destination}", soft_wrap=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some parallel file systems have no locks
+            stack.enter_context(locked(lock, waiting))
+        except OSError as error:
             console.print(f"{destination} cannot be locked ({error.strerror}): let no other process write there", soft_wrap=True)
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_UN)  # workers have the file, too
+        yield
 
 
 def _write_classes(path: Path, classes: list[str]) -> None:

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from roadmap.data.check import data_dir, find_shards
 from roadmap.data.decoder import Decoder, Picture
-from roadmap.data.staging import locked
-from roadmap.files import write_atomic
+from roadmap.files import locked, write_atomic
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 

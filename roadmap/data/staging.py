@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -10,14 +9,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from roadmap.data.check import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
-from roadmap.files import aside
+from roadmap.files import aside, locked, written
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
@@ -52,23 +51,12 @@ def stage(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"system": system.model_copy(update={"data_dir": staged, "stage_dir": None})})
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Sole right to what `path` stands for among the processes of a node; it ends with the process that has it."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile, which has the file, too
-
-
 def _copy_all(config: RunConfig, folder: Path) -> Path:
     source = data_dir(config).resolve()
     began = time.time()
     lock = folder / f".{source.name}-{_digest(str(source), str(config.data.model_dump()))}.lock"
     with ExitStack() as stack:
-        stack.enter_context(locked(lock))
+        _enter(stack, lock)
         if (download := source / DOWNLOAD_LOCK).exists():
             with suppress(OSError):  # where nothing can be written, nothing is downloaded
                 stack.enter_context(locked(download))
@@ -81,6 +69,14 @@ def _copy_all(config: RunConfig, folder: Path) -> Path:
             _copy(source, target, sizes)
         lock.write_text(str(target), encoding="utf-8")
     return target
+
+
+def _enter(stack: ExitStack, lock: Path) -> None:
+    try:
+        stack.enter_context(locked(lock))
+    except OSError as error:
+        what = f"cannot take the lock {lock.name}: {error.strerror}; choose another folder"
+        raise ConfigError([Problem(f"system.stage_dir {lock.parent}", what)]) from error
 
 
 def _digest(*words: str) -> str:
@@ -163,8 +159,10 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
     for name in names:
         if any(sign in name for sign in "*?[") or ".." in PurePosixPath(name).parts or name.startswith("/"):
             raise ConfigError([Problem(f"pattern '{name}'", f"is none for shards of {address}: say which with braces, {{0000..0127}}")])
-    target.mkdir(exist_ok=True)
-    with locked(target / ".lock"):
+    with written(target):
+        target.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        _enter(stack, target / ".lock")
         for leftover in target.rglob(".*.tmp"):
             leftover.unlink()
         missing = [name for name in dict.fromkeys(names) if not (target / name).is_file()]
