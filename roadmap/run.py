@@ -137,23 +137,28 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
         raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {profile_steps}")])
     with StopSignals() as stop:
         with console.status("importing PyTorch and timm"):
+            from roadmap.data.corrupt import CorruptImages
             from roadmap.training.device import OutOfMemory, select_device
             from roadmap.training.distributed import joined
         select_device(config)
-        with joined(stop) as world:
-            run = world.share(lambda: prepare(runs, config))
-            console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
-            try:
-                result = _train(config, run, world, stop, _watch(config, run, console, profile_steps))
-            except Stopped as stopped:
-                console.print(f"stopped by {stopped}; the same command goes on from here", highlight=False)
-                return 128 + (stop.signal or signal.SIGTERM)
-            except (LeaseHeld, LeaseLost) as error:
-                console.print(str(error), highlight=False)
-                return HELD
-            except (OSError, OutOfMemory) as error:
-                print(f"{error}; the last whole checkpoint is intact, the same command goes on from there", file=sys.stderr)
-                return 1
+        try:
+            with joined(stop) as world:
+                run = world.share(lambda: prepare(runs, config))
+                console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
+                try:
+                    result = _train(config, run, world, stop, _watch(config, run, console, profile_steps))
+                except Stopped as stopped:
+                    console.print(f"stopped by {stopped}; the same command goes on from here", highlight=False)
+                    return 128 + (stop.signal or signal.SIGTERM)
+        except (LeaseHeld, LeaseLost) as error:
+            console.print(str(error), highlight=False)
+            return HELD
+        except CorruptImages as error:
+            print(error, file=sys.stderr)
+            return 1
+        except (OSError, OutOfMemory) as error:
+            print(f"{error}; the same command goes on from the last whole checkpoint, if there is one", file=sys.stderr)
+            return 1
     _report(console, result)
     console.print(relative(run.result), highlight=False, soft_wrap=True)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
+from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.distributed import Ballot, World
 from roadmap.training.launch import Launch, launched
 from roadmap.training.progress import Watch
@@ -109,7 +111,7 @@ def scores(world: World, config: RunConfig, runs: Path) -> None:
     plan = plan_batches(config, world.size)
     loader = Loader(config, "val", device, rank=world.rank, plan=plan)
     seen = sum(len(labels) for _, labels in loader.epoch())
-    found = Engine(config, device, 1, world).evaluate(loader)
+    found = Engine(config, device, 1, world).evaluate(loader.epoch())
     text = json.dumps({"seen": seen, "scores": [found.loss, found.top1, found.top5, found.images]})
     (runs / f"{world.size}-{world.rank}.json").write_text(text, encoding="utf-8")
 
@@ -139,6 +141,30 @@ def test_a_signal_to_one_process_stops_all_at_the_same_iteration(target: int, nu
     assert not run.result.exists()
     newest = torch.load(max(run.checkpoints.glob("*.pt")), weights_only=True)
     assert newest["engine"]["iteration"] == records(run)[-1]["iteration"] < 40 * 18
+
+
+def note_saves(world: World, config: RunConfig, runs: Path) -> None:
+    """Trains a run and writes down at which iterations it saved."""
+    save, saved = Checkpoints.save, list[int]()
+
+    def note(self: Checkpoints, iteration: int, state: dict[str, Any]) -> None:
+        saved.append(iteration)
+        save(self, iteration, state)
+
+    Checkpoints.save = note  # type: ignore[method-assign]
+    train_together(world, config, runs)
+    if world.first:
+        (runs / "saved.json").write_text(json.dumps(saved), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("size", "least"), [(1, 1), (2, 2)])
+def test_a_checkpoint_that_is_due_is_written_once(size: int, least: int, tmp_path: Path) -> None:
+    """One is due at every iteration; of two processes, one asks for it and both save an iteration later."""
+    config = config_of(recipe__epochs=2, recipe__local_batch=32, system__checkpoint_minutes=1e-9)
+    assert finish(start(size, note_saves, config, tmp_path)) == [0] * size
+    saved = sorted(set(json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))))
+    assert saved[-1] == 36
+    assert {after - before for before, after in itertools.pairwise(saved)} == {least}
 
 
 def refuse(world: World, folder: Path) -> None:

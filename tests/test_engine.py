@@ -111,6 +111,20 @@ def test_half_precision_scales_its_loss_and_keeps_the_scale() -> None:
     assert other.scaler.get_scale() == 512.0
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_first_step_that_overflows_in_half_precision_leaves_no_trace(optimizer: str) -> None:
+    """Its gradients are not finite, so the scale is halved, and what follows begins from nothing."""
+    config = config_of(recipe__precision="fp16", recipe__optimizer=optimizer)
+    engine = Engine(config, CPU, 10)
+    engine.start()
+    engine.iteration, engine.scaler = 5, torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    engine.step(in_turns(engine, *batch(config)))
+    assert engine.scaler.get_scale() == 2.0**39
+    assert moved(engine).norm() == 0
+    kept = [value for state in engine.optimizer.state.values() for value in state.values() if value is not None]
+    assert all(torch.count_nonzero(value) == 0 for value in kept)
+
+
 def test_checkpointed_gradients_are_the_same() -> None:
     plain, losses = steps(config_of("gelu", **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), 2)
     spared, again = steps(

@@ -386,6 +386,16 @@ def finished(out: Path) -> dict[str, int]:
     return {name: (out / name).stat().st_ino for name in shards}
 
 
+def test_a_third_split_is_named_beside_the_two_that_are_trained_on(zoo: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(zoo, tmp_path / "data")
+    shutil.copytree(source / "val", source / "test")
+    said = prepare(source, tmp_path / "out", "--splits", "train", "val", "test").stdout
+    *lines, options = said.splitlines()
+    assert options.count("data.val_split=") == options.count("data.train_split=") == 1
+    assert "data.val_split=val-" in options
+    assert "test: is read with --set 'data.val_split=test-{000000..000000}.tar'" in lines
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_stopped_goes_on_where_it_was(
     number: signal.Signals, crowd: Path, undisturbed: dict[str, bytes], tmp_path: Path

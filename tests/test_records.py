@@ -9,14 +9,18 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from roadmap import ROOT
+from roadmap.data.corrupt import CorruptImages
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
-from roadmap.lease import Lease
+from roadmap.lease import Lease, LeaseLost
 from roadmap.recipe import RunConfig
 from roadmap.records import DamagedResult, NewerResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import HELD, train_run
@@ -24,6 +28,8 @@ from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
+from roadmap.training.device import OutOfMemory
+from roadmap.training.distributed import World
 from roadmap.training.evaluate import evaluate_found, find_run
 from roadmap.training.stopping import Stopped, StopSignals
 from slurm.submission import is_open
@@ -31,7 +37,6 @@ from slurm.worker import next_open
 from tests.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
-CPU = torch.device("cpu")
 
 
 def config_of(**more: float) -> RunConfig:
@@ -144,8 +149,25 @@ def test_a_flipped_bit_is_noticed(finished: RunDir) -> None:
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    states = list(Checkpoints(finished.checkpoints).load(CPU))
+    states = list(Checkpoints(finished.checkpoints).load())
     assert [state["engine"]["iteration"] for state in states] == [int(older.name[:9])]
+
+
+def test_a_checkpoint_that_cannot_be_read_ends_the_attempt_and_nothing_is_forgotten(finished: RunDir) -> None:
+    """It may be whole, and the file system down for a moment; a folder stands in for what cannot be read."""
+    newest = max(finished.checkpoints.iterdir())
+    kept = newest.rename(finished.path / "kept")
+    newest.mkdir()
+    finished.result.unlink()
+    before = {path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]}
+    with pytest.raises(IsADirectoryError):
+        train(config_of(), finished.path)
+    with pytest.raises(IsADirectoryError):
+        find_run(config_of(), finished)
+    assert {path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]} == before
+    newest.rmdir()
+    kept.rename(newest)
+    assert train(config_of(), finished.path).attempts == 3
 
 
 def test_without_any_whole_checkpoint_a_run_starts_anew(finished: RunDir) -> None:
@@ -165,7 +187,7 @@ def test_a_run_that_starts_anew_keeps_its_new_checkpoints(finished: RunDir) -> N
     stop = StopSignals()
     with pytest.raises(Stopped):
         train(config_of(), finished.path, stop=stop, watch=StopAt(stop, 5))
-    states = list(Checkpoints(finished.checkpoints).load(CPU))
+    states = list(Checkpoints(finished.checkpoints).load())
     assert [state["engine"]["iteration"] for state in states] == [5]
 
 
@@ -235,7 +257,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_message(tmp_path: 
         command, capture_output=True, text=True, timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
     assert done.returncode == 1
-    assert "the last whole checkpoint is intact" in done.stderr
+    assert "goes on from the last whole checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(run.checkpoints.iterdir()) == []
     assert status(run).state == "failed"
@@ -301,3 +323,28 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ConfigError, match="'cuda' is not to be had on this machine"):
         train_run(config, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError("torn"), OutOfMemory("out of memory"), CorruptImages("too many"), LeaseLost("taken over")])
+def test_a_process_that_fails_does_not_wait_for_the_others(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It leaves their world by its error, for to leave it well takes all of them."""
+    left: list[Exception] = []
+
+    @contextmanager
+    def joined(stop: StopSignals) -> Iterator[World]:
+        try:
+            yield World()
+        except Exception as found:
+            left.append(found)
+            raise
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("roadmap.training.distributed.joined", joined)
+    monkeypatch.setattr("roadmap.train.train", fail)
+    assert train_run(config_of(), tmp_path) == (HELD if isinstance(error, LeaseLost) else 1)
+    assert left == [error]
+    assert str(error) in capsys.readouterr().err

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import pytest
 import torch
 
 from roadmap import ROOT
+from roadmap.data.loader import Loader
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
+from roadmap.training.distributed import World
 from roadmap.training.stopping import Stopped, StopSignals
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
@@ -125,6 +130,41 @@ def test_stopping_at_an_iteration_changes_nothing(first: int, quiet: RunDir, tmp
     assert not run.result.exists()
     assert train(config, run.path).attempts == 2
     assert_same(run, quiet)
+
+
+def stop_in_evaluation(world: World, config: RunConfig, runs: Path, evaluation: int) -> None:
+    """Trains a run whose last process is sent SIGTERM as it takes the first batch of an evaluation."""
+    batches, evaluations = Loader.epoch, itertools.count()
+
+    def epoch(loader: Loader, *place: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if not place and next(evaluations) == evaluation and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(loader, *place)
+
+    Loader.epoch = epoch  # type: ignore[method-assign, assignment]
+    train_together(world, config, runs)
+
+
+@pytest.mark.parametrize("evaluation", [0, 1, 3])  # of the weights, then of their moving average, after each of two epochs
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_that_is_stopped_while_it_evaluates_saves_and_evaluates_anew(
+    size: int, evaluation: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Of two processes the first has two batches of 299 and 1, the other one of 299."""
+    expected: RunDir = request.getfixturevalue("quiet" if size == 1 else "quiet_pair")
+    config = config_of(f"recipe.local_batch={64 // size}", "system.eval_batch=299")
+    run, epoch = run_dir_of(tmp_path, config), evaluation // 2
+    assert finish(start(size, stop_in_evaluation, config, tmp_path, evaluation)) == [0] * size
+    assert not run.result.exists()
+    saved = torch.load(max(run.checkpoints.glob(f"{18 * (epoch + 1):09d}-*.pt")), weights_only=True)
+    assert saved["epoch"] == epoch
+    assert sum(line["kind"] == "epoch" for line in metrics(run)) == epoch
+    assert finish(start(size, train_together, config, tmp_path)) == [0] * size
+    ours, theirs = weights(run), weights(expected)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for line, other in zip(metrics(run), metrics(expected), strict=True):
+        assert line.pop("val_loss", 0.0) == pytest.approx(other.pop("val_loss", 0.0), rel=1e-6)  # it is summed in other batches
+        assert line == other
 
 
 def test_kill_9_at_random_moments_changes_nothing(quiet: RunDir, tmp_path: Path) -> None:

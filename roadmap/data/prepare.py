@@ -207,9 +207,13 @@ def _report(plans: list[Split], destination: Path, config: RunConfig, classes: i
     for plan in plans:
         kind = "train" if plan.name.startswith("train") else "val"
         load_index(root, [shard.path.name for shard in plan.shards], config.data)
-        options.append(f"data.{kind}_split={plan.pattern}")
+        option = f"data.{kind}_split={plan.pattern}"
         images, size = (sum(getattr(record, name) for record in plan.finished.values()) for name in ("images", "bytes"))
         lines.append(f"{plan.name}: {images:,} images in {count(len(plan.shards), 'shard')}, {decimal(size)}")
+        if any(other.startswith(f"data.{kind}_split=") for other in options):
+            lines.append(f"{plan.name}: is read with --set {shlex.quote(option)}")
+        else:
+            options.append(option)
         if plan.left_out:
             left_out = count(len(plan.left_out), "image")
             lines.append(f"{plan.name}: {left_out} left out that could not be read; {relative(plan.path)} names them")

@@ -59,7 +59,7 @@ class Attempt:
         self.epoch, self.began = 0, time.time()
         self.seconds = 0.0
         self.last: dict[str, float | None] = {}  # the figures of the last evaluation
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_iteration = time.monotonic(), -1
         self.hardware = hardware(self.device, world.size)
         self.provenance = world.share(lambda: provenance(self.hardware))
 
@@ -73,6 +73,7 @@ class Attempt:
         except Exception as found:
             error = found
         self.world.agree(error)
+        self.votes = max(self.world.gather(len(self.val_loader)))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -130,15 +131,18 @@ class Attempt:
                 self._log("train", self.window.take())
             due = time.monotonic() - self.saved_at > 60 * self.config.system.checkpoint_minutes
             stop, save = self.ballot.vote(self.stop.signal is not None, due and self.world.first)
-            if stop or save:
+            if stop or (save and self.saved_iteration < self.engine.iteration - self.ballot.lag):  # not since it was asked for
                 self._clock(started)
                 self._save()
                 started = time.perf_counter()
             if stop:
-                raise Stopped(self.stop.signal.name if self.stop.signal else "another process of the run")
+                raise self._stopped()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # or the evaluation would wait for what training has queued
         self._clock(started)
+
+    def _stopped(self) -> Stopped:
+        return Stopped(self.stop.signal.name if self.stop.signal else "another process of the run")
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
@@ -153,8 +157,8 @@ class Attempt:
     def _finish_epoch(self) -> None:
         batch = self.config.system.eval_batch
         with memory_told(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
-            scores = self.engine.evaluate(self.val_loader)
-            ema = self.engine.evaluate_ema(self.val_loader)
+            scores = self.engine.evaluate(self._validation())
+            ema = self.engine.evaluate_ema(self._validation())
         self._know_corrupt()
         figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
         train_loss = self.whole.take()
@@ -162,6 +166,23 @@ class Attempt:
         self.last = {"train_loss": train_loss, **figures}
         self.epoch += 1
         self._save()
+
+    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an evaluation. A run that is to stop meanwhile saves, and evaluates anew when it goes on."""
+        left = self.votes  # the same in every process, whose batches may be one more or less
+        for batch in self.val_loader.epoch():
+            yield batch
+            if left:
+                left -= 1
+                self._vote_on_stopping()
+        for _ in range(left):
+            self._vote_on_stopping()
+
+    def _vote_on_stopping(self) -> None:
+        stop, _ = self.ballot.vote(self.stop.signal is not None, False)
+        if stop:
+            self._save()
+            raise self._stopped()
 
     def _log(self, kind: str, train_loss: float, **figures: float | None) -> None:
         """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON could not hold either."""
@@ -184,7 +205,7 @@ class Attempt:
 
     def _save(self) -> None:
         self.world.share(self._write_checkpoint)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_iteration = time.monotonic(), self.engine.iteration
 
     def _write_checkpoint(self) -> None:
         assert self.log is not None
@@ -208,7 +229,7 @@ class Attempt:
         if name is None:
             self.engine.start()
             return
-        state = self.checkpoints.read(name, self.device)
+        state = self.checkpoints.read(name)
         self.engine.restore(state["engine"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.window.restore(state["window"])
@@ -222,7 +243,7 @@ class Attempt:
         assert self.log is not None
         length, iteration = self.log.offset, 0
         name: str | None = None
-        for state in self.checkpoints.load(self.device):
+        for state in self.checkpoints.load():
             if state["metrics_offset"] <= length:
                 name, offset, iteration = state["name"], state["metrics_offset"], state["engine"]["iteration"]
                 break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,21 +56,25 @@ class Checkpoints:
             if int(path.stem.partition("-")[0]) > iteration:
                 path.unlink(missing_ok=True)
 
-    def load(self, device: torch.device) -> Iterator[dict[str, Any]]:
-        """The whole checkpoints, newest first, on `device`; a damaged one is named in the log and passed over."""
+    def load(self) -> Iterator[dict[str, Any]]:
+        """The whole checkpoints, newest first, on the CPU; one with other bytes than were written is named and passed over.
+
+        OSError for one that cannot be read just now: it may be whole, and whoever went on without it would lose what it holds.
+        """
         for path in self.files():
             try:
-                if _digest(path) != path.stem.partition("-")[2]:
-                    raise pickle.UnpicklingError("its bytes are not those that were written")
-                state = self.read(path.name, device)
-            except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                logger.warning("checkpoint %s is damaged and passed over: %s", relative(path), error)
+                whole = _digest(path) == path.stem.partition("-")[2]
+                state = self.read(path.name) if whole else None
+            except FileNotFoundError:
+                continue  # a newer one has taken its place meanwhile
+            if state is None:
+                logger.warning("checkpoint %s is damaged and passed over", relative(path))
                 continue
             yield state
 
-    def read(self, name: str, device: torch.device) -> dict[str, Any]:
-        """The checkpoint in the file `name`, which is known to be whole."""
-        state: dict[str, Any] = torch.load(self.folder / name, map_location=device, weights_only=True)
+    def read(self, name: str) -> dict[str, Any]:
+        """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no room for it twice."""
+        state: dict[str, Any] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
         return state | {"name": name}
 
 

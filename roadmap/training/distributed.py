@@ -79,11 +79,13 @@ class Ballot:
     """Flags that any process may raise and that all see at the same iteration, without waiting for the device or each other.
 
     What is raised in a call is seen by all in the next, when it has long been exchanged; a process alone sees it at once.
+    `lag` is the number of calls in between.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.pending: tuple[Any, Tensor] | None = None
+        self.lag = 1 if world.size > 1 else 0
         # a group of its own: on the CPU, apart from the gradients
         self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
 
@@ -118,4 +120,4 @@ def joined(stop: StopSignals) -> Iterator[World]:
         stop.obey()
         dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
     yield World(launch)
-    dist.destroy_process_group()  # not after an error, for it would wait for the others
+    dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them

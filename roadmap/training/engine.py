@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.data.loader import Loader
 from roadmap.randomness import ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -125,20 +124,20 @@ class Engine:
         """The learning rate of the last iteration, the head's if layers have their own."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def evaluate(self, loader: Loader) -> Scores:
-        """The scores of the network as it is now."""
-        return self._evaluate(self.model, loader)
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+        """The scores of the network as it is now, on this process's batches and those of the others together."""
+        return self._evaluate(self.model, batches)
 
-    def evaluate_ema(self, loader: Loader) -> Scores | None:
+    def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores | None:
         """The scores of the moving average, or None where there is none."""
-        return self._evaluate(self.ema.module, loader) if self.ema is not None else None
+        return self._evaluate(self.ema.module, batches) if self.ema is not None else None
 
     @torch.inference_mode()
-    def _evaluate(self, model: nn.Module, loader: Loader) -> Scores:
+    def _evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
         self.world.same_buffers(model)
         model.eval()
         totals = torch.zeros(4, device=self.device, dtype=exact(self.device))
-        for images, labels in loader.epoch():
+        for images, labels in batches:
             with autocast(self.config, self.device):
                 logits = model(images).float()
             totals += tally(logits, labels)

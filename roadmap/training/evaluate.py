@@ -77,7 +77,7 @@ def find_run(config: RunConfig, run: RunDir) -> Found:
     """The run's newest whole checkpoint; ConfigError if there is none, or if it is another configuration's."""
     if run.config.exists():
         check_config(run, config)
-    for state in Checkpoints(run.checkpoints).load(torch.device("cpu")):
+    for state in Checkpoints(run.checkpoints).load():
         engine = state["engine"]
         states: dict[Kind, Mapping[str, Tensor]] = {"raw": engine["model"]} | ({"ema": engine["ema"]} if engine["ema"] else {})
         about = f"iteration {engine['iteration']}, after epoch {state['epoch']} of {config.recipe.epochs}"

@@ -19,7 +19,11 @@ BLOCKS_A_GROUP = 3
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says otherwise."""
+    """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says otherwise.
+
+    They are PyTorch's fused ones, but for SGD in fp16: where the very first iteration overflows, as the loss scaler's does,
+    PyTorch 2.15's fused SGD leaves its momentum uninitialised and goes on from that.
+    """
     options: dict[str, dict[str, Any]] = {
         "sgd": {"opt": "momentum", "momentum": recipe.momentum},
         "adamw": {"opt": "adamw", "betas": recipe.betas, "eps": recipe.eps},
@@ -29,7 +33,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         lr=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_norm_and_bias,
-        fused=True,
+        fused=not (recipe.optimizer == "sgd" and recipe.precision == "fp16"),
         **options[recipe.optimizer],
     )
     return optimizer
