@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ class _Trees:
             if self._check_parents(steps, nodes, "step"):
                 self._check_throughput(name, entry, steps)
                 printed = entry.reference, entry.source, entry.throughput
-                self.roadmaps[name] = Roadmap(name, entry.title, document.path, base, steps, self.profiles, *printed)
+                roadmap = Roadmap(name, entry.title, document.path, base, steps, self.profiles, *printed)
+                self.roadmaps[name] = replace(roadmap, end=_end_of(roadmap, nodes))
 
     def _check_throughput(self, name: str, entry: RoadmapEntry, steps: Mapping[str, Delta]) -> None:
         """Whether each step whose throughput is printed exists."""
@@ -177,6 +180,23 @@ class _Trees:
                 problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
         self.problems += problems
         return not problems
+
+
+def _end_of(roadmap: Roadmap, nodes: Mapping[str, Node]) -> str:
+    """The step in which the path ends: the last one of the file that has the roadmap, or one that another file adds.
+
+    Of the steps that a file adds, the one furthest from the root is the end, the last of several, if it is at least as far as
+    the end before: a branch off an earlier step leaves the path as it is.
+    """
+
+    def distance(step: str) -> int:
+        return len(roadmap.lineage(step))
+
+    by_file = [list(steps) for _, steps in groupby(roadmap.steps, lambda step: nodes[step].value["name"].mark.file)]
+    end = by_file[0][-1]
+    for added in by_file[1:]:
+        end = max([*reversed(added), end], key=distance)
+    return end
 
 
 def _sets_nothing(node: Node) -> bool:

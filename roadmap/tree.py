@@ -83,6 +83,7 @@ class Roadmap:
 
     `source` says where the paper's figures are printed. `ablation` is set where the steps are not the path but combinations
     of its deltas; `notes` are the sentences on those that were left out, and `whole` is the roadmap that it was made of.
+    `end` is the step in which the path ends, the last one if it is None.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Roadmap:
     ablation: str | None = None
     notes: tuple[str, ...] = ()
     whole: Roadmap | None = None
+    end: str | None = None
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -105,8 +107,8 @@ class Roadmap:
 
     @property
     def trunk(self) -> tuple[str, ...]:
-        """The ids from the root to the last step; all other steps are side branches. An ablation has none of those."""
-        return self.steps if self.ablation else tuple(step.name for step in self.lineage(self.steps[-1]))
+        """The path, the ids from the root to its end; all other steps are side branches. An ablation has none of those."""
+        return self.steps if self.ablation else tuple(step.name for step in self.lineage(self.end or self.steps[-1]))
 
     def branches_off(self, step: str) -> str | None:
         """The parent of a step if it is another than the step before."""

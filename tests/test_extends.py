@@ -108,6 +108,31 @@ def test_a_file_of_the_same_name_can_extend_the_projects(tmp_path: Path) -> None
     assert load_roadmap(write(tmp_path, MORE_STEPS, "steps.yaml")).steps[-1] == "hard_swish"
 
 
+def adding(step: str, parent: str, file: str) -> str:
+    entry = f"{{name: {step}, title: own, parent: {parent}, set: {{model.block.act.kind: {step}}}}}"
+    return f"extends: {file}\nroadmaps: {{convnext_t: {{steps: [{entry}]}}}}"
+
+
+@pytest.mark.parametrize(
+    ("parent", "moves"),
+    [("multiscale_depthwise", True), ("separate_downsampling", True), ("layer_norm", False), ("kernel_9", False), ("resnet50", False)],
+)
+def test_the_path_ends_in_an_added_step_only_if_that_is_no_earlier(parent: str, moves: bool, tmp_path: Path) -> None:
+    write(tmp_path, adding("silu", parent, "steps.yaml"), "lab.yaml")
+    lab, whole = load_roadmap(tmp_path / "lab.yaml"), SHIPPED["convnext_t"]
+    assert lab.trunk == ((*whole.trunk[: whole.trunk.index(parent) + 1], "silu") if moves else whole.trunk)
+    more = load_roadmap(write(tmp_path, adding("hard_swish", "silu", "lab.yaml")))
+    assert more.trunk == (
+        (*whole.trunk[: whole.trunk.index(parent) + 1], "silu", "hard_swish") if moves or parent == "layer_norm" else whole.trunk
+    )
+
+
+def test_the_path_of_a_file_ends_in_its_last_step_whatever_its_branches() -> None:
+    family = SHIPPED["family"]
+    assert family.trunk[-1] == family.steps[-1]
+    assert len(family.lineage("convnext_xl_384")) > len(family.trunk)
+
+
 def test_a_shared_change_is_placed_where_it_is_written() -> None:
     setting = SHIPPED["convnext_b"].tree["gelu"].settings["model.block.act.kind"]
     assert setting == SHIPPED["convnext_t"].tree["gelu"].settings["model.block.act.kind"]
