@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # documented, though not in its __all__
 from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
@@ -65,7 +66,8 @@ def _wanted(x: Tensor, weight: Tensor) -> bool:
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     on_cpu = x.device.type == "cpu" and ONEDNN
     traced = is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call]
-    return learns and on_cpu and x.dim() == 4 and not traced
+    forward = forward_ad._current_level >= 0  # torch.compile takes no function that says how it is derived in forward mode
+    return learns and on_cpu and x.dim() == 4 and len(x) > 0 and not traced and not forward
 
 
 def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilation: int) -> bool:
@@ -107,7 +109,7 @@ class Depthwise(torch.autograd.Function):
         """The gradients of x, weight and bias, themselves differentiable."""
         x, weight = ctx.saved_tensors
         if not (grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last)):
-            grad = grad.contiguous(memory_format=torch.channels_last)  # that of a mean has no memory of its own
+            grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # that of a mean has no memory of its own
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         return (
             input_gradient(grad, x, weight, ctx.stride, ctx.dilation) if for_x else None,
@@ -210,7 +212,7 @@ def merged(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
     rows, columns = parts.shape[2:]
     whole = parts.permute(0, 2, 3, 1).reshape(step, step, images, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
     x = whole.reshape(images, rows * step, columns * step, channels)[:, :height, :width]
-    return x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    return x.contiguous().permute(0, 3, 1, 2)  # vmap cannot be asked for channels_last
 
 
 @torch.library.custom_op("convnext_roadmap::depthwise_dilated", mutates_args=())

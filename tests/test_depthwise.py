@@ -298,6 +298,42 @@ def test_gradients_of_single_samples_sum_up(model: nn.Sequential) -> None:
     assert_close([gradient.sum(0) for gradient in samples.values()], gradients(model, model))
 
 
+@pytest.mark.parametrize("geometry", [*SMALL, (7, 2, 1), (5, 2, 3)])
+def test_forward_mode_derivatives_are_those_of_conv2d(geometry: tuple[int, int, int], calls: list[Any]) -> None:
+    """Along a tangent of everything, and of the gradient along it: a product with the Hessian."""
+    kernel, stride, dilation = geometry
+    ours, tangent = network(*geometry), images(3)
+    conv = nn.Conv2d(8, 8, kernel, stride, kernel // 2 * dilation, dilation, groups=8)
+    theirs = nn.Sequential(ours[0], conv, *ours[2:])
+    conv.load_state_dict(ours[1].state_dict())
+    parameters = {name: value.detach() for name, value in ours.named_parameters()}
+    found = []
+    for model in (ours, theirs):
+
+        def loss(values: dict[str, Tensor], x: Tensor, model: nn.Module = model) -> Tensor:
+            result: Tensor = functional_call(model, values, (x,)).pow(3).sum()
+            return result
+
+        along = {name: torch.full_like(value, 0.1) for name, value in parameters.items()}
+        slope = torch.func.jvp(loss, (parameters, tangent), (along, tangent))[1]
+        curved = torch.func.jvp(torch.func.grad(loss), (parameters, tangent), (along, tangent))[1]
+        found.append([slope, *curved.values()])
+    assert_close(*found)
+    assert not calls
+    ours(tangent)
+    assert calls
+
+
+def test_a_batch_of_no_images_is_one_of_none() -> None:
+    for conv in (module(7), module(5, dilation=3)):
+        x = torch.zeros(0, 8, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+        output = conv.bfloat16()(x)
+        output.sum().backward()
+        assert output.shape == x.shape
+        assert conv.weight.grad is not None
+        assert conv.weight.grad.count_nonzero() == 0
+
+
 def test_it_is_copied_and_pickled(model: nn.Sequential) -> None:
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert isinstance(copied[1], DepthwiseConv2d)
