@@ -23,10 +23,13 @@ from roadmap.strict_yaml import ConfigError, Problem, relative, show
 NO_PROFILE = "paper"
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class PaperFigures(Spec):
     """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs to two decimals."""
 
-    top1: float
+    top1: Percent
     std: Annotated[float, Field(ge=0)] | None = None
     n: Count
     gmacs: float | None = None
@@ -44,7 +47,7 @@ class Reference(Spec):
     """A model outside the roadmap that its figures are compared with; without `gmacs` it has no place among networks."""
 
     title: str
-    top1: float
+    top1: Percent
     gmacs: float | None = None
 
 

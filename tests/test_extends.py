@@ -155,6 +155,10 @@ BAD = {
         MORE_STEPS.replace("act.kind", "act.knd"),
         ["my.yaml:5:84 step 'hard_swish': unknown key 'model.block.act.knd'; did you mean 'kind'?"],
     ),
+    "no percentage": (
+        MORE_STEPS.replace("title: hard swish", "title: hard swish, paper: {top1: 810, n: 3}"),
+        ["my.yaml:5:55 roadmaps.convnext_t.steps.hard_swish.paper.top1: input should be less than or equal to 100, not 810"],
+    ),
     "unknown kind": (
         MORE_STEPS.replace("kind: hard_swish", "kind: hard_swich"),
         [
