@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, ValidationError
 
 from blocks.spec import Spec
-from roadmap.files import read_json_lines, write_atomic
+from roadmap.files import read_json_lines, write_atomic, written
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -111,7 +111,7 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration."""
+        """The resolved configuration; its `system` is what was asked for last, before the run was finished."""
         return self.path / "config.yaml"
 
     @property
@@ -144,7 +144,10 @@ def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
 
 
 def prepare(runs: Path, config: RunConfig) -> RunDir:
-    """The run's directory with its config.yaml, made if need be; ConfigError if it holds the run of another configuration."""
+    """The run's directory, made if need be; its config.yaml holds `config`, which the next attempt trains, unless the run is finished.
+
+    ConfigError if the directory holds the run of another configuration, or cannot be written.
+    """
     run = run_dir_of(runs, config)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -152,17 +155,27 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
             write_atomic(run.config, config.to_yaml())
     except OSError as error:
         raise ConfigError([Problem(relative(run.path), f"cannot be made: {error.strerror}")]) from error
-    check_config(run, config)
+    if check_config(run, config) != config and status(run).state not in FINISHED:
+        with written(run.config):
+            _replace_config(run, config)
     return run
 
 
-def check_config(run: RunDir, config: RunConfig) -> None:
-    """ConfigError if the directory's config.yaml would give another result than `config`."""
+def _replace_config(run: RunDir, config: RunConfig) -> None:
+    """Has the next attempt train `config`; one that is at work has read the file already."""
+    made = run.config.stat().st_mtime_ns
+    write_atomic(run.config, config.to_yaml())
+    os.utime(run.config, ns=(made, made))  # which stands for when the run was made: steps are listed in that order
+
+
+def check_config(run: RunDir, config: RunConfig) -> RunConfig:
+    """The configuration in the directory's config.yaml; ConfigError if it would give another result than `config`."""
     there = RunConfig.read(run.config)
     if (there.hash, there.seed) != (config.hash, config.seed):
         old, new = (_flat(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"})) for c in (there, config))
         lines = [f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]]
         raise ConfigError([Problem(relative(run.config), f"belongs to another configuration ({'; '.join(lines)}); move the folder away")])
+    return there
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,9 +40,9 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     tell_changed([run_dir_of(arguments.runs, config) for config in configs])
     if arguments.dry_run:
         return rehearse(arguments, cluster, configs)
-    runs = [prepare(arguments.runs, config) for config in configs]
     if arguments.only == "failed":
-        runs = [row.run for row in look(runs).rows if row.state == "failed"]  # Slurm knows of those that failed before they began
+        configs = having_failed(arguments.runs, configs)
+    runs = [prepare(arguments.runs, config) for config in configs]
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
     return hand_over(arguments, name, cluster, runs)
@@ -60,6 +60,12 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)
     return configs
+
+
+def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Those whose runs have failed, before they began, too, which Slurm knows."""
+    rows = look([run_dir_of(runs, config) for config in configs]).rows
+    return [config for config, row in zip(configs, rows, strict=True) if row.state == "failed"]
 
 
 def tell_changed(runs: Sequence[RunDir]) -> None:

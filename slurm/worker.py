@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from roadmap.lease import LeaseHeld, LeaseLost
@@ -51,7 +52,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
                 time.sleep(LOOK_AGAIN_S)
                 continue
             try:
-                config = RunConfig.read(run.config)
+                config = world.share(partial(RunConfig.read, run.config))  # once, for a submission may replace it
                 with make_trackers(config, run.path) if world.first else Watch() as trackers:
                     train(config, run.path, stop=stop, watch=trackers, world=world)
                 finished += 1

@@ -44,6 +44,10 @@ def config_of(**more: float) -> RunConfig:
     return resolve(load_roadmap(), "layer_norm", profile="digits", overrides=overrides)
 
 
+def with_system(config: RunConfig, **values: int) -> RunConfig:
+    return config.model_copy(update={"system": config.system.model_copy(update=values)})
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> RunDir:
     config = config_of()
@@ -75,6 +79,27 @@ def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -
     assert "result.json" in str(status(finished).why)
     again = train(config_of(), finished.path)
     assert (again.top1, again.iterations) == (before["top1"], before["iterations"])
+
+
+def test_the_next_attempt_takes_the_system_that_was_asked_for_last(tmp_path: Path) -> None:
+    run = prepare(tmp_path, config_of())
+    os.utime(run.config, (1000, 1000))
+    asked = with_system(config_of(), workers=3)
+    assert prepare(tmp_path, asked) == run
+    assert RunConfig.read(run.config) == asked
+    assert run.config.stat().st_mtime == 1000, "when the run was made"
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+    run.config.write_text(config_of(lr=0.5).to_yaml(), encoding="utf-8")
+    with pytest.raises(ConfigError, match="belongs to another configuration"):
+        prepare(tmp_path, asked)
+    assert RunConfig.read(run.config) == config_of(lr=0.5)
+
+
+def test_a_finished_run_keeps_the_system_that_it_was_trained_with(finished: RunDir, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert prepare(tmp_path, with_system(config_of(), workers=3)) == finished
+        assert RunConfig.read(finished.config) == config_of()
+        newer(finished)
 
 
 def newer(run: RunDir) -> bytes:

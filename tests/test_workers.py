@@ -14,6 +14,8 @@ from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
+from tests.images import TINY as IMAGES
+from tests.images import write_folder
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "system.log_every": 3, "system.checkpoint_minutes": 0.0001}
 WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
@@ -88,6 +90,24 @@ def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
         "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "report.html",
     }  # fmt: skip
     assert "4 of 38 runs" in (out / "ablation.md").read_text(encoding="utf-8")
+
+
+def test_a_system_value_that_is_given_later_reaches_the_workers(tmp_path: Path) -> None:
+    """As the message about an image that is torn proposes."""
+    torn = write_folder(tmp_path / "data") / "train/ant/0.jpg"
+    torn.write_bytes(torn.read_bytes()[:-200])
+    given = IMAGES | {"system.data_dir": str(tmp_path / "data")}
+    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "local", "--steps", "gelu", "--seeds", "1"]
+    command += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert first.returncode == 1
+    assert "failed, CorruptImages" in first.stdout
+    (config,) = tmp_path.glob("runs/*/*/*/*/config.yaml")
+    more = [*command, "--set", "system.corrupt_images=1"]
+    subprocess.run([*more, "--dry-run"], capture_output=True, timeout=60, check=True, cwd=tmp_path)
+    assert "corrupt_images: 0" in config.read_text(encoding="utf-8")
+    subprocess.run([*more, "--only", "failed"], capture_output=True, timeout=120, check=True, cwd=tmp_path)
+    assert json.loads(config.with_name("result.json").read_text(encoding="utf-8"))["corrupt_images"] == 1
 
 
 @pytest.mark.parametrize("everything", [False, True])
