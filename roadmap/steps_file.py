@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +89,10 @@ class Document:
         """The nodes of a roadmap's steps."""
         nodes: tuple[Node, ...] = self.node.value["roadmaps"].value[roadmap].value["steps"].value
         return nodes
+
+    def text(self) -> str:
+        """The file with what it extends in one, as JSON, which reads the same wherever it is put."""
+        return json.dumps(self.node.plain(), ensure_ascii=False, indent=1) + "\n"
 
     def error(self, problems: list[Problem]) -> ConfigError:
         """All problems, file by file, from the top to the end; what has no place of its own is missing from the base."""

@@ -1,4 +1,4 @@
-"""A copy of the source that a plan was submitted with, so that its jobs run that and no later edit."""
+"""A copy of the source and the steps that a plan was submitted with, so that its jobs run those and no later edit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from roadmap import ROOT
+from roadmap import ROOT, STEPS_YAML
+from roadmap.files import sync_folder, write_atomic, written
+from roadmap.steps_file import read_steps_file
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
@@ -47,6 +49,22 @@ def take(folder: Path) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
+    """Where a steps file is found as it is now, with what it extends: in `folder`, or the project's own in the snapshot.
+
+    ConfigError if it cannot be read or written.
+    """
+    if steps_file.resolve() == STEPS_YAML:
+        return snapshot / STEPS_YAML.name
+    text = read_steps_file(steps_file).text()
+    kept = folder / f"steps-{hashlib.sha256(text.encode()).hexdigest()[:16]}" / steps_file.name
+    with written(kept):
+        kept.parent.mkdir(exist_ok=True)
+        write_atomic(kept, text)
+        sync_folder(folder)
+    return kept
 
 
 def verify(snapshot: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from slurm.cluster import Cluster, default_cluster, load_cluster
 from slurm.forecast import forecast
 from slurm.local import train_here
 from slurm.overview import counts
-from slurm.snapshot import take, tree_hash
+from slurm.snapshot import keep_steps, take, tree_hash
 from slurm.squeue import Task, Unanswered, jobs_of, max_array_size, queued, runs_in_queue
 from slurm.worker import OPEN
 
@@ -124,6 +125,7 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
     if not left:
         return 0
     snapshot = take(jobs)
+    collecting = _collecting(arguments, snapshot, keep_steps(arguments.steps_file, jobs, snapshot))
     submitted: list[str] = []
     before: dict[str, list[str]] = {}
     for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
@@ -133,7 +135,7 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
         submitted.append(job)
         console().print(f"job {job}: {describe(array)}", highlight=False)
     everything = sorted({*submitted, *(task.job for task in waiting.values())})
-    job = collect_when_done(cluster, jobs, name, snapshot, everything, _collecting(arguments, snapshot))
+    job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)
     console().print(
         f"job {job}: collects when they have ended; python slurm/status.py {arguments.runs} shows where they are", highlight=False
     )
@@ -153,13 +155,13 @@ def describe(array: Array) -> str:
     return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
 
 
-def _collecting(arguments: argparse.Namespace, snapshot: Path) -> list[str]:
-    """The command that makes tables and figures of the plan."""
+def _collecting(arguments: argparse.Namespace, snapshot: Path, steps_file: Path) -> list[str]:
+    """The command that makes tables and figures of the plan; nothing that may be edited until then is read by it."""
     out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
     words = [sys.executable, str(snapshot / "collect.py"), str(arguments.runs.absolute()), "--out", str(out.absolute())]
-    words += ["--steps-file", str(Path(arguments.steps_file).absolute()), "--roadmap", arguments.roadmap]
+    words += ["--steps-file", str(steps_file), "--roadmap", arguments.roadmap]
     words += ["--profile", arguments.profile or NO_PROFILE]
-    for option in ("ablate", "init_from"):
-        if getattr(arguments, option) is not None:
-            words += [f"--{option.replace('_', '-')}", getattr(arguments, option)]
-    return words + [word for override in arguments.overrides for word in ("--set", override)]
+    if arguments.ablate is not None:
+        words += ["--ablate", arguments.ablate]
+    overrides = choices_of(arguments)["overrides"]  # with the digest of the weights as they are now
+    return words + [word for key, value in overrides.items() for word in ("--set", f"{key}={json.dumps(value)}")]

@@ -9,6 +9,7 @@ import pytest
 from blocks import complexity
 from roadmap import STEPS_YAML
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
+from roadmap.steps_file import read_steps_file
 from roadmap.strict_yaml import ConfigError
 
 SHIPPED = load_roadmaps()
@@ -43,6 +44,23 @@ def test_a_step_is_added_to_a_roadmap_of_the_project(tmp_path: Path) -> None:
 def test_the_first_new_step_follows_the_last_one_there(tmp_path: Path) -> None:
     mine = load_roadmap(write(tmp_path, MORE_STEPS.replace("parent: separate_downsampling, ", "")))
     assert mine.tree["hard_swish"].parent == "multiscale_depthwise"
+
+
+def test_the_text_of_a_file_reads_the_same_in_another_folder(tmp_path: Path) -> None:
+    mine = MORE_STEPS.replace("title: hard swish", "title: '1e-6 für ☃ 😀'").replace("steps.yaml", "../base.yaml")
+    write(tmp_path, "extends: steps.yaml\nprofiles:\n  mine: {title: t, parent: digits, set: {recipe.lr: 1e-6}}\n", "base.yaml")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path / "mine", mine)
+    kept = write(tmp_path / "elsewhere", read_steps_file(path).text())
+    for before, after in zip(load_roadmaps(path).values(), load_roadmaps(kept).values(), strict=True):
+        assert (after.name, after.title, after.steps, after.reference, after.source) == (
+            before.name, before.title, before.steps, before.reference, before.source,
+        )  # fmt: skip
+        for step in before.steps:
+            assert after.tree[step].title == before.tree[step].title
+            assert after.tree[step].paper == before.tree[step].paper
+            assert resolve(after, step, profile="mine") == resolve(before, step, profile="mine")
 
 
 def test_profiles_and_roadmaps_are_added(tmp_path: Path) -> None:

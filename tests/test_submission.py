@@ -1,0 +1,85 @@
+"""What is handed over to Slurm, of which a few words on the PATH take the place: what a job reads, and what is not submitted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from submitit.core.utils import DelayedSubmission
+
+from roadmap import ROOT
+from slurm.snapshot import sources
+
+STEP = "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind: hard_swish}}"
+FILES = {
+    "steps/my.yaml": f"extends: ../base.yaml\nroadmaps:\n  convnext_t:\n    steps:\n      - {STEP}\n",
+    "base.yaml": "extends: steps.yaml\nprofiles:\n  mine: {title: my digits, parent: digits, set: {data.copies: 3}}\n",
+}
+HALF_SAVED = "roadmaps:\n  convnext_t: {steps: [\n"
+SLURM = {
+    "sbatch": "echo Submitted batch job $$",
+    "squeue": "",
+    "scontrol": "echo MaxArraySize = 1001",
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, which may be edited."""
+    for path in sources(ROOT):
+        (tmp_path / "project" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, tmp_path / "project" / path)
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A folder to submit from, with a Slurm that takes everything."""
+    for name, line in SLURM.items():
+        tool = tmp_path / "site/bin" / name
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        tool.chmod(0o755)
+    return tmp_path / "site"
+
+
+def submit(project: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = f"{site / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
+    command = [sys.executable, str(project / "slurm/submit.py"), "--cluster", "slurm", "--seeds", "1", *words]
+    return subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(project), "PATH": path}, capture_output=True, text=True, timeout=120, cwd=site
+    )
+
+
+def collect(site: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the job that collects, as it was submitted."""
+    (job,) = site.glob("runs/*/*/jobs/collect/*_submitted.pkl")
+    (snapshot,) = site.glob("runs/*/*/jobs/source-*")
+    command = DelayedSubmission.load(job).function.command
+    environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
+    return subprocess.run([*command, "--tables-only"], env=environment, capture_output=True, text=True, timeout=120, cwd=snapshot)
+
+
+@pytest.mark.parametrize("whose", ["the project's", "the user's"])
+def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(whose: str, project: Path, site: Path) -> None:
+    """Neither steps nor weights."""
+    mine = {site / name: text for name, text in FILES.items()}
+    for path, text in mine.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (site / "w.pth").write_bytes(b"weights")
+    words = ["--profile", "digits"] if whose == "the project's" else ["--profile", "mine", "--steps-file", "steps/my.yaml"]
+    done = submit(project, site, *words, "--steps", "gelu", "--init-from", "w.pth", "--set", "recipe.lr=1e-6", "--out", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    for path in (*mine, project / "steps.yaml"):
+        path.write_text(HALF_SAVED, encoding="utf-8")
+    (site / "w.pth").unlink()
+    collected = collect(site)
+    assert (collected.returncode, collected.stderr) == (0, "")
+    table = (site / "out/ablation.md").read_text(encoding="utf-8")
+    assert "| gelu |" in table
+    assert ("hard_swish" in table) == (whose == "the user's")
