@@ -14,6 +14,7 @@ from typing import Any
 
 from roadmap import ROOT
 
+KEPT = "snapshot-commit.txt"  # in a snapshot of the source: the commit that it was taken from, empty outside of git
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -23,7 +24,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with '+changes' if its tracked files differ from it, or None outside of git."""
+    """The checkout's commit, with '+changes' if its tracked files differ from it, or None outside of git.
+
+    A snapshot's is that of the checkout when it was taken.
+    """
+    kept = ROOT / KEPT
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8").strip() or None
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")

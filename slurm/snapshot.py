@@ -10,6 +10,7 @@ from pathlib import Path
 
 from roadmap import ROOT, STEPS_YAML
 from roadmap.files import sync_folder, write_atomic, written
+from roadmap.provenance import KEPT, commit
 from roadmap.steps_file import read_steps_file
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
@@ -33,7 +34,10 @@ def tree_hash(root: Path = ROOT) -> str:
 
 
 def take(folder: Path) -> Path:
-    """A snapshot of this project in `folder`, named by its hash, or the one that is there; whole at any moment."""
+    """A snapshot of this project in `folder`, named by its hash, or the one that is there; whole at any moment.
+
+    It knows the commit that it was first taken from, which its hash does not cover: the same code is the same snapshot.
+    """
     target = folder / f"source-{tree_hash()}"
     if target.is_dir():
         return target
@@ -42,6 +46,7 @@ def take(folder: Path) -> Path:
         for path in sources(ROOT):
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, aside / path)
+        (aside / KEPT).write_text(f"{commit() or ''}\n", encoding="utf-8")
         aside.rename(target)
     except OSError as error:
         if not target.is_dir():  # somebody else may have been faster

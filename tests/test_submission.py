@@ -83,3 +83,48 @@ def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(whose: str
     table = (site / "out/ablation.md").read_text(encoding="utf-8")
     assert "| gelu |" in table
     assert ("hard_swish" in table) == (whose == "the user's")
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    return subprocess.run(["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commits_in_jobs(runs: Path) -> set[str]:
+    """What a job of each snapshot below `runs` puts on record as its commit."""
+    said = set()
+    for snapshot in runs.glob("*/*/jobs/source-*"):
+        command = [sys.executable, "-c", "from roadmap.provenance import commit; print(commit())"]
+        environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
+        said.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=runs).stdout.strip())
+    return said
+
+
+@pytest.mark.parametrize("where", ["project/runs", "elsewhere"])
+def test_a_job_knows_the_commit_that_it_was_submitted_from(where: str, project: Path, site: Path) -> None:
+    runs = project.parent / where
+    words = ["--profile", "digits", "--steps", "gelu", "--runs", str(runs)]
+    git(project, "init", "--quiet")
+    git(project, "add", ".")
+    git(project, "commit", "--quiet", "--message", "first")
+    first = git(project, "rev-parse", "HEAD")
+    submit(project, site, *words)
+    (project / "note.txt").write_text("of no importance\n", encoding="utf-8")
+    git(project, "add", "note.txt")
+    git(project, "commit", "--quiet", "--message", "second")
+    submit(project, site, *words)
+    assert commits_in_jobs(runs) == {first}, "the code is the same"
+    with (project / "collect.py").open("a", encoding="utf-8") as file:
+        file.write("# edited\n")
+    submit(project, site, *words)
+    edited = f"{git(project, 'rev-parse', 'HEAD')}+changes"
+    git(project, "commit", "--all", "--quiet", "--message", "third")
+    assert commits_in_jobs(runs) == {first, edited}
+
+
+def test_a_job_from_outside_of_git_takes_no_other_commit_for_its_own(project: Path, site: Path) -> None:
+    """Such as that of the paper beside which the runs are."""
+    git(site, "init", "--quiet")
+    git(site, "commit", "--allow-empty", "--quiet", "--message", "a paper")
+    submit(project, site, "--profile", "digits", "--steps", "gelu")
+    assert commits_in_jobs(site / "runs") == {"None"}
