@@ -64,9 +64,18 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
 
 
 def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Those whose runs have failed, before they began, too, which Slurm knows."""
-    rows = look([run_dir_of(runs, config) for config in configs]).rows
-    return [config for config, row in zip(configs, rows, strict=True) if row.state == "failed"]
+    """Those whose runs have failed, before they began, too, which Slurm knows. ConfigError if it does not answer where it must be asked."""
+    board = look([run_dir_of(runs, config) for config in configs])
+    if any(row.state == "unknown" for row in board.rows):
+        raise unanswered(board.said[0].partition(": ")[2])
+    for line in board.said:  # without the accounting, nobody knows of those that failed before they began
+        console().print(line, highlight=False)
+    return [config for config, row in zip(configs, board.rows, strict=True) if row.state == "failed"]
+
+
+def unanswered(why: object) -> ConfigError:
+    """Why nothing is submitted while Slurm cannot be asked."""
+    return ConfigError([Problem("Slurm", f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}")])
 
 
 def tell_changed(runs: Sequence[RunDir]) -> None:
@@ -113,9 +122,7 @@ def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: 
     except LeaseHeld as error:
         raise ConfigError([Problem("submit", f"{error}; wait until that submission is through")]) from error
     except Unanswered as error:
-        raise ConfigError(
-            [Problem("Slurm", f"does not answer, so nobody knows what is queued already, and nothing was submitted: {error}")]
-        ) from error
+        raise unanswered(error) from error
 
 
 def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path) -> int:

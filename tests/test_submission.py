@@ -85,6 +85,19 @@ def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(whose: str
     assert ("hard_swish" in table) == (whose == "the user's")
 
 
+@pytest.mark.parametrize("more", [[], ["--only", "failed"]])
+def test_nothing_is_submitted_while_slurm_does_not_answer(more: list[str], site: Path) -> None:
+    words = ["--profile", "digits", "--steps", "gelu"]
+    submit(ROOT, site, *words)
+    (config,) = site.glob("runs/*/*/*/*/config.yaml")
+    before = config.read_bytes(), sorted(config.parents[2].rglob("*submit*"))
+    (site / "bin/squeue").write_text("#!/bin/sh\necho slurm_load_jobs error >&2; exit 1\n", encoding="utf-8")
+    done = submit(ROOT, site, *words, *more)
+    said = "Slurm does not answer, so nobody knows what is queued already, and nothing was submitted: slurm_load_jobs error\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    assert before == (config.read_bytes(), sorted(config.parents[2].rglob("*submit*")))
+
+
 def git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
     return subprocess.run(["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
