@@ -40,8 +40,9 @@ class Cluster(Spec):
     """What one run gets: `nodes`, and on each `tasks_per_node` processes, one a GPU unless it is given.
 
     `memory_gb` is a node's. A run is told to save `signal_seconds` before its `time` is over, and is queued again; one that
-    crashes is begun again, up to `retries` times in a row without having saved anything new. `parallel` runs are trained at a
-    time. `tflops` is what a GPU sustains in training, for forecasts. `steps` overrides any of it for the steps that it names.
+    crashes is begun again, up to `retries` times in a row without having saved anything new. At most `parallel` runs of a
+    submission are trained at a time. `tflops` is what a GPU sustains in training, for forecasts. `steps` overrides any of the
+    rest for the steps that it names.
     """
 
     scheduler: Literal["local", "slurm"]

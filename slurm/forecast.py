@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -17,19 +17,33 @@ BACKWARD = 3  # a training image costs a forward pass and a backward one of twic
 
 def forecast(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iterator[str]:
     """Device-hours of a plan, and the hours until its end; what is not known is said to be unknown."""
-    costs = [(_hours(cluster.of(config.step), config, runs), cluster.of(config.step).world) for config in configs]
-    known = [hours for hours, _ in costs if hours is not None]
+    costs = [(resources, _hours(resources, config, runs)) for config in configs for resources in [cluster.of(config.step)]]
+    known = [hours for _, hours in costs if hours is not None]
     device = "GPU" if cluster.gpus_per_node else "process"
     if not known:
         yield "forecast: unknown; no run of these configurations has finished on as many processes"
         yield f"forecast: tflops in the cluster's entry, what a {device} sustains, would give one" if cluster.gpus_per_node else ""
         return
-    total = sum(hours * world for hours, world in costs if hours is not None)
+    total = sum(hours * resources.world for resources, hours in costs if hours is not None)
     at_once = min(cluster.parallel or len(known), len(known))
     unknown = "" if len(known) == len(configs) else f", and {len(configs) - len(known)} of which nothing is known"
     yield f"forecast: {total:,.1f} {device}-hours for {len(known)} runs{unknown}; evaluation and waiting come on top"
-    end = max(sum(known) / at_once, max(known))
-    yield f"forecast: {end:,.1f} hours with {at_once} runs at a time; a run takes {min(known):,.2f} to {max(known):,.2f}"
+    kinds: dict[str, list[float]] = {}
+    for resources, hours in costs:
+        if hours is not None:
+            kinds.setdefault(resources.model_dump_json(), []).append(hours)
+    end = _end(kinds.values(), at_once)
+    yield f"forecast: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {min(known):,.2f} to {max(known):,.2f}"
+
+
+def _end(arrays: Iterable[Sequence[float]], at_once: int) -> float:
+    """The hours until arrays of runs are through that take so many hours each; an array waits for its lanes as where it is submitted."""
+    lanes = [0.0] * at_once
+    for hours in arrays:
+        taken, others = lanes[: len(hours)], lanes[len(hours) :]
+        end = max(taken) + max(sum(hours) / len(taken), max(hours))
+        lanes = others + [end] * len(taken)
+    return max(lanes)
 
 
 def _hours(cluster: Cluster, config: RunConfig, runs: Path) -> float | None:

@@ -134,11 +134,11 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
     snapshot = take(jobs)
     collecting = _collecting(arguments, snapshot, keep_steps(arguments.steps_file, jobs, snapshot))
     submitted: list[str] = []
-    before: dict[str, list[str]] = {}
+    lanes = [""] * (cluster.parallel or 0)  # Slurm limits an array alone; of several, each waits for those before it in its lanes
     for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
-        kind = array.cluster.model_dump_json()
-        job = submit(array, jobs, name, snapshot, before.get(kind, []) if cluster.parallel else [])
-        before[kind] = [job]  # a limit of runs at a time holds for an array; the next one waits for its end
+        taken, others = lanes[: len(array.groups)], lanes[len(array.groups) :]
+        job = submit(array, jobs, name, snapshot, list(dict.fromkeys(filter(None, taken))))
+        lanes = others + [job] * len(taken)
         submitted.append(job)
         console().print(f"job {job}: {describe(array)}", highlight=False)
     everything = sorted({*submitted, *(task.job for task in waiting.values())})

@@ -19,6 +19,7 @@ from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from slurm.batch import Array, arrays_of, parameters
 from slurm.cluster import Cluster, load_cluster, minutes_of
+from slurm.forecast import forecast
 from slurm.job import FAILED, STOPPED, crashes, is_to_go_on
 from slurm.snapshot import take, tree_hash, verify
 
@@ -155,6 +156,18 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4"]
     assert done.stdout.count("#SBATCH --gpus-per-node=8") == done.stdout.count("#SBATCH --ntasks-per-node=8") == 2
     assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
+
+
+def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> None:
+    """Four at a time: three small jobs, then four large ones."""
+    given = cluster(gpus_per_node=1, tflops=17, parallel=4, steps={"resnet50": {"memory_gb": 1}})
+    roadmap = load_roadmap()
+    plan = [resolve(roadmap, step, seed=seed) for step, seeds in (("resnet50", 3), ("gelu", 4)) for seed in range(seeds)]
+    lines = "\n".join(forecast(given, plan, tmp_path))
+    found = re.search(r"([\d.]+) hours with up to 4 runs at a time; a run takes ([\d.]+) to ([\d.]+)", lines)
+    assert found
+    end, shortest, longest = map(float, found.groups())
+    assert end == pytest.approx(shortest + longest, abs=0.1)
 
 
 def test_a_batch_that_the_cluster_cannot_share_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +98,32 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(more: list[str], site:
     said = "Slurm does not answer, so nobody knows what is queued already, and nothing was submitted: slurm_load_jobs error\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
     assert before == (config.read_bytes(), sorted(config.parents[2].rglob("*submit*")))
+
+
+PLANS = {
+    "one kind fills all": (4, ["resnet50"], ["resnet50", "gelu", "kernel_7"], [("0-2%3", []), ("0-5%4", [0])]),
+    "kinds side by side": (7, ["resnet50"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [])]),
+    "the lanes that were left, and those of the first": (4, ["resnet50", "gelu"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [0])]),
+    "each waits for one": (1, ["resnet50", "gelu"], ["resnet50", "gelu", "kernel_7"], [("0-2%1", []), ("0-2%1", [0]), ("0-2%1", [1])]),
+    "no limit": (None, ["resnet50"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [])]),
+}
+
+
+@pytest.mark.parametrize(("parallel", "kinds", "steps", "wanted"), PLANS.values(), ids=PLANS)
+def test_a_limit_of_runs_at_a_time_holds_for_all_kinds_of_jobs_together(
+    parallel: int | None, kinds: list[str], steps: list[str], wanted: list[tuple[str, list[int]]], site: Path
+) -> None:
+    own = {step: {"cpus_per_task": number} for number, step in enumerate(kinds, 2)}
+    entry = {"clusters": {"slurm": {"scheduler": "slurm", "parallel": parallel, "steps": own}}}
+    (site / "c.yaml").write_text(json.dumps(entry), encoding="utf-8")
+    done = submit(ROOT, site, "--profile", "digits", "--steps", *steps, "--seeds", "3", "--cluster-file", "c.yaml")
+    jobs = re.findall(r"^job (\d+): \d+ job", done.stdout, re.MULTILINE)
+    scripts = [next(site.glob(f"runs/*/*/jobs/*/{job}_submission.sh")).read_text(encoding="utf-8") for job in jobs]
+    arrays = [re.findall(r"--array=(\S+)", script) for script in scripts]
+    after = [re.findall(r"--dependency=afterany:(\S+)", script) for script in scripts]
+    assert list(zip(arrays, after, strict=True)) == [
+        ([array], [":".join(jobs[index] for index in indices)] if indices else []) for array, indices in wanted
+    ]
 
 
 def git(folder: Path, *words: str) -> str:

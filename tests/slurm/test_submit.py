@@ -212,6 +212,15 @@ def test_arrays_are_cut_to_what_slurm_allows(tmp_path: Path) -> None:
         assert in_queue(bed) == 12
 
 
+def test_a_limit_of_runs_at_a_time_holds_for_jobs_of_two_kinds(testbed: Testbed, tmp_path: Path) -> None:
+    write_clusters(tmp_path, parallel=1, steps={"gelu": {"time": "00:10:00"}})
+    done = submit(testbed, tmp_path, "--steps", "gelu", STEP, "--seeds", "1", epochs=LONG)
+    assert len(re.findall(r"^job \d+: 1 job", done.stdout, re.MULTILINE)) == 2
+    runs = wait(testbed, tmp_path, 2)
+    first, second = sorted((read_attempt(attempts(run.path)[0]) for run in runs), key=lambda record: str(record["started"]))
+    assert first["ended"] <= second["started"]
+
+
 def test_packed_runs_share_a_job(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, "--steps", "resnet50", "gelu", STEP, "--seeds", "1", "--pack", "3")
