@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from roadmap.data.depth import in_mode
+
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = -1  # the label of an image that could not be read
@@ -49,7 +51,7 @@ def reading(name: str | Callable[[], str], signs: tuple[type[Exception], ...] = 
 def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
     """The image in `file`, which is closed, in Pillow's `mode`; Unreadable if it is not one."""
     with reading(name), file:
-        return Image.open(file).convert(mode)
+        return in_mode(Image.open(file), mode)
 
 
 class Corrupt:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roadmap.data.corrupt import decode
+from roadmap.data.depth import in_mode
 from roadmap.data.digits import Split
 from roadmap.recipe import RunConfig
 
@@ -22,7 +23,7 @@ class Decoder(Protocol):
         """The image in `file`, which is closed; Unreadable if it is not one."""
 
     def convert(self, image: Image.Image | NDArray[np.uint8]) -> Picture:
-        """An image that is decoded already; an array is (H, W) or (H, W, C)."""
+        """An image that is decoded already; an array is (H, W) or (H, W, C). OSError if the range of its levels is not known."""
 
 
 class PillowDecoder:
@@ -37,7 +38,7 @@ class PillowDecoder:
 
     def convert(self, image: Image.Image | NDArray[np.uint8]) -> Image.Image:
         """An image that is decoded already; an array is (H, W) or (H, W, C)."""
-        return (Image.fromarray(image) if isinstance(image, np.ndarray) else image).convert(self.mode)
+        return in_mode(Image.fromarray(image) if isinstance(image, np.ndarray) else image, self.mode)
 
 
 def image_mode(config: RunConfig) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from roadmap.data.corrupt import Unreadable, reading
+from roadmap.data.depth import in_8_bits, in_mode
 from roadmap.data.prepared import Finished, Recipe, Shard
 from roadmap.files import aside, sync_folder
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -122,11 +123,12 @@ def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
             is_plain = image.format in JPEG and image.mode in ("L", "RGB")
             if recipe.size is None or (scale == 1.0 and is_plain):
                 image.draft(None, (1, 1))  # whether all of it is there shows at an eighth of its size, too
-                image.convert("RGB")
+                in_mode(image, "RGB")
                 return content, SUFFIXES.get(image.format or "", "jpg")
             width, height = (max(1, round(edge * scale)) for edge in image.size)
             drafted = image.draft(None, (int(GAP * width), int(GAP * height))) if scale < 1.0 else None
-            small = image.convert("L" if image.mode in GREY else "RGB")
+            levels = in_8_bits(image)
+            small = in_mode(levels, "L" if levels.mode in GREY else "RGB")
             if scale < 1.0:
                 small = small.resize((width, height), Image.Resampling.LANCZOS, drafted and drafted[1], GAP)
             file = io.BytesIO()

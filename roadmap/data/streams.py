@@ -19,6 +19,7 @@ from roadmap.data.check import check_pipeline, data_dir, kind_of
 from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import open_timm
 from roadmap.data.decoder import Picture, image_mode
+from roadmap.data.depth import in_mode
 from roadmap.data.digits import Split
 from roadmap.randomness import SAMPLE, reseed, seed_of
 from roadmap.recipe import RunConfig
@@ -58,7 +59,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         image_key = f"{data.image_key};jpg" if kind == "wds" and data.image_key else data.image_key  # jpg is what timm decodes it to
         reader = open_timm(
             self.config, split, is_training=self.training, batch_size=self.batch, seed=seed_of(STREAM, self.config.seed) % 2**31,
-            input_img_mode=image_mode(self.config), input_key=image_key, target_key=data.label_key, download=self.config.system.download,
+            input_img_mode="" if kind == "wds" else image_mode(self.config),  # to which _Decode sees
+            input_key=image_key, target_key=data.label_key, download=self.config.system.download,
         ).reader  # fmt: skip
         if not reader.num_samples:
             raise ConfigError([Problem(where, "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'")])
@@ -131,7 +133,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             if "handler" in getattr(stage, "kw", {}):
                 stage.kw["handler"] = _reraise  # timm would go on without what it cannot read
                 if stage.args and isinstance(stage.args[0], partial):
-                    stage.args = (_Decode(stage.args[0], self.corrupt),)
+                    stage.args = (_Decode(stage.args[0], self.corrupt, image_mode(self.config)),)
 
 
 def _reraise(error: Exception) -> bool:
@@ -139,14 +141,15 @@ def _reraise(error: Exception) -> bool:
 
 
 class _Decode:
-    """timm's decoding of a sample, which leaves out an image that cannot be read; CorruptImages if there are too many."""
+    """timm's decoding of a sample, in `mode`, which leaves out an image that cannot be read; CorruptImages if there are too many."""
 
-    def __init__(self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt) -> None:
-        self.decode, self.corrupt = decode, corrupt
+    def __init__(self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str) -> None:
+        self.decode, self.corrupt, self.mode = decode, corrupt, mode
 
     def __call__(self, sample: dict[str, Any]) -> Any:
         try:
-            return self.decode(sample)
+            decoded = self.decode(sample)
+            return decoded and decoded | {"jpg": in_mode(decoded["jpg"], self.mode)}  # timm's name for it
         except DAMAGED as error:
             if type(error).__name__ == "WdsTargetKeyError":
                 raise

@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode  # type: ignore[import-unty
 from torchvision.transforms.v2 import Resize, functional  # type: ignore[import-untyped]
 
 from roadmap.data.corrupt import reading
+from roadmap.data.depth import in_mode
 from roadmap.recipe import Recipe
 
 try:
@@ -61,7 +62,7 @@ class TensorDecoder:
         if isinstance(image, np.ndarray) and image[0].size != image.shape[1] * self.channels:
             image = Image.fromarray(image)
         if isinstance(image, Image.Image):
-            image = np.array(image if image.mode == self.mode else image.convert(self.mode))
+            image = np.array(image if image.mode == self.mode else in_mode(image, self.mode))
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
         return pixels.reshape(*pixels.shape[:2], self.channels).permute(2, 0, 1)
 

@@ -1,0 +1,22 @@
+"""Grey levels of more than 8 bits, which Pillow would clip to white: brought to 8 where their range is known, else refused."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+DEEP = ("PNG", "PPM")  # formats whose levels end at 65535 where Pillow keeps them in 32 bits, as it did before version 11
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """A copy of the image in Pillow's `mode`, one of 8 bits; OSError if the range of its levels is not known."""
+    return in_8_bits(image).convert(mode)
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """The image, or its grey levels by their high byte, as Pillow has it for colours of 16 bits; OSError if their range is not known."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise OSError(f"its grey levels are of 32 bits (mode {image.mode}), and nothing says which of them is white")
+    return image
