@@ -65,7 +65,21 @@ def test_a_folder_is_read_in_the_order_of_timm(folder: Path) -> None:
         reader.filename(number, absolute=True) for number in range(len(reader))
     ]
     assert source.labels.tolist() == [label for _, label in reader.samples]
-    assert set(IMAGE_SUFFIXES) == set(get_img_extensions())
+    assert set(IMAGE_SUFFIXES) > set(get_img_extensions())
+
+
+def test_a_folder_may_have_images_of_other_formats(folder: Path, tmp_path: Path) -> None:
+    for number, suffix in enumerate(("webp", "bmp", "tif")):
+        picture(20 + number).save(folder / "train" / "bee" / f"x{number}.{suffix}")
+    picture(30).save(folder / "val" / "cat" / "y.TIFF")
+    (folder / "val" / "cat" / "z.heic").write_bytes(b"of no format that is read")
+    config = plain(folder, recipe__global_batch=TRAIN + 3)
+    assert training_images(config) == TRAIN + 3
+    check_data(config)
+    assert sorted(numbers_of(batches(config), config)) == [*range(TRAIN), 20, 21, 22]
+    assert numbers_of(batches(config, "val"), config) == [*range(VAL), 30]
+    staged = plain(folder, recipe__global_batch=TRAIN + 3, system__stage_dir=str(tmp_path / "disk"))
+    assert same(batches(staged), batches(config))
 
 
 def test_a_folder_may_be_cut_down_to_some_classes(folder: Path) -> None:
@@ -125,7 +139,7 @@ def test_the_check_looks_only_into_folders_of_classes_that_are_kept(folder: Path
 def test_a_class_without_images_is_named(folder: Path, split: str) -> None:
     for file in (folder / split / "bee").iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(ConfigError, match=rf"has no images \(\.png, \.jpg, \.jpeg\) in {split}/bee$"):
+    with pytest.raises(ConfigError, match=rf"has no images \(\.png, .*\.tiff\) in {split}/bee$"):
         check_data(config_of(folder))
 
 

@@ -214,6 +214,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         put(cat / "sub" / "below.jpg", smooth(40, 40))  # which is nobody's
         put(cat / "Above.JPG", smooth(40, 40, turn=4))
         put(cat / "grün 2.jpg", smooth(50, 40, turn=1))
+        put(cat / "web.webp", smooth(64, 70, turn=2), lossless=True)
+        put(cat / "raw.bmp", smooth(64, 70, turn=5))
+        put(cat / "scan.tiff", smooth(64, 70, turn=6))
         put(cat / "deep.png", Image.fromarray(np.arange(30 * 40, dtype=np.uint16).reshape(30, 40) * 50))
         (cat / "notes.txt").write_text("no image", encoding="utf-8")
     return root
@@ -262,7 +265,7 @@ def test_small_jpegs_keep_their_bytes_and_others_become_jpegs(zoo: Path, tmp_pat
     found = members(tmp_path / "out")
     kept = {path.name for path in (zoo / "val").glob("*/*.*") if path.read_bytes() in found.values()}
     assert kept >= {"img1.JPEG", "grey.jpg", "one.jpeg", "long.jpg", "turned.jpg", "two.dots.in.it.jpg", "Above.JPG", "grün 2.jpg"}
-    assert not kept & {"print.jpg", "transparent.png", "palette.png", "deep.png", "two.dots.in.it.png"}
+    assert not kept & {"print.jpg", "transparent.png", "palette.png", "deep.png", "two.dots.in.it.png", "web.webp", "raw.bmp", "scan.tiff"}
     for name, content in found.items():
         if not name.endswith(".cls"):
             image = Image.open(io.BytesIO(content))
@@ -277,7 +280,7 @@ def test_shards_are_the_same_bytes_whoever_writes_them(zoo: Path, tmp_path: Path
     for workers in ("1", "3"):
         prepare(zoo, tmp_path / workers, "--size", "40", "--shard-images", "3", "--workers", workers)
         found.append(tars(tmp_path / workers))
-    assert len(found[0]) == 12
+    assert len(found[0]) == 14
     assert found[0] == found[1]
     manifests = [{path.name: path.read_bytes() for path in (tmp_path / workers).glob("*.json")} for workers in ("1", "3")]
     assert manifests[0] == manifests[1]
@@ -575,7 +578,7 @@ def test_a_folder_that_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
     (source / "val" / "dog").mkdir()
     assert "must have the same classes: only val/ has dog" in prepare(source, out, code=2).stderr
     (source / "train" / "dog").mkdir()
-    assert re.search(r"train has no images \(.png, .jpg, .jpeg\) in dog", prepare(source, out, code=2).stderr)
+    assert re.search(r"train has no images \(\.png, .*\.tiff\) in dog", prepare(source, out, code=2).stderr)
     assert not out.exists()
     assert not inside.exists()
 

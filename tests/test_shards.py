@@ -154,7 +154,7 @@ def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
     ("members", "said"),
     [
         ({"a.jpg": b"x"}, "sample 'a' has no label: no member cls or json"),
-        ({"a.cls": b"1"}, "sample 'a' has no image: no member jpg or jpeg or png or webp, but cls"),
+        ({"a.cls": b"1"}, "sample 'a' has no image: no member jpg or jpeg or png or webp or bmp or tif or tiff, but cls"),
         ({"a.jpg": b"x", "a.cls": b"ant"}, "'ant'"),
         ({"a.jpg": b"x", "a.json": b'{"class": 1}'}, "'label' is no whole number in its json; set data.label_key"),
     ],

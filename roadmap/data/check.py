@@ -15,7 +15,7 @@ from roadmap.data.digits import CLASSES, TRAIN_IMAGES
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")  # what timm takes for an image in a folder
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of images in a folder: timm's, and others that Pillow reads
 PACKAGES = {  # the module that reads a kind of data, and what pip calls it
     "hfds": ("datasets", "datasets"),
     "hfids": ("datasets", "datasets"),
@@ -213,7 +213,7 @@ def class_folders(folder: Path) -> set[str]:
 
 
 def count_images(folder: Path, most: int | None = None) -> int:
-    """How many images timm finds in a class's folder, whatever lies in folders below; it looks for no more than `most`."""
+    """How many images a class's folder has, whatever lies in folders below; it looks for no more than `most`."""
     try:
         with os.scandir(folder) as entries:
             images = (entry for entry in entries if _suffix(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())

@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from roadmap.data.check import choose_classes, class_names, data_dir, kind_of, need_reader
+from roadmap.data.check import IMAGE_SUFFIXES, choose_classes, class_names, data_dir, kind_of, need_reader
 from roadmap.data.corrupt import reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
@@ -83,7 +83,7 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
 
 
 class Folder:
-    """Images in `data_dir`/<split>/<class>/, in the order in which timm reads them."""
+    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are more than its own."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.class_names, self.decoder = class_names(config), make_decoder(config, split)
@@ -91,7 +91,7 @@ class Folder:
         self.root = data_dir(config) / split_name(config, split)
         found: list[tuple[str, int]] = []
         for label, name in enumerate(self.class_names):
-            found += find_images_and_targets(str(self.root / name), class_to_idx={"": label}, sort=False)[0]
+            found += find_images_and_targets(str(self.root / name), IMAGE_SUFFIXES, class_to_idx={"": label}, sort=False)[0]
         if not found:
             raise ConfigError([Problem(str(self.root), "has no images in its class folders")])
         found.sort(key=lambda image: (natural_key(image[0]), image[0]))

@@ -21,7 +21,7 @@ from roadmap.strict_yaml import ConfigError, Problem, relative
 
 FORK = multiprocessing.get_context("fork")  # before any thread is started
 JPEG = ("JPEG", "MPO")
-SUFFIXES = {"PNG": "png", "WEBP": "webp"}  # Pillow looks at the content; other readers go by the name
+SUFFIXES = {"PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}  # Pillow looks at the content; other readers go by the name
 GREY = ("1", "L", "LA")
 GAP = 1.4  # how much larger than wanted libjpeg may halve an image; 48 dB from resizing all of it, in a third of the time
 

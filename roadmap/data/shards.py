@@ -28,7 +28,7 @@ from roadmap.strict_yaml import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 LABEL_MEMBER, TABLE_MEMBER = "cls", "json"
 OPEN_FILES = 64  # a process may have some thousand at most, and each worker of a loader has as many
 BLOCK = 512  # a tar's unit; one of zeros ends it
