@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,21 @@ def test_more_corrupt_images_than_allowed_end_the_run(folder: Path, workers: int
     count = int(line.partition(" ")[0])
     assert 4 < count <= loader.corrupt <= 12
     assert line.startswith(f"{count} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/")
-    assert line.endswith(f"and {count - 3} more")
+    assert line.endswith(f" and {count - 3} more; --set system.corrupt_images={count} leaves these out")
     assert line.count(".jpg") == 3
+
+
+@pytest.mark.parametrize(("allowed", "named", "left_out"), [(0, 1, 0), (1, 3, 1), (3, 3, 3)])
+def test_an_image_is_called_left_out_only_if_it_is(
+    allowed: int, named: int, left_out: int, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(folder, "val", "ant/1.jpg", "bee/1.jpg", "cat/1.jpg")
+    expected = nullcontext() if left_out == 3 else pytest.raises(CorruptImages, match=rf"corrupt_images={named} leaves (it|these) out$")
+    with expected:
+        batches(plain(folder, system__corrupt_images=allowed), "val")
+    said = [record.getMessage() for record in caplog.records if "is not an image that can be read" in record.getMessage()]
+    assert len(said) == named
+    assert [line.endswith("; it is left out") for line in said] == [True] * left_out + [False] * (named - left_out)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -99,7 +113,8 @@ def test_training_and_validation_share_what_is_allowed(folder: Path, workers: in
             assert (train.corrupt, val.corrupt) == (2, 1)
         else:
             files = rf"{folder}/train/ant/0\.jpg, {folder}/train/bee/1\.jpg, {folder}/val/cat/2\.jpg"
-            with pytest.raises(CorruptImages, match=rf"^3 images cannot be read, system\.corrupt_images lets 2 pass: {files}$"):
+            hint = r"--set system\.corrupt_images=3 leaves these out"
+            with pytest.raises(CorruptImages, match=rf"^3 images cannot be read, system\.corrupt_images lets 2 pass: {files}; {hint}$"):
                 list(val.epoch())
         train.close()
         val.close()
@@ -133,7 +148,7 @@ def test_more_known_images_than_allowed_are_refused_where_they_are_checked(folde
     train.check_corrupt()
     train.restore_corrupt([2])
     for loader in (train, val):
-        with pytest.raises(CorruptImages, match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg$"):
+        with pytest.raises(CorruptImages, match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg; --set "):
             loader.check_corrupt()
     with pytest.raises(CorruptImages):
         next(train.epoch())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roadmap.data.depth import in_mode
+from roadmap.terminal import count
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Unreadable(OSError):
 
 
 class CorruptImages(OSError):
-    """More images cannot be read than `system.corrupt_images` lets pass."""
+    """More images cannot be read than `system.corrupt_images` lets pass; the message says which, and how to leave them out."""
 
 
 @contextmanager
@@ -75,10 +76,10 @@ class Corrupt:
         return np.frombuffer(memoryview(self._flags), dtype=np.uint8)
 
     def add(self, index: int, error: Exception) -> None:
-        """Counts an image, and names it in the log, unless that was done before."""
+        """Counts an image, and names it in the log, unless that was done before; it is left out where it is none too many."""
         if not self._flags[index]:
             self._flags[index] = self._any[0] = 1
-            logger.warning("%s; it is left out", error)
+            logger.warning("%s%s", error, "" if self.too_many else "; it is left out")
 
     def state(self) -> list[int]:
         """The numbers of the images that could not be read so far, sorted."""
@@ -107,8 +108,10 @@ class Corrupt:
             return
         found = [(corrupt.name, index) for corrupt in self._all for index in corrupt.state()]
         names = [name(index) for name, index in found[:NAMED] if name]
+        hint = f"; --set system.corrupt_images={len(found)} leaves {'it' if len(found) == 1 else 'these'} out"
         if names and len(found) == 1:
-            raise CorruptImages(f"{names[0]} is not an image that can be read; --set system.corrupt_images=1 leaves it out")
+            raise CorruptImages(f"{names[0]} is not an image that can be read{hint}")
         which = ", ".join(names) or "the log names them"
         more = f" and {len(found) - len(names)} more" if names and len(found) > len(names) else ""
-        raise CorruptImages(f"{len(found)} images cannot be read, system.corrupt_images lets {self.allowed} pass: {which}{more}")
+        many = f"{count(len(found), 'image')} cannot be read, system.corrupt_images lets {self.allowed} pass"
+        raise CorruptImages(f"{many}: {which}{more}{hint}")
