@@ -541,6 +541,32 @@ def test_another_plan_for_shards_that_are_there_is_refused(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_options_of_a_command_that_wrote_no_shard_bind_nobody(tmp_path: Path) -> None:
+    source, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    for split in ("train", "val"):
+        for name in CLASSES:
+            (source / split / name / "0.jpg").write_bytes(b"no picture")
+    words = ("--workers", "1", "--shard-images", "100")
+    assert "leave it out with --corrupt-images 1" in prepare(source, out, *words, "--size", "20", code=2).stderr
+    assert (leftovers(out), tars(out)) == ([], {})
+    for split in ("train", "val"):
+        (source / split / "cat").rename(source / split / "cow")
+        for name in ("ant", "bee", "cow"):
+            (source / split / name / "0.jpg").unlink()
+    said = prepare(source, out, "--size", "16", "--workers", "1", "--seed", "3").stdout
+    assert "train: 12 images in 1 shard" in said
+    assert make_source(shards_of(said), "val").class_names == ["ant", "bee", "cow"]
+    assert "--size 16, not 20" in prepare(source, out, *words, "--size", "20", code=2).stderr
+
+
+def test_a_manifest_that_is_somebody_elses_is_kept(tmp_path: Path) -> None:
+    source, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    out.mkdir()
+    (out / "prepared-train.json").write_text("mine", encoding="utf-8")
+    assert "cannot be read" in prepare(source, out, code=2).stderr
+    assert (out / "prepared-train.json").read_text(encoding="utf-8") == "mine"
+
+
 def test_another_data_sets_validation_is_not_put_beside(tmp_path: Path) -> None:
     prepare(write_folder(tmp_path / "data"), tmp_path / "out", "--splits", "train")
     other = tmp_path / "other" / "val" / "dog" / "1.jpg"

@@ -110,8 +110,9 @@ def _alone(destination: Path, console: Console) -> Iterator[None]:
 
 
 def _write_classes(path: Path, classes: list[str]) -> None:
-    """The classes' names in the order of their labels, for whoever reads the shards."""
-    if path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
+    """The classes' names in the order of their labels, for whoever reads the shards; others' are kept unless no shard came of them."""
+    unused = any(path.parent.glob("prepared-*.json")) and not any(path.parent.glob("*.tar"))
+    if not unused and path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
         raise ConfigError(
             [Problem(relative(path), "names other classes: shards of another data set are there; choose another destination")]
         )

@@ -84,6 +84,12 @@ class Split:
         self.path = destination / f"prepared-{name}.json"
         shuffled = name.startswith("train")
         known, self.finished = read_manifest(self.path)
+        there = sorted(path.name for path in destination.glob(f"{name}-*.tar"))
+        if not there:  # a plan of which there is no shard yet binds nobody
+            known = {}
+        elif not known:
+            what = f"holds {there[0]} that this command did not write; choose another destination"
+            raise ConfigError([Problem(str(destination), what)])
         images = recipe.shard_images or known.get("shard_images") or images_of_a_shard(self.folder, samples, recipe.size)
         self.plan: dict[str, Any] = {
             "format": FORMAT,
@@ -101,15 +107,12 @@ class Split:
         ends = [len(samples) * number // count for number in range(count + 1)]
         paths = [destination / f"{name}-{number:06d}.tar" for number in range(count)]
         self.shards = [Shard(path, self.folder, samples[ends[number] : ends[number + 1]]) for number, path in enumerate(paths)]
-        self._check(known)
+        if known:
+            self._check(known)
         self.finished = {shard.path.name: self.finished[shard.path.name] for shard in self.shards if self._is_finished(shard)}
 
     def _check(self, known: dict[str, Any]) -> None:
-        if not known:
-            if strangers := sorted(path.name for path in self.path.parent.glob(f"{self.name}-*.tar")):
-                what = f"holds {strangers[0]} that this command did not write; choose another destination"
-                raise ConfigError([Problem(str(self.path.parent), what)])
-            return
+        """ConfigError if the plan is not the `known` one of the shards that are there."""
         problems = []
         for key in [key for key, value in self.plan.items() if known.get(key) != value]:
             if key in OPTIONS:
