@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,6 +32,7 @@ NAMED = 5  # missing things in a message
 MOST_SHARDS = 10**6
 GROUP = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
+SHARD = re.compile(r"(.*?)(\d+)\.tar")
 
 
 @dataclass(frozen=True)
@@ -257,5 +259,19 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
         found += there
         missing += [] if there else [name]
     if missing or not found:
-        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])}")])
+        key = "data.train_split" if pattern == config.data.train_split else "data.val_split"
+        hint = "" if found else _instead(root, pattern, key)
+        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])} for a shard, as {key} has it{hint}")])
     return list(dict.fromkeys(found))
+
+
+def _instead(root: Path, pattern: str, key: str) -> str:
+    """What to set where `key` names no shard at all, by what is there; empty if that is not known."""
+    if (root / pattern).is_dir():
+        return "; it has a folder of that name: --set data.dataset=folder reads images in folders"
+    split = key.removeprefix("data.").removesuffix("_split")
+    numbered = [name for path in sorted(root.glob(f"{split}*.tar")) if (name := SHARD.fullmatch(path.name))]
+    alike = [name[2] for name in numbered if name[1] == numbered[0][1]]
+    if not alike:
+        return ""
+    return f"; --set {shlex.quote(f'{key}={numbered[0][1]}{{{alike[0]}..{alike[-1]}}}.tar')} names those that are there"
