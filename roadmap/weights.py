@@ -114,6 +114,8 @@ def _read(path: Path, where: str) -> Mapping[str, Any]:
         raise refusal(where, f"cannot be read: {error.strerror}") from error
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
         raise refusal(where, "is a web page, not a checkpoint" if head else "is empty")
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # a zip file, a pickle, safetensors: all else Python would misread
+        raise refusal(where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -235,6 +235,9 @@ def whole(path: Path, **options: Any) -> bytes:
     return path.read_bytes()
 
 
+NEITHER = "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors"
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -242,8 +245,11 @@ def whole(path: Path, **options: Any) -> bytes:
         (b"", "is empty"),
         (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "is a web page, not a checkpoint"),
         (b"<HTML>404", "is a web page, not a checkpoint"),
-        (b"hello world", "is torn, or no checkpoint: PyTorch cannot read it"),
-        (bytes(range(256)) * 9, "is torn, or no checkpoint: PyTorch cannot read it"),
+        (b"hello world", NEITHER),
+        (b"class,name,images\n0,tench,50\n", NEITHER),  # which as a pickle would hold lass, of the module of line 2
+        (bytes(range(256)) * 9, NEITHER),
+        (b"\x80" * 99, "is torn, or no checkpoint: PyTorch cannot read it"),
+        (b"12345678{}", "is torn, or no checkpoint: PyTorch cannot read it"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
