@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import add_config_options, main_of
+from roadmap.options import Parser, add_config_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         description="Make the ablation's tables, figures and page; runs that are missing are shown as missing. Two folders of runs, or "
         "parts of them such as runs/convnext_t/digits, are put side by side.",
         conflict_handler="resolve",

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import add_config_options, add_eval_options, main_of
+from roadmap.options import Parser, add_config_options, add_eval_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(description="Train or evaluate one step. A run that was stopped or killed goes on where it was.")
+    options = Parser(description="Train or evaluate one step. A run that was stopped or killed goes on where it was.")
     options.add_argument("step", metavar="STEP", help="the step's id; `python -m roadmap steps` lists them")
     add_config_options(options)
     options.add_argument("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default: 0)")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from roadmap.bench.options import add_bench_options
 from roadmap.data.options import add_prepare_options
-from roadmap.options import add_config_options, add_roadmap_options, main_of
+from roadmap.options import Parser, add_config_options, add_roadmap_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m roadmap", description="Look at the roadmap; nothing is trained.")
+    options = Parser(prog="python -m roadmap", description="Look at the roadmap; nothing is trained.")
     commands = options.add_subparsers(required=True, metavar="COMMAND", dest="command")
     steps = commands.add_parser("steps", help="the tree of steps, what each changes, and its block as a sentence")
     add_roadmap_options(steps)

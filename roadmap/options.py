@@ -6,11 +6,19 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from roadmap import STEPS_YAML
 
 BAD_INPUT = 2
 WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line, or one of its commands, whose options are given in full: --steps is not taken for --steps-file."""
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | how)
 
 
 def add_roadmap_options(options: argparse.ArgumentParser) -> None:

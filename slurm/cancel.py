@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from roadmap import STEPS_YAML
-from roadmap.options import add_experiment_options, main_of
+from roadmap.options import Parser, add_experiment_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         description="Stop runs that are queued or being trained. They keep what they have saved: submitting again goes on from there.",
         epilog="--steps, --seed and --not-in-plan together stop the runs that all of them choose.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.lease import attempts, read_attempt
+from roadmap.options import Parser
 from roadmap.records import FINISHED, RunDir, status
 from slurm.snapshot import verify
 from slurm.worker import OPEN, work
@@ -47,7 +47,7 @@ def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int =
 
 def main() -> int:
     """The last line of a job's script: queues the job again if it is to go on. Passes on the code it is given."""
-    options = argparse.ArgumentParser(description="Queue this job again if its runs are not finished.")
+    options = Parser(description="Queue this job again if its runs are not finished.")
     options.add_argument("code", type=int)
     options.add_argument("retries", type=int)
     options.add_argument("runs", nargs="+", type=Path)

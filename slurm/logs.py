@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import add_experiment_options, main_of
+from roadmap.options import Parser, add_experiment_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(description="Show the end of what the latest attempt at a run has logged.")
+    options = Parser(description="Show the end of what the latest attempt at a run has logged.")
     options.add_argument("step", metavar="STEP", help="the run's step")
     options.add_argument("seed", metavar="SEED", type=int, help="the run's seed")
     options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")

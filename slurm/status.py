@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import add_experiment_options, main_of
+from roadmap.options import Parser, add_experiment_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         description="Show where runs stand: from their directories, and from Slurm if they were submitted to it. Times are those of "
         "training; evaluation comes on top."
     )

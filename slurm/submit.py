@@ -6,13 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import add_config_options, main_of
+from roadmap.options import Parser, add_config_options, main_of
 from slurm import CLUSTER_YAML
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         description="Train every step with several seeds. Runs that are finished, queued or being trained are left alone, so submitting "
         "again does just what is missing."
     )

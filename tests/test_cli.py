@@ -367,6 +367,12 @@ def test_bad_input_is_one_line_a_problem(command: str, words: list[str], said: l
         ("roadmap", []),
         ("roadmap", ["explain"]),
         ("roadmap", ["dance"]),
+        ("roadmap", ["steps", "--road", "convnext_b"]),
+        ("roadmap", ["bench", "--steps", "gelu"]),
+        ("run_step", ["gelu", "--plan", "--see", "1"]),
+        ("collect", ["runs", "--out", "out", "--steps", "gelu"]),
+        ("submit", ["--dry", "--seeds", "1"]),
+        ("status", ["--js"]),
     ],
 )
 def test_words_that_make_no_sense_get_the_usage(command: str, words: list[str], call: Call, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from roadmap.options import Parser
 from slurm.testbed.bed import FOREIGN, Testbed
 from slurm.testbed.config import Settings, Unusable
 from slurm.testbed.packages import install
@@ -43,7 +44,7 @@ HELP = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
+    options = Parser(
         prog="python -m slurm.testbed",
         description="Start and stop a single-machine Slurm for tests.",
         epilog=EPILOG,
