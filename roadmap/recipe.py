@@ -232,5 +232,6 @@ def reason(error: Any) -> str:
     given = error["input"]
     if error["type"] in ("too_short", "too_long"):
         message = message.partition(" after validation")[0]  # or it would say the number, too
+    message = message.partition(" or instance of ")[0]  # a class of ours, which nobody writes in a file
     value = repr(given) if isinstance(given, str) else show(given)
     return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"

@@ -221,6 +221,8 @@ def _forget(plain: Any, place: tuple[Any, ...]) -> None:
 
 def _locate(document: Node, error: Any) -> Problem:
     """A pydantic error at the nearest place of the document."""
+    if document.value is None:
+        return Problem(document.mark.file, "is empty")
     node, where, inside = document, document.key, []
     for part in error["loc"]:
         children: Any = node.value

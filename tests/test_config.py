@@ -212,7 +212,13 @@ BASE_ONLY = "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("", ["steps.yaml:1:1 the file: input should be a valid dictionary or instance of StepsFile, not null"]),
+        ("", ["steps.yaml is empty"]),
+        ("# later\n", ["steps.yaml is empty"]),
+        ("3\n", ["steps.yaml:1:1 the file: input should be a valid dictionary, not 3"]),
+        (
+            "base: {}\nprofiles: {}\nroadmaps: {convnext_t: 4}\n",
+            ["steps.yaml:3:12 roadmaps.convnext_t: input should be a valid dictionary, not 4"],
+        ),
         ("base: 3\nprofiles: {}\nroadmaps: {}\n", ["steps.yaml:1:1 base: input should be a valid dictionary, not 3"]),
         (
             "base: {}\nroadmaps: {}\nprofile: {}\n",
