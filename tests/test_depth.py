@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,17 @@ def test_a_file_of_16_bits_is_scaled_and_not_clipped(kind: str, mode: str) -> No
     pillow = PillowDecoder(mode).decode(io.BytesIO(file), "the file")
     assert np.array_equal(np.asarray(pillow).reshape(wanted.shape), wanted)
     assert np.array_equal(TensorDecoder(mode).decode(io.BytesIO(file), "the file").permute(1, 2, 0).numpy(), wanted)
+
+
+def test_a_tiff_of_12_bits_is_scaled_by_its_own_white() -> None:
+    levels = (0, 2048, 4095, 16)
+    pixels = int("".join(f"{level:012b}" for level in levels), 2).to_bytes(6, "big")
+    width, height, bits, offset, size = (256, 4), (257, 1), (258, 12), (273, 8), (279, len(pixels))
+    entries = (width, height, bits, (259, 1), (262, 1), offset, (277, 1), (278, 1), size)  # the others: no compression, grey, one strip
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    file = b"II*\0" + struct.pack("<I", 16) + pixels.ljust(8, b"\0") + struct.pack("<H", len(entries)) + table + bytes(4)
+    for decoder in (PillowDecoder("L"), TensorDecoder("L")):
+        assert np.asarray(decoder.decode(io.BytesIO(file), "the file")).ravel().tolist() == [0, 128, 255, 1]
 
 
 def test_bytes_in_either_order_are_the_same_levels() -> None:

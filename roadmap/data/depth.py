@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS
+from PIL.TiffImagePlugin import TiffImageFile
 
 DEEP = ("PNG", "PPM")  # formats whose levels end at 65535 where Pillow keeps them in 32 bits, as it did before version 11
 
@@ -14,9 +16,10 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """The image, or its grey levels by their high byte, as Pillow has it for colours of 16 bits; OSError if their range is not known."""
+    """The image, or its grey levels by their highest 8 bits, as Pillow has colours of 16; OSError if their range is not known."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        bits = image.tag_v2.get(BITS, (16,))[0] if isinstance(image, TiffImageFile) else 16
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise OSError(f"its grey levels are of 32 bits (mode {image.mode}), and nothing says which of them is white")
     return image
