@@ -15,7 +15,7 @@ from roadmap.steps_file import Document, RoadmapEntry, StepEntry, read_steps_fil
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, relative, show
 from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 
-__all__ = ["Roadmap", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
+__all__ = ["Roadmap", "flat_text", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
 
 
 def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None, **choices: Any) -> Roadmap:
@@ -35,6 +35,12 @@ def load_roadmaps(path: str | Path = STEPS_YAML) -> dict[str, Roadmap]:
     """All roadmaps of a steps file by name; ConfigError as in `load_roadmap`."""
     document = read_steps_file(Path(path))
     return _checked(document, list(document.written.roadmaps))
+
+
+def flat_text(path: str | Path) -> str:
+    """A steps file with all that it extends in one, as JSON, which reads the same wherever it is put; ConfigError as in `load_roadmap`."""
+    document = read_steps_file(Path(path))
+    return document.text({name: roadmap.trunk[-1] for name, roadmap in _checked(document, list(document.written.roadmaps)).items()})
 
 
 def _checked(document: Document, wanted: Sequence[str]) -> dict[str, Roadmap]:
@@ -68,7 +74,23 @@ class _Trees:
                 self._check_throughput(name, entry, steps)
                 printed = entry.reference, entry.source, entry.throughput
                 roadmap = Roadmap(name, entry.title, document.path, base, steps, self.profiles, *printed)
-                self.roadmaps[name] = replace(roadmap, end=_end_of(roadmap, nodes))
+                self.roadmaps[name] = replace(roadmap, end=self._end_of(roadmap, entry, nodes))
+
+    def _end_of(self, roadmap: Roadmap, entry: RoadmapEntry, nodes: Mapping[str, Node]) -> str:
+        """The step in which the path ends: as written, else the last one of the file that has the roadmap, or one that another adds.
+
+        Of the steps that a file adds, the one furthest from the root is the end, the last of several, if it is at least as far
+        as the end before: a branch off an earlier step leaves the path as it is.
+        """
+        by_file = [list(steps) for _, steps in groupby(roadmap.steps, lambda step: nodes[step].value["name"].mark.file)]
+        end = entry.end or by_file[0][-1]
+        if end not in roadmap.tree:
+            place = self.document.node.value["roadmaps"].value[roadmap.name].value["end"].mark
+            self.problems.append(Problem(place, f"roadmap '{roadmap.name}': end: unknown step '{end}'{one_of_these(end, roadmap.tree)}"))
+            return by_file[0][-1]
+        for added in by_file[1:]:
+            end = max([*reversed(added), end], key=lambda step: len(roadmap.lineage(step)))
+        return end
 
     def _check_throughput(self, name: str, entry: RoadmapEntry, steps: Mapping[str, Delta]) -> None:
         """Whether each step whose throughput is printed exists."""
@@ -180,23 +202,6 @@ class _Trees:
                 problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
         self.problems += problems
         return not problems
-
-
-def _end_of(roadmap: Roadmap, nodes: Mapping[str, Node]) -> str:
-    """The step in which the path ends: the last one of the file that has the roadmap, or one that another file adds.
-
-    Of the steps that a file adds, the one furthest from the root is the end, the last of several, if it is at least as far as
-    the end before: a branch off an earlier step leaves the path as it is.
-    """
-
-    def distance(step: str) -> int:
-        return len(roadmap.lineage(step))
-
-    by_file = [list(steps) for _, steps in groupby(roadmap.steps, lambda step: nodes[step].value["name"].mark.file)]
-    end = by_file[0][-1]
-    for added in by_file[1:]:
-        end = max([*reversed(added), end], key=distance)
-    return end
 
 
 def _sets_nothing(node: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,12 +51,16 @@ def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
 
 
 class RoadmapEntry(Spec):
-    """One roadmap: a tree of steps over the file's base, or over a step of a roadmap above it, written `roadmap/step`."""
+    """One roadmap: a tree of steps over the file's base, or over a step of a roadmap above it, written `roadmap/step`.
+
+    Its path leads from the root to the step `end`, the last one of the file unless it is given.
+    """
 
     title: str
     source: str | None = None
     base: Place | None = None
     like: Name | None = None
+    end: Name | None = None
     reference: Reference | None = None
     throughput: Throughput | None = None
     steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)]
@@ -90,9 +94,12 @@ class Document:
         nodes: tuple[Node, ...] = self.node.value["roadmaps"].value[roadmap].value["steps"].value
         return nodes
 
-    def text(self) -> str:
-        """The file with what it extends in one, as JSON, which reads the same wherever it is put."""
-        return json.dumps(self.node.plain(), ensure_ascii=False, indent=1) + "\n"
+    def text(self, ends: Mapping[str, str]) -> str:
+        """The file with what it extends in one, as JSON; `ends` are those of its roadmaps' paths."""
+        plain = self.node.plain()
+        for name, end in ends.items():
+            plain["roadmaps"][name]["end"] = end
+        return json.dumps(plain, ensure_ascii=False, indent=1) + "\n"
 
     def error(self, problems: list[Problem]) -> ConfigError:
         """All problems, file by file, from the top to the end; what has no place of its own is missing from the base."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from roadmap import ROOT, STEPS_YAML
 from roadmap.files import sync_folder, write_atomic, written
 from roadmap.provenance import KEPT, commit
-from roadmap.steps_file import read_steps_file
+from roadmap.steps import flat_text
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
@@ -63,7 +63,7 @@ def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
     """
     if steps_file.resolve() == STEPS_YAML:
         return snapshot / STEPS_YAML.name
-    text = read_steps_file(steps_file).text()
+    text = flat_text(steps_file)
     kept = folder / f"steps-{hashlib.sha256(text.encode()).hexdigest()[:16]}" / steps_file.name
     with written(kept):
         kept.parent.mkdir(exist_ok=True)

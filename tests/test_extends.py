@@ -8,8 +8,7 @@ import pytest
 
 from blocks import complexity
 from roadmap import STEPS_YAML
-from roadmap.steps import load_roadmap, load_roadmaps, resolve
-from roadmap.steps_file import read_steps_file
+from roadmap.steps import flat_text, load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 
 SHIPPED = load_roadmaps()
@@ -52,10 +51,10 @@ def test_the_text_of_a_file_reads_the_same_in_another_folder(tmp_path: Path) -> 
     (tmp_path / "mine").mkdir()
     (tmp_path / "elsewhere").mkdir()
     path = write(tmp_path / "mine", mine)
-    kept = write(tmp_path / "elsewhere", read_steps_file(path).text())
+    kept = write(tmp_path / "elsewhere", flat_text(path))
     for before, after in zip(load_roadmaps(path).values(), load_roadmaps(kept).values(), strict=True):
-        assert (after.name, after.title, after.steps, after.reference, after.source) == (
-            before.name, before.title, before.steps, before.reference, before.source,
+        assert (after.name, after.title, after.steps, after.trunk, after.reference, after.source) == (
+            before.name, before.title, before.steps, before.trunk, before.reference, before.source,
         )  # fmt: skip
         for step in before.steps:
             assert after.tree[step].title == before.tree[step].title
@@ -138,6 +137,7 @@ def adding(step: str, parent: str, file: str) -> str:
 def test_the_path_ends_in_an_added_step_only_if_that_is_no_earlier(parent: str, moves: bool, tmp_path: Path) -> None:
     write(tmp_path, adding("silu", parent, "steps.yaml"), "lab.yaml")
     lab, whole = load_roadmap(tmp_path / "lab.yaml"), SHIPPED["convnext_t"]
+    assert load_roadmap(write(tmp_path, flat_text(tmp_path / "lab.yaml"), "flat.yaml")).trunk == lab.trunk
     assert lab.trunk == ((*whole.trunk[: whole.trunk.index(parent) + 1], "silu") if moves else whole.trunk)
     more = load_roadmap(write(tmp_path, adding("hard_swish", "silu", "lab.yaml")))
     assert more.trunk == (
@@ -149,6 +149,15 @@ def test_the_path_of_a_file_ends_in_its_last_step_whatever_its_branches() -> Non
     family = SHIPPED["family"]
     assert family.trunk[-1] == family.steps[-1]
     assert len(family.lineage("convnext_xl_384")) > len(family.trunk)
+
+
+def test_a_path_may_end_in_a_step_that_is_named(tmp_path: Path) -> None:
+    steps = "[{name: resnet50}, {name: kernel_7}, {name: gelu}]"
+    text = f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, end: kernel_7, steps: {steps}}}}}"
+    mine = load_roadmap(write(tmp_path, text), "n")
+    assert (mine.trunk, mine.steps) == (("resnet50", "kernel_7"), ("resnet50", "kernel_7", "gelu"))
+    with pytest.raises(ConfigError, match=r"my\.yaml:2:\d+ roadmap 'n': end: unknown step 'kernel_77'; did you mean 'kernel_7'\?"):
+        load_roadmap(write(tmp_path, text.replace("end: kernel_7", "end: kernel_77")), "n")
 
 
 def test_a_shared_change_is_placed_where_it_is_written() -> None:
