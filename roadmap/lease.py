@@ -76,8 +76,11 @@ def _place() -> str:
         return socket.gethostname()
 
 
-def _job() -> str | None:
-    """The job that this process belongs to, as submitit names its logs; None if it was started by hand."""
+def own_job() -> str | None:
+    """The job that this process belongs to, as submitit names its logs; None if it was started by hand.
+
+    A task of an array is named by array and index: the last one has the array's id for its own, and Slurm takes that for all tasks.
+    """
     known = os.environ
     if "SLURM_ARRAY_JOB_ID" in known and "SUBMITIT_LOCAL_JOB_ID" not in known:
         return f"{known['SLURM_ARRAY_JOB_ID']}_{known['SLURM_ARRAY_TASK_ID']}"
@@ -127,7 +130,7 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "place": _place(),
-            "job": _job(),
+            "job": own_job(),
             "process_start": _process_start(os.getpid()),
             "started": now(),
         }

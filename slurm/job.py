@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from roadmap.lease import attempts, read_attempt
+from roadmap.lease import attempts, own_job, read_attempt
 from roadmap.options import Parser
 from roadmap.records import FINISHED, RunDir, status
 from slurm.snapshot import verify
@@ -54,9 +54,8 @@ def main() -> int:
     arguments = options.parse_args()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if is_to_go_on([RunDir(path) for path in arguments.runs], arguments.code, arguments.retries, restarts):
-        job = os.environ["SLURM_JOB_ID"]
         print(f"exit code {arguments.code}: queued again", file=sys.stderr)
-        return subprocess.run(["scontrol", "requeue", job], check=False).returncode or arguments.code
+        return subprocess.run(["scontrol", "requeue", str(own_job())], check=False).returncode or arguments.code
     return int(arguments.code)
 
 

@@ -30,9 +30,9 @@ def strike(bed: Testbed, run: RunDir, how: str) -> bool:
         if how == "kill -9":
             os.kill(working["pid"], signal.SIGKILL)
             return True
-        job = Path(f"/proc/{working['pid']}/environ").read_bytes().split(b"SLURM_JOB_ID=")[1].split(b"\0")[0].decode()
-    except (OSError, IndexError):
+    except OSError:
         return False
+    job = working["job"]
     words = ["scancel", "--signal=USR2", job] if how == "USR2" else ["scontrol", "requeue", job]
     try:
         return bed.run(*words, check=False, timeout_s=PATIENCE_S).returncode == 0

@@ -149,6 +149,28 @@ def test_a_cancelled_job_is_not_queued_again(testbed: Testbed, tmp_path: Path) -
     assert not run.result.exists()
 
 
+def test_only_the_task_that_was_stopped_is_queued_again(testbed: Testbed, tmp_path: Path) -> None:
+    """The last task of an array, whose job id is the array's own."""
+    write_clusters(tmp_path)
+    done = submit(testbed, tmp_path, "--steps", STEP, "--seeds", "3", epochs=2000)
+    array = done.stdout.partition("job ")[2].partition(":")[0]
+    testbed.wait_for(lambda: sum(any(run.checkpoints.glob("*.pt")) for run in found(tmp_path)) == 3, "three runs to be at work", 180)
+    runs = sorted(found(tmp_path), key=lambda run: run.seed)
+
+    def shown(index: int) -> dict[str, str]:
+        text = testbed.run("scontrol", "show", "job", f"{array}_{index}").stdout
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    assert shown(2)["JobId"] == array
+    testbed.run("scancel", f"{array}_1")
+    testbed.wait_for(lambda: shown(1)["JobState"] == "CANCELLED", "the middle task to be cancelled")
+    testbed.run("scancel", "--signal=USR2", f"{array}_2")
+    testbed.wait_for(lambda: len(attempts(runs[2].path)) == 2, "the last task to be begun again", 180)
+    assert [(shown(index)["JobState"], shown(index)["Restarts"]) for index in (0, 2)] == [("RUNNING", "0"), ("RUNNING", "1")]
+    assert [outcomes(run) for run in runs] == [[None], ["stopped"], ["stopped", None]]
+    assert testbed.run("squeue", "-h", "-r", "-j", array, "-o", "%K").stdout.split() in (["0", "2"], ["2", "0"])
+
+
 def test_a_run_that_crashes_is_begun_again_a_few_times(testbed: Testbed, tmp_path: Path) -> None:
     """A metrics file that is a folder fails each attempt; the reason is kept."""
     write_clusters(tmp_path, retries=2)
