@@ -123,7 +123,8 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     try:
         groups = [[str(run.path.absolute()) for run in group] for group in array.groups]
         with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
-            started = executor(array, folder, name, snapshot, after).map_array(train_runs, groups, [str(snapshot)] * len(groups))
+            same = [[value] * len(groups) for value in (str(snapshot), array.cluster.retries)]
+            started = executor(array, folder, name, snapshot, after).map_array(train_runs, groups, *same)
     except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
         (jobs / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,37 +12,35 @@ from roadmap.lease import attempts, own_job, read_attempt
 from roadmap.options import Parser
 from roadmap.records import FINISHED, RunDir, status
 from slurm.snapshot import verify
-from slurm.worker import OPEN, work
+from slurm.worker import OPEN, crashes, work
 
 STOPPED = 75  # EX_TEMPFAIL: saved, to go on in another job
 FAILED = 1
 
 
-def train_runs(run_dirs: Sequence[str], snapshot: str) -> None:
-    """Trains `run_dirs` with the code in `snapshot`. SystemExit with STOPPED or FAILED if one of them is left open."""
+def train_runs(run_dirs: Sequence[str], snapshot: str, retries: int) -> None:
+    """Trains `run_dirs` with the code in `snapshot`, each again after up to `retries` crashes of this job.
+
+    SystemExit with STOPPED or FAILED if one of them is left open.
+    """
     verify(Path(snapshot))
-    stopped = work(run_dirs, patient=False).stopped
+    stopped = work(run_dirs, patient=False, retries=retries).stopped
     if any(status(RunDir(Path(run))).state in OPEN for run in run_dirs):
         raise SystemExit(STOPPED if stopped else FAILED)
 
 
-def crashes(run: RunDir) -> int:
-    """How many attempts in a row, up to now, have ended unasked and saved nothing new; `attempts` keeps why."""
-    found, furthest = 0, 0
-    for record in map(read_attempt, attempts(run.path)):
-        saved = int(record.get("saved") or 0)
-        found = 0 if record.get("outcome") == "stopped" or saved > furthest else found + 1
-        furthest = max(furthest, saved)
-    return found
-
-
 def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int = 0) -> bool:
-    """Whether a job that ended with `code`, after so many `restarts`, is to be queued again: it was stopped, or crashed not too often."""
-    left = [run for run in runs if status(run).state not in FINISHED]
-    if not left or code in (128 + 15, 128 + 2):  # done, or cancelled: Slurm itself queues what it has preempted
+    """Whether this job, which ended with `code` after so many `restarts`, is to be queued again.
+
+    It is if one of its runs is worth another try, for it was stopped, or has crashed not too often in this job.
+    """
+    left, job = [run for run in runs if status(run).state not in FINISHED], own_job()
+    if code in (128 + 15, 128 + 2):  # cancelled: Slurm itself queues what it has preempted
         return False
-    begun = any(attempts(run.path) for run in left)  # or a job that cannot begin would be queued for ever
-    return code == STOPPED or (all(crashes(run) <= retries for run in left) if begun else restarts < retries)
+    if all(crashes(run, job) > retries for run in left):
+        return False
+    begun = sum(read_attempt(path).get("job") == job for run in runs for path in attempts(run.path))
+    return code == STOPPED or restarts < begun + retries * (begun + 1)  # or a job that cannot begin would be queued for ever
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from roadmap.lease import LeaseHeld, LeaseLost
+from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, status
 from roadmap.training.progress import Watch
@@ -30,9 +30,10 @@ class Shift:
     stopped: bool
 
 
-def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
+def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None = None) -> Shift:
     """Trains the runs in `run_dirs` that are open, in order, each at most once.
 
+    A job that may have died over one of them before says how many `retries` a run has: see `next_open`.
     Many workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves while another
     might die over one.
     A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
@@ -45,7 +46,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
 
         world = stack.enter_context(joined(stop))
         while not world.share(lambda: stop.signal is not None):
-            run, waiting = world.share(lambda: next_open(run_dirs, tried))
+            run, waiting = world.share(lambda: next_open(run_dirs, tried, retries))
             if run is None and not (waiting and patient):
                 break
             if run is None:
@@ -71,15 +72,35 @@ def work(run_dirs: Sequence[str], *, patient: bool = True) -> Shift:
     return Shift(finished, stop.signal is not None)
 
 
-def next_open(run_dirs: Sequence[str], tried: set[Path]) -> tuple[RunDir | None, bool]:
+def next_open(run_dirs: Sequence[str], tried: set[Path], retries: int | None = None) -> tuple[RunDir | None, bool]:
     """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being worked on.
 
-    What others work on may yet become open, for they can die.
+    What others work on may yet become open, for they can die. With `retries`, a run that crashed less often in this job comes
+    first, or one that kills the process would keep it from all others, and one that crashed more than `retries` times is left.
     """
-    waiting = False
+    waiting, job = False, own_job()
+    found: list[tuple[int, RunDir]] = []
     for run in map(RunDir, map(Path, run_dirs)):
         state = status(run).state
         waiting |= state == "running"
-        if run.path not in tried and state in OPEN:
+        if run.path in tried or state not in OPEN:
+            continue
+        if retries is None:
             return run, waiting
-    return None, waiting
+        if (failures := crashes(run, job)) <= retries:
+            found.append((failures, run))
+    return (min(found, key=lambda one: one[0])[1] if found else None), waiting
+
+
+def crashes(run: RunDir, job: str | None) -> int:
+    """How many attempts of `job` in a row, up to now, have ended unasked and saved nothing new; `attempts` keeps why.
+
+    Another job, as of whoever submits again, has all its retries.
+    """
+    found, furthest = 0, 0
+    for record in map(read_attempt, attempts(run.path)):
+        saved = int(record.get("saved") or 0)
+        asked = record.get("outcome") == "stopped" or record.get("job") != job
+        found = 0 if asked or saved > furthest else found + 1
+        furthest = max(furthest, saved)
+    return found

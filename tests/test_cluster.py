@@ -20,8 +20,9 @@ from roadmap.strict_yaml import ConfigError
 from slurm.batch import Array, arrays_of, parameters
 from slurm.cluster import Cluster, load_cluster, minutes_of
 from slurm.forecast import forecast
-from slurm.job import FAILED, STOPPED, crashes, is_to_go_on
+from slurm.job import FAILED, STOPPED, is_to_go_on
 from slurm.snapshot import take, tree_hash, verify
+from slurm.worker import crashes
 
 
 def cluster(**values: Any) -> Cluster:
@@ -122,13 +123,22 @@ def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path
     assert is_to_go_on([run], STOPPED, retries=0)
     for number, outcome in ((2, "failed"), (3, None)):  # None was killed
         attempt(run, number, outcome)
-    assert crashes(run) == 2
+    assert crashes(run, None) == 2
     assert is_to_go_on([run], 137, retries=2)
     assert not is_to_go_on([run], 137, retries=1)
     assert not is_to_go_on([run], 128 + 15, retries=9), "whoever cancels a job means it"
     attempt(run, 4, "stopped")
-    assert crashes(run) == 0
+    assert crashes(run, None) == 0
     assert status(run).state == "stale"
+
+
+def test_a_job_goes_on_while_one_of_its_runs_is_worth_it_and_it_can_begin_at_all(tmp_path: Path) -> None:
+    bad, good = runs(tmp_path, ["resnet50", "gelu"])
+    for number in (1, 2):
+        attempt(bad, number, "failed")
+    assert not is_to_go_on([bad], FAILED, retries=1, restarts=1)
+    assert is_to_go_on([bad, good], FAILED, retries=1, restarts=1), "the good one was not tried"
+    assert not is_to_go_on([bad, good], FAILED, retries=1, restarts=5), "it has not begun one for three times"
 
 
 def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
@@ -137,7 +147,7 @@ def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
     counted = []
     for number, saved in enumerate([None, 40, 80, None, 80, 90, None], 1):
         attempt(run, number, "failed" if number % 2 else None, saved)
-        counted.append(crashes(run))
+        counted.append(crashes(run, None))
     assert counted == [1, 0, 0, 1, 2, 0, 1]
 
 
