@@ -66,11 +66,12 @@ def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int)
 def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, after: Sequence[str] = ()) -> dict[str, Any]:
     """submitit's parameters for jobs of `cluster`; they wait for the jobs in `after` to end, however they do."""
     exports = cluster.environment | {
-        "PYTHONPATH": str(snapshot),
         "PYTHONSAFEPATH": "1",  # or the folder that the job was submitted from would come first
         "SRUN_CPUS_PER_TASK": str(cluster.cpus_per_task),  # srun of Slurm 22.05 to 23.02 does not inherit it
         "SLURM_KILL_BAD_EXIT": "1",
     }
+    # first, but what the setup or the environment has on the path is the site's own
+    path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}"
     wanted: dict[str, Any] = {
         "job_name": name,
         "comment": submission,
@@ -88,7 +89,7 @@ def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, aft
         "signal_delay_s": cluster.signal_seconds,
         "array_parallelism": cluster.parallel or 10**4,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
-        "setup": [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in exports.items())],
+        "setup": [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), path],
         "srun_args": list(cluster.srun) or None,
         "additional_parameters": {"requeue": True} | ({"reservation": cluster.reservation} if cluster.reservation else {}),
     }

@@ -94,6 +94,23 @@ def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
     assert full["additional_parameters"] == {"requeue": True, "reservation": "r"}
 
 
+@pytest.mark.parametrize(
+    ("before", "values", "after"),
+    [
+        (None, {}, ""),
+        ("/mine", {}, ":/mine"),
+        (None, {"setup": ("export PYTHONPATH=/site:/more",)}, ":/site:/more"),
+        ("/mine", {"environment": {"PYTHONPATH": "/from file"}}, ":/from file"),
+    ],
+)
+def test_the_snapshot_comes_before_what_is_on_the_path(before: str | None, values: dict[str, Any], after: str, tmp_path: Path) -> None:
+    lines = parameters(cluster(**values), "name", "submission", tmp_path / "a snapshot")["setup"]
+    environment = {"PATH": os.environ["PATH"]} | ({} if before is None else {"PYTHONPATH": before})
+    shell = ["bash", "-euc", "\n".join([*lines, 'printf %s "$PYTHONPATH"'])]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path}/a snapshot{after}"
+
+
 def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
     snapshot = take(tmp_path)
     assert (snapshot.name, take(tmp_path)) == (f"source-{tree_hash()}", snapshot)
