@@ -107,9 +107,9 @@ def jobs_of(run: RunDir) -> Path:
 
 
 def max_array_size() -> int:
-    """How many tasks an array of this Slurm may have. Unanswered if it cannot be asked."""
+    """How many tasks an array of this Slurm may have, 1 where it has no arrays. Unanswered if it cannot be asked."""
     for line in ask("scontrol", "show", "config").splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize":
-            return int(value)
+            return max(1, int(value))  # an array of one is submitted as a plain job
     return 1001  # Slurm's default

@@ -243,6 +243,18 @@ def test_a_limit_of_runs_at_a_time_holds_for_jobs_of_two_kinds(testbed: Testbed,
     assert first["ended"] <= second["started"]
 
 
+def test_a_slurm_without_arrays_gets_plain_jobs(tmp_path: Path) -> None:
+    if reason := hindrance():
+        pytest.skip(reason)
+    with Testbed(tmp_path / "bed", Settings(accounting=False, max_array_size=0)) as bed:
+        write_clusters(tmp_path)
+        done = submit(bed, tmp_path, "--seeds", "2", "--steps", STEP)
+        assert re.findall(r"job \d+: (\d+) job ", done.stdout) == ["1", "1"]
+        wanted = bed.run("squeue", "-h", "-t", "all", "-n", "convnext_t", "-o", "%K").stdout.split()
+        assert wanted == ["N/A"] * 2
+        assert [outcomes(run) for run in wait(bed, tmp_path, 2)] == [["done"]] * 2
+
+
 def test_packed_runs_share_a_job(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, "--steps", "resnet50", "gelu", STEP, "--seeds", "1", "--pack", "3")
