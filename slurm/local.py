@@ -22,7 +22,7 @@ from roadmap.records import RunDir, Status, status
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from slurm.overview import counts, overview, progress_of
-from slurm.worker import OPEN, work
+from slurm.worker import OPEN, work, work_on
 
 YEAR_MIN = 365 * 24 * 60
 
@@ -50,18 +50,18 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)
-            if devices:
-                executor.update_parameters(gpus_per_node=1, local_visible_gpus=(devices[number % len(devices)],))
-            jobs.append(executor.submit(work, [str(run.path.absolute()) for run in runs]))
+            paths = [str(run.path.absolute()) for run in runs]
+            jobs.append(executor.submit(work_on, devices[number % len(devices)], paths) if devices else executor.submit(work, paths))
     return jobs
 
 
-def gpus() -> list[int]:
-    """The GPUs that this process may use, told without importing torch."""
+def gpus() -> list[str]:
+    """The GPUs that this process may use, by number or id, as CUDA_VISIBLE_DEVICES has them; told without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [int(word) for word in visible.split(",") if word.strip().isdigit()]
-    return list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+        words = [word.strip() for word in visible.split(",")]
+        return [word for word in words if word.isdigit() or word.startswith(("GPU-", "MIG-"))]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
 @contextlib.contextmanager

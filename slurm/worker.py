@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -70,6 +71,12 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 logger.exception("%s failed", run.path)
             tried.add(run.path)
     return Shift(finished, stop.signal is not None)
+
+
+def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
+    """Works on the GPU `device` alone, a number or an id: submitit, which hides all of them, would let it see numbers only."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    return work(run_dirs)
 
 
 def next_open(run_dirs: Sequence[str], tried: set[Path], retries: int | None = None) -> tuple[RunDir | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
+from slurm.local import gpus, start
 from tests.images import TINY as IMAGES
 from tests.images import write_folder
 
@@ -69,6 +71,36 @@ def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
     runs[0].metrics.rmdir()
     assert worker(runs).wait(timeout=300) == 0
     assert outcomes(runs[0]) == ["failed", "done"]
+
+
+def told(device: str, run_dirs: list[str]) -> tuple[str, int]:
+    """In a worker's place: what it is given."""
+    return device, len(run_dirs)
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("0, 3", ["0", "3", "0"]), ("GPU-8932f937,MIG-2f1c", ["GPU-8932f937", "MIG-2f1c", "GPU-8932f937"]), ("7", ["7"] * 3)],
+)
+def test_each_worker_has_a_gpu_by_number_or_id(visible: str, devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("slurm.local.work_on", told)
+    jobs = start(plan(tmp_path, ["gelu"], seeds=1), workers=3)
+    assert [job.result() for job in jobs] == [(device, 1) for device in devices]
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_hidden_gpus_are_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus() == []
+
+
+def test_a_worker_sees_its_gpu_alone() -> None:
+    code = "import os\nfrom slurm.worker import work_on\nwork_on('MIG-2f1c', [])\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    words = [sys.executable, "-c", code]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    assert subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout == "MIG-2f1c\n"
 
 
 def submit(runs: Path, *more: str) -> list[str]:
