@@ -23,7 +23,7 @@ from roadmap.tree import NO_PROFILE
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
 FORMAT = 1
-State = Literal["done", "diverged", "newer", "failed", "running", "stale", "pending"]
+State = Literal["done", "diverged", "newer", "failed", "running", "cancelled", "stale", "pending"]
 FINISHED = ("done", "diverged", "newer")  # not to be trained again
 
 
@@ -134,6 +134,19 @@ class RunDir:
         """The outcome; its presence means that the run is finished."""
         return self.path / "result.json"
 
+    @property
+    def cancelled(self) -> Path:
+        """An empty file, there while no worker is to take the run: from its cancellation until it is submitted again."""
+        return self.path / "cancelled"
+
+    def cancel(self) -> None:
+        """Keeps workers from the run, whatever becomes of this machine."""
+        write_atomic(self.cancelled, "")
+
+    def renew(self) -> None:
+        """Lets workers take the run again, if it was cancelled."""
+        self.cancelled.unlink(missing_ok=True)
+
 
 def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
     """Where a run with this configuration lives under `runs`; ConfigError if its step's id is too long for a folder."""
@@ -235,6 +248,7 @@ def status(run: RunDir) -> Status:
     """Where a run stands, read from its files alone.
 
     `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones ended with an error.
+    `cancelled` ones are left alone until they are submitted again, however far they are.
     `newer` ones have a result that only a later version can read; like finished ones, they are not to be trained again.
     """
     why = None
@@ -251,9 +265,12 @@ def status(run: RunDir) -> Status:
         if (working := owner(run.path)) is not None:
             return Status(run, "running", None, record, owner=working)
     files = attempts(run.path)
+    last = read_attempt(files[-1]) if files else {}
+    with suppress(FileNotFoundError):
+        if run.cancelled in run.path.iterdir():  # asked for it by name, NFS may go on saying that it is not there
+            return Status(run, "cancelled", None, record, why or last.get("reason"))
     if not files:
         return Status(run, "pending", None, record, why)
-    last = read_attempt(files[-1])
     if last.get("outcome") == "failed":
         return Status(run, "failed", None, record, why or last.get("reason"))
     return Status(run, "stale", None, record, why)

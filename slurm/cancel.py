@@ -13,7 +13,8 @@ from roadmap.options import Parser, add_experiment_options, main_of
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
-        description="Stop runs that are queued or being trained. They keep what they have saved: submitting again goes on from there.",
+        description="Stop runs that are queued or being trained. They keep what they have saved: submitting again goes on from there. "
+        "Until then the workers of this machine leave them, too.",
         epilog="--steps, --seed and --not-in-plan together stop the runs that all of them choose.",
     )
     options.add_argument("runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help="a folder of runs (default: runs)")

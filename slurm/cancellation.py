@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from roadmap.lease import is_here
+from roadmap.lease import is_here, owner
 from roadmap.records import RunDir, Status, status
 from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
@@ -29,10 +29,11 @@ JOBS_A_CALL = 200
 
 @dataclass
 class Plan:
-    """What is to be done: jobs and processes to stop, by what they train, and `left` alone with the reason."""
+    """What is to be done: jobs and processes to stop, by what they train, `kept` from workers, and `left` alone with the reason."""
 
     jobs: dict[str, list[RunDir]] = field(default_factory=dict)
     processes: dict[int, RunDir] = field(default_factory=dict)
+    kept: list[RunDir] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
@@ -100,7 +101,10 @@ def plan_for(chosen: Sequence[Status]) -> Plan:
         if mine := [RunDir(path) for path in paths if path in wanted]:
             served |= {one.path for one in mine}
             plan_job(plan, task, mine, [RunDir(path) for path in paths if path not in wanted])
+    begun = {jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if any(jobs.glob("*_submitted.pkl"))}
     for path, found in wanted.items():
+        if path not in served and jobs_of(found.run) in begun and found.state != "cancelled":  # workers of this kind may be about
+            plan.kept.append(found.run)
         if found.owner is not None and path not in served:
             plan_process(plan, found.run, found.owner)
     return plan
@@ -126,12 +130,17 @@ def plan_process(plan: Plan, one: RunDir, owner: dict[str, Any]) -> None:
 
 
 def carry_out(plan: Plan) -> None:
-    """Has Slurm cancel the jobs, and tells the processes to save and end."""
+    """Has Slurm cancel the jobs, keeps workers from the runs, and only then tells the processes to save and stop."""
     jobs = list(plan.jobs)
     for first in range(0, len(jobs), JOBS_A_CALL):
         ask("scancel", *jobs[first : first + JOBS_A_CALL])
-    for process in plan.processes:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+    for one in plan.kept:
+        with contextlib.suppress(FileNotFoundError):  # the run is being deleted
+            one.cancel()
+    for process, one in plan.processes.items():
+        if (owner(one.path) or {}).get("pid") != process:  # it has just ended, or is at another run, while Slurm was asked
+            continue
+        with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
 
 
@@ -141,10 +150,15 @@ def account(plan: Plan, rehearsed: bool) -> Iterator[str]:
     told = "would be told" if rehearsed else "was told"
     yield from (f"job {job} {done}: {titles(mine)}" for job, mine in plan.jobs.items())
     for process, one in plan.processes.items():
-        yield f"process {process} {told} to save and end: {title(one)}; another worker of its plan, if there is one, goes on with it"
+        yield f"process {process} {told} to save and {'leave' if one in plan.kept else 'end'}: {title(one)}"
+    if plan.kept:
+        yield f"{'would be left' if rehearsed else 'left'} by all workers until submitted again: {titles(plan.kept)}"
     yield from plan.left
     ended = f"{count(len(plan.jobs), 'job')} and {len(plan.processes)} {'process' if len(plan.processes) == 1 else 'processes'}"
-    yield f"{ended} in all" if plan.jobs or plan.processes else "nothing to stop: none of these runs is queued or being trained"
+    if plan.jobs or plan.processes:
+        yield f"{ended} in all"
+    elif not plan.kept:
+        yield "nothing to stop: none of these runs is queued or being trained"
 
 
 def title(one: RunDir) -> str:

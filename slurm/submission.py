@@ -44,6 +44,8 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     if arguments.only == "failed":
         configs = having_failed(arguments.runs, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
+    for run in runs:
+        run.renew()
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
     return hand_over(arguments, name, cluster, runs)
@@ -94,7 +96,7 @@ def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[
     found = [status(run) for run in runs]
     console().print(f"{count(len(runs), 'run')}: {counts(found)}")
     if cluster.scheduler == "slurm":
-        left = [state.run for state in found if state.state in OPEN]
+        left = [state.run for state in found if state.state in OPEN | {"cancelled"}]
         try:
             longest = max_array_size()
         except Unanswered:

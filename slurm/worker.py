@@ -37,7 +37,8 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
     A job that may have died over one of them before says how many `retries` a run has: see `next_open`.
     Many workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves while another
     might die over one.
-    A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker.
+    A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker,
+    unless that run was cancelled: then the worker goes on with others.
     Several processes that were launched together are one worker, which trains each run on all of them.
     """
     finished, tried = 0, set[Path]()
@@ -62,7 +63,10 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 continue  # somebody was faster; if they die, the run is open again
             except Stopped as reason:
                 logger.warning("%s: stopped by %s", run.path, reason)
-                break
+                if world.share(partial(status, run)).state != "cancelled":
+                    break
+                stop.signal = None
+                continue
             except LeaseLost as reason:
                 logger.warning("%s: %s", run.path, reason)
             except Exception:

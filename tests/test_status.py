@@ -75,12 +75,14 @@ def finish(run: RunDir, outcome: str = "done", **more: Any) -> None:
 
 
 def test_every_state_with_its_figures(tmp_path: Path) -> None:
-    steps = ["resnet50", "gelu", "kernel_5", "kernel_7", "layer_norm", "fewer_norms"]
-    done, diverged, failed, running, stale, pending = (make(tmp_path, step) for step in steps)
+    steps = ["resnet50", "gelu", "kernel_5", "kernel_7", "layer_norm", "fewer_norms", "stage_ratio"]
+    done, diverged, failed, running, stale, pending, cancelled = (make(tmp_path, step) for step in steps)
     finish(done, top1=81.25)
     finish(diverged, "diverged", epochs=3)
     attempt(failed, "failed", "OutOfMemory: too much")
     attempt(stale, "stopped")
+    attempt(cancelled, "stopped")
+    cancelled.cancel()
     attempt(running, "stopped")
     running.metrics.write_text(record("epoch", 4, 72, 36, top1=55.5) + record("train", 5, 80, 40), encoding="utf-8")
     process = hold(running)
@@ -91,9 +93,9 @@ def test_every_state_with_its_figures(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     rows = {row["step"]: row for row in document["runs"]}
-    assert document["totals"] == dict.fromkeys(["done", "diverged", "failed", "running", "stale", "pending"], 1)
+    assert document["totals"] == dict.fromkeys(["done", "diverged", "failed", "running", "stale", "pending", "cancelled"], 1)
     assert {step: row["state"] for step, row in rows.items()} == dict(
-        zip(steps, ["done", "diverged", "failed", "running", "stale", "pending"], strict=True)
+        zip(steps, ["done", "diverged", "failed", "running", "stale", "pending", "cancelled"], strict=True)
     )
     assert (rows["resnet50"]["top1"], rows["resnet50"]["epoch"], rows["resnet50"]["attempts"]) == (81.25, 10, 2)
     assert rows["kernel_5"]["why"] == "OutOfMemory: too much"

@@ -142,6 +142,47 @@ def test_a_system_value_that_is_given_later_reaches_the_workers(tmp_path: Path) 
     assert json.loads(config.with_name("result.json").read_text(encoding="utf-8"))["corrupt_images"] == 1
 
 
+def cancel(runs: Path, *words: str) -> str:
+    command = [sys.executable, str(ROOT / "slurm/cancel.py"), str(runs), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
+    gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=12)
+    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "local", "--seeds", "1", "--runs", str(tmp_path)]
+    command += [*(word.replace("epochs=1", "epochs=12") for word in OPTIONS), "--steps", "gelu"]
+    process = subprocess.Popen([*command, "kernel_7", "resnet50", "--workers", "1"], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not any(gelu.checkpoints.glob("*.pt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    chosen = ("--steps", "gelu", "kernel_7")
+    assert "would be left by all workers until submitted again: gelu seed 0, kernel_7 seed 0" in cancel(tmp_path, *chosen, "--dry-run")
+    assert [status(run).state for run in (gelu, kernel)] == ["running", "pending"]
+    said = cancel(tmp_path, *chosen)
+    assert "was told to save and leave: gelu seed 0\nleft by all workers until submitted again: gelu seed 0, kernel_7 seed 0\n" in said
+    assert process.communicate(timeout=300)[0].splitlines()[0] == "3 runs: 3 pending; 1 worker for 3 open runs"
+    assert process.returncode == 1
+    assert [status(run).state for run in (gelu, kernel, resnet)] == ["cancelled", "cancelled", "done"]
+    assert [outcomes(run) for run in (gelu, kernel, resnet)] == [["stopped"], [], ["done"]]
+    assert read_attempt(attempts(gelu.path)[0])["pid"] == read_attempt(attempts(resnet.path)[0])["pid"], "the worker went on"
+    assert cancel(tmp_path, "--all") == "nothing to stop: none of these runs is queued or being trained\n"
+    rehearsed = subprocess.run([*command, "resnet50", "--dry-run"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert "2 runs: 1 cancelled, 1 done" in rehearsed
+    assert gelu.cancelled.exists()
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    assert (outcomes(gelu), status(kernel).state) == (["stopped", "done"], "cancelled")
+
+
+def test_a_cancelled_run_is_trained_by_name(tmp_path: Path) -> None:
+    run = plan(tmp_path, ["gelu"], seeds=1)[0]
+    run.cancel()
+    assert worker([run]).wait(timeout=120) == 0
+    assert (status(run).state, outcomes(run)) == ("cancelled", [])
+    command = [sys.executable, str(ROOT / "run_step.py"), "gelu", *OPTIONS, "--runs", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert status(run).state == "done"
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool, tmp_path: Path) -> None:
     process = subprocess.Popen(submit(tmp_path, "--workers", "2"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True)
