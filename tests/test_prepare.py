@@ -541,6 +541,17 @@ def test_another_plan_for_shards_that_are_there_is_refused(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_files_that_are_left_aside_are_named_once(tmp_path: Path) -> None:
+    source, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    for name in ("1.gif", "2.GIF", "3.heic", "README", ".hidden"):
+        (source / "train" / "bee" / name).write_bytes(b"of no format that is read")
+    (source / "train" / "bee" / "below.gif").mkdir()
+    said = prepare(source, out).stderr.splitlines()
+    assert [line for line in said if "aside" in line] == [
+        "train: 4 files left aside, for only .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff are read: .gif, .heic, no suffix"
+    ]
+
+
 def test_options_of_a_command_that_wrote_no_shard_bind_nobody(tmp_path: Path) -> None:
     source, out = write_folder(tmp_path / "data"), tmp_path / "out"
     for split in ("train", "val"):

@@ -200,7 +200,7 @@ def test_a_process_that_forks_leaves_its_files_to_nobody(tmp_path: Path) -> None
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     config = plain(write_shards(tmp_path), data__train_split="train-{02..05}.tar")
     for look in (lambda: check_data(config), lambda: Loader(config, "train", CPU)):
-        with pytest.raises(ConfigError, match=r"has no train-04\.tar, train-05\.tar for a shard, as data\.train_split has it$"):
+        with pytest.raises(ConfigError, match=r"has no train-04\.tar, train-05\.tar, which data\.train_split names as shards$"):
             look()
     with pytest.raises(ConfigError, match=r"has no nothing-\*\.tar"):
         check_data(plain(tmp_path, data__val_split="nothing-*.tar"))
@@ -210,17 +210,16 @@ def test_a_key_that_names_no_shard_is_named_with_what_it_might_be(tmp_path: Path
     named = plain(write_shards(tmp_path / "shards"), data__train_split="train", data__val_split="val")
     with pytest.raises(ConfigError) as refused:
         check_data(named)
-    why = "has no train for a shard, as data.train_split has it"
-    option = "data.train_split=train-{00..03}.tar"
-    assert str(refused.value) == f"{tmp_path}/shards {why}; --set '{option}' names those that are there"
-    taken = plain(tmp_path / "shards", **{"data__train_split": option.partition("=")[2], "data__val_split": "val"})
-    with pytest.raises(ConfigError, match=r"data\.val_split has it; --set 'data\.val_split=val-\{00\.\.01\}\.tar' names"):
-        check_data(taken)
+    why = "has no train, which data.train_split names as shards"
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path}/shards {why}; --set 'data.train_split=train-{{00..03}}.tar' names those that are there",
+        f"{tmp_path}/shards {why.replace('train', 'val')}; --set 'data.val_split=val-{{00..01}}.tar' names those that are there",
+    ]
     folder = config_of(write_folder(tmp_path / "folder"), data__dataset="shards")
-    with pytest.raises(ConfigError, match=r"has no train for a shard, .*; it has a folder of that name: --set data\.dataset=folder "):
+    with pytest.raises(ConfigError, match=r"has no train, .*; it has a folder of that name: --set data\.dataset=folder "):
         check_data(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/empty {why}$"):
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/empty {why}\n"):
         check_data(config_of(tmp_path / "empty", data__dataset="shards"))
 
 

@@ -98,8 +98,14 @@ def _look_at_folder(config: RunConfig) -> Facts:
 
 def _look_at_shards(config: RunConfig) -> Facts:
     if not is_remote(config):
+        problems: list[Problem] = []
         for pattern in (config.data.train_split, config.data.val_split):
-            find_shards(config, pattern)
+            try:
+                find_shards(config, pattern)
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
     elif config.system.stage_dir is None:
         raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {config.system.data_dir} to be put?")])
     return _look_elsewhere(config)
@@ -261,7 +267,7 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
     if missing or not found:
         key = "data.train_split" if pattern == config.data.train_split else "data.val_split"
         hint = "" if found else _instead(root, pattern, key)
-        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])} for a shard, as {key} has it{hint}")])
+        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])}, which {key} names as shards{hint}")])
     return list(dict.fromkeys(found))
 
 

@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from roadmap.data.check import IMAGE_SUFFIXES
 from roadmap.data.packing import FORK, Shared, begin, write_shard
 from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
 from roadmap.data.shards import load_index
@@ -59,8 +61,10 @@ def prepare(
     _check(source, destination, recipe, splits, workers, corrupt_images)
     config = folder_config(source)
     classes = find_classes(config, splits)
+    others: dict[str, Counter[str]] = {split: Counter() for split in splits}
     with console.status("looking for images"):
-        samples = {split: find_samples(source / split, classes) for split in splits}
+        samples = {split: find_samples(source / split, classes, others[split]) for split in splits}
+    _name_others(others, console)
     with written(destination):
         destination.mkdir(parents=True, exist_ok=True)
     with _alone(destination, console):
@@ -92,6 +96,14 @@ def _check(source: Path, destination: Path, recipe: Recipe, splits: list[str], w
             problems.append(Problem(str(destination), f"lies in {source / split}, where it would be a class; choose another destination"))
     if problems:
         raise ConfigError(problems)
+
+
+def _name_others(others: dict[str, Counter[str]], console: Console) -> None:
+    """Says how many files of each split are no images by their suffixes, and what those are."""
+    for split, suffixes in others.items():
+        if suffixes:
+            what = f"{split}: {count(suffixes.total(), 'file')} left aside, for only {', '.join(IMAGE_SUFFIXES)} are read"
+            console.print(f"{what}: {', '.join(sorted(suffix or 'no suffix' for suffix in suffixes))}", style="yellow", soft_wrap=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -174,9 +175,12 @@ def find_classes(config: RunConfig, splits: list[str]) -> list[str]:
     return named[0]
 
 
-def find_samples(folder: Path, classes: list[str]) -> list[Sample]:
-    """All images in the folders of the classes, in the order in which a run on the folder numbers them."""
-    found = [(file, label) for label, name in enumerate(classes) for file in _images(folder, name)]
+def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list[Sample]:
+    """All images in the folders of the classes, in the order in which a run on the folder numbers them.
+
+    Files that are none by their suffix are counted in `others`, by suffix; hidden ones are nobody's.
+    """
+    found = [(file, label) for label, name in enumerate(classes) for file in _images(folder, name, others)]
     there = {label for _, label in found}
     if empty := [name for label, name in enumerate(classes) if label not in there]:
         some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
@@ -193,14 +197,15 @@ def find_samples(folder: Path, classes: list[str]) -> list[Sample]:
     return samples
 
 
-def _images(folder: Path, name: str) -> list[str]:
+def _images(folder: Path, name: str, others: Counter[str]) -> list[str]:
     """The images of a class, by their paths in `folder`; what lies in folders below is none of them."""
     try:
         with os.scandir(folder / name) as entries:
-            images = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)  # noqa: PTH122
-            return [f"{name}/{entry.name}" for entry in images if not entry.is_dir()]
+            suffixes = {entry.name: os.path.splitext(entry.name)[1].lower() for entry in entries if not entry.is_dir()}  # noqa: PTH122
     except OSError as error:
         raise ConfigError([Problem(str(folder / name), f"cannot be read: {error.strerror}")]) from error
+    others.update(suffix for file, suffix in suffixes.items() if suffix not in IMAGE_SUFFIXES and not file.startswith("."))
+    return [f"{name}/{file}" for file, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES]
 
 
 def _name(file: str) -> str:
