@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, pairwise
 
 from hypothesis import given, settings
@@ -118,6 +119,11 @@ def test_the_front_is_what_no_other_beats(points: list[Point], more: bool) -> No
         index for index, point in enumerate(points) if not any(beats(other, point, more_is_better=more) for other in points)
     ]
     assert [points[index][1] for index in front] == sorted(points[index][1] for index in front)
+
+
+def test_rounding_is_no_better_accuracy() -> None:
+    better = math.nextafter(84.5, 85)
+    assert pareto([(1.0, 84.5), (2.0, better), (1.0, better)], more_is_better=False) == [2, 0]
 
 
 @given(POINTS, st.booleans(), st.integers(0, 6))

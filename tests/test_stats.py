@@ -120,6 +120,41 @@ def test_runs_that_all_agree_say_nothing_of_their_spread(value: float, n: int, o
     assert (found.margin, found.resolved) == (None, None)
 
 
+IMAGES = st.integers(0, 2396)
+
+
+@patient
+@given(st.lists(IMAGES, min_size=2, max_size=8, unique=True), st.integers(1, 300))
+def test_the_same_number_of_images_for_every_seed_says_nothing_of_the_spread(right: list[int], more: int) -> None:
+    child, parent = (seeded([100 * (images + extra) / 2696 for images in right]) for extra in (more, 0))
+    found = difference(child, parent)
+    assert found is not None
+    assert found.value == pytest.approx(100 * more / 2696)
+    assert (found.margin, found.p, found.needed, found.resolved) == (None, None, None, None)
+
+
+def test_differences_that_miss_each_other_by_the_last_bit_are_one_difference() -> None:
+    child, parent = ([100 * images / 2396 for images in counts] for counts in ((2100, 2110, 2123), (2093, 2103, 2116)))
+    assert len({one - other for one, other in zip(child, parent, strict=True)}) > 1
+    found = difference(seeded(child), seeded(parent))
+    assert found is not None
+    assert found == Difference(found.value, None)
+
+
+def test_one_image_of_a_million_is_a_spread() -> None:
+    found = difference(seeded([80.0001, 81.0, 82.0]), seeded([80.0, 81.0, 82.0]))
+    assert found is not None
+    assert found.margin == pytest.approx(T_2 * 1e-4 / 3)
+
+
+def test_runs_that_differ_by_rounding_have_no_spread_whatever_their_order() -> None:
+    values = [84.1, math.nextafter(84.1, 85), math.nextafter(84.1, 84)]
+    assert summarize(values) == summarize(values[::-1]) == Summary(min(values), 0.0, 3)
+    close, other = Summary(84.1, 1e-14, 3), Summary(80.0, 0.0, 3)
+    assert welch(close, other) == Difference(84.1 - 80.0, None)
+    assert z_score(close, other) is None
+
+
 @patient
 @given(ACCURACY, st.integers(2, 9), st.integers(2, 9))
 def test_no_difference_has_no_minus_sign(value: float, n: int, others: int) -> None:
@@ -199,6 +234,13 @@ def test_the_rank_correlation_is_spearmans(pairs: list[tuple[float, float]]) -> 
 def test_known_rank_correlations(ours: list[float], theirs: list[float], expected: float | None) -> None:
     found = rank_correlation(ours, theirs)
     assert (found and found.value) == (None if expected is None else pytest.approx(expected))
+
+
+def test_figures_that_differ_by_rounding_have_the_same_rank() -> None:
+    ours, ties = [1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 7.0, 9.0]
+    close = [5.0, math.nextafter(7.0, 8), 7.0, 9.0]
+    assert rank_correlation(ours, close) == rank_correlation(ours, ties)
+    assert rank_correlation(ours, [5.0, math.nextafter(5.0, 6), 5.0, 5.0]) is None
 
 
 def test_the_interval_of_a_rank_correlation_holds_the_truth_as_often_as_it_says() -> None:

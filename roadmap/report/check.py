@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roadmap.report.rows import Ablation, Row
-from roadmap.report.stats import Summary
+from roadmap.report.stats import ROUNDING, Summary
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from roadmap.tree import resolve
-
-SLACK = 1e-9  # points by which figures that are printed with two decimals miss one another when they are subtracted
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def check(ablation: Ablation, expected: Expected, tolerance: float) -> Verdict:
         if row is None or row.top1 is None:
             why = "diverged" if row and row.diverged else "no result" if row else "no such step"
             lines.append(f"{step}: {why} here, {there}")
-        elif abs(gap := row.top1.mean - figure.mean) > tolerance + SLACK:
+        elif abs(gap := row.top1.mean - figure.mean) > tolerance + ROUNDING:
             side = "above" if gap > 0 else "below"
             lines.append(f"{step}: {_said(row.top1)} here, {there}: {abs(gap):.2f} {side}")
         else:

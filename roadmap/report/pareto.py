@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+from roadmap.report.stats import ROUNDING
 
 Point = tuple[float, float]
 
@@ -11,13 +14,15 @@ def pareto(points: Sequence[Point], *, more_is_better: bool) -> list[int]:
     """The indices of the points (cost, accuracy) on the front, from the best cost to the best accuracy.
 
     A point is on it if no other is at least as good in both and better in one. So points with the same figures are on it together
-    or not at all, and of those with the same accuracy only the cheapest are. `more_is_better` is said of the cost.
+    or not at all, and of those with the same accuracy, up to rounding, only the cheapest are. `more_is_better` is said of the cost.
     """
     sign = -1 if more_is_better else 1
     order = sorted(range(len(points)), key=lambda index: (sign * points[index][0], -points[index][1]))
     front: list[int] = []
     for index in order:
-        if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
+        cost, accuracy = points[index]
+        last, best = points[front[-1]] if front else (cost, -math.inf)
+        if accuracy - best >= ROUNDING or (cost == last and abs(accuracy - best) < ROUNDING):
             front.append(index)
     return front
 

@@ -6,10 +6,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
+ROUNDING = 1e-9  # percentage points below which figures are the same: far above rounding, and one image of a million is 1e-4
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Correlation:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """The mean and spread of some runs; None if there are none."""
+    """The mean and spread of some runs; None if there are none. Values that differ by rounding alone have no spread."""
     if not values:
         return None
     if len(values) == 1:
         return Summary(values[0], None, 1)
-    if min(values) == max(values):
-        return Summary(values[0], 0.0, len(values))  # a mean that is rounded would differ from its own values
+    if max(values) - min(values) < ROUNDING:
+        return Summary(min(values), 0.0, len(values))  # a mean that is rounded would differ from its own values
     mean = math.fsum(values) / len(values)
     return Summary(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
 
@@ -89,7 +91,7 @@ def welch(child: Summary, parent: Summary) -> Difference:
     if child.std is None or parent.std is None:
         return Difference(value, None)
     one, other = _standard_error(child) ** 2, _standard_error(parent) ** 2
-    if one + other == 0:
+    if max(child.std, parent.std) < ROUNDING:
         return Difference(value, None)  # runs that agree to the last image say nothing of how they spread
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
     first, second = child.std**2, parent.std**2
@@ -101,8 +103,9 @@ def z_score(ours: Summary, theirs: Summary) -> float | None:
     """Our mean minus theirs, in standard errors of that difference; None where a spread is unknown or there is none at all."""
     if ours.std is None or theirs.std is None:
         return None
-    error = math.hypot(_standard_error(ours), _standard_error(theirs))
-    return (ours.mean - theirs.mean) / error if error else None
+    if max(ours.std, theirs.std) < ROUNDING:
+        return None
+    return (ours.mean - theirs.mean) / math.hypot(_standard_error(ours), _standard_error(theirs))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -121,10 +124,10 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlat
     """
     from scipy import stats
 
-    n = len(ours)
-    if n < 3 or len(set(ours)) == 1 or len(set(theirs)) == 1:
+    n, one, other = len(ours), _levels(ours), _levels(theirs)
+    if n < 3 or len(set(one)) == 1 or len(set(other)) == 1:
         return None
-    value = float(stats.spearmanr(ours, theirs).statistic)
+    value = float(stats.spearmanr(one, other).statistic)
     if n < 4 or abs(value) > 1 - 1e-9:
         return Correlation(value, None, None, n)
     half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + value**2 / 2) / (n - 3))
@@ -135,7 +138,7 @@ def _tested(value: float, spread: float, freedom_of: Callable[[int], float], fre
     """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with `freedom_of(n)` degrees of freedom."""
     from scipy import stats
 
-    if not error:
+    if spread < ROUNDING:
         return Difference(value, None)  # runs that differ by the same say nothing of how they spread
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     return Difference(value, margin, float(2 * stats.t.sf(abs(value) / error, freedom)), _needed(abs(value) / spread, freedom_of))
@@ -150,6 +153,16 @@ def _needed(effect: float, freedom_of: Callable[[int], float]) -> int:
         return bool(stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, freedom), freedom, effect * math.sqrt(n)) >= POWER)
 
     return 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=resolves)
+
+
+def _levels(values: Sequence[float]) -> list[int]:
+    """The same order as whole numbers, in which figures that differ by rounding alone are equal."""
+    order = sorted(range(len(values)), key=lambda place: values[place])
+    levels, level = [0] * len(values), 0
+    for before, after in pairwise(order):
+        level += values[after] - values[before] >= ROUNDING
+        levels[after] = level
+    return levels
 
 
 def _standard_error(summary: Summary) -> float:
