@@ -81,6 +81,19 @@ def test_two_unresolved_effects_are_open_whatever_their_signs() -> None:
     assert pair_of("enhanced_recipe", noisy, {step: {0: 90 - top1[0], 1: 90 - top1[1]} for step, top1 in noisy.items()}).effects == "open"
 
 
+def test_no_change_has_no_sign() -> None:
+    third = 100 / 3
+    falls = {"resnet50": {0: 50.0}, "enhanced_recipe": {0: 40.0}, "stage_ratio": {0: 30.0}, "patchify_stem": {0: 20.0}}
+    stays = {
+        "resnet50": {0: third},
+        "enhanced_recipe": {0: third},
+        "stage_ratio": {0: math.nextafter(third, 0)},
+        "patchify_stem": {0: 10.0},
+    }
+    assert "Resolved or not, 1 of 3 have the same sign." in compare(ablation_of(falls), ablation_of(stays, "cifar100")).notes
+    assert "Resolved or not, 0 of 3 have the same sign." in compare(*[ablation_of({step: {0: 50.0} for step in falls})] * 2).notes
+
+
 def test_the_difference_of_paired_effects_is_welchs_on_the_pairs() -> None:
     found = pair_of("enhanced_recipe").difference
     ours, theirs = (

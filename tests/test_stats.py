@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roadmap.report.stats import MOST_SEEDS, Difference, Summary, difference, holm, rank_correlation, summarize, welch, z_score
+from roadmap.report.stats import MOST_SEEDS, Difference, Summary, difference, holm, rank_correlation, same_sign, summarize, welch, z_score
 
 patient = settings(deadline=None)
 ACCURACY = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -314,6 +314,15 @@ def test_the_seeds_that_are_needed_resolve_in_four_of_five_cases(effect: float, 
 
     assert power(found.needed) > 0.77
     assert found.needed == 2 or power(found.needed - 1) < 0.83
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [(2.0, 1e-4, True), (-2.0, -1e-4, True), (2.0, -1e-4, False), (0.0, -1.0, False), (0.0, 0.0, False), (1e-14, 1.0, False),
+     (-1e-14, -1.0, False)],
+)  # fmt: skip
+def test_rounding_has_no_sign(one: float, other: float, same: bool) -> None:
+    assert same_sign(one, other) is same_sign(other, one) is same
 
 
 def test_no_number_of_seeds_resolves_nothing() -> None:

@@ -16,6 +16,7 @@ from roadmap.report.labels import Box, place
 from roadmap.report.labels import Line as Segment
 from roadmap.report.panels import WIDE, add_key, numbers, paired, seeds
 from roadmap.report.rows import Ablation
+from roadmap.report.stats import same_sign
 from roadmap.report.style import BLUE, DARK, DOUBLE_COLUMN, GREY, style, type_of, wrapped
 
 FEWEST = 3  # steps that a comparison needs
@@ -112,7 +113,7 @@ def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
     size = type_of(width).text
     axes.set_xlabel(wrapped(f"paper's Δ top-1 to the parent (points), {INTERVAL}", _room(width), size))
     axes.set_ylabel(wrapped(f"measured Δ top-1 to the parent (points), {INTERVAL}", HIGH, size))
-    agree = sum(point.x * point.y > 0 for point in points)
+    agree = sum(same_sign(point.x, point.y) for point in points)
     _head(axes, f"same sign in {agree} of {_together(f'n = {len(points)} steps')}", width)
 
 

@@ -15,7 +15,7 @@ from roadmap.files import write_atomic, written
 from roadmap.report.columns import NONE, Column
 from roadmap.report.markup import Grid, page, to_html, to_latex, to_markdown
 from roadmap.report.rows import Ablation, Row
-from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, rank_correlation, summarize
+from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, rank_correlation, same_sign, summarize
 
 AGREE, CONTRADICT, OPEN = "agree", "contradict", "open"
 MEANING = (
@@ -74,7 +74,7 @@ def _effects(a: Row | None, b: Row | None) -> str:
     if a is None or b is None or a.delta is None or b.delta is None:
         return NONE
     if a.resolved and b.resolved:
-        return AGREE if (a.delta.value > 0) == (b.delta.value > 0) else CONTRADICT
+        return AGREE if same_sign(a.delta.value, b.delta.value) else CONTRADICT
     return "A only" if a.resolved else "B only" if b.resolved else OPEN
 
 
@@ -121,7 +121,7 @@ def _notes(a: Ablation, b: Ablation, pairs: list[Pair], agreement: Correlation |
     words = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
     yield f"Of {sum(counts.values())} steps with both Δ: {words or 'none'}."
     both = [(pair.a.delta, pair.b.delta) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta]
-    same = sum((one.value > 0) == (other.value > 0) for one, other in both)
+    same = sum(same_sign(one.value, other.value) for one, other in both)
     yield f"Resolved or not, {same} of {len(both)} have the same sign."
     for name, bare in (("A", sum(one.margin is None for one, _ in both)), ("B", sum(other.margin is None for _, other in both))):
         if bare:

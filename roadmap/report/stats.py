@@ -108,6 +108,11 @@ def z_score(ours: Summary, theirs: Summary) -> float | None:
     return (ours.mean - theirs.mean) / math.hypot(_standard_error(ours), _standard_error(theirs))
 
 
+def same_sign(one: float, other: float) -> bool:
+    """Whether two differences in percentage points point the same way; one that is rounding alone points nowhere."""
+    return min(abs(one), abs(other)) >= ROUNDING and (one > 0) == (other > 0)
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values adjusted so that the chance of any false one among them is below the level that they are held against (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
