@@ -98,6 +98,11 @@ def test_holm_adjusts_the_verdicts_of_all_steps_together(tmp_path: Path) -> None
     rows = {row["step"]: row for row in table(tmp_path / "out") if row["p"]}
     assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx(holm([float(row["p"]) for row in plain.values()]))
     assert "(Holm)" in said
+    needed = [(int(plain[step]["seeds_needed"]), int(rows[step]["seeds_needed"])) for step in rows]
+    assert all(together >= alone for alone, together in needed)
+    assert sum(together for _, together in needed) > sum(alone for alone, _ in needed)
+    assert all(rows[step][key] == plain[step][key] for step in rows for key in ("delta", "delta_margin_95", "p"))
+    assert "with at least 80 % probability" in said
 
 
 def test_an_axis_more_is_a_figure_more(tmp_path: Path) -> None:

@@ -316,6 +316,30 @@ def test_the_seeds_that_are_needed_resolve_in_four_of_five_cases(effect: float, 
     assert found.needed == 2 or power(found.needed - 1) < 0.83
 
 
+@pytest.mark.parametrize(("effect", "tests"), [(2.0, 18), (1.0, 5)])
+def test_the_seeds_that_are_needed_resolve_a_difference_among_others_that_change_nothing(effect: float, tests: int) -> None:
+    """In pairs: one difference of the size that was seen, and all others zero, adjusted together."""
+    seen = np.array([-1.0, 0.0, 1.0]) + effect
+    alone, found = (difference(seeded(list(seen)), seeded([0.0] * 3), number) for number in (1, tests))
+    assert alone is not None
+    assert alone.needed is not None
+    assert found is not None
+    assert found.needed is not None
+    assert found.needed > alone.needed
+    assert (found.value, found.margin, found.p) == (alone.value, alone.margin, alone.p)
+    random, trials = np.random.default_rng(0), 1000
+
+    def power(seeds: int) -> float:
+        draws = random.normal(0, 1.0, (trials, tests, seeds))
+        draws[:, 0] += effect
+        ps = stats.ttest_1samp(draws, 0, axis=2).pvalue
+        return sum(holm(list(each))[0] < 0.05 for each in ps) / trials
+
+    assert power(found.needed) > 0.77
+    assert power(found.needed - 1) < 0.83
+    assert power(alone.needed) < 0.6
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [(2.0, 1e-4, True), (-2.0, -1e-4, True), (2.0, -1e-4, False), (0.0, -1.0, False), (0.0, 0.0, False), (1e-14, 1.0, False),

@@ -67,9 +67,13 @@ def measured(
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the p-values, and with the seeds that are needed, of differences that are tested together."""
     ps = {row.step: row.delta.p for row in rows if row.delta and row.delta.p is not None}
-    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
-    return [replace(row, p_holm=adjusted.get(row.step)) for row in rows]
+    adjusted, seeds = dict(zip(ps, holm(list(ps.values())), strict=True)), {row.step: row.seeds for row in rows}
+    return [
+        replace(row, p_holm=adjusted[row.step], delta=difference(row.seeds, seeds[row.parent or ""], len(ps))) if row.step in ps else row
+        for row in rows
+    ]
 
 
 def _one_a_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:

@@ -19,8 +19,9 @@ Value = str | float | None
 class Column:
     """`text` is what a table shows of a row, `value` a number or text to sort by, None where there is none; `tells` is the head in full.
 
-    `legend` is what the notes below a table must say of the column. A column with `folds`, a phrase with a place for what it
-    says, goes into a note where it says the same in all rows. `is_code` is true of names that commands and files know.
+    `legend` is what the notes below a table must say of the column, `legend_holm` what instead where the p-values are adjusted. A
+    column with `folds`, a phrase with a place for what it says, goes into a note where it says the same in all rows. `is_code` is
+    true of names that commands and files know.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Column:
     value: Callable[[Row], Value]
     is_number: bool = True
     legend: str = ""
+    legend_holm: str = ""
     folds: str = ""
     is_code: bool = False
 
@@ -61,9 +63,10 @@ def folded(ablation: Ablation, keys: Sequence[str] | None = None) -> list[str]:
     return [f"The same in all rows: {'; '.join(new)}."] if new else []
 
 
-def legends(columns: Sequence[Column]) -> list[str]:
+def legends(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """A note on the columns whose heads do not say enough."""
-    found = [column.legend for column in columns if column.legend]
+    adjusted = any(row.p_holm is not None for row in rows)
+    found = [words for column in columns if (words := (column.legend_holm if adjusted else "") or column.legend)]
     return [" ".join(found)] if found else []
 
 
@@ -194,8 +197,12 @@ def _what_came_out() -> Iterator[Column]:
     yield Column("p", "p", tells, _p_value, _p, legend=legend)
     yield Column("resolved", "resolved?", "whether the difference to the parent is resolved", _said(_resolved), _resolved, False)
     tells = "seeds that would resolve the difference"
-    legend = f"Seeds needed: so many on either side would resolve this difference at this spread with {round(100 * POWER)} % probability."
-    yield Column("needed", "seeds needed", tells, _needed, _at("delta.needed"), legend=legend)
+    power, says = (
+        f"{round(100 * POWER)} % probability",
+        "Seeds needed: so many on either side would resolve this difference at this spread with",
+    )
+    holm = f"{says} at least {power}, whatever the other p-values are: at 5 % over the number of differences (Bonferroni)."
+    yield Column("needed", "seeds needed", tells, _needed, _at("delta.needed"), legend=f"{says} {power}.", legend_holm=holm)
 
 
 def _what_it_cost() -> Iterator[Column]:

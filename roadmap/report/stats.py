@@ -31,7 +31,8 @@ class Difference:
     """A difference of two means. What rests on a spread is None where n leaves none.
 
     `margin` is the half width of the 95 % interval and `p` the two-sided p-value of no difference. `needed` is how many seeds on
-    either side would resolve it with 80 % probability if it and the spread are what they seem; `MOST_SEEDS + 1` says more.
+    either side would resolve it with 80 % probability, or more where several are tested together, if it and the spread are what they seem;
+    `MOST_SEEDS + 1` says more.
     """
 
     value: float
@@ -75,18 +76,21 @@ def summarize(values: Sequence[float]) -> Summary | None:
     return Summary(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
 
 
-def difference(child: Mapping[int, float], parent: Mapping[int, float]) -> Difference | None:
-    """Child minus parent, from accuracies by seed: in pairs where both ran the same seeds, else by Welch."""
+def difference(child: Mapping[int, float], parent: Mapping[int, float], tests: int = 1) -> Difference | None:
+    """Child minus parent, from accuracies by seed: in pairs where both ran the same seeds, else by Welch.
+
+    The seeds needed are those for one of `tests` differences whose p-values are adjusted together; the interval and p are its own.
+    """
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
         assert pairs is not None
-        return _tested(pairs.mean, pairs.std or 0.0, lambda n: n - 1, pairs.n - 1, _standard_error(pairs))
+        return _tested(pairs.mean, pairs.std or 0.0, lambda n: n - 1, pairs.n - 1, _standard_error(pairs), tests)
     one, other = summarize(list(child.values())), summarize(list(parent.values()))
-    return welch(one, other) if one and other else None
+    return welch(one, other, tests) if one and other else None
 
 
-def welch(child: Summary, parent: Summary) -> Difference:
-    """Child minus parent, from summaries of independent runs with spreads of their own (Welch 1947)."""
+def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
+    """Child minus parent, from summaries of independent runs with spreads of their own (Welch 1947); `tests` as in `difference`."""
     value = child.mean - parent.mean
     if child.std is None or parent.std is None:
         return Difference(value, None)
@@ -96,7 +100,7 @@ def welch(child: Summary, parent: Summary) -> Difference:
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
     first, second = child.std**2, parent.std**2
     share = (first + second) ** 2 / (first**2 + second**2)  # of equal numbers of seeds on both sides
-    return _tested(value, math.sqrt(first + second), lambda n: share * (n - 1), freedom, math.sqrt(one + other))
+    return _tested(value, math.sqrt(first + second), lambda n: share * (n - 1), freedom, math.sqrt(one + other), tests)
 
 
 def z_score(ours: Summary, theirs: Summary) -> float | None:
@@ -139,23 +143,26 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlat
     return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n)
 
 
-def _tested(value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float) -> Difference:
+def _tested(value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float, tests: int) -> Difference:
     """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with `freedom_of(n)` degrees of freedom."""
     from scipy import stats
 
     if spread < ROUNDING:
         return Difference(value, None)  # runs that differ by the same say nothing of how they spread
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Difference(value, margin, float(2 * stats.t.sf(abs(value) / error, freedom)), _needed(abs(value) / spread, freedom_of))
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Difference(value, margin, p, _needed(abs(value) / spread, freedom_of, tests))
 
 
-def _needed(effect: float, freedom_of: Callable[[int], float]) -> int:
+def _needed(effect: float, freedom_of: Callable[[int], float], tests: int) -> int:
     """The fewest seeds with which a difference of so many spreads is resolved with the probability `POWER`."""
     from scipy import stats
 
+    level = (1 - CONFIDENCE) / tests  # Holm's method resolves all below this one, whatever the other p-values are
+
     def resolves(n: int) -> bool:
         freedom = freedom_of(n)
-        return bool(stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, freedom), freedom, effect * math.sqrt(n)) >= POWER)
+        return bool(stats.nct.sf(stats.t.isf(level / 2, freedom), freedom, effect * math.sqrt(n)) >= POWER)
 
     return 2 + bisect_left(range(2, MOST_SEEDS + 1), True, key=resolves)
 

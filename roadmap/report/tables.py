@@ -32,7 +32,7 @@ def grid(ablation: Ablation, keys: Sequence[str] | None = None) -> Grid:
     """The table of an ablation with the columns named by `keys`, or those that say something; ConfigError for an unknown key."""
     columns = chosen(ablation, keys)
     rows = [[column.text(row) for column in columns] for row in ablation.rows]
-    return Grid(ablation.title, columns, rows, [*ablation.notes, *legends(columns), *folded(ablation, keys)])
+    return Grid(ablation.title, columns, rows, [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)])
 
 
 def write(ablation: Ablation, out: Path, keys: Sequence[str] | None = None) -> list[Path]:
