@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from roadmap.files import write_atomic
@@ -27,6 +26,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79
 GREY, PALE, DARK = "#8A8A8A", "#E3E3E3", "#333333"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # what stands between two dollar signs in a title is no formula
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": DARK,
@@ -89,7 +89,8 @@ def wrapped(words: str, inches: float, points: float) -> str:
 def _inches(line: str, points: float) -> float:
     if not line.strip():
         return 0.0
-    return float(TextPath((0, 0), line, size=points, prop=FontProperties(family=STYLE["font.family"])).get_extents().width) / 72
+    with mpl.rc_context(STYLE):  # as it is drawn
+        return float(TextPath((0, 0), line, size=points).get_extents().width) / 72
 
 
 @contextmanager
