@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -11,13 +12,13 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.container import ErrorbarContainer
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from scipy import stats
 
 from roadmap.report.curves import curves_of
 from roadmap.report.panels import numbers
 from tests.test_figures import made
-from tests.trained import ALL_LOST, ROADMAP, case
+from tests.trained import ALL_LOST, FEW, ROADMAP, case, trained
 
 
 def line(axes: Axes, label: str) -> np.ndarray[Any, Any]:
@@ -61,6 +62,21 @@ def test_side_branches_are_dashed_and_later_steps_lighter() -> None:
     greens = [mpl.colors.to_rgb(drawn[step].get_color())[1] for step in ROADMAP.trunk]
     assert greens == sorted(greens)
     assert len(set(greens)) == len(greens)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_lines_to_the_numbers_lie_outside_the_axes_and_are_grey(epochs: int, tmp_path: Path) -> None:
+    figure = made("curves", [trained(tmp_path, FEW, epochs=epochs, lost=[("gelu", 1)] if epochs > 1 else [])])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        area, leaders = axes.get_window_extent(), [text.arrow_patch for text in axes.texts if isinstance(text, Annotation)]
+        assert len(leaders) == len(FEW)
+        for leader in leaders:
+            assert leader is not None
+            assert leader.get_window_extent().x0 >= area.x1 - 1
+            assert len(set(mpl.colors.to_rgb(leader.get_edgecolor()))) == 1
+        assert 0.95 < axes.transAxes.inverted().transform(axes.transData.transform((epochs, 0)))[0] < 1
+        assert all(1 <= tick <= epochs for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1])
 
 
 def bars(axes: Axes) -> list[tuple[float, ...]]:

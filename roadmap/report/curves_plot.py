@@ -27,6 +27,9 @@ BRIGHTEST = 0.88  # of the colour map; what is above is too pale for a line on w
 DASHES: tuple[Any, ...] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))  # of side branches, in turn
 WARM_UP = 1 / 3  # the share of the epochs that may lie below the axis, where all lines rise steeply
 FEW = 12  # epochs up to which each is marked
+BEFORE, BEHIND = 0.05, 0.02  # of the epochs' span, left and right of it: lines end near the numbers beside the axes
+ALONE = 0.9  # of an epoch left of a single one, so that it lies at the right, too, and no tick at an epoch that never was
+LEADER = "#B8B8B8"  # of the lines to the numbers: light, for they are no curves
 HEIGHT = 2.4  # inches of a panel, at least
 AROUND = 0.85  # inches of it that are not the axes
 
@@ -75,7 +78,7 @@ def training_curves(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN)
                 axes.set(xlabel="epoch", ylabel=name)
                 drawn.append((axes, lines))
         _add_key(figure, known.titles, [line for _, lines in drawn for line in lines], looks)
-        labels = [[_number(axes, line, looks[line.number]) for line in lines] for axes, lines in drawn]
+        labels = [[_number(axes, line) for line in lines] for axes, lines in drawn]
         figure.draw_without_rendering()
         for (axes, _), beside in zip(drawn, labels, strict=True):
             _spread(axes, beside, gap)
@@ -154,7 +157,15 @@ def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
                 end = min(max(values[-1], low), high)
                 axes.plot(epoch[-1], end, marker="x", markersize=4, markeredgewidth=1, color=look["color"], clip_on=False, zorder=4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axes.set_ylim(low, high)
+    axes.set(xlim=_span(lines), ylim=(low, high))
+
+
+def _span(lines: Sequence[Line]) -> tuple[float, float]:
+    """Limits around the epochs of all lines."""
+    epochs = [epoch for line in lines for part in (line.epoch, *(lone for _, lone, _ in line.lone)) for epoch in part]
+    last = max(epochs, default=1)
+    first = min([last - ALONE, *epochs])
+    return first - BEFORE * (last - first), last + BEHIND * (last - first)
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:
@@ -168,15 +179,18 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
     return min(ends, default=0.0) - margin, max(ends, default=1.0) + margin
 
 
-def _number(axes: Axes, line: Line, look: Look) -> Annotation:
-    """The step's number right of the axes, with a thin line to where its own ends; `_spread` finds its height."""
-    end = (line.epoch[-1], line.mean[-1]) if line.epoch else (line.lone[0][1][-1], line.lone[0][2][-1])
+def _number(axes: Axes, line: Line) -> Annotation:
+    """The step's number right of the axes, with a thin line from the border at the height of its own line's end.
+
+    `_spread` finds the number's height.
+    """
+    end = line.mean[-1] if line.epoch else line.lone[0][2][-1]
     low, high = axes.get_ylim()
     beside: Any = offset_copy(axes.transAxes, axes.get_figure(root=True), x=9, y=0, units="points")
-    lead = {"arrowstyle": "-", "color": look["color"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 1, "relpos": (0, 0.5)}
+    lead = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
     return axes.annotate(
-        str(line.number), xy=(end[0], min(max(end[1], low), high)), xytext=(1.0, 0.5), textcoords=beside, ha="left", va="center",
-        color=DARK, arrowprops=lead, annotation_clip=False,
+        str(line.number), xy=(1.0, min(max(end, low), high)), xycoords=axes.get_yaxis_transform(), xytext=(1.0, 0.5), textcoords=beside,
+        ha="left", va="center", color=DARK, arrowprops=lead, annotation_clip=False,
     )  # fmt: skip
 
 
