@@ -22,6 +22,7 @@ from blocks.cost import complexity, training_macs
 from blocks.model import build_model
 from roadmap import STEPS_YAML
 from roadmap.__main__ import parser, run
+from roadmap.bench.asked import config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
 from roadmap.bench.records import Row, add_rows, merged, read_rows, slug, to_csv
@@ -171,6 +172,21 @@ def test_new_rows_replace_those_with_their_keys_and_stand_in_the_order_of_the_pa
     assert merged(found, new, "convnext_t", STEPS) == found
 
 
+def test_a_step_with_other_values_is_another_row() -> None:
+    wide = row("gelu", speed=20.0, overrides="model.width_mult=2.0")
+    assert merged([row("gelu"), wide], [row("gelu", speed=60.0)], "convnext_t", STEPS) == [row("gelu", speed=60.0), wide]
+
+
+def test_a_file_without_overrides_is_read_and_has_them_from_then_on(tmp_path: Path) -> None:
+    lines = list(csv.reader(TEXT.splitlines()))
+    place, path = lines[0].index("overrides"), tmp_path / "device.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([*line[:place], *line[place + 1 :]] for line in lines)
+    assert read_rows(path) == ROWS
+    new = row("gelu", overrides="model.width_mult=2.0")
+    assert set(add_rows(path, [new], "convnext_t", STEPS)) == {*ROWS, new} == set(read_rows(path))
+
+
 def _add(folder: Path, number: int) -> None:
     for batch in range(1, 6):
         add_rows(folder / "device.csv", [row(batch=10 * number + batch)], "convnext_t", STEPS)
@@ -212,7 +228,7 @@ def test_a_torn_file_is_refused_or_ends_with_a_whole_row(tmp_path_factory: pytes
         (",50.0,", ",fast,", "line 2, images_per_s: input should be a valid number"),
         (",train,ours,", ",training,ours,", "line 2, mode: input should be 'train', 'inference' or 'loop'"),
         (",16,224,", ",0,224,", "line 2, batch: "),
-        ("resnet50,,train", "resnet50,train", "line 2 does not have 30 columns"),
+        ("resnet50,,train", "resnet50,train", "line 2 does not have 31 columns"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_and_stays(tmp_path: Path, before: str, after: str, why: str) -> None:
@@ -279,6 +295,27 @@ def test_a_throughput_of_no_step_is_refused_where_it_stands(tmp_path: Path) -> N
         load_roadmap(path, "family")
     said = f":{line + 1}:9 roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean 'convnext_xl'?"
     assert [str(problem).removeprefix(str(path)) for problem in refused.value.problems] == [said]
+
+
+def test_what_was_set_is_in_the_title_and_apart_from_the_step_itself() -> None:
+    given = "model.width_mult=0.5;system.compile=true"
+    rows = [*ROWS, row("resnet50", speed=99.0, overrides=given)]
+    (plain, other), text = groups_of(rows, ROADMAPS), to_markdown(rows, ROADMAPS)
+    assert plain == groups_of(ROWS, ROADMAPS)[0]
+    assert cells(text, "ResNet-50 to ConvNeXt-T: training in bf16")[0]["images/s"] == "50.0"
+    title = "ResNet-50 to ConvNeXt-T, model.width_mult=0.5, system.compile=true"
+    assert cells(text, f"{title}: training in bf16")[0]["images/s"] == "99.0"
+    figure = throughput_figure(other)
+    assert figure is not None
+    assert figure.get_suptitle().replace("\n", " ").startswith(f"{title}: Some(R)")
+    (long,) = groups_of([row(overrides=f"{given};recipe.lr={'1' * 300}")], ROADMAPS)
+    assert len({plain.name, other.name, long.name}) == 3
+    assert re.fullmatch(r"convnext_t-[a-z0-9-]{1,120}-bf16", long.name)
+
+
+def test_what_was_published_does_not_stand_beside_another_network() -> None:
+    rows = [row("convnext_t", "inference", roadmap="family", overrides="model.width_mult=0.5")]
+    assert "ublished" not in to_markdown(rows, ROADMAPS)
 
 
 def test_the_loop_stands_beside_the_bare_step() -> None:
@@ -386,6 +423,39 @@ def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
     assert "resnet50, inference: out of memory with 2 images at a time; measured with 1" in output.out
     assert output.err == "step 'resnet50' is too large for this device: out of memory with 1 images at a time\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], None),
+        (["system.compile=true", "model.width_mult=.50"], "model.width_mult=0.5;system.compile=true"),
+        (["model.width_mult=1"], "model.width_mult=1.0"),
+        (["model.depths=[1,1, 1,1]"], "model.depths=[1, 1, 1, 1]"),
+        (["recipe.precision=fp32", "data.image_size=64", "system.threads=1", "recipe.global_batch=8"], None),
+        (["system.data_dir=/data", "system.stage_dir=/tmp"], None),
+        (["recipe.mixup=0.5", "recipe.local_batch=32"], None),  # the bare step has neither
+    ],
+)
+def test_overrides_are_told_in_one_spelling(words: list[str], told: str | None) -> None:
+    arguments = parser().parse_args(["bench", *(word for value in words for word in ("--set", value))])
+    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, 16), arguments) == told
+
+
+def test_the_loop_has_mixup_and_a_local_batch() -> None:
+    arguments = parser().parse_args(["bench", "--loop", "--set", "recipe.mixup=0.5", "--set", "recipe.local_batch=32"])
+    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, None), arguments) == "recipe.local_batch=32;recipe.mixup=0.5"
+    arguments.batch = 64
+    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, 64), arguments) == "recipe.mixup=0.5"
+
+
+def test_measuring_with_other_values_leaves_the_step_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["gelu", *QUICK, "--mode", "inference", "--batch", "2", "--out", str(tmp_path)]
+    assert command(monkeypatch, *words) == 0
+    assert command(monkeypatch, *words, "--set", "system.grad_checkpointing=true") == 0
+    rows = read_rows(next(tmp_path.glob("*.csv")))
+    depths = "model.depths=[1, 1, 1, 1]"
+    assert [one.overrides for one in rows] == [depths, f"{depths};system.grad_checkpointing=true"]
 
 
 def test_networks_are_measured_beside_timms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import reduce
 from typing import Any
 
 from roadmap.batches import plan_batches
 from roadmap.command import choices_of
 from roadmap.files import written
 from roadmap.recipe import RunConfig
+from roadmap.settings import parse_overrides
 from roadmap.sources import refusal
+from roadmap.strict_yaml import show
 from roadmap.tree import Roadmap, resolve
 
 # The bare network's step: nothing is done to images, and weights stay where they are.
@@ -22,6 +25,8 @@ BARE_STEP = {
     "recipe.lr": 1e-6,
     "system.micro_batch": None,
 }
+TOLD = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}  # by columns of their own
+PATHS = {"system.data_dir", "system.stage_dir", "system.init_from", "recipe.init_digest"}
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -54,3 +59,14 @@ def config_of(roadmap: Roadmap, step: str, arguments: argparse.Namespace, batch:
     config = resolve(roadmap, step, profile=arguments.profile, overrides=overrides)
     plan_batches(config)
     return config
+
+
+def overrides_of(config: RunConfig, arguments: argparse.Namespace) -> str | None:
+    """What `--set` changed and no other column of a row tells, as sorted 'key=value;key=value'; None where that is nothing."""
+    left_out = TOLD | PATHS
+    if not arguments.loop:
+        left_out |= BARE_STEP.keys()
+    if not arguments.loop or arguments.batch is not None:
+        left_out |= {"recipe.local_batch"}
+    given = sorted(path for path in parse_overrides(arguments.overrides) if path not in left_out)
+    return ";".join(f"{path}={show(reduce(getattr, path.split('.'), config))}" for path in given) or None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from blocks.cost import complexity, training_macs
-from roadmap.bench.asked import check_options, config_of
+from roadmap.bench.asked import check_options, config_of, overrides_of
 from roadmap.bench.loop import loop_and_bare
 from roadmap.bench.memory import memory_mb
 from roadmap.bench.options import BATCH, BATCHES
@@ -123,6 +123,7 @@ class Meter:
             found
             | config.model_dump(include={"roadmap", "step", "profile"})
             | {"mode": mode, "subject": name, "batch": recipe.global_batch, "image_size": size, "n": took.n}
+            | {"overrides": overrides_of(config, self.arguments)}
             | _format(name, recipe.precision, self.device)
             | {"ms": 1e3 * took.median, "ms_low": 1e3 * took.low, "ms_high": 1e3 * took.high}
             | {"images_per_s": recipe.global_batch / took.median, "memory_mb": memory or None}

@@ -93,8 +93,7 @@ def _title(group: Group) -> str:
     words += [group.precision, f"batch {usual(rows, _batch)}", f"{size}{GLUE}px{others}"]
     fewest, most = min(row.n for row in rows), max(row.n for row in rows)
     words.append((f"n = {fewest}" if fewest == most else f"n = {fewest} to {most}").replace(" ", GLUE))
-    profile = f", {group.profile}" if group.profile else ""
-    return f"{group.title}{profile}: {', '.join(words)}"
+    return f"{group.heading}: {', '.join(words)}"
 
 
 def _panel(axes: Axes, entries: dict[int, Entry], group: Group, room: float, size: Type) -> None:

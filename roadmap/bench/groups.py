@@ -1,7 +1,9 @@
-"""Rows that belong beside each other: of one roadmap, profile and precision, an entry for each network, image size and batch."""
+"""Rows that belong beside each other: of one roadmap, profile, precision and `--set`, an entry for each network, image size and batch."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row
 from roadmap.tree import Roadmap
 
 SAME = {"train": TIMM, "inference": TIMM, "loop": BARE}
+LONGEST = 80  # letters of overrides in a file's name
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """One roadmap in one profile and precision; `entries` by mode, in the order of the path."""
+    """One roadmap in one profile and precision, with the same `overrides` as in a row; `entries` by mode, in the order of the path."""
 
     roadmap: str
     title: str
     profile: str | None
     precision: str
+    overrides: str | None
     entries: Mapping[str, Sequence[Entry]]
 
     @property
@@ -41,18 +45,25 @@ class Group:
     @property
     def name(self) -> str:
         """What its figure is called."""
-        return "-".join(filter(None, [self.roadmap, self.profile, self.precision]))
+        return "-".join(filter(None, [self.roadmap, self.profile, _file_name(self.overrides or ""), self.precision]))
+
+    @property
+    def heading(self) -> str:
+        """What was measured, but for the precision."""
+        return ", ".join(filter(None, [self.title, self.profile, *(self.overrides or "").split(";")]))
 
 
 def groups_of(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> list[Group]:
     """All groups of a file; a step that no roadmap knows keeps its name for a title."""
-    found: dict[tuple[str, str | None, str], list[Row]] = {}
+    found: dict[tuple[str, str | None, str, str | None], list[Row]] = {}
     for row in rows:
-        found.setdefault((row.roadmap, row.profile, row.against), []).append(row)
+        found.setdefault((row.roadmap, row.profile, row.against, row.overrides), []).append(row)
     return [_group(*key, same, roadmaps.get(key[0])) for key, same in found.items()]
 
 
-def _group(name: str, profile: str | None, precision: str, rows: Sequence[Row], roadmap: Roadmap | None) -> Group:
+def _group(
+    name: str, profile: str | None, precision: str, overrides: str | None, rows: Sequence[Row], roadmap: Roadmap | None
+) -> Group:  # fmt: skip
     modes: dict[str, list[Entry]] = {}
     of = {(row.step, row.mode, row.batch, row.image_size, row.subject): row for row in rows}
     for row in rows:
@@ -61,7 +72,15 @@ def _group(name: str, profile: str | None, precision: str, rows: Sequence[Row], 
             title = roadmap.tree[row.step].title if roadmap and row.step in roadmap.tree else row.step
             entry = Entry(title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS)))
             modes.setdefault(row.mode, []).append(entry)
-    return Group(name, roadmap.title if roadmap else name, profile, precision, modes)
+    return Group(name, roadmap.title if roadmap else name, profile, precision, overrides, modes)
+
+
+def _file_name(overrides: str) -> str:
+    """Overrides as a part of a file's name, which may not be long; its end tells apart what is cut or has the same letters."""
+    if not overrides:
+        return ""
+    words = re.sub(r"[^a-z0-9]+", "-", overrides.lower()).strip("-")
+    return f"{words[:LONGEST]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
 def usual(rows: Sequence[Row], get: Callable[[Row], int]) -> int:

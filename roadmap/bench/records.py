@@ -26,10 +26,11 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Row(BaseModel):
     """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the middle half of `n` turns.
 
-    `subject` is one of `SUBJECTS`. `ratio` is its throughput over that of the row that `ratio_to` names with its precision,
-    such as 'ours bf16', turn by turn. `memory_mb` are MiB: the most that tensors took on a GPU, or by which the process grew
-    on a CPU. `gmacs` are multiply-adds in 10**9 for an image in this mode; the peaks are those of the precision in which the
-    step was measured, and `share_of_peak` belongs to the larger of them. `threads` are PyTorch's, None on a GPU.
+    `subject` is one of `SUBJECTS`. `overrides` is what `--set` changed and no other column tells, as 'key=value;key=value'.
+    `ratio` is its throughput over that of the row that `ratio_to` names with its precision, such as 'ours bf16', turn by turn.
+    `memory_mb` are MiB: the most that tensors took on a GPU, or by which the process grew on a CPU. `gmacs` are multiply-adds in
+    10**9 for an image in this mode; the peaks are those of the precision in which the step was measured, and `share_of_peak`
+    belongs to the larger of them. `threads` are PyTorch's, None on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +44,7 @@ class Row(BaseModel):
     memory_format: str
     batch: Annotated[int, Field(ge=1)]
     image_size: Annotated[int, Field(ge=1)]
+    overrides: str | None = None
     n: Annotated[int, Field(ge=1)]
     ms: Above0
     ms_low: Above0
@@ -81,7 +83,8 @@ class Row(BaseModel):
         return 1e3 * self.batch / self.ms_high, 1e3 * self.batch / self.ms_low
 
 
-KEY = ("roadmap", "step", "profile", "mode", "subject", "precision", "memory_format", "batch", "image_size", "ratio_to")
+KEY = ("roadmap", "step", "profile", "mode", "subject", "precision", "memory_format", "batch", "image_size", "overrides", "ratio_to")
+LATER = {"overrides"}  # columns that files of before do not have
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -97,13 +100,13 @@ def read_rows(path: Path) -> list[Row]:
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         head = next(lines, [])
-        if head != list(Row.model_fields):
+        if head not in (list(Row.model_fields), [name for name in Row.model_fields if name not in LATER]):
             raise _unreadable(path, f"its columns are not {', '.join(Row.model_fields)}")
         return [_row(path, lines.line_num, dict(zip(head, cells, strict=True))) for cells in lines]
     except (csv.Error, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _unreadable(path, f"line {lines.line_num} does not have {len(Row.model_fields)} columns") from error
+        raise _unreadable(path, f"line {lines.line_num} does not have {len(head)} columns") from error
 
 
 def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
@@ -125,7 +128,7 @@ def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence
     places = {step: place for place, step in enumerate(steps)}
 
     def place(row: Row) -> tuple[Any, ...]:
-        group = (row.roadmap, row.profile or "")
+        group = (row.roadmap, row.profile or "", row.overrides or "")
         if row.roadmap != roadmap:
             return (*group, 0)
         subject = SUBJECTS.index(row.subject) if row.subject in SUBJECTS else len(SUBJECTS)

@@ -1,4 +1,4 @@
-"""What was measured as Markdown: training, inference, and the training loop, for each roadmap, profile and precision."""
+"""What was measured as Markdown: training, inference, and the training loop, for each roadmap, profile, precision and `--set`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def sheets(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> Iterator[She
     for group in groups_of(rows, roadmaps):
         roadmap = roadmaps.get(group.roadmap)
         for mode, entries in group.entries.items():
-            yield _sheet(group, mode, entries, roadmap.throughput if roadmap else None)
+            # what was published is of the steps as they are
+            yield _sheet(group, mode, entries, roadmap.throughput if roadmap and not group.overrides else None)
 
 
 def _threads(row: Row) -> str:
@@ -64,8 +65,7 @@ def _sheet(group: Group, mode: str, entries: Sequence[Entry], printed: Throughpu
     heads = [head for head, texts in cells.items() if head not in fixed and set(texts) != {NONE}]
     rows = [list(row) for row in zip(*(cells[head] for head in heads), strict=True)]
     rows += [_reference(reference, heads) for reference in printed.references] if printed else []
-    profile = f", {group.profile}" if group.profile else ""
-    title = f"{group.title}{profile}: {TITLES[mode]} in {group.precision}"
+    title = f"{group.heading}: {TITLES[mode]} in {group.precision}"
     return Sheet(title, [head if head == "step" else f">{head}" for head in heads], rows, _notes(mode, entries, fixed, printed))
 
 
