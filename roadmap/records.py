@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,71 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
-
-from blocks.spec import Spec
 from roadmap.files import read_json_lines, write_atomic, written
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.recipe import RunConfig
+from roadmap.result import DamagedResult, NewerResult, Result, parse_result
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tree import NO_PROFILE
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
-FORMAT = 1
 State = Literal["done", "diverged", "newer", "failed", "running", "cancelled", "stale", "pending"]
 FINISHED = ("done", "diverged", "newer")  # not to be trained again
-
-
-class Result(Spec):
-    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the validation set.
-
-    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took `accumulation` times
-    `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is the training loop's, evaluation
-    apart; `train_seconds` adds up over attempts.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-
-    format: Literal[1]  # FORMAT
-    status: Literal["done", "diverged"]
-    roadmap: str
-    step: str
-    profile: str | None
-    seed: int
-    hash: str
-    top1: float | None
-    top5: float | None
-    val_loss: float | None
-    train_loss: float | None
-    ema_top1: float | None
-    epochs: int
-    iterations: int
-    global_batch: int
-    processes: int = 1
-    micro_batch: int | None = None
-    accumulation: int = 1
-    corrupt_images: int = 0
-    dataset: str
-    image_size: int
-    params: int
-    macs: int
-    images_per_s: float
-    train_seconds: float
-    peak_memory_mb: float | None
-    hardware: str
-    versions: dict[str, str]
-    commit: str | None
-    attempts: int
-    finished: str
-
-
-class DamagedResult(ValueError):
-    """A result.json that does not hold a result; the run counts as unfinished."""
-
-
-class NewerResult(ConfigError):
-    """A result.json that a later version has written: the run is finished, and must not be trained again over its result."""
 
 
 @dataclass(frozen=True)
@@ -206,27 +151,10 @@ def read_result(run: RunDir) -> Result | None:
         return None
     except OSError as error:
         raise DamagedResult(f"{run.name}/result.json cannot be read: {error.strerror}") from error
-    try:
-        result = Result.model_validate_json(content)
-    except ValidationError as error:
-        raise _refusal(run, content, error) from error
+    result = parse_result(f"{run.name}/result.json", content)
     if (result.step, result.seed, result.hash) != (run.step, run.seed, run.hash):
         raise DamagedResult(f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}")
     return result
-
-
-def _refusal(run: RunDir, content: bytes, error: ValidationError) -> DamagedResult | NewerResult:
-    """What is wrong with a result.json, in a few words."""
-    name, wrong = f"{run.name}/result.json", [str(item["loc"][0]) for item in error.errors() if item["loc"]]
-    if not wrong:
-        return DamagedResult(f"{name} is damaged: it is not JSON" if content.strip() else f"{name} is empty")
-    if "format" not in wrong:
-        return DamagedResult(f"{name} is damaged: {', '.join(wrong)}")
-    version = json.loads(content).get("format")
-    if not isinstance(version, int) or version <= FORMAT:
-        return DamagedResult(f"{name} is damaged: its format is unknown to this version ({FORMAT})")
-    message = f"was written by a later version (format {version}, this one reads {FORMAT}); update this code to collect it"
-    return NewerResult([Problem(name, message)])
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from roadmap.data.check import check_data, class_folders, count_images, find_sha
 from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, NewerResult, Result, RunDir, find_runs, prepare, read_result, run_dir_of
+from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
+from roadmap.result import DamagedResult, NewerResult, Result
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.init_from import check_init
 from roadmap.training.launch import launched

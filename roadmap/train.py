@@ -10,7 +10,8 @@ from pathlib import Path
 from roadmap.files import write_atomic, write_json
 from roadmap.lease import Lease, LeaseLost
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
+from roadmap.records import RunDir, check_config, read_result
+from roadmap.result import DamagedResult, Result
 from roadmap.training.attempt import Attempt, Data
 from roadmap.training.device import OutOfMemory
 from roadmap.training.distributed import World

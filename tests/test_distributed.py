@@ -22,7 +22,8 @@ from roadmap import ROOT
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.lease import LeaseLost, attempts, read_attempt
 from roadmap.recipe import RunConfig
-from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
+from roadmap.records import RunDir, prepare, read_result, run_dir_of
+from roadmap.result import Result
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train

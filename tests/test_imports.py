@@ -29,6 +29,7 @@ FLOORS = {
     "roadmap.files": 2,
     "roadmap.lease": 2,
     "roadmap.records": 2,
+    "roadmap.result": 2,
     "roadmap.provenance": 2,
     "roadmap.randomness": 2,
     "roadmap.sources": 2,

@@ -22,7 +22,8 @@ from roadmap.data.corrupt import CorruptImages
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease, LeaseLost
 from roadmap.recipe import RunConfig
-from roadmap.records import DamagedResult, NewerResult, RunDir, find_runs, prepare, read_result, status
+from roadmap.records import RunDir, find_runs, prepare, read_result, status
+from roadmap.result import DamagedResult, NewerResult
 from roadmap.run import HELD, train_run
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError

@@ -9,9 +9,10 @@ from typing import Any
 
 from blocks import complexity
 from roadmap.recipe import RunConfig
-from roadmap.records import Result, Status
+from roadmap.records import Status
 from roadmap.report.rows import Ablation, Row, accuracies
 from roadmap.report.stats import Correlation, Summary, difference, holm, rank_correlation, summarize, welch, z_score
+from roadmap.result import Result
 from roadmap.terminal import count
 from roadmap.tree import Reference, Roadmap, change_of, resolve
 

@@ -23,7 +23,8 @@ from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
 from roadmap.provenance import provenance
 from roadmap.recipe import RunConfig
-from roadmap.records import FORMAT, Result, RunDir
+from roadmap.records import RunDir
+from roadmap.result import FORMAT, Result
 from roadmap.strict_yaml import relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
