@@ -127,7 +127,7 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
         raise _error(relative(out), "cannot be written: its folder does not exist")
     spec = RunConfig.read(run.config).model
     model, kwargs = timm_model(spec) if names == "timm" else ("", {})
-    checkpoint = next(Checkpoints(run.checkpoints).load(), None)
+    checkpoint = Checkpoints(run.checkpoints).newest()
     if checkpoint is None:
         raise _error(relative(run.path), "has no whole checkpoint; train it first")
     engine = checkpoint["engine"]

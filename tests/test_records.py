@@ -188,7 +188,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_attempt_and_nothing_is_forgot
     before = {path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]}
     with pytest.raises(IsADirectoryError):
         train(config_of(), finished.path)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConfigError, match="checkpoint cannot be read: Is a directory"):
         find_run(config_of(), finished)
     assert {path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]} == before
     newest.rmdir()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from roadmap.files import aside, sync_folder
-from roadmap.strict_yaml import relative
+from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KEEP = 2
 logger = logging.getLogger(__name__)
@@ -71,6 +71,13 @@ class Checkpoints:
                 logger.warning("checkpoint %s is damaged and passed over", relative(path))
                 continue
             yield state
+
+    def newest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, None if there is none; ConfigError if one cannot be read just now."""
+        try:
+            return next(self.load(), None)
+        except OSError as error:
+            raise ConfigError([Problem(relative(self.folder), f"cannot be read: {error.strerror or error}")]) from error
 
     def read(self, name: str) -> dict[str, Any]:
         """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no room for it twice."""

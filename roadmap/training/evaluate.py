@@ -77,12 +77,12 @@ def find_run(config: RunConfig, run: RunDir) -> Found:
     """The run's newest whole checkpoint; ConfigError if there is none, or if it is another configuration's."""
     if run.config.exists():
         check_config(run, config)
-    for state in Checkpoints(run.checkpoints).load():
-        engine = state["engine"]
-        states: dict[Kind, Mapping[str, Tensor]] = {"raw": engine["model"]} | ({"ema": engine["ema"]} if engine["ema"] else {})
-        about = f"iteration {engine['iteration']}, after epoch {state['epoch']} of {config.recipe.epochs}"
-        return Found(relative(run.path), about, states)
-    raise refusal(relative(run.path), "has no checkpoint to evaluate; train it first")
+    if (state := Checkpoints(run.checkpoints).newest()) is None:
+        raise refusal(relative(run.path), "has no checkpoint to evaluate; train it first")
+    engine = state["engine"]
+    states: dict[Kind, Mapping[str, Tensor]] = {"raw": engine["model"]} | ({"ema": engine["ema"]} if engine["ema"] else {})
+    about = f"iteration {engine['iteration']}, after epoch {state['epoch']} of {config.recipe.epochs}"
+    return Found(relative(run.path), about, states)
 
 
 @torch.inference_mode()
