@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
-from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.job import STOPPED
 from slurm.worker import next_open
 from tests.processes import free_port
+from tests.slurm.plans import outcomes
 
 TINY: dict[str, Any] = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "recipe.local_batch": 32, "system.threads": 1}
 # A job's runs, of which the first kills the process in the middle of its training, as the OOM killer does.
@@ -40,10 +40,6 @@ WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[2:], patient=Fa
 
 def make(runs: Path, step: str) -> RunDir:
     return prepare(runs, resolve(load_roadmap(), step, profile="digits", overrides=TINY))
-
-
-def outcomes(run: RunDir) -> list[str | None]:
-    return [read_attempt(path).get("outcome") for path in attempts(run.path)]
 
 
 def slurm(folder: Path, **known: object) -> dict[str, str]:

@@ -18,6 +18,7 @@ from roadmap.steps import load_roadmap, resolve
 from slurm.local import gpus, start
 from tests.images import TINY as IMAGES
 from tests.images import write_folder
+from tests.slurm.plans import outcomes
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "system.log_every": 3, "system.checkpoint_minutes": 0.0001}
 WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
@@ -33,10 +34,6 @@ def plan(runs: Path, steps: list[str], seeds: int, epochs: int = 1) -> list[RunD
 
 def worker(runs: list[RunDir]) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT, stderr=subprocess.DEVNULL)
-
-
-def outcomes(run: RunDir) -> list[str | None]:
-    return [read_attempt(path).get("outcome") for path in attempts(run.path)]
 
 
 def test_two_workers_never_train_the_same_run(tmp_path: Path) -> None:

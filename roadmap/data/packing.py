@@ -128,7 +128,7 @@ def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
             width, height = (max(1, round(edge * scale)) for edge in image.size)
             drafted = image.draft(None, (int(GAP * width), int(GAP * height))) if scale < 1.0 else None
             levels = in_8_bits(image)
-            small = in_mode(levels, "L" if levels.mode in GREY else "RGB")
+            small = levels.convert("L" if levels.mode in GREY else "RGB")
             if scale < 1.0:
                 small = small.resize((width, height), Image.Resampling.LANCZOS, drafted and drafted[1], GAP)
             file = io.BytesIO()
