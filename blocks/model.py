@@ -34,7 +34,7 @@ class Network(nn.Module):
         self.stages = nn.Sequential()
         for downsample, blocks in zip(plan.downsamples, plan.stages, strict=True):
             self.stages.append(Stage(downsample, blocks, [next(rates) for _ in blocks]))
-        self.global_pool = SelectAdaptivePool2d(pool_type="avg")
+        self.global_pool = build_pool("avg")
         self.head_norm = build_layers(plan.head_norm)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = build_layers([plan.classifier])
@@ -111,7 +111,7 @@ class Network(nn.Module):
         elif num_classes:
             raise ValueError(f"a classifier needs a pooled vector: choose a global pool of {', '.join(POOLS)}, or 0 classes")
         self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool)
+        self.global_pool = build_pool(pool)
         classifier = Op("classifier", "linear", self.num_features, num_classes, bias=True)
         layer = LAYERS[classifier.kind].build(classifier) if num_classes else nn.Identity()
         initialise(layer, self.init)
@@ -127,6 +127,14 @@ class Network(nn.Module):
         """timm's patterns for groups of parameters by depth: the stem, each block (`coarse`: stage), and all the rest, the head."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+
+def build_pool(kind: str) -> SelectAdaptivePool2d:
+    """timm's global pool, (N, C, H, W) -> (N, C, 1, 1); `kind` is one of POOLS, or '' for none."""
+    # A plain mean, the same bit for bit: Inductor of PyTorch 2.9 to 2.11 gives nn.AdaptiveAvgPool2d before a LayerNorm2d no gradient.
+    pool = SelectAdaptivePool2d(pool_type="fastavg" if kind == "avg" else kind)
+    pool.pool_type = kind
+    return pool
 
 
 def _feature_info(spec: ModelSpec) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import torch
 
-SAMPLE, STEP, ORDER, INIT, ERASE, MIX = "sample", "step", "order", "init", "erase", "mix"
+SAMPLE, STEP, ORDER, INIT, ERASE, MIX, CHECK = "sample", "step", "order", "init", "erase", "mix", "check"
 
 
 def seed_of(purpose: str, *counters: int) -> int:

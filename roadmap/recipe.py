@@ -144,6 +144,8 @@ class SystemSpec(Spec):
     A device takes `micro_batch` images at a time, null for a local batch; the rest of its share is accumulated. `sync_bn`
     spreads a local batch over all devices. `data_dir` is copied to `stage_dir` once a node before it is read; `download`
     lets a dataset of torchvision fetch itself. Up to `corrupt_images` that cannot be read are left out, each named.
+    `compile` has PyTorch compile the network for training, after its gradients were compared with the eager network's on this
+    machine; `try` trains the eager network where they differ, and where nothing can be compiled.
     `init_from` is the file or address of the weights to start from. A checkpoint is written after each epoch and whenever
     `checkpoint_minutes` have passed since the last.
     """
@@ -153,7 +155,7 @@ class SystemSpec(Spec):
     workers: Annotated[int, Field(ge=0)]
     micro_batch: Count | None
     sync_bn: bool
-    compile: bool
+    compile: bool | Literal["try"]
     deterministic: bool
     grad_checkpointing: bool
     data_dir: str | None

@@ -29,6 +29,7 @@ from roadmap.sources import refusal
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, table
+from roadmap.training.compiled import CompilerFailed
 from roadmap.training.device import OutOfMemory, hardware, memory_told, select_device, set_up
 from roadmap.training.engine import PRECISIONS
 from roadmap.tree import Roadmap
@@ -43,6 +44,8 @@ def bench(arguments: argparse.Namespace) -> int:
     steps = arguments.steps or list(roadmap.steps)
     check_options(arguments)
     first = config_of(roadmap, steps[0], arguments, arguments.batch)
+    if first.system.compile == "try":
+        raise refusal("system.compile", "is 'try', and what was measured must be known beforehand: true, or false")
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
     configs = [config_of(roadmap, step, arguments, batch) for step in dict.fromkeys(steps)]
@@ -96,7 +99,8 @@ class Meter:
         names = (OURS, *rivals)
         dtype = PRECISIONS[config.recipe.precision]
         probes = {MATMUL: matmul(self.device, dtype), CONVOLUTION: convolution(self.device, dtype)}
-        runs: dict[str, Callable[[], object]] = {name: build(name, mode, config, self.device) for name in names}
+        runs = _built(names, mode, config, self.device)
+        names = tuple(runs)
         runs |= {name: probe.run for name, probe in probes.items()}
         measurements = {name: timed(run, self.device, self.shortest) for name, run in runs.items()}
         times = take_turns(measurements, self.arguments.seconds * len(measurements))
@@ -139,6 +143,19 @@ class Meter:
             console().print(table(sheet.heads, sheet.rows, sheet.title))
         for path in write_report(self.path, roadmaps):
             console().print(relative(path), soft_wrap=True)
+
+
+def _built(names: Sequence[str], mode: str, config: RunConfig, device: torch.device) -> dict[str, Callable[[], object]]:
+    """An iteration of each subject; of timm's, those that PyTorch compiles right. ConfigError if ours is not one."""
+    runs: dict[str, Callable[[], object]] = {}
+    for name in names:
+        try:
+            runs[name] = build(name, mode, config, device)
+        except CompilerFailed as error:
+            if name == OURS:
+                raise refusal(f"{config.step}, system.compile", f"is no benchmark: {error}") from error
+            console().print(f"{config.step}, {mode}: {name} is skipped, for it is compiled wrong: {error}", soft_wrap=True)
+    return runs
 
 
 def _against(times: Times, name: str, other: str, precision: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def loop_and_bare(config: RunConfig, device: torch.device, shortest: float = SHO
     loader = Loader(config, "train", device)
     try:
         engine = Engine(config, device, iterations_per_epoch=len(loader))
+        engine.check_compiled()
         batches, mean = _endless(loader), Mean(device)
         fixed = [(images.clone(), labels.clone()) for images, labels in islice(batches, engine.plan.accumulation)]
 

@@ -21,7 +21,8 @@ from roadmap.bench.records import OURS, TIMM_DEFAULTS
 from roadmap.export import timm_model
 from roadmap.recipe import Recipe, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.engine import Engine, autocast
+from roadmap.training.compiled import CompilerFailed, GradientCheck, check_gradients, check_logits, compile_network
+from roadmap.training.engine import PRECISIONS, Engine, autocast
 from roadmap.training.optim import build_optimizer
 
 Run = Callable[[], object]
@@ -56,6 +57,7 @@ def build(subject: str, mode: str, config: RunConfig, device: torch.device) -> R
 def ours_trained(config: RunConfig, device: torch.device) -> Run:
     """A step of the engine that trains runs."""
     engine = Engine(config, device, iterations_per_epoch=1000)
+    engine.check_compiled()
     batches = [fixed_batch(config, device)]
     return lambda: engine.step(batches)
 
@@ -68,7 +70,10 @@ def ours_inferring(config: RunConfig, device: torch.device) -> Run:
 def inferring(model: nn.Module, config: RunConfig, device: torch.device, *, channels_last: bool = True) -> Run:
     """A batch through a network in evaluation, in the recipe's precision."""
     images, _ = fixed_batch(config, device, channels_last=channels_last)
-    forward: Any = torch.compile(model.eval()) if config.system.compile else model.eval()
+    forward: Any = model.eval()
+    if config.system.compile:
+        forward = compile_network(model)
+        confirm(check_logits(model, forward, images, PRECISIONS[config.recipe.precision]))
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -77,6 +82,12 @@ def inferring(model: nn.Module, config: RunConfig, device: torch.device, *, chan
         return logits
 
     return run
+
+
+def confirm(check: GradientCheck) -> None:
+    """CompilerFailed unless a compiled network computes what the eager one does: another network is no subject."""
+    if check.wrong:
+        raise CompilerFailed(f"{check} (PyTorch {torch.__version__})")
 
 
 def theirs_inferring(config: RunConfig, device: torch.device, defaults: bool) -> Run:
@@ -98,7 +109,10 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
     ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema is not None else None
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     images, labels = fixed_batch(plain, device, channels_last=not defaults)
-    forward: Any = torch.compile(model) if plain.system.compile else model
+    forward: Any = model
+    if plain.system.compile:
+        forward = compile_network(model)
+        confirm(check_gradients(model, model, forward, images, labels, PRECISIONS[recipe.precision]))
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -55,6 +55,7 @@ class Attempt:
         self.plan = plan_batches(config, world.size)
         self._open_data(data)
         self.engine = Engine(config, self.device, len(self.loader), world)
+        self.compiled = self.engine.check_compiled()
         self.checkpoints, self.ballot = Checkpoints(run.checkpoints), Ballot(world)
         self.window, self.whole = Mean(self.device), Mean(self.device)
         self.epoch, self.began = 0, time.time()
@@ -62,7 +63,7 @@ class Attempt:
         self.last: dict[str, float | None] = {}  # the figures of the last evaluation
         self.saved_at, self.saved_iteration = time.monotonic(), -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.share(lambda: provenance(self.hardware))
+        self.provenance = world.share(lambda: provenance(self.hardware)) | {"compile": self.compiled}
 
     def _open_data(self, data: Data | None) -> None:
         """Both loaders, in all processes or in none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,15 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.randomness import ERASE, INIT, MIX, STEP, reseed
+from roadmap.randomness import CHECK, ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
+from roadmap.training.device import memory_told, what_to_try
 from roadmap.training.distributed import World
 from roadmap.training.init_from import initialise_from
 from roadmap.training.optim import build_optimizer, build_schedule
 from roadmap.training.randaugment import Finish
 from roadmap.training.scores import Scores, exact, tally
 
+logger = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -55,7 +59,41 @@ class Engine:
         self.averaged = self._distributed() if self.world.size > 1 else None
         self.forward: Any = self.averaged or self.model
         if system.compile:
-            self.forward = torch.compile(self.forward)
+            self.forward = compile_network(self.forward)
+
+    def check_compiled(self) -> dict[str, Any] | None:
+        """Compares what PyTorch has compiled with the eager network, on a micro-batch of noise; the report is for provenance.json.
+
+        Where they differ, or nothing could be compiled, `system.compile: try` trains the eager network, with a warning, and
+        `true` is a ConfigError. All processes decide alike. None where nothing is compiled.
+        """
+        if not self.config.system.compile:
+            return None
+        eager, found, problem = self.averaged or self.model, None, None
+        with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
+            try:
+                found = check_gradients(self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision])
+                problem = f"compiled gradients are wrong: {found}" if found.wrong else None
+            except CompilerFailed as error:
+                problem = f"PyTorch cannot compile the network: {error}"
+        problem = next(filter(None, self.world.gather(problem)), None)
+        if problem is not None:
+            problem = f"{problem} (PyTorch {torch.__version__}, {self.config.recipe.precision}, on {self.device.type})"
+            if self.config.system.compile != "try":
+                ways = "--set system.compile=false trains the eager network, system.compile=try does so where the compiled one is wrong"
+                raise ConfigError([Problem("system.compile:", f"{problem}; {ways}")])
+            logger.warning("%s; the eager network is trained", problem)
+            self.forward = eager
+        return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (found.report() if found else {})
+
+    def _noise(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of a micro-batch, with the shapes, types and memory format that training has."""
+        config, images = self.config, self.plan.micro
+        reseed(CHECK, self.world.rank)
+        size, channels = config.data.image_size, config.model.in_chans
+        noise = torch.randn(images, channels, size, size, device=self.device)
+        labels = torch.randint(config.model.num_classes, (images,), device=self.device)
+        return noise.contiguous(memory_format=torch.channels_last), labels
 
     def _distributed(self) -> DistributedDataParallel:
         """The network with its gradients averaged over the processes."""

@@ -1,0 +1,149 @@
+"""A compiled network trains only where its gradients are those of the eager one, on the machine at hand."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from roadmap.recipe import RunConfig
+from roadmap.records import prepare
+from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError
+from roadmap.train import train
+from roadmap.training import engine
+from roadmap.training.compiled import compare, randomized
+from roadmap.training.engine import Engine
+
+CPU = torch.device("cpu")
+SMALL = {"model.width_mult": 0.125, "model.depths": [1, 1, 1, 1], "recipe.global_batch": 16, "recipe.local_batch": 16, "recipe.epochs": 1}
+FEW: dict[str, Any] = {"recipe__global_batch": 256, "recipe__local_batch": 256}  # iterations
+
+
+def config_of(step: str = "separate_downsampling", **overrides: Any) -> RunConfig:
+    given = SMALL | {name.replace("__", "."): value for name, value in overrides.items()}
+    return resolve(load_roadmap(), step, profile="digits", overrides=given)
+
+
+class Faulty(nn.Module):
+    """What a compiler makes of a network if it loses the gradients of all before the head, or of one stage."""
+
+    def __init__(self, network: Any, place: str) -> None:
+        super().__init__()
+        self.network, self.place = network, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        lost = self.network.get_submodule(self.place).register_forward_hook(lambda *call: call[-1].detach().requires_grad_())
+        try:
+            logits: Tensor = self.network(x)
+        finally:
+            lost.remove()
+        return logits
+
+
+class Broken(nn.Module):
+    """What a compiler makes of a network if it cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise UnboundLocalError("cannot access local variable 'buf7'")
+
+
+FAULTS: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
+    "all before the head": (lambda network: Faulty(network, "stages"), r"wrong: 'st.*' is off by 100 %.* tensors are wrong"),
+    "one stage": (lambda network: Faulty(network, "stages.0"), r"wrong: 'st.*' is off by 100 %"),
+    "no code": (lambda network: Broken(), "PyTorch cannot compile the network: UnboundLocalError: cannot access local variable 'buf7'"),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("step", ["resnet50", "patchify_stem", "separate_downsampling"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_compiler_that_is_wrong_is_found_by_name(step: str, precision: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, message = FAULTS[fault]
+    monkeypatch.setattr(engine, "compile_network", build)
+    found = Engine(config_of(step, system__compile=True, recipe__precision=precision), CPU, 10)
+    with pytest.raises(ConfigError, match=rf"system.compile: .*{message}.*PyTorch {re.escape(torch.__version__)}.*system.compile=false"):
+        found.check_compiled()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("step", ["resnet50", "patchify_stem", "gelu", "multiscale_depthwise"])
+def test_a_right_compiler_passes_and_the_network_stays_as_it_was(step: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "compile_network", lambda network: network)
+    found = Engine(config_of(step, system__compile=True, recipe__precision=precision, model__drop_path=0.5), CPU, 10)
+    before = {name: tensor.clone() for name, tensor in found.model.state_dict().items()}
+    report = found.check_compiled()
+    assert report is not None
+    assert (report["trained"], report["wrong"], report["tensors"]) == ("compiled", 0, 1 + len(list(found.model.parameters())))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_nothing_is_checked_where_nothing_is_compiled() -> None:
+    assert Engine(config_of(), CPU, 10).check_compiled() is None
+
+
+def test_try_trains_the_eager_network_and_says_so_in_the_provenance(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, eager = config_of(system__compile="try", **FEW), config_of(**FEW)
+    plain = train(eager, prepare(tmp_path / "plain", eager).path)
+    monkeypatch.setattr(engine, "compile_network", lambda network: Faulty(network, "stages"))
+    run = prepare(tmp_path / "tried", config)
+    with caplog.at_level(logging.WARNING):
+        result = train(config, run.path)
+    assert "compiled gradients are wrong" in caplog.text
+    assert "the eager network is trained" in caplog.text
+    assert (result.top1, result.train_loss) == (plain.top1, plain.train_loss)
+    provenance = run.provenance.read_text(encoding="utf-8")
+    assert '"trained": "eager"' in provenance
+    assert "is off by 100 %" in provenance
+
+
+def test_a_wrong_compiler_leaves_no_result(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(system__compile=True)
+    monkeypatch.setattr(engine, "compile_network", lambda network: Faulty(network, "stages"))
+    run = prepare(tmp_path, config)
+    with pytest.raises(ConfigError, match="compiled gradients are wrong"):
+        train(config, run.path)
+    assert not run.result.exists()
+    assert not run.checkpoints.exists()
+
+
+def tensors(**changes: Tensor) -> dict[str, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    return (
+        {name: torch.randn(8, 8, generator=draws) for name in ("a", "b", "c")} | {"zero": 1e-4 * torch.randn(8, generator=draws)} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "rounded", "worst"),
+    [
+        (tensors(), tensors(), None),
+        (tensors(b=1.005 * tensors()["b"]), tensors(), None),
+        (tensors(b=1.05 * tensors()["b"]), tensors(), "b"),
+        (tensors(b=0 * tensors()["b"]), tensors(), "b"),
+        (tensors(b=tensors()["b"] / 0), tensors(), "b"),
+        (tensors(zero=-tensors()["zero"]), tensors(), None),  # rounding is all there is
+        (tensors(b=1.3 * tensors()["b"]), tensors(b=1.1 * tensors()["b"]), None),  # rounding explains it
+        (tensors(b=0 * tensors()["b"]), tensors(b=-tensors()["b"]), "b"),  # rounding explains any gradient but none
+        (tensors(b=tensors()["b"] / 0), tensors(b=tensors()["b"] / 0), None),  # the eager network overflows, too
+    ],
+)
+def test_what_rounding_explains_is_right(found: dict[str, Tensor], rounded: dict[str, Tensor], worst: str | None) -> None:
+    check = compare(found, rounded, tensors())
+    assert (check.wrong, check.worst if check.wrong else None) == (int(worst is not None), worst)
+
+
+def test_random_values_are_put_back_after_an_error() -> None:
+    network = Engine(config_of(), CPU, 10).model
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(RuntimeError, match="channels"), randomized(network):
+        network(torch.zeros(1, 5, 8, 8))  # of so many channels it knows nothing
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
