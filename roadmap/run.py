@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -26,9 +25,6 @@ from roadmap.training.launch import launched
 from roadmap.training.progress import LiveProgress, Watch, Watches
 from roadmap.training.stopping import Stopped, StopSignals
 from roadmap.training.trackers import check_trackers, make_trackers
-
-if TYPE_CHECKING:
-    from roadmap.training.distributed import World
 
 HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
 
@@ -137,41 +133,48 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
     if profile_steps is not None and profile_steps < 1:
         raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {profile_steps}")])
     with StopSignals() as stop:
-        with console.status("importing PyTorch and timm"):
-            from roadmap.data.corrupt import CorruptImages
-            from roadmap.training.device import OutOfMemory, select_device
-            from roadmap.training.distributed import joined
-        select_device(config)
         try:
-            with joined(stop) as world:
-                run = world.share(lambda: prepare(runs, config))
-                console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
-                try:
-                    result = _train(config, run, world, stop, _watch(config, run, console, profile_steps))
-                except Stopped as stopped:
-                    console.print(f"stopped by {stopped}; the same command goes on from here", highlight=False)
-                    return 128 + (stop.signal or signal.SIGTERM)
+            run, result = _trained(config, runs, stop, console, profile_steps)
+        except Stopped as stopped:
+            console.print(f"stopped by {stopped}; the same command resumes the run", highlight=False)
+            return 128 + (stop.signal or signal.SIGTERM)
         except (LeaseHeld, LeaseLost) as error:
             console.print(str(error), highlight=False)
             return HELD
-        except CorruptImages as error:
-            print(error, file=sys.stderr)
-            return 1
-        except (OSError, OutOfMemory) as error:
-            print(f"{error}; the same command goes on from the last whole checkpoint, if there is one", file=sys.stderr)
+        except (OSError, RuntimeError) as error:
+            if (message := _explained(error)) is None:
+                raise
+            print(message, file=sys.stderr)
             return 1
     _report(console, result)
     console.print(relative(run.result), highlight=False, soft_wrap=True)
     return 0
 
 
-def _train(config: RunConfig, run: RunDir, world: World, stop: StopSignals, watch: Watch) -> Result:
-    from roadmap.train import train
+def _trained(config: RunConfig, runs: Path, stop: StopSignals, console: Console, profile_steps: int | None) -> tuple[RunDir, Result]:
+    """The run with its result."""
+    with stop.at_once(), console.status("importing PyTorch and timm"):
+        from roadmap.train import train
+        from roadmap.training.device import select_device
+        from roadmap.training.distributed import joined
+    select_device(config)
+    with joined(stop) as world:
+        run = world.share(lambda: prepare(runs, config))
+        console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
+        with _watch(config, run, console, profile_steps) if world.first else Watch() as watch:
+            return run, train(config, run.path, stop=stop, watch=watch, world=world)
 
-    if not world.first:
-        return train(config, run.path, stop=stop, world=world)
-    with watch:
-        return train(config, run.path, stop=stop, watch=watch, world=world)
+
+def _explained(error: Exception) -> str | None:
+    """What a user can do about what ended a run; None for what only a developer can."""
+    from roadmap.data.corrupt import CorruptImages
+    from roadmap.training.device import OutOfMemory
+
+    if isinstance(error, CorruptImages):
+        return str(error)
+    if isinstance(error, OSError | OutOfMemory):
+        return f"{error}; the same command resumes from the last intact checkpoint, if there is one"
+    return None
 
 
 def _watch(config: RunConfig, run: RunDir, console: Console, profile_steps: int | None) -> Watch:

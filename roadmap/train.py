@@ -50,8 +50,12 @@ def train(
                     lease.outcome = result.status
             return result
 
-        found = world.share(claim)
-        return found or _attempt(Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data))
+        try:
+            found = world.share(claim)
+            return found or _attempt(Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data))
+        except Stopped:
+            lease.outcome = "stopped"
+            raise
 
 
 def _blame(attempt: Attempt, error: Exception) -> None:
@@ -85,7 +89,6 @@ def _attempt(attempt: Attempt) -> Result:
         with attempt.opened():
             result = attempt.run()
     except Stopped:
-        lease.outcome = "stopped"
         raise
     except Exception as error:
         if attempt.world.size > 1:

@@ -21,6 +21,7 @@ from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
+from roadmap.training.launch import launched_by_nobody
 from slurm.overview import counts, overview, progress_of
 from slurm.worker import OPEN, work, work_on
 
@@ -46,7 +47,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     devices = gpus()
     jobs = []
-    with ignoring_interrupts():
+    with ignoring_interrupts(), launched_by_nobody():
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)

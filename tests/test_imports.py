@@ -78,6 +78,7 @@ NEEDS_TORCH = {
     "blocks.modules",
     "blocks.residual",
     "roadmap.randomness",
+    "roadmap.data.arrival",
     "roadmap.data.loader",
     "roadmap.data.datasets",
     "roadmap.data.numbered",

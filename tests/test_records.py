@@ -283,7 +283,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_message(tmp_path: 
         command, capture_output=True, text=True, timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
     assert done.returncode == 1
-    assert "goes on from the last whole checkpoint" in done.stderr
+    assert "resumes from the last intact checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(run.checkpoints.iterdir()) == []
     assert status(run).state == "failed"

@@ -199,7 +199,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(quiet: RunDir, tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
-    assert "the same command goes on from here" in said
+    assert "the same command resumes the run" in said
     assert "Traceback" not in said
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert_same(run, quiet)

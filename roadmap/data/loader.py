@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
+from roadmap.data.arrival import POLL_S, Waiting, arriving, check_workers
 from roadmap.data.check import STREAMS, kind_of
 from roadmap.data.corrupt import LEFT_OUT, CorruptImages
 from roadmap.data.decoder import Picture, wants_tensors
@@ -33,11 +34,11 @@ GREYS = 255  # what a mean or a standard deviation of 1 stands for
 class Checked:
     """A DataLoader's batches, with a clear error in place of the first that must not reach the network."""
 
-    def __init__(self, loader: DataLoader[Any], feed: Numbered | Stream, config: RunConfig, split: Split) -> None:
-        self.loader, self.feed, self.config, self.split = loader, feed, config, split
+    def __init__(self, loader: DataLoader[Any], feed: Numbered | Stream, config: RunConfig, split: Split, waiting: Waiting) -> None:
+        self.loader, self.feed, self.config, self.split, self.waiting = loader, feed, config, split, waiting
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
+        for images, labels in arriving(self.loader, self.close, self.waiting):
             try:
                 self._check(int(labels.min()), int(labels.max()))
             except (ConfigError, CorruptImages):
@@ -68,6 +69,7 @@ class Loader:
     Training gives the plan's micro-batches of whole global batches, evaluation each of the split's `images` once among all
     processes. A label of -1 marks an image of the evaluation that could not be read. `source` stands in for the data set
     that the configuration names. With the loader `beside` it, it shares what `system.corrupt_images` allows this process.
+    While a batch does not come, `waiting` is called with the seconds so far every few seconds, and may raise; NoBatch ends the wait.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Loader:
         plan: BatchPlan | None = None,
         source: Any = None,
         beside: Loader | None = None,
+        waiting: Waiting = lambda seconds: None,
     ) -> None:
         config, plan = stage(config), plan or plan_batches(config)
         name, tensors = f"dataset '{config.data.dataset}'", wants_tensors(config, split)
@@ -100,11 +103,12 @@ class Loader:
         if self.images < least:
             raise ConfigError([Problem(name, f"has {self.images} images in {split}, less than a batch of {least}")])
         workers = config.system.workers
+        check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
         loader: Any = DataLoader(
             **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate, pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, worker_init_fn=obey_parent,
+            persistent_workers=workers > 0, worker_init_fn=obey_parent, timeout=POLL_S if workers else 0,
         )  # fmt: skip
-        self._batches = Checked(loader, self._feed, config, split)
+        self._batches = Checked(loader, self._feed, config, split, waiting)
         mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
         self._loader = PrefetchLoader(self._batches, mean, std, config.model.in_chans, device)
 

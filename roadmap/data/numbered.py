@@ -122,6 +122,7 @@ class Numbered:
         else:
             self.batches = EvaluationBatches(len(source), plan, rank, config.system.eval_batch)
         self.iterations = self.batches.iterations
+        self.batch = plan.micro if training else config.system.eval_batch
         seed = config.seed if training and config.recipe.augments else None
         blank = make_decoder(config, split).convert(Image.new(image_mode(config), (config.data.image_size,) * 2))
         kind = Remembered if isinstance(source, Digits) and seed is None else Samples

@@ -7,11 +7,12 @@ import http.client
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
+from threading import Event, get_ident
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -131,13 +132,7 @@ def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
     try:
         for folder in sorted({(partial_copy / name).parent for name in sizes}):
             folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
-            copies = [pool.submit(shutil.copyfile, source / name, partial_copy / name) for name in sizes]
-            try:
-                for copied in copies:
-                    copied.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        _in_threads(COPIES_AT_ONCE, lambda name, _: shutil.copyfile(source / name, partial_copy / name), sizes)
         partial_copy.rename(target)
     except OSError as error:
         raise ConfigError([Problem(str(target.parent), f"cannot take {source} ({needed:,} bytes): {error.strerror}")]) from error
@@ -166,21 +161,37 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
         for leftover in target.rglob(".*.tmp"):
             leftover.unlink()
         missing = [name for name in dict.fromkeys(names) if not (target / name).is_file()]
-        with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
-            try:
-                list(pool.map(partial(_fetch, address, target), missing))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        _in_threads(DOWNLOADS_AT_ONCE, partial(_fetch, address, target), missing)
     return target
 
 
-def _fetch(address: str, folder: Path, name: str) -> None:
+def _in_threads(threads: int, work: Callable[[str, Event], object], names: Iterable[str]) -> None:
+    """Calls `work` for each name; the first error, or a signal, ends all at once.
+
+    It sets the event that `work` is given, and waits for no thread, which a silent server would make a wait of minutes.
+    """
+    ended = Event()
+    with ThreadPool(threads) as pool:  # of daemons: those of concurrent.futures are waited for, at the end of Python, too
+        try:
+            for _ in pool.imap_unordered(partial(_call, work, ended), names):
+                pass
+        finally:
+            ended.set()
+
+
+def _call(work: Callable[[str, Event], object], ended: Event, name: str) -> None:
+    work(name, ended)
+
+
+def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
     url, path = f"{address}/{name}", folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = aside(path).with_suffix(f".{get_ident()}.tmp")  # a thread that nobody waits for may still be at work on another
     for attempt in range(ATTEMPTS):
-        time.sleep(PAUSE_S * attempt)
+        if ended.wait(PAUSE_S * attempt):
+            return None
         try:
-            return _download(url, path)
+            return _download(url, path, temporary, ended)
         except HTTPError as error:
             reason = f"{error.code} {error.reason}"
             if error.code < 500:
@@ -189,16 +200,19 @@ def _fetch(address: str, folder: Path, name: str) -> None:
             reason = str(error)
         finally:
             with suppress(OSError):
-                aside(path).unlink()
+                temporary.unlink()
     raise ConfigError([Problem(url, f"cannot be fetched to {folder}: {reason}")])
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, temporary: Path, ended: Event) -> None:
     with urlopen(url, timeout=TIMEOUT_S) as answer:
         length = int(answer.headers.get("Content-Length") or 0)
         _check_space(path.parent, url, length)
-        with aside(path).open("wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
+        with temporary.open("wb") as file:
+            while chunk := answer.read1(1 << 20):  # what has come, however slow the server is
+                if ended.is_set():
+                    return
+                file.write(chunk)
             if length and file.tell() != length:
                 raise OSError(f"the connection broke after {file.tell():,} of {length:,} bytes")
-    aside(path).replace(path)
+    temporary.replace(path)

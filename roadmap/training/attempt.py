@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -35,6 +35,7 @@ from roadmap.training.scores import Mean
 from roadmap.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
+STOP_WAIT_S = 10.0  # for a batch that is late, when the run is to stop: less than Slurm's 30 s from SIGTERM to SIGKILL
 Data = tuple[Dataset[Any], Dataset[Any]]
 
 
@@ -54,8 +55,9 @@ class Attempt:
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
         self._open_data(data)
-        self.engine = Engine(config, self.device, len(self.loader), world)
-        self.compiled = self.engine.check_compiled()
+        with self._interruptible():
+            self.engine = Engine(config, self.device, len(self.loader), world)
+            self.compiled = self.engine.check_compiled()
         self.checkpoints, self.ballot = Checkpoints(run.checkpoints), Ballot(world)
         self.window, self.whole = Mean(self.device), Mean(self.device)
         self.epoch, self.began = 0, time.time()
@@ -69,13 +71,24 @@ class Attempt:
         """Both loaders, in all processes or in none."""
         error: Exception | None = None
         try:
-            staged, rank, plan = stage(self.config), self.world.rank, self.plan
-            self.loader = Loader(staged, "train", self.device, rank=rank, plan=plan, source=data and data[0])
-            self.val_loader = Loader(staged, "val", self.device, rank=rank, plan=plan, source=data and data[1], beside=self.loader)
+            with self.stop.at_once():  # also where others wait: they learn of it below
+                staged = stage(self.config)
+                how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
+                self.loader = Loader(staged, "train", self.device, source=data and data[0], **how)
+                self.val_loader = Loader(staged, "val", self.device, source=data and data[1], beside=self.loader, **how)
         except Exception as found:
             error = found
         self.world.agree(error)
         self.votes = max(self.world.gather(len(self.val_loader)))
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Has signals end a process that is alone at once; others would wait for it."""
+        return self.stop.at_once() if self.world.size == 1 else nullcontext()
+
+    def _waiting(self, seconds: float) -> None:
+        """Stopped where a stop was asked for, and no batch has come for `seconds`: what was saved last is all there will be."""
+        if self.stop.signal is not None and seconds > STOP_WAIT_S:
+            raise self._stopped()
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -92,7 +105,8 @@ class Attempt:
     def run(self) -> Result:
         """All epochs that are left."""
         self.world.share(lambda: write_json(self.run_dir.provenance, self.provenance))
-        self._restore()
+        with self._interruptible():
+            self._restore()
         total = self.config.recipe.epochs * len(self.loader)
         self.watch.begin(self.engine.iteration, total)
         try:

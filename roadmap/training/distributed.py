@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,10 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.launch import Launch, launched
 from roadmap.training.stopping import StopSignals, interruptible
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
+WARN_S = 15.0
 PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
 
 
@@ -102,6 +107,18 @@ class Ballot:
 
 
 @contextmanager
+def warned_of(launch: Launch) -> Iterator[None]:
+    """A warning that names who is waited for, if the block takes longer than processes need to start."""
+    warning = threading.Timer(WARN_S, logger.warning, [launch.waits])
+    warning.daemon = True
+    warning.start()
+    try:
+        yield
+    finally:
+        warning.cancel()
+
+
+@contextmanager
 def joined(stop: StopSignals) -> Iterator[World]:
     """The world that this process was launched into, met with the others for as long as the block lasts.
 
@@ -116,8 +133,11 @@ def joined(stop: StopSignals) -> Iterator[World]:
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    with interruptible():
+    with interruptible(), warned_of(launch):
         stop.obey()
-        dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
+        try:
+            dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
+        except RuntimeError as error:  # a port that is taken, or nobody came
+            raise ConfigError([Problem("the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})")]) from error
     yield World(launch)
     dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them

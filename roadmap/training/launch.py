@@ -6,23 +6,37 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from roadmap.strict_yaml import ConfigError, Problem
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below those that systems hand out by themselves
+OUTER = re.compile(r"(TORCHELASTIC|SLURM|SUBMITIT|PMI|PMIX|OMPI)_\w+|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Process `rank` of `size`, the `local_rank`-th on its machine; all meet at `address`:`port`."""
+    """Process `rank` of `size`, the `local_rank`-th on its machine; all meet at `address`:`port`.
+
+    `because` names the variable that counts them, and `instead` is what starts all of them, or this one alone.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     address: str = "127.0.0.1"
     port: int = 0
+    because: str = ""
+    instead: str = ""
+
+    @property
+    def waits(self) -> str:
+        """Who this process waits for, why, and what to do if nobody is to come."""
+        others = "1 other process" if self.size == 2 else f"{self.size - 1} other processes"
+        return f"process {self.rank} waits for {others} at {self.address}:{self.port}, for {self.because} is {self.size}; {self.instead}"
 
 
 def launched() -> Launch:
@@ -37,8 +51,18 @@ def launched() -> Launch:
         return _slurm()
     if env.get("SUBMITIT_EXECUTOR") == "local" and _number("SUBMITIT_LOCAL_NTASKS") > 1:
         rank, local, size = (_number(f"SUBMITIT_LOCAL_{name}") for name in ("GLOBALID", "LOCALID", "NTASKS"))
-        return Launch(rank, size, local, port=_port(env["SUBMITIT_LOCAL_JOB_ID"]))
+        return Launch(rank, size, local, "127.0.0.1", _port(env["SUBMITIT_LOCAL_JOB_ID"]), "SUBMITIT_LOCAL_NTASKS", "submitit starts all")
     return Launch()
+
+
+@contextmanager
+def launched_by_nobody() -> Iterator[None]:
+    """Processes that are started inside do not take this one's launcher for theirs, such as in the shell of an interactive Slurm step."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if OUTER.fullmatch(name)}
+    try:
+        yield
+    finally:
+        os.environ |= before
 
 
 def _torchrun() -> Launch:
@@ -49,7 +73,8 @@ def _torchrun() -> Launch:
     rank, size, local, port = (_number(name) for name in (*TORCHRUN[:3], "MASTER_PORT"))
     if not 0 <= rank < size:
         raise ConfigError([Problem(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")])
-    return Launch(rank, size, local, os.environ["MASTER_ADDR"], port) if size > 1 else Launch()
+    instead = "torchrun starts all of them, and `env -u RANK -u WORLD_SIZE python …` this one alone"
+    return Launch(rank, size, local, os.environ["MASTER_ADDR"], port, "WORLD_SIZE", instead) if size > 1 else Launch()
 
 
 def _slurm() -> Launch:
@@ -57,7 +82,9 @@ def _slurm() -> Launch:
 
     rank, size, local, job = (_number(f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "JOB_ID"))
     hosts = SlurmJobEnvironment().hostnames
-    return Launch(rank, size, local, _address(hosts[0]), _port(f"{job}{os.environ.get('SLURM_STEP_ID', '')}"))
+    port = _port(f"{job}{os.environ.get('SLURM_STEP_ID', '')}")
+    instead = "`srun python …` starts all of them, and in the shell of an interactive step `env -u SLURM_PROCID python …` this one alone"
+    return Launch(rank, size, local, _address(hosts[0]), port, "SLURM_STEP_NUM_TASKS", instead)
 
 
 def _address(node: str) -> str:

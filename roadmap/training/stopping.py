@@ -28,10 +28,14 @@ def interruptible() -> Iterator[None]:
 
 
 class StopSignals:
-    """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second SIGINT ends it at once."""
+    """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second SIGINT ends it at once.
+
+    A loop that reads the request may be far away, such as behind the staging of data: inside `at_once`, signals raise Stopped.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -43,6 +47,17 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For where there is nothing to save: a signal raises Stopped wherever the main thread is, and so does one caught before."""
+        before, self._at_once = self._at_once, True
+        try:
+            if self.signal is not None:
+                raise Stopped(self.signal.name)
+            yield
+        finally:
+            self._at_once = before
+
     def obey(self) -> None:
         """Ends the process by the signal that was caught, if any was: for where signals are not caught any more."""
         if self.signal is not None:
@@ -52,3 +67,5 @@ class StopSignals:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        if self._at_once:
+            raise Stopped(self.signal.name)
