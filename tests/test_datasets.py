@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ from tests.images import (
     batches,
     config_of,
     custom,
+    jpeg,
     labels_of,
     numbers_of,
     picture,
@@ -337,6 +339,15 @@ def test_a_dataset_of_hugging_face_is_read(folder: Path) -> None:
     assert labels_of(found) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     chosen = hfds(folder, data__classes=["bee", "cat"], model__num_classes=2)
     assert labels_of(batches(chosen, "val")) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_dataset_of_hugging_face_has_the_digest_of_its_labels(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    before = make_source(hfds(folder), "train").digest
+    assert make_source(hfds(copy), "train").digest == before
+    (copy / "train" / "bee" / "9.jpg").write_bytes(jpeg(9))
+    assert make_source(hfds(copy), "train").digest != before
 
 
 @pytest.mark.usefixtures("offline")

@@ -20,6 +20,7 @@ from roadmap.data.check import IMAGE_SUFFIXES, choose_classes, class_names, data
 from roadmap.data.corrupt import reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
+from roadmap.data.listing import listing_digest
 from roadmap.data.shards import Shards
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
@@ -42,6 +43,14 @@ class Source(Protocol):
     @property
     def labels(self) -> NDArray[np.int64] | None:
         """The labels of all images."""
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of what identifies its samples in order, such as names and labels, without reading any image.
+
+        The same in every process and for every copy of the data; another one where samples are added, removed, renamed or
+        labeled anew. What is in an image is not part of it.
+        """
 
     def __len__(self) -> int: ...
 
@@ -99,6 +108,11 @@ class Folder:
         self._files = np.array([os.fsencode(os.path.relpath(file, self.root)) for file, _ in found], dtype=np.bytes_)
         self.labels = np.array([label for _, label in found], dtype=np.int64)
 
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(self._files, self.labels)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -128,6 +142,11 @@ class HuggingFace:
         self.num_classes = len(names) or None
         self.labels = np.asarray(table.with_format("numpy")[label][:], dtype=np.int64)
 
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(*self._reader.dataset.column_names, self.labels)
+
     def __len__(self) -> int:
         return len(self._reader)
 
@@ -155,6 +174,11 @@ class Items:
         self.class_names = next(filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None)
         self.num_classes = len(self.class_names) if self.class_names else None
         self.labels = _integers(getattr(items, "targets", None), len(items))
+
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(len(self), self.labels)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -228,6 +252,11 @@ class Chosen:
             labels[source.labels == known[name]] = label
         self._numbers = np.flatnonzero(labels >= 0)
         self.labels = labels[self._numbers]
+
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(self._source.digest, self._numbers, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

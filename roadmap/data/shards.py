@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from roadmap.data.check import data_dir, find_shards
 from roadmap.data.decoder import Decoder, Picture
+from roadmap.data.listing import listing_digest
 from roadmap.files import locked, write_atomic
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -85,6 +86,11 @@ class Shards:
         self.labels: NDArray[np.int64] | None = self.index.label
         self._open: OrderedDict[int, int] = OrderedDict()  # the files in use, the last used last
         self._process = os.getpid()
+
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(self.index.name, self.index.size, self.index.label)
 
     def __len__(self) -> int:
         return len(self.index.label)

@@ -6,6 +6,7 @@ import numpy as np
 
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
+from roadmap.data.listing import listing_digest
 from roadmap.recipe import RunConfig
 
 GREY_LEVELS, BLACK = 85, 85  # of made-up images, as of the digits: noise is cut off only beyond one grey range
@@ -21,6 +22,11 @@ class Digits:
         self.images, self.labels = load_digits(config.data, split)
         self.num_classes, self.decoder = CLASSES, make_decoder(config, split)
         self.class_names = [str(digit) for digit in range(CLASSES)]
+
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +57,11 @@ class Synthetic:
         # As bytes that wrap around: no sum with a pattern leaves 0 to 255.
         self._noise = np.rint(GREY_LEVELS * np.clip(data.noise * drawn, -1, 1)).astype(np.int8).view(np.uint8)
         self._blow_up = np.arange(size) * PATTERN // size
+
+    @property
+    def digest(self) -> str:
+        """As in `Source`."""
+        return listing_digest(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
