@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -115,6 +116,15 @@ class Loader:
     def __len__(self) -> int:
         """Iterations of an epoch; in an evaluation, batches of this process."""
         return self._feed.iterations
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a position in it is measured in, which must be the same for a run that resumes there: JSON values by their names.
+
+        `images` and the `digest` of their listing, None where data can only be streamed; then `readers` says how processes and
+        workers share the stream. `classes` are the names in the order of their labels, None if the data has none.
+        """
+        return {"images": self.images, "digest": self._feed.digest, "readers": self._feed.readers, "classes": self._feed.class_names}
 
     @property
     def corrupt(self) -> int:

@@ -111,7 +111,9 @@ class Numbered:
         self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, given: Any, beside: Corrupt | None
     ) -> None:
         source, training = make_source(config, split, given), split == "train"
-        self.images, self.num_classes = len(source), source.num_classes
+        self.images, self.num_classes, self.class_names = len(source), source.num_classes, source.class_names
+        self.digest: str | None = source.digest
+        self.readers: str | None = None  # an image's place does not depend on them
         self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
         if source.labels is not None and len(source.labels) and source.num_classes in (None, config.model.num_classes):
             for label in (int(source.labels.min()), int(source.labels.max())):

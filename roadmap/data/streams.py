@@ -46,6 +46,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         self.images = int(self.reader.num_samples)
         self.corrupt = Corrupt(FLAGS, config.system.corrupt_images, beside=beside)
         self.iterations = self._iterations()
+        self.digest: str | None = None  # to be had by reading all of it
+        self.readers: str | None = f"{plan.world} x {self.workers} x {self.batch}"
         self._place = RawArray(c_int64, 2)  # epoch and first batch, which workers that live on must hear of
 
     def _open(self, split: Split) -> Any:
@@ -74,6 +76,12 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
     def num_classes(self) -> int | None:
         """How many classes it has, None if it does not say."""
         return len(self.reader.class_to_idx) or None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What its classes are called, in the order of their labels, None if it does not say."""
+        names = self.reader.class_to_idx
+        return sorted(names, key=names.get) or None
 
     def _iterations(self) -> int:
         if self.training:

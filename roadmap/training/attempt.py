@@ -25,7 +25,7 @@ from roadmap.provenance import provenance
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir
 from roadmap.result import FORMAT, Result
-from roadmap.strict_yaml import relative
+from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
 from roadmap.training.distributed import Ballot, World
@@ -36,6 +36,14 @@ from roadmap.training.stopping import Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
 STOP_WAIT_S = 10.0  # for a batch that is late, when the run is to stop: less than Slurm's 30 s from SIGTERM to SIGKILL
+MEASURES = {
+    "images": "training images:",
+    "iterations_per_epoch": "iterations an epoch:",
+    "digest": "digest of the training images' names and labels:",
+    "readers": "processes x workers x images at a time that share the stream:",
+    "val_images": "validation images:",
+    "val_digest": "digest of the validation images' names and labels:",
+}
 Data = tuple[Dataset[Any], Dataset[Any]]
 
 
@@ -235,6 +243,7 @@ class Attempt:
             "last": self.last,
             "metrics_offset": self.log.offset,
             "corrupt": [loader.corrupt_state() for loader in self.loaders],
+            "data": self._data(),
         }
         self.checkpoints.save(self.engine.iteration, state)
         self.lease.saved(self.engine.iteration)
@@ -260,6 +269,7 @@ class Attempt:
         length, iteration = self.log.offset, 0
         name: str | None = None
         for state in self.checkpoints.load():
+            self._check_data(state)
             if state["metrics_offset"] <= length:
                 name, offset, iteration = state["name"], state["metrics_offset"], state["engine"]["iteration"]
                 break
@@ -269,6 +279,24 @@ class Attempt:
         self.log.cut(offset)
         self.checkpoints.forget_after(iteration)
         return name
+
+    def _data(self) -> dict[str, Any]:
+        """What the positions in a checkpoint are measured in."""
+        train, val = (loader.identity for loader in self.loaders)
+        return train | {"iterations_per_epoch": len(self.loader)} | {f"val_{key}": val[key] for key in ("images", "digest")}
+
+    def _check_data(self, state: dict[str, Any]) -> None:
+        """ConfigError where a checkpoint's positions would be others in the data as it is now; nothing has been changed by then."""
+        now, iteration, epoch = self._data(), state["engine"]["iteration"], state["epoch"]
+        then = now | state.get("data", {})  # checkpoints of earlier versions do not say
+        differ = [f"{MEASURES[key]} {then[key]} then, {now[key]} now" for key in MEASURES if then[key] != now[key]]
+        if not differ and not 0 <= iteration - epoch * len(self.loader) <= len(self.loader):
+            differ = [f"an epoch has {len(self.loader)} iterations now"]
+        if differ:
+            where = self.config.system.data_dir or f"dataset '{self.config.data.dataset}'"
+            place = f"has changed since iteration {iteration}, in epoch {epoch + 1}, of {relative(self.run_dir.path)}"
+            way = "resume with the data as it was, or move the run's folder away to train anew"
+            raise ConfigError([Problem(where, f"{place} ({'; '.join(differ)}); {way}")])
 
     def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
