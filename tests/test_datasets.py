@@ -21,8 +21,9 @@ from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
 from roadmap.data import check as looking
-from roadmap.data.check import IMAGE_SUFFIXES, TORCH, check_data
+from roadmap.data.check import TORCH, check_data
 from roadmap.data.datasets import Folder, make_source
+from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.loader import Loader
 from roadmap.data.synthetic import Synthetic
 from roadmap.recipe import RunConfig

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from blocks.spelling import did_you_mean
 from roadmap.data.digits import CLASSES, TRAIN_IMAGES
+from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of images in a folder: timm's, and others that Pillow reads
 PACKAGES = {  # the module that reads a kind of data, and what pip calls it
     "hfds": ("datasets", "datasets"),
     "hfids": ("datasets", "datasets"),
@@ -76,6 +76,16 @@ def check_pipeline(config: RunConfig) -> None:
 def kind_of(data: DataSpec) -> str:
     """What kind of data set it is: the name up to the slash."""
     return data.dataset.partition("/")[0]
+
+
+def is_image_folder(data: DataSpec) -> bool:
+    """Whether torchvision's ImageFolder reads it."""
+    return kind_of(data) == "torch" and torch_name(data) in ("image_folder", "folder")
+
+
+def torch_name(data: DataSpec) -> str:
+    """What timm calls a data set of torchvision."""
+    return data.dataset.split("/", 2)[-1].lower()  # as timm has it
 
 
 def _look_at_digits(config: RunConfig) -> Facts:
@@ -138,7 +148,7 @@ def need_reader(config: RunConfig) -> None:
     module, package = PACKAGES.get(kind, ("", ""))
     if module and find_spec(module) is None:
         raise ConfigError([Problem(where, f"is read by a package that is not there: pip install {package}")])
-    name = config.data.dataset.split("/", 2)[-1].lower()  # as timm has it
+    name = torch_name(config.data)
     if kind == "torch" and name not in TORCH:
         known = did_you_mean(name, TORCH) or f": {', '.join(TORCH)}"
         raise ConfigError([Problem(where, f"is none of torchvision's that timm knows{known}")])
@@ -215,23 +225,14 @@ def class_folders(folder: Path) -> set[str]:
     """The names of the folders in a split's, one a class; hidden ones are none."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+            return {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
     except OSError as error:
         raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]) from error
 
 
 def count_images(folder: Path, most: int | None = None) -> int:
     """How many images a class's folder has, whatever lies in folders below; it looks for no more than `most`."""
-    try:
-        with os.scandir(folder) as entries:
-            images = (entry for entry in entries if _suffix(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())
-            return sum(1 for _ in islice(images, most))
-    except OSError as error:
-        raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}")]) from error
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million of them
+    return sum(1 for _ in islice(images_in(folder), most))
 
 
 def _some(names: list[str]) -> str:
@@ -261,7 +262,7 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
     missing = []
     for name in expand(pattern):
         wild = re.search(r"[*?\[]", name)
-        there = sorted(str(path.relative_to(root)) for path in root.glob(name)) if wild else [name] * (root / name).is_file()
+        there = _matching(root, name) if wild else [name] * (root / name).is_file()
         found += there
         missing += [] if there else [name]
     if missing or not found:
@@ -269,6 +270,12 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
         hint = "" if found else _instead(root, pattern, key)
         raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])}, which {key} names as shards{hint}")])
     return list(dict.fromkeys(found))
+
+
+def _matching(root: Path, pattern: str) -> list[str]:
+    """The files that a pattern with wildcards stands for, sorted; hidden ones where it says so itself."""
+    found = [str(path.relative_to(root)) for path in root.glob(pattern)]
+    return sorted(name for name in found if is_hidden(pattern) or not is_hidden(name))
 
 
 def _instead(root: Path, pattern: str, key: str) -> str:

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.utils.misc import natural_key
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
-from roadmap.data.check import IMAGE_SUFFIXES, choose_classes, class_names, data_dir, kind_of, need_reader
+from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
 from roadmap.data.corrupt import reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
-from roadmap.data.listing import listing_digest
+from roadmap.data.listing import find_images, in_order, listing_digest, walk_files
 from roadmap.data.shards import Shards
+from roadmap.data.splits import find_split
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.files import locked
@@ -98,14 +98,11 @@ class Folder:
         self.class_names, self.decoder = class_names(config), make_decoder(config, split)
         self.num_classes = len(self.class_names)
         self.root = data_dir(config) / split_name(config, split)
-        found: list[tuple[str, int]] = []
-        for label, name in enumerate(self.class_names):
-            found += find_images_and_targets(str(self.root / name), IMAGE_SUFFIXES, class_to_idx={"": label}, sort=False)[0]
+        found = in_order(find_images(self.root, self.class_names))
         if not found:
             raise ConfigError([Problem(str(self.root), "has no images in its class folders")])
-        found.sort(key=lambda image: (natural_key(image[0]), image[0]))
         # A million names as Python's objects would be copied into each worker as it counts references to them.
-        self._files = np.array([os.fsencode(os.path.relpath(file, self.root)) for file, _ in found], dtype=np.bytes_)
+        self._files = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
         self.labels = np.array([label for _, label in found], dtype=np.int64)
 
     @property
@@ -223,11 +220,33 @@ def _integers(targets: Any, length: int) -> NDArray[np.int64] | None:
     return found.astype(np.int64) if found.shape == (length,) and found.dtype.kind in "iu" else None
 
 
+class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
+    """torchvision's ImageFolder, in its order, without hidden files and without links to a folder that they lie in."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The class folders, sorted, and their labels."""
+        names = sorted(class_folders(Path(directory)))
+        return names, {name: label for label, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory: str, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
+        """Paths and labels of all images, also of those in folders below; ConfigError for a class without one."""
+        found = []
+        for name, label in class_to_idx.items():
+            files = [file for file in walk_files(Path(directory, name)) if file.lower().endswith(IMG_EXTENSIONS)]
+            if not files:
+                raise ConfigError([Problem(str(directory), f"has no images ({', '.join(IMG_EXTENSIONS)}) in {name}")])
+            files.sort(key=lambda file: file.rpartition("/")[::2])  # torchvision sorts folders, then the files of each
+            found += [(f"{directory}/{name}/{file}", label) for file in files]
+        return found
+
+
 def _torchvision(config: RunConfig, split: Split) -> Source:
-    data_dir(config)
-    name = split_name(config, split)
+    root, name = data_dir(config), split_name(config, split)
     if split == "train" and "train" not in name:  # timm takes any other name for the test images
         raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
+    if is_image_folder(config.data):
+        return Items(config, split, VisibleImageFolder(find_split(root, name) or root))
     return Items(config, split, open_timm(config, split, download=config.system.download))
 
 

@@ -1,12 +1,113 @@
-"""What a data set consists of: one digest of its samples, whatever its kind."""
+"""What a data set consists of: which files count, in one rule for all kinds of data, and one digest of its samples."""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from roadmap.strict_yaml import ConfigError, Problem
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of images in a folder: timm's, and others that Pillow reads
+HIDDEN = (".", "__MACOSX", "PaxHeader")  # how the names of hidden files begin, and of folders in which archivers keep metadata
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or folder, or a folder on the path to it, is nobody's data; `.` and `..` on the path are not hidden."""
+    return any(part.startswith(HIDDEN) and part not in (".", "..") for part in path.split("/"))
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that any encoding of Unicode takes: a byte that is not UTF-8 is written as `\xe9`."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """One clear message, a ConfigError, for a file or folder that cannot be read inside."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError([Problem(printable(str(error.filename)), f"cannot be read: {error.strerror}")]) from error
+
+
+def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:
+    """The names of the images in a folder, by their suffixes, in no order; images in folders below are not part of it.
+
+    Files that are no images are counted in `others`, by suffix; hidden ones are skipped. ConfigError where it cannot be read.
+    """
+    with readable(), os.scandir(folder) as entries:
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million of them
+            if (others is None and suffix not in IMAGE_SUFFIXES) or is_hidden(entry.name) or _is_folder(entry) is not False:
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                yield entry.name
+            elif others is not None:
+                others[suffix] += 1
+
+
+def find_images(folder: Path, classes: list[str], others: Counter[str] | None = None) -> Iterator[tuple[str, int]]:
+    """The images in a split's class folders, by their paths in `folder`, with their labels, in no order; as `images_in`."""
+    for label, name in enumerate(classes):
+        yield from ((f"{name}/{file}", label) for file in images_in(folder / name, others))
+
+
+def in_order(images: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Images with their labels in timm's order, 2 before 10."""
+    return sorted(images, key=lambda image: (_natural_key(image[0]), image[0]))
+
+
+def _natural_key(text: str) -> list[str | int]:
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", text.lower()))]
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """All files below a folder that are not hidden, by their paths in it, in no order. ConfigError where a folder cannot be read.
+
+    Links are followed, so a folder with two links is read twice, but a link to a folder that it lies in is skipped.
+    """
+    with readable():
+        above = frozenset(map(_place, {*folder.absolute().parents, *folder.resolve().parents}))
+    return _walk(str(folder), "", above)
+
+
+def _place(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from all others, whatever its path."""
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _walk(root: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    folder = f"{root}/{prefix}"
+    with readable():
+        place = _place(folder)
+        if place in above:
+            return
+        with os.scandir(folder) as entries:
+            visible = [(entry.name, _is_folder(entry)) for entry in entries if not is_hidden(entry.name)]
+    for name, is_folder in visible:
+        if is_folder:
+            yield from _walk(root, f"{prefix}{name}/", above | {place})
+        elif is_folder is False:
+            yield prefix + name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """None for a link that leads back to itself."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        return None if error.errno == errno.ELOOP else False
 
 
 def listing_digest(*parts: NDArray[Any] | str | int | None) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from roadmap.data.check import IMAGE_SUFFIXES
+from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.packing import FORK, Shared, begin, write_shard
 from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
 from roadmap.data.shards import load_index

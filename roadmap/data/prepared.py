@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
-from roadmap.data.check import IMAGE_SUFFIXES, class_names
+from roadmap.data.check import class_names
+from roadmap.data.listing import IMAGE_SUFFIXES, find_images, in_order
 from roadmap.files import write_json, written
 from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap
@@ -180,12 +180,11 @@ def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list
 
     Files that are none by their suffix are counted in `others`, by suffix; hidden ones are nobody's.
     """
-    found = [(file, label) for label, name in enumerate(classes) for file in _images(folder, name, others)]
+    found = in_order(find_images(folder, classes, others))
     there = {label for _, label in found}
     if empty := [name for label, name in enumerate(classes) if label not in there]:
         some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         raise ConfigError([Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some}")])
-    found.sort(key=lambda image: (natural_key(image[0]), image[0]))
     taken: set[str] = set()
     samples = []
     for file, label in found:
@@ -197,26 +196,10 @@ def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list
     return samples
 
 
-def _images(folder: Path, name: str, others: Counter[str]) -> list[str]:
-    """The images of a class, by their paths in `folder`; what lies in folders below is none of them."""
-    try:
-        with os.scandir(folder / name) as entries:
-            suffixes = {entry.name: os.path.splitext(entry.name)[1].lower() for entry in entries if not entry.is_dir()}  # noqa: PTH122
-    except OSError as error:
-        raise ConfigError([Problem(str(folder / name), f"cannot be read: {error.strerror}")]) from error
-    others.update(suffix for file, suffix in suffixes.items() if suffix not in IMAGE_SUFFIXES and not file.startswith("."))
-    return [f"{name}/{file}" for file, suffix in suffixes.items() if suffix in IMAGE_SUFFIXES]
-
-
 def _name(file: str) -> str:
     """CLASS/NAME: a sample's name ends at the first dot, and its folder is its class's."""
     folder, _, name = os.path.splitext(file)[0].partition("/")  # noqa: PTH122 - a million of them
     return os.fsencode(f"{folder}/{name.replace('.', '_')}").decode(errors="replace")
-
-
-def natural_key(text: str) -> list[str | int]:
-    """Sorts 2 before 10, as timm sorts images."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", text.lower()))]
 
 
 def _draw(seed: int, file: str) -> bytes:

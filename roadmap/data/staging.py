@@ -17,6 +17,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from roadmap.data.check import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
+from roadmap.data.listing import find_images, readable, walk_files
 from roadmap.files import aside, locked, written
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -61,14 +62,14 @@ def _copy_all(config: RunConfig, folder: Path) -> Path:
         if (download := source / DOWNLOAD_LOCK).exists():
             with suppress(OSError):  # where nothing can be written, nothing is downloaded
                 stack.enter_context(locked(download))
-        said = Path(lock.read_text(encoding="utf-8") or "/nowhere")
+        said = Path(os.fsdecode(lock.read_bytes()) or "/nowhere")
         if lock.stat().st_mtime >= began and said.is_dir():
             return said  # whoever we waited for has just looked
-        sizes = dict(_sizes(source, _parts(config)))
+        sizes = _sizes(source, _files(config, source))
         target = folder / f"{source.name}-{_digest(str(source), str(sorted(sizes.items())))}"
         if not _holds(target, sizes):
             _copy(source, target, sizes)
-        lock.write_text(str(target), encoding="utf-8")
+        lock.write_bytes(os.fsencode(target))
     return target
 
 
@@ -81,46 +82,33 @@ def _enter(stack: ExitStack, lock: Path) -> None:
 
 
 def _digest(*words: str) -> str:
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode("\0".join(words))).hexdigest()[:12]
 
 
-def _parts(config: RunConfig) -> list[str]:
-    """The files and folders of `data_dir` that the configuration reads."""
+def _files(config: RunConfig, root: Path) -> Iterator[str]:
+    """The files in `root` that the configuration reads, by their paths in it."""
     data, splits = config.data, list(dict.fromkeys((config.data.train_split, config.data.val_split)))
     if kind_of(data) == "shards":
-        return [name for split in splits for name in find_shards(config, split)]
-    if kind_of(data) != "folder":
-        return ["."]
-    names = class_names(config)
-    return [f"{split}/{name}" for split in splits for name in names]
+        yield from (name for split in splits for name in find_shards(config, split))
+    elif kind_of(data) == "folder":
+        classes = class_names(config)
+        yield from (f"{split}/{file}" for split in splits for file, _ in find_images(root / split, classes))
+    else:
+        yield from walk_files(root)
 
 
-def _sizes(root: Path, parts: list[str]) -> Iterator[tuple[str, int]]:
-    """The files of `parts` of `root`, by their paths in it, with their sizes; hidden ones are nobody's data."""
-
-    def complain(error: OSError) -> None:
-        raise error
-
-    try:
-        for part in parts:
-            if (root / part).is_file():
-                yield part, (root / part).stat().st_size
-                continue
-            for folder, _, files in os.walk(root / part, followlinks=True, onerror=complain):
-                for name in files:
-                    if not name.startswith("."):
-                        path = os.path.join(folder, name)  # noqa: PTH118 - a million of them
-                        yield os.path.relpath(path, root), os.stat(path).st_size  # noqa: PTH116
-    except OSError as error:
-        raise ConfigError([Problem(str(error.filename), f"cannot be read: {error.strerror}")]) from error
+def _sizes(root: Path, files: Iterable[str]) -> dict[str, int]:
+    """The sizes of files in `root` by their paths in it; ConfigError where one cannot be read."""
+    with readable():
+        return {name: os.stat(f"{root}/{name}").st_size for name in files}  # noqa: PTH116 - a million of them
 
 
 def _holds(folder: Path, sizes: dict[str, int]) -> bool:
     """Whether all files are in `folder`, with these sizes: cleaners of temporary folders take old files, too."""
-    if not folder.is_dir():
+    try:
+        return all(os.stat(f"{folder}/{name}").st_size == size for name, size in sizes.items())  # noqa: PTH116
+    except OSError:
         return False
-    there = dict(_sizes(folder, ["."]))
-    return all(there.get(name) == size for name, size in sizes.items())
 
 
 def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
