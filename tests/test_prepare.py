@@ -590,7 +590,7 @@ def test_another_data_sets_validation_is_not_put_beside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--splits", "train", "test"], r"test cannot be read: No such file or directory; it should have one folder a class"),
+        (["--splits", "train", "test"], r"data has no folder test, but train, val; --splits train val"),
         (["--splits", "train", "train"], "--splits names 'train', which is not a folder of .*, or there twice"),
         (["--splits", "../data/train"], "--splits names '../data/train'"),
         (["--size", "-1"], "--size must be at least 1, not -1"),

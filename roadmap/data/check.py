@@ -14,6 +14,7 @@ from pathlib import Path
 from blocks.spelling import did_you_mean
 from roadmap.data.digits import CLASSES, TRAIN_IMAGES
 from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden
+from roadmap.data.splits import check_root, check_splits, some, usual_names
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
@@ -28,7 +29,6 @@ TORCH = (  # what timm calls torchvision's
     "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist", "inat", "places365", "imagenet",
     "image_folder", "folder",
 )  # fmt: skip
-NAMED = 5  # missing things in a message
 MOST_SHARDS = 10**6
 GROUP = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -102,7 +102,7 @@ def _look_at_folder(config: RunConfig) -> Facts:
         empty += [] if found else [f"{data.train_split}/{name}"]
     empty += [f"{data.val_split}/{name}" for name in names if not count_images(root / data.val_split / name, 1)]
     if empty:
-        raise ConfigError([Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {_some(empty)}")])
+        raise ConfigError([Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")])
     return Facts(len(names), images=images)  # no more than a batch of them
 
 
@@ -129,7 +129,11 @@ def _look_at_custom(config: RunConfig) -> Facts:
 def _look_elsewhere(config: RunConfig) -> Facts:
     need_reader(config)
     if kind_of(config.data) in ("torch", "wds", "tfds"):
-        data_dir(config)
+        root = data_dir(config)
+        if is_image_folder(config.data):
+            check_splits(root, splits_of(config), synonyms=True)
+        elif not config.system.download and not is_remote(config):
+            check_root(root)
     return Facts(len(set(config.data.classes)) if config.data.classes is not None else None)
 
 
@@ -207,15 +211,21 @@ def choose_classes(known: Iterable[str], data: DataSpec, where: str) -> list[str
     return sorted(data.classes)
 
 
+def splits_of(config: RunConfig) -> dict[str, str]:
+    """What the configuration calls the splits, by the keys that set them."""
+    return {"data.train_split": config.data.train_split, "data.val_split": config.data.val_split}
+
+
 def class_names(config: RunConfig) -> list[str]:
     """A folder's classes, sorted: an image's label is the place of its folder's name; ConfigError unless both splits have the same."""
     root, data = data_dir(config), config.data
+    check_splits(root, splits_of(config))
     train, val = (class_folders(root / split) for split in (data.train_split, data.val_split))
     if data.classes is not None:
         return [choose_classes(there, data, str(root / data.train_split)) for there in (val, train)][-1]
     if train != val:
         sides = ((data.train_split, train - val), (data.val_split, val - train))
-        lines = [f"only {split}/ has {_some(sorted(names))}" for split, names in sides if names]
+        lines = [f"only {split}/ has {some(sorted(names))}" for split, names in sides if names]
         both = f"{data.train_split}/ and {data.val_split}/ must have the same classes"
         raise ConfigError([Problem(str(root), f"{both}: {'; '.join(lines)}")])
     return sorted(train)
@@ -233,10 +243,6 @@ def class_folders(folder: Path) -> set[str]:
 def count_images(folder: Path, most: int | None = None) -> int:
     """How many images a class's folder has, whatever lies in folders below; it looks for no more than `most`."""
     return sum(1 for _ in islice(images_in(folder), most))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -266,9 +272,10 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
         found += there
         missing += [] if there else [name]
     if missing or not found:
+        check_root(root)
         key = "data.train_split" if pattern == config.data.train_split else "data.val_split"
         hint = "" if found else _instead(root, pattern, key)
-        raise ConfigError([Problem(str(root), f"has no {_some(missing or [pattern])}, which {key} names as shards{hint}")])
+        raise ConfigError([Problem(str(root), f"has no {some(missing or [pattern])}, which {key} names as shards{hint}")])
     return list(dict.fromkeys(found))
 
 
@@ -279,12 +286,14 @@ def _matching(root: Path, pattern: str) -> list[str]:
 
 
 def _instead(root: Path, pattern: str, key: str) -> str:
-    """What to set where `key` names no shard at all, by what is there; empty if that is not known."""
+    """What to set where `key` names no shard at all, by what is there; empty if nothing is."""
+    there = sorted(name for each in ("*.tar", "*/*.tar") for name in _matching(root, each))
+    numbered = [name for each in there if (name := SHARD.fullmatch(each))]
+    for split in usual_names(key.removeprefix("data.").removesuffix("_split")):
+        prefix = next((name[1] for name in numbered if split in name[1]), None)
+        if prefix is not None:
+            alike = [name[2] for name in numbered if name[1] == prefix]
+            return f"; --set {shlex.quote(f'{key}={prefix}{{{alike[0]}..{alike[-1]}}}.tar')} names those that are there"
     if (root / pattern).is_dir():
         return "; it has a folder of that name: --set data.dataset=folder reads images in folders"
-    split = key.removeprefix("data.").removesuffix("_split")
-    numbered = [name for path in sorted(root.glob(f"{split}*.tar")) if (name := SHARD.fullmatch(path.name))]
-    alike = [name[2] for name in numbered if name[1] == numbered[0][1]]
-    if not alike:
-        return ""
-    return f"; --set {shlex.quote(f'{key}={numbered[0][1]}{{{alike[0]}..{alike[-1]}}}.tar')} names those that are there"
+    return f", but {some(there)}" if there else ""

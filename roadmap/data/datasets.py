@@ -15,13 +15,13 @@ from timm.data import create_dataset
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
-from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
+from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader, splits_of
 from roadmap.data.corrupt import reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.listing import find_images, in_order, listing_digest, walk_files
 from roadmap.data.shards import Shards
-from roadmap.data.splits import find_split
+from roadmap.data.splits import check_splits, find_split, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.files import locked
@@ -87,6 +87,8 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
             return create_dataset(config.data.dataset, root=root, split=name, **more)
         except (RuntimeError, AssertionError, OSError, ValueError, TypeError, LookupError) as error:
             hint = "" if system.download or kind_of(config.data) in ("hfds", "wds") else "; --set system.download=true may fetch it"
+            if other := next((each for each in usual_names(name)[1:] if f"'{each}'" in str(error)), None):  # it lists the splits
+                hint = f"; --set data.{split}_split={other}"
             where = f"dataset '{config.data.dataset}', split '{name}'"
             raise ConfigError([Problem(where, f"cannot be had: {' '.join(str(error).split())}{hint}")]) from error
 
@@ -246,7 +248,8 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
     if split == "train" and "train" not in name:  # timm takes any other name for the test images
         raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
     if is_image_folder(config.data):
-        return Items(config, split, VisibleImageFolder(find_split(root, name) or root))
+        check_splits(root, splits_of(config), synonyms=True)
+        return Items(config, split, VisibleImageFolder(find_split(root, name)))
     return Items(config, split, open_timm(config, split, download=config.system.download))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
-from roadmap.data.check import class_names
+from roadmap.data.check import class_names, data_dir
 from roadmap.data.listing import IMAGE_SUFFIXES, find_images, in_order
+from roadmap.data.splits import Options, check_splits, some
 from roadmap.files import write_json, written
 from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap
@@ -170,6 +172,15 @@ def folder_config(source: Path) -> RunConfig:
 
 def find_classes(config: RunConfig, splits: list[str]) -> list[str]:
     """The names of the folders in each split's, sorted, as a run on the folder numbers them; ConfigError unless all have the same."""
+    check_splits(
+        data_dir(config),
+        {split: split for split in splits},
+        Options(
+            "SOURCE",
+            lambda root: f"name {root} instead",
+            lambda key, name: shlex.join(["--splits", *(name if key == split else split for split in splits)]),
+        ),
+    )
     pairs = [{"train_split": splits[0], "val_split": split} for split in splits]
     named = [class_names(config.model_copy(update={"data": config.data.model_copy(update=pair)})) for pair in pairs]
     return named[0]
@@ -183,8 +194,7 @@ def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list
     found = in_order(find_images(folder, classes, others))
     there = {label for _, label in found}
     if empty := [name for label, name in enumerate(classes) if label not in there]:
-        some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        raise ConfigError([Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some}")])
+        raise ConfigError([Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")])
     taken: set[str] = set()
     samples = []
     for file, label in found:
