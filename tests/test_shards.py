@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from roadmap.data import shards
 from roadmap.data.check import check_data, expand
 from roadmap.data.decoder import make_decoder
 from roadmap.data.loader import Loader
-from roadmap.data.shards import Changed, Shards, load_index
+from roadmap.data.shards import Changed, Shards, known_index, load_index
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import (
@@ -154,17 +156,121 @@ def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        ({"a.jpg": b"x"}, "sample 'a' has no label: no member cls or json"),
-        ({"a.cls": b"1"}, "sample 'a' has no image: no member jpg or jpeg or png or webp or bmp or tif or tiff, but cls"),
-        ({"a.jpg": b"x", "a.cls": b"ant"}, "'ant'"),
-        ({"a.jpg": b"x", "a.json": b'{"class": 1}'}, "'label' is no whole number in its json; set data.label_key"),
+        ({"a.jpg": b"x"}, "sample 'a' in {shard} has no label: no member cls or json, but jpg"),
+        ({"a.cls": b"1"}, "sample 'a' in {shard} has no image: no member jpg or jpeg or png or webp or bmp or tif or tiff, but cls"),
+        ({"x/a.jpg": b"x", "x/a.cls": b"ant"}, "x/a.cls in {shard} has the label 'ant'; a label must be one whole number"),
+        ({"a.jpg": b"x", "a.cls": b"1.7"}, "a.cls in {shard} has the label '1.7'; a label must be one whole number"),
+        ({"a.jpg": b"x", "a.cls": b"\xff"}, "a.cls in {shard} has the label '\\\\xff'; a label must be one whole number"),
+        ({"a.jpg": b"x", "a.cls": b"9" * 20}, "a.cls in {shard} has the label 99999999999999999999; a label must be one whole number"),
+        ({"a.jpg": b"x", "a.json": b'{"label": 1.7}'}, "a.json in {shard} has the label 1.7; a label must be one whole number"),
+        ({"a.jpg": b"x", "a.json": b'{"label": true}'}, "a.json in {shard} has the label True; a label must be one whole number"),
+        (
+            {"a.jpg": b"x", "a.json": b'{"class": 1}'},
+            "a.json in {shard} has no field 'label', which is to be the label; set data.label_key",
+        ),
+        ({"a.jpg": b"x", "a.json": b"[1]"}, "a.json in {shard} has no field 'label', which is to be the label; set data.label_key"),
+        ({"a.jpg": b"x", "a.json": b'{"label": '}, "a.json in {shard} is no JSON"),
     ],
 )
 def test_a_sample_that_lacks_something_is_named(tmp_path: Path, members: dict[str, bytes], said: str) -> None:
-    write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(ConfigError, match=r"a\.tar is not a whole shard") as refused:
+    shard = write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(ConfigError) as refused:
         load_index(tmp_path, ["a.tar"], config_of(tmp_path).data)
-    assert said in str(refused.value)
+    assert str(refused.value).startswith(said.format(shard=shard))
+
+
+def write_members(path: Path, *members: tuple[str, bytes]) -> Path:
+    """A tar file whose members may share names."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def labels_in(root: Path, *members: tuple[str, bytes]) -> list[tuple[str, int]]:
+    """The images and labels of a shard of these members, by the names of the members."""
+    write_members(root / "a.tar", *members)
+    index = load_index(root, ["a.tar"], config_of(root).data)
+    return [(os.fsdecode(name), int(label)) for name, label in zip(index.name, index.label, strict=True)]
+
+
+def test_samples_that_share_a_name_are_samples_of_their_own(tmp_path: Path) -> None:
+    pictures = [("a.jpg", 0), ("b.jpg", 1), ("a.png", 2), ("b.jpg", 0)]
+    members = [
+        (name, content)
+        for number, (image, label) in enumerate(pictures)
+        for name, content in ((image, jpeg(number)), (f"{image[0]}.cls", str(label).encode()))
+    ]
+    assert labels_in(tmp_path, *members) == pictures
+    config = plain(tmp_path, data__train_split="a.tar", data__val_split="a.tar")
+    assert numbers_of(batches(config, "val"), config) == [0, 1, 2, 3]
+    source = open_shards(config, "a.tar")
+    assert len({source.name(number) for number in range(4)}) == 4
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert source.name(3) == f"b.jpg at byte {tar.getmembers()[6].offset_data} of {tmp_path}/a.tar"
+
+
+def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    members = [
+        ("./a.jpg", jpeg(0)), ("a.jpg", jpeg(1)), ("notes", b""), ("a.cls", b"1"), ("./a.cls", b"0"), ("x.y/a.JPG", jpeg(2)),
+        ("x.y/a.b.cls", b"7"), ("x.y/a.Cls", b"2"), ("a.png", jpeg(3)), ("a.cls", b"1"), ("a.seg.png", jpeg(0)),
+    ]  # fmt: skip
+    members[:5] = [members[0], members[4], members[1], members[2], members[3]]
+    write_members(tmp_path / "b.tar", *members)
+    theirs = [
+        (sample.get("jpg", sample.get("png")), int(sample["cls"]))
+        for sample in webdataset.WebDataset(str(tmp_path / "b.tar"), shardshuffle=False)
+    ]
+    index = load_index(tmp_path, ["b.tar"], config_of(tmp_path).data)
+    content = (tmp_path / "b.tar").read_bytes()
+    places = zip(index.offset, index.size, index.label, strict=True)
+    assert [(content[offset : offset + size], label) for offset, size, label in places] == theirs
+    assert len(theirs) == 4
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (["a.jpg", "a.cls", "a.jpg", "a.cls"], "has two members jpg; samples side by side need names of their own"),
+        (["a.jpg", "a.cls", "a.CLS"], "has two members cls; samples side by side need names of their own"),
+        (
+            ["a.jpg", "b.jpg", "a.cls", "b.cls"],
+            "has no label: no member cls or json, but jpg; others of that name lie elsewhere in the file",
+        ),
+    ],
+)
+def test_members_that_make_no_samples_are_named(tmp_path: Path, members: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        labels_in(tmp_path, *((name, b"1") for name in members))
+    assert str(refused.value).startswith(f"sample 'a' in {tmp_path}/a.tar {said}")
+
+
+def test_what_archivers_leave_in_a_shard_is_skipped(tmp_path: Path) -> None:
+    members = ["./._a.jpg", "./a.jpg", "__MACOSX/a.jpg", "PaxHeader/a.jpg", "./PaxHeaders.12/a.jpg", ".git/a.jpg", "./._a.cls", "./a.cls"]
+    assert labels_in(tmp_path, *((name, b"1" if name.endswith("cls") else jpeg(1)) for name in members)) == [("./a.jpg", 1)]
+
+
+def test_an_index_of_another_way_to_scan_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = plain(write_shards(tmp_path))
+    monkeypatch.setattr(shards, "SCAN", 1)
+    open_shards(config)
+    monkeypatch.setattr(shards, "_scan", None)
+    open_shards(config)
+    monkeypatch.undo()
+    assert known_index(tmp_path, [f"train-0{number}.tar" for number in range(4)], config.data) is None
+
+
+def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    folder = "caf\udce9"  # as Python has a byte that is no UTF-8
+    assert labels_in(tmp_path, (f"{folder}/a.jpg", jpeg(5)), (f"{folder}/a.cls", b"0")) == [(f"{folder}/a.jpg", 0)]
+    config = plain(tmp_path, data__train_split="a.tar", data__val_split="a.tar")
+    source = open_shards(config, "a.tar")
+    assert source.class_names == ["caf\\xe9"]
+    assert source.name(0).startswith("caf\\xe9/a.jpg at byte ")
+    assert numbers_of(batches(config, "val"), config) == [5]
 
 
 def test_labels_may_be_in_json(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from numpy.typing import NDArray
 
 from roadmap.data.check import data_dir, find_shards
 from roadmap.data.decoder import Decoder, Picture
-from roadmap.data.listing import listing_digest
+from roadmap.data.labels import BadSample, field_in, label_in, label_of
+from roadmap.data.listing import is_hidden, listing_digest, printable
 from roadmap.files import locked, write_atomic
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -31,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 LABEL_MEMBER, TABLE_MEMBER = "cls", "json"
+APART = "; others of that name lie elsewhere in the file, where they are another sample: write it with tar --sort=name"
 OPEN_FILES = 64  # a process may have some thousand at most, and each worker of a loader has as many
 BLOCK = 512  # a tar's unit; one of zeros ends it
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # a sample's name ends at the first dot, as WebDataset has it
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # a sample's name ends at the first dot, as WebDataset has it
+SCAN = 2  # another number for another way to read the members, so that no index of the old one is used
 Stamp = tuple[str, int, int]  # a shard's name, size and time of change
 
 
@@ -107,7 +112,8 @@ class Shards:
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
-        return f"{self.index.name[number].decode()} in {self.root / self.index.shards[self.index.shard[number]][0]}"
+        member, shard = os.fsdecode(self.index.name[number]), self.index.shards[self.index.shard[number]][0]
+        return f"{printable(member)} at byte {self.index.offset[number]} of {self.root / shard}"  # members may share a name
 
     def _file(self, shard: int) -> int:
         if self._process != os.getpid():  # a worker opens its own, and closes what it has inherited
@@ -147,7 +153,7 @@ def class_names_of(index: Index) -> list[str] | None:
     """What classes are called, by label: the folder in which all samples of a label lie and no others, None unless each has one."""
     labels, first = np.unique(index.label, return_index=True)
     folders = [bytes(index.name[number]).rpartition(b"/")[0] for number in first]
-    names = [folder.rpartition(b"/")[2].decode() for folder in folders]
+    names = [printable(os.fsdecode(folder.rpartition(b"/")[2])) for folder in folders]
     if not np.array_equal(labels, np.arange(len(labels))) or not all(names) or len(set(names)) < len(names):
         return None
     starts = np.array([folder + b"/" for folder in folders], dtype=np.bytes_)
@@ -182,7 +188,7 @@ def known_index(root: Path, names: list[str], data: DataSpec) -> Index | None:
 
 
 def _index_file(root: Path, names: list[str], data: DataSpec) -> Path:
-    keys = json.dumps([names, data.image_key, data.label_key])
+    keys = json.dumps([SCAN, names, data.image_key, data.label_key])
     return root / f".index-{sha256(keys.encode()).hexdigest()[:12]}.npz"
 
 
@@ -197,6 +203,8 @@ def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
     for number, (name, _, _) in enumerate(stamps):
         try:
             rows += [(number, *row) for row in scan_shard(root / name, data)]
+        except BadSample as error:
+            problems += error.problems
         except (tarfile.TarError, ValueError, OSError) as error:
             problems.append(Problem(str(root / name), f"is not a whole shard: {error}"))
     if problems:
@@ -207,40 +215,40 @@ def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
 
 
 def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, bytes]]:
-    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, or a sample incomplete."""
+    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, BadSample if a sample is incomplete."""
     images = data.image_key.split(";") if data.image_key else IMAGE_MEMBERS
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            split = NAME.fullmatch(member.name)
-            if member.isfile() and split:
-                samples.setdefault(split[1], {})[split[2].lower()] = member
+        samples = list(_group(tar, path))
         file.seek(tar.offset)
         if file.read(BLOCK) != bytes(BLOCK):
             raise ValueError("its end is missing")
-        for name, members in samples.items():
+        for name, members in samples:
             image = next((members[key] for key in images if key in members), None)
-            if image is None:
-                raise ValueError(f"sample '{name}' has no image: no member {' or '.join(images)}, but {', '.join(sorted(members))}")
-            yield image.offset_data, image.size, _label(file, name, members, data.label_key), image.name.encode()
+            label = members.get(data.label_key or LABEL_MEMBER, members.get(TABLE_MEMBER))
+            if image is None or label is None:
+                wanted = " or ".join(images) if image is None else f"{data.label_key or LABEL_MEMBER} or {TABLE_MEMBER}"
+                what = f"no {'image' if image is None else 'label'}: no member {wanted}, but {', '.join(sorted(members))}"
+                apart = "" if sum(name == other for other, _ in samples) == 1 else APART
+                raise BadSample(f"sample '{printable(name)}' in {path} has {what}{apart}")
+            file.seek(label.offset_data)
+            content, where = file.read(label.size), f"{printable(label.name)} in {path}"
+            if label is members.get(TABLE_MEMBER):
+                field = data.label_key if data.label_key not in (None, TABLE_MEMBER) else "label"
+                number = label_of(field_in(content, field, where), where)
+            else:
+                number = label_in(content, where)
+            yield image.offset_data, image.size, number, os.fsencode(image.name)
 
 
-def _label(file: io.BufferedReader, name: str, members: dict[str, tarfile.TarInfo], key: str | None) -> int:
-    """A sample's label: the text of its label member, or else a field of its JSON."""
-    member = members.get(key or LABEL_MEMBER)
-    table = members.get(TABLE_MEMBER)
-    if member is None and table is None:
-        raise ValueError(f"sample '{name}' has no label: no member {key or LABEL_MEMBER} or {TABLE_MEMBER}")
-    if member is not None and member is not table:
-        return int(_content(file, member))
-    assert table is not None
-    fields = json.loads(_content(file, table))
-    field = key if key and key != TABLE_MEMBER else "label"
-    if not isinstance(fields, dict) or not isinstance(fields.get(field), int):
-        raise ValueError(f"sample '{name}' has no label: '{field}' is no whole number in its {TABLE_MEMBER}; set data.label_key")
-    return int(fields[field])
-
-
-def _content(file: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
-    file.seek(member.offset_data)
-    return file.read(member.size)
+def _group(tar: Iterable[tarfile.TarInfo], path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Samples as WebDataset has them: members side by side that share a name, by their suffixes; BadSample for one that is there twice."""
+    files = ((member, NAME.fullmatch(member.name)) for member in tar if member.isfile() and not is_hidden(member.name))
+    named = ((match[1], match[2].lower(), member) for member, match in files if match)
+    for name, group in groupby(named, key=itemgetter(0)):
+        members: dict[str, tarfile.TarInfo] = {}
+        for _, suffix, member in group:
+            if suffix in members:
+                hint = "samples side by side need names of their own"
+                raise BadSample(f"sample '{printable(name)}' in {path} has two members {printable(suffix)}; {hint}")
+            members[suffix] = member
+        yield name, members
