@@ -388,7 +388,7 @@ def test_items_handed_over_may_be_pictures_arrays_or_tensors() -> None:
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), "a.jpg"])
 def test_items_of_another_form_are_refused(image: Any) -> None:
-    with pytest.raises(TypeError, match=r"uint8|must be a PIL image"):
+    with pytest.raises(ConfigError, match=r"^item 0 of dataset 'custom/pictures' .*(uint8|must be a PIL image)"):
         batches(custom(), "val", source=Pictures([(image, 0)]))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blocks.spelling import did_you_mean
 from roadmap.data.digits import CLASSES, TRAIN_IMAGES
-from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden
+from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden, printable
 from roadmap.data.splits import check_root, check_splits, some, usual_names
 from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -235,9 +235,12 @@ def class_folders(folder: Path) -> set[str]:
     """The names of the folders in a split's, one a class; hidden ones are none."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
+            names = {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
     except OSError as error:
         raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]) from error
+    if foreign := sorted(printable(name) for name in names if printable(name) != name):  # it could not be written into a table
+        raise ConfigError([Problem(str(folder), f"has class folders whose names are not UTF-8: {some(foreign)}; rename them")])
+    return names
 
 
 def count_images(folder: Path, most: int | None = None) -> int:

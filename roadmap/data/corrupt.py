@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from roadmap.data.depth import in_mode
 from roadmap.terminal import count
@@ -52,7 +53,15 @@ def reading(name: str | Callable[[], str], signs: tuple[type[Exception], ...] = 
 def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
     """The image in `file`, which is closed, in Pillow's `mode`; Unreadable if it is not one."""
     with reading(name), file:
-        return in_mode(Image.open(file), mode)
+        return in_mode(open_image(file), mode)
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """The image in `file` as far as its header; ValueError in words of its own where it is none, for Pillow's hold an address in memory."""
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        raise ValueError("it has no image format that is known" if file.seek(0, os.SEEK_END) else "it is empty") from error
 
 
 class Corrupt:

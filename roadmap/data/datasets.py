@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
 from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader, splits_of
-from roadmap.data.corrupt import reading
+from roadmap.data.corrupt import Unreadable, reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
-from roadmap.data.listing import find_images, in_order, listing_digest, walk_files
+from roadmap.data.labels import BadSample, label_of, labels_of
+from roadmap.data.listing import find_images, in_order, listing_digest, printable, walk_files
 from roadmap.data.shards import Shards
-from roadmap.data.splits import check_splits, find_split, usual_names
+from roadmap.data.splits import check_splits, find_split, some, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.files import locked
@@ -116,13 +118,17 @@ class Folder:
         return len(self.labels)
 
     def __getitem__(self, number: int) -> tuple[Picture, int]:
-        name = self.name(number)
-        with reading(name), Path(name).open("rb") as file:
+        path = self._path(number)
+        name = printable(path)
+        with reading(name), open(path, "rb") as file:  # noqa: PTH123
             return self.decoder.decode(file, name), int(self.labels[number])
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
-        return str(self.root / os.fsdecode(self._files[number]))
+        return printable(self._path(number))
+
+    def _path(self, number: int) -> str:
+        return f"{self.root}/{os.fsdecode(self._files[number])}"
 
 
 class HuggingFace:
@@ -130,34 +136,41 @@ class HuggingFace:
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         image, label = config.data.image_key or "image", config.data.label_key or "label"
-        self._reader = open_timm(config, split, input_key=image, target_key=label).reader
-        table = self._reader.dataset
+        reader = open_timm(config, split, input_key=image, target_key=label).reader
+        self._table, self._image, self._split = reader.dataset, image, reader.split
+        table = self._table
         there = [name for name in table.column_names if name != image or any(table[:1][name])]  # timm adds an empty one if need be
         for key in (image, label):
             if key not in there:
                 raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")])
-        names = self._reader.class_to_idx
+        names = reader.class_to_idx
         self.decoder, self.class_names = make_decoder(config, split), sorted(names, key=names.get) or None
         self.num_classes = len(names) or None
-        self.labels = np.asarray(table.with_format("numpy")[label][:], dtype=np.int64)
+        column, where = np.asarray(table.with_format("numpy")[label][:]), f" of dataset '{config.data.dataset}'"
+        try:
+            self.labels = labels_of(column, lambda number: self.name(number) + where, lambda number: table[number][label])
+        except BadSample as error:
+            raise BadSample(f"{error}; data.label_key may name another column: {', '.join(there)}") from None
 
     @property
     def digest(self) -> str:
         """As in `Source`."""
-        return listing_digest(*self._reader.dataset.column_names, self.labels)
+        return listing_digest(*self._table.column_names, self.labels)
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._table)
 
     def __getitem__(self, number: int) -> tuple[Picture, int]:
         name = self.name(number)
         with reading(name):
-            file, label = self._reader[number]
-        return self.decoder.decode(file, name), int(label)
+            image = self._table[number][self._image] or {}  # None where the row has no image
+            content, path = image.get("bytes") or b"", image.get("path")
+            file = io.BytesIO(content) if content or not path else open(path, "rb")  # noqa: PTH123, SIM115 - decode closes it
+        return self.decoder.decode(file, name), int(self.labels[number])
 
     def name(self, number: int) -> str:
         """What an image is called in messages."""
-        return f"row {number} of '{self._reader.split}'"
+        return f"row {number} of '{self._split}'"
 
 
 class Items:
@@ -173,6 +186,9 @@ class Items:
         self.class_names = next(filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None)
         self.num_classes = len(self.class_names) if self.class_names else None
         self.labels = _integers(getattr(items, "targets", None), len(items))
+        if len(items):
+            with suppress(Unreadable):  # it is counted when its turn comes
+                self[0]  # or a label that is none would show when the training has begun
 
     @property
     def digest(self) -> str:
@@ -184,18 +200,20 @@ class Items:
 
     def __getitem__(self, number: int) -> tuple[Picture, int]:
         with reading(lambda: self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
-            image, label = self._items[number]
-            return self.decoder.convert(self._image(image)), int(label)
+            item = self._items[number]
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise BadSample(f"{self.name(number)} is a {type(item).__name__}; it must be an image and a label")
+            return self.decoder.convert(self._image(item[0], number)), label_of(item[1], lambda: self.name(number))
 
-    def _image(self, image: Any) -> Image.Image | NDArray[np.uint8]:
+    def _image(self, image: Any, number: int) -> Image.Image | NDArray[np.uint8]:
         if isinstance(image, Tensor):
             image = image.permute(1, 2, 0).numpy()
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
-                raise TypeError(f"{self._where} has images of {image.dtype}; they must be of uint8")
+                raise BadSample(f"{self.name(number)} is an image of {image.dtype}; it must be of uint8")
             return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if not isinstance(image, Image.Image):
-            raise TypeError(f"{self._where} has a {type(image).__name__} for an image; it must be a PIL image, an array or a tensor")
+            raise BadSample(f"{self.name(number)} has a {type(image).__name__} for an image; it must be a PIL image, an array or a tensor")
         return image
 
     def name(self, number: int) -> str:
@@ -204,13 +222,15 @@ class Items:
             files = getattr(self._items, attribute, None)
             entry = files[number] if isinstance(files, list) and number < len(files) else None
             if isinstance(entry, tuple) and entry and isinstance(entry[0], str):
-                return entry[0]
+                return printable(entry[0])
         return f"item {number} of {self._where}"
 
 
 def _strings(names: Any) -> list[str] | None:
-    """A list of strings, None for anything else."""
-    return list(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else None
+    """A list of strings that can be printed, None for anything else."""
+    return (
+        [printable(name) for name in names] if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else None
+    )
 
 
 def _integers(targets: Any, length: int) -> NDArray[np.int64] | None:
@@ -267,6 +287,8 @@ class Chosen:
         names = source.class_names
         known = {name: label for label, name in enumerate(names)} if names else {str(label): label for label in np.unique(source.labels)}
         chosen = choose_classes(known, config.data, where)
+        if twice := [name for name in chosen if names and names.count(name) > 1]:
+            raise ConfigError([Problem(where, f"has more than one class called {some(twice)}, so data.classes cannot choose it")])
         self.class_names = chosen if names else sorted(chosen, key=int)
         self.num_classes, self._source = len(chosen), source
         labels = np.full(len(source), -1, dtype=np.int64)

@@ -11,9 +11,9 @@ import warnings
 from ctypes import c_bool, c_uint64
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from roadmap.data.corrupt import Unreadable, reading
+from roadmap.data.corrupt import Unreadable, open_image, reading
 from roadmap.data.depth import in_8_bits, in_mode
 from roadmap.data.prepared import Finished, Recipe, Shard
 from roadmap.files import aside, sync_folder
@@ -118,7 +118,7 @@ def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
     """
     with reading(str(path)):
         content = path.read_bytes()
-        with _open(content) as image:
+        with open_image(io.BytesIO(content)) as image:
             scale = 1.0 if recipe.size is None else min(1.0, recipe.size / min(image.size))
             is_plain = image.format in JPEG and image.mode in ("L", "RGB")
             if recipe.size is None or (scale == 1.0 and is_plain):
@@ -134,10 +134,3 @@ def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
             file = io.BytesIO()
             small.save(file, "JPEG", quality=recipe.quality)
             return file.getvalue(), "jpg"
-
-
-def _open(content: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:
-        raise ValueError("it has no image format that is known") from error  # Pillow's words hold an address in memory

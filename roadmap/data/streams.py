@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from ctypes import c_int64
@@ -10,7 +11,7 @@ from itertools import islice
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -21,6 +22,8 @@ from roadmap.data.datasets import open_timm
 from roadmap.data.decoder import Picture, image_mode
 from roadmap.data.depth import in_mode
 from roadmap.data.digits import Split
+from roadmap.data.labels import BadSample, field_in, label_in, label_of
+from roadmap.data.listing import is_hidden, printable
 from roadmap.randomness import SAMPLE, reseed, seed_of
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -114,9 +117,9 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             end = len(range(worker, total, self.workers)) * self.batch
         count = ahead
         try:
-            for image, label in islice(self.reader, ahead, end):
+            for image, label in self._read(worker, ahead, end):
                 reseed(SAMPLE, self.config.seed, epoch, self.rank, worker, count)
-                yield self.transform(image), int(label)
+                yield self.transform(image), label
                 count += 1
         except CorruptImages:  # the loader ends the run when it gets a batch, so it gets one
             size = self.config.data.image_size
@@ -124,6 +127,17 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             return
         if end is not None and count < end:
             raise RuntimeError(f"the stream '{self.config.data.dataset}' ended after {count} of a worker's {end} images")
+
+    def _read(self, worker: int, first: int, end: int | None) -> Iterator[tuple[Picture, int]]:
+        """A worker's images and labels from number `first` on; BadSample where one is none."""
+        where = f"of worker {worker} of process {self.rank} in dataset '{self.config.data.dataset}'"
+        number = first
+        try:
+            for image, label in islice(self.reader, first, end):
+                yield image, label_of(label, f"image {number} {where}")
+                number += 1
+        except (AttributeError, UnidentifiedImageError) as error:  # no image at all, or one that `datasets` cannot decode
+            raise BadSample(f"image {number} {where} cannot be decoded: {_why(error)}") from error
 
     def _begin(self, epoch: int, worker: int) -> None:
         """Sets timm's reader to the beginning of an epoch, as if it had not been used before."""
@@ -141,27 +155,57 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             if "handler" in getattr(stage, "kw", {}):
                 stage.kw["handler"] = _reraise  # timm would go on without what it cannot read
                 if stage.args and isinstance(stage.args[0], partial):
-                    stage.args = (_Decode(stage.args[0], self.corrupt, image_mode(self.config)),)
+                    key = self.config.data.label_key or reader.split_info.alt_label or None
+                    stage.args = (_Decode(stage.args[0], self.corrupt, image_mode(self.config), key),)
+                else:
+                    stage.kw["select_files"] = _is_visible
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with an image; Pillow's words on one of no format hold an address in memory."""
+    return "it has no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _is_visible(member: str) -> bool:
+    return not is_hidden(member)
 
 
 def _reraise(error: Exception) -> bool:
+    if isinstance(error, ValueError) and "duplicate file name" in str(error):
+        member = str(error.args[0]).partition(": ")[0]
+        raise BadSample(f"a shard has two members {printable(member)}; samples side by side need names of their own") from error
     raise error
 
 
 class _Decode:
-    """timm's decoding of a sample, in `mode`, which leaves out an image that cannot be read; CorruptImages if there are too many."""
+    """timm's decoding of a sample, in `mode`, which leaves out an image that cannot be read; CorruptImages if there are too many.
 
-    def __init__(self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str) -> None:
-        self.decode, self.corrupt, self.mode = decode, corrupt, mode
+    BadSample for a sample without a label, or with one that is none: `key` names a field of its JSON, None its text.
+    """
+
+    def __init__(self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str, key: str | None) -> None:
+        self.decode, self.corrupt, self.mode, self.key = decode, corrupt, mode, key
 
     def __call__(self, sample: dict[str, Any]) -> Any:
+        name = f"{sample['__key__']} in {sample['__url__']}"
+        self._check_label(sample, name)
         try:
             decoded = self.decode(sample)
             return decoded and decoded | {"jpg": in_mode(decoded["jpg"], self.mode)}  # timm's name for it
         except DAMAGED as error:
-            if type(error).__name__ == "WdsTargetKeyError":
-                raise
-            name = f"{sample.get('__key__')} in {sample.get('__url__')}"
-            self.corrupt.add(zlib.crc32(name.encode()) % FLAGS, OSError(f"{name} is not an image that can be read: {error}"))
+            content = b"".join(part for part in sample.values() if isinstance(part, bytes))  # samples may share a name
+            number = zlib.crc32(content, zlib.crc32(os.fsencode(name))) % FLAGS
+            self.corrupt.add(number, OSError(f"{printable(name)} is not an image that can be read: {_why(error)}"))
             self.corrupt.check()
             return None
+
+    def _check_label(self, sample: dict[str, Any], name: str) -> None:
+        member = "cls" if self.key is None else "json"
+        where = f"{printable(sample['__key__'])}.{member} in {sample['__url__']}"
+        if member not in sample:
+            there = ", ".join(sorted(key for key in sample if not key.startswith("__")))
+            raise BadSample(f"sample '{printable(sample['__key__'])}' in {sample['__url__']} has no label: no member {member}, but {there}")
+        if self.key is None:
+            label_in(sample[member], where)
+        else:
+            label_of(field_in(sample[member], self.key, where), where)

@@ -18,7 +18,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import Resize, functional  # type: ignore[import-untyped]
 
-from roadmap.data.corrupt import reading
+from roadmap.data.corrupt import open_image, reading
 from roadmap.data.depth import in_mode
 from roadmap.recipe import Recipe
 
@@ -50,7 +50,7 @@ class TensorDecoder:
         """The image in `file`, which is closed; Unreadable if it is not one."""
         with reading(name), file:
             content = file.read()
-            image = Image.open(io.BytesIO(content))  # its header alone
+            image = open_image(io.BytesIO(content))  # its header alone
             if decode_jpeg is not None and image.format in JPEG and image.mode in ("L", self.mode):
                 with suppress(RuntimeError):
                     pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=READ_MODES[self.mode])
