@@ -1,8 +1,10 @@
 """RandAugment on the device: timm draws what happens to each image, and all images of a batch that drew the same go through it at once.
 
-Pixel by pixel, an operation gives what timm's gives of Pillow's images, in whole grey levels. Rotation, shear and translation
-interpolate as `recipe.train_interpolation` says: bilinear and nearest as Pillow does; bicubic by PyTorch's kernel, whose
-parameter is -0.75 where that of Pillow's transforms is -1, so that its edges are a little softer.
+Pixel by pixel, an operation gives what timm's gives of Pillow's images, in whole grey levels, but for auto-contrast where a
+level ought to be whole: Pillow rounds its factor first and may fall below it, so the brightest pixel of an image of levels 0
+to 25 becomes 254 there, and 255 here. Rotation, shear and translation interpolate as `recipe.train_interpolation` says:
+bilinear and nearest as Pillow does; bicubic by PyTorch's kernel, whose parameter is -0.75 where that of Pillow's transforms
+is -1, so that its edges are a little softer.
 """
 
 from __future__ import annotations
