@@ -36,7 +36,7 @@ from roadmap.data.staging import stage
 from roadmap.options import main_of
 from roadmap.recipe import RunConfig
 from roadmap.settings import parse_overrides
-from tests.images import CLASSES, TINY, config_of, write_folder, write_tar
+from tests.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
 
 WAIT_S = 120.0
 SHAPE = ("--size", "150", "--shard-images", "9")
@@ -230,6 +230,20 @@ def test_shards_of_untouched_files_are_the_folder(zoo: Path, tmp_path: Path) -> 
     assert sorted(pictures(make_source(shards, "train"))) == sorted(pictures(make_source(folder, "train")))
     kept = {content for name, content in members(tmp_path / "out").items() if not name.endswith(".cls")}
     assert kept == {path.read_bytes() for path in zoo.glob("val/*/*.*") if path.suffix != ".txt"}
+
+
+def test_names_that_a_shard_cannot_hold_are_read_back_one_to_one(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", train=1, val=1)
+    for number, name in enumerate(
+        ("0.png", "0_.jpg", "0.0.jpg", "0_0.jpg", "0.JPG", "a\nb.jpg", "caf\udce9.jpg", "caf\udcea.jpg", "._0.jpg")
+    ):
+        (root / "val" / "ant" / name).write_bytes(jpeg(10 + number))
+    said = prepare(root, tmp_path / "out", "--size", "none").stdout
+    folder, shards = make_source(config_of(root), "val"), make_source(shards_of(said), "val")
+    assert len(folder) == 3 + 8
+    assert pictures(shards) == pictures(folder)
+    assert len({shards.name(number) for number in range(len(shards))}) == len(shards)
+    assert shards.class_names == list(CLASSES)
 
 
 def test_training_images_are_shuffled_once_and_others_keep_their_order(zoo: Path, tmp_path: Path) -> None:
