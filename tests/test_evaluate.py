@@ -33,6 +33,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from run_step import parser, run
+from tests.images import jpeg, plain, write_tar
 from tests.test_timm_parity import randomise
 
 STEP = "separate_downsampling"
@@ -316,6 +317,21 @@ def test_the_command_line_evaluates_weights_at_another_resolution(photos: Path, 
         wanted = [expected.hits(most, label) for expected in figures for most in (1, 5)]
         assert [float(row[key]) for key in ("top1", "top5", "ema_top1", "ema_top5")] == pytest.approx(wanted, abs=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_classes_that_shards_have_no_images_of_are_numbered(tmp_path: Path) -> None:
+    members = {
+        f"{name}/{number}.{key}": value
+        for label, name in enumerate(("ant", "bee"))
+        for number in range(2)
+        for key, value in (("jpg", jpeg(number)), ("cls", str(label).encode()))
+    }
+    write_tar(tmp_path / "a.tar", members)
+    config = plain(tmp_path, data__dataset="shards", data__train_split="a.tar", data__val_split="a.tar")
+    torch.save(network_of(config).state_dict(), tmp_path / "weights.pth")
+    assert evaluate_run(config, tmp_path / "runs", source=str(tmp_path / "weights.pth"), per_class=tmp_path / "out.csv") == 0
+    rows = [line.split(",") for line in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()]
+    assert [row[:3] for row in rows[1:]] == [["0", "0", "2"], ["1", "1", "2"], ["2", "2", "0"]]
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,10 @@ def evaluate_run(
     `view` is the configuration with the resolution and crop to see the images in, `per_class` where the classes' figures go.
     """
     view = view or config
+    names: list[str] = []
     if per_class is not None:
         _check_writable(per_class)
+        names = _names(view)  # or data that has none would show when all is evaluated
     found = find_file(source) if source is not None else find_run(config, run_dir_of(runs, config))
     try:
         evaluations = evaluate_found(found, view, kind)
@@ -156,7 +158,7 @@ def evaluate_run(
         print(line)
     if per_class is not None:
         with written(per_class):
-            write_atomic(per_class, table(view, evaluations))
+            write_atomic(per_class, table(names, evaluations))
         print(f"{relative(per_class)} holds the {view.model.num_classes} classes")
     return 0
 
@@ -173,24 +175,24 @@ def report(found: Found, view: RunConfig, evaluations: Mapping[Kind, Evaluation]
     return lines
 
 
-def table(view: RunConfig, evaluations: Mapping[Kind, Evaluation]) -> str:
-    """A CSV line a class; accuracies are percent, and empty for a class without images."""
+def table(names: list[str], evaluations: Mapping[Kind, Evaluation]) -> str:
+    """A CSV line per class, of these names; accuracies are percent, and empty for a class without images."""
     rows = {kind: evaluation.classes for kind, evaluation in evaluations.items()}
     columns = [f"{PREFIXES[kind]}{figure}" for kind in rows for figure in ("top1", "top5")]
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(["class", "name", "images", *columns])
     images = [row[0] for row in next(iter(rows.values()))]
-    for index, (name, count) in enumerate(zip(_names(view), images, strict=True)):
+    for index, (name, count) in enumerate(zip(names, images, strict=True)):
         hits = [hit for classes in rows.values() for hit in classes[index][1:]]
         lines.writerow([index, name, count, *(f"{100 * hit / count:.4f}" if count else "" for hit in hits)])
     return text.getvalue()
 
 
 def _names(config: RunConfig) -> list[str]:
-    """The classes' names, or their numbers where the data has no names for them."""
+    """The classes' names, or their numbers where the data has no names for all of them, as shards without images of some."""
     names = None if kind_of(config.data) in STREAMS else make_source(stage(config), "val").class_names
-    return names or [str(index) for index in range(config.model.num_classes)]
+    return names if names and len(names) == config.model.num_classes else [str(index) for index in range(config.model.num_classes)]
 
 
 def _check_writable(path: Path) -> None:
