@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
-from roadmap.strict_yaml import ConfigError, Problem, read_yaml, relative, show
+from roadmap.strict_yaml import ConfigError, Problem, read_yaml, relative, show, write_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -204,8 +203,7 @@ class RunConfig(Spec):
 
     def to_yaml(self) -> str:
         """The text of `config.yaml`."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        return text
+        return write_yaml(self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:

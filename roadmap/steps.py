@@ -38,7 +38,7 @@ def load_roadmaps(path: str | Path = STEPS_YAML) -> dict[str, Roadmap]:
 
 
 def flat_text(path: str | Path) -> str:
-    """A steps file with all that it extends in one, as JSON, which reads the same wherever it is put; ConfigError as in `load_roadmap`."""
+    """A steps file with all that it extends in one, which reads the same wherever it is put; ConfigError as in `load_roadmap`."""
     document = read_steps_file(Path(path))
     return document.text({name: roadmap.trunk[-1] for name, roadmap in _checked(document, list(document.written.roadmaps)).items()})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from blocks.spelling import did_you_mean
 from roadmap import STEPS_YAML
 from roadmap.recipe import reason
 from roadmap.settings import one_of_these
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative
+from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, write_yaml
 from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -95,11 +94,11 @@ class Document:
         return nodes
 
     def text(self, ends: Mapping[str, str]) -> str:
-        """The file with what it extends in one, as JSON; `ends` are those of its roadmaps' paths."""
+        """The file with what it extends in one; `ends` are those of its roadmaps' paths."""
         plain = self.node.plain()
         for name, end in ends.items():
             plain["roadmaps"][name]["end"] = end
-        return json.dumps(plain, ensure_ascii=False, indent=1) + "\n"
+        return write_yaml(plain)
 
     def error(self, problems: list[Problem]) -> ConfigError:
         """All problems, file by file, from the top to the end; what has no place of its own is missing from the base."""

@@ -1,15 +1,17 @@
 """YAML that keeps each value's place in the file and refuses what YAML would let slip.
 
 Against PyYAML's defaults: a duplicate key is an error, `1e-6` is a number, `on` and `off` are text (YAML 1.2's core
-schema), and aliases are refused, for a delta says its own values.
+schema), and aliases are refused, for a delta says its own values. What is written here reads back equal.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,8 @@ def parse_yaml(text: str, name: str) -> Node:
         before = text[: error.position]
         where = Mark(name, before.count("\n") + 1, error.position - before.rfind("\n"))
         raise ConfigError([Problem(where, f"is not YAML: {error.reason}")]) from error
+    except UnicodeEncodeError as error:  # of a command line that is not UTF-8
+        raise ConfigError([Problem(name, f"is not UTF-8 text: {error.reason} at character {error.start + 1}")]) from error
     except RecursionError as error:
         raise ConfigError([Problem(name, "is not YAML that anybody wrote: it is nested too deep")]) from error
     except yaml.YAMLError as error:
@@ -167,16 +171,47 @@ class _Reader:
         return found
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if node.style:  # quoted, or a block
-            return node.value
-        for pattern, convert in SCALARS:
-            if pattern.fullmatch(node.value):
-                return convert(node.value)
-        return node.value
+        return node.value if node.style else _plain_value(node.value)  # a style is that of a quoted scalar, or of a block
+
+
+def _plain_value(text: str) -> Any:
+    """What an unquoted scalar means."""
+    return next((convert(text) for pattern, convert in SCALARS if pattern.fullmatch(text)), text)
+
+
+class _Writer(yaml.SafeDumper):
+    """PyYAML's writer, which also quotes each string that `_plain_value` would not return as it is, and never writes an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if not text.isprintable() else None if _plain_value(text) is text else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Writer.add_representer(str, _Writer.represent_text)
+
+
+def write_yaml(document: Any) -> str:
+    """`document` as a YAML file, which `parse_yaml` reads back equal, lists as tuples."""
+    text: str = yaml.dump(document, Dumper=_Writer, sort_keys=False)
+    return text
 
 
 def show(value: Any) -> str:
-    """A leaf's value as YAML would write it."""
+    """A value on one line, which `parse_yaml` reads back equal, lists as tuples; `--set` takes it."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, str):
+        return _shown_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else f"{'-' * (value < 0)}.inf"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@lru_cache(maxsize=4096)
+def _shown_text(text: str) -> str:
+    """Quoted where it must be, in a list, too."""
+    written: str = yaml.dump([text], Dumper=_Writer, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return written.strip()[1:-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from roadmap.data.check import check_data
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, Status, prepare, run_dir_of, status
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
 from roadmap.training.init_from import check_init, named
 from roadmap.training.trackers import check_trackers
@@ -173,4 +172,4 @@ def _collecting(arguments: argparse.Namespace, snapshot: Path, steps_file: Path)
     if arguments.ablate is not None:
         words += ["--ablate", arguments.ablate]
     overrides = choices_of(arguments)["overrides"]  # with the digest of the weights as they are now
-    return words + [word for key, value in overrides.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return words + [word for key, value in overrides.items() for word in ("--set", f"{key}={show(value)}")]

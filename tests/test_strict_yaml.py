@@ -6,8 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml
+from roadmap.recipe import RunConfig
+from roadmap.steps import flat_text, load_roadmap, resolve
+from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml, show, write_yaml
+
+NASTY = (
+    "00008", "9816e70646543237", "1e5", "08", "0x10", "1_000", "+1", "1:30", "2020-01-01", ".5", ".inf", ".NaN", "yes", "true", "null", "~",
+    "", " a", "a ", "#", "a #b", ": ", "a: b", "a:", "-", "- a", "---", "...", "&a", "*a", "!a", "%a", "@a", "`a", "<<", "=", "?", "|", ">",
+    "[", "{a}", "a, b", "'", '"', "\\", "a\nb", "\n a\n\n b ", "\t", "\r\n", "\x07", "\x7f", "\x85", "\u2028", "\ufeff", "naïve", "☃ 😀",
+)  # fmt: skip
+texts = st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=["Cs"]))
+scalars = (
+    texts | st.none() | st.booleans() | st.integers(1 - 10**18, 10**18 - 1) | st.floats(allow_nan=False) | st.sampled_from([1e-6, 1e22])
+)
+values = scalars | st.lists(scalars).map(tuple)
+examples = settings(max_examples=300, deadline=None, derandomize=True)
 
 
 def errors(text: str) -> list[str]:
@@ -56,6 +72,71 @@ def errors(text: str) -> list[str]:
 def test_a_value_means(text: str, value: Any) -> None:
     read = parse_yaml(f"a: {text}", "f.yaml").plain()["a"]
     assert (read, type(read)) == (value, type(value))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Of the same value and type; repr tells 0.0 from -0.0, and the types of what is in a tuple."""
+    return (one, type(one), repr(one)) == (other, type(other), repr(other))
+
+
+@examples
+@given(values)
+def test_what_is_written_reads_back_equal(value: Any) -> None:
+    assert same(parse_yaml(write_yaml({"a": {"b": value}}), "f.yaml").plain(), {"a": {"b": value}})
+    assert same(parse_yaml(show(value), "--set").plain(), value)
+
+
+@pytest.mark.parametrize("value", [*NASTY, NASTY, (), ("",), 1e-6, 1e22, float("inf"), float("-inf"), None, True, (None, True, 0, -0.0)])
+def test_a_nasty_value_reads_back_equal(value: Any) -> None:
+    assert same(parse_yaml(write_yaml({"a": value}), "f.yaml").plain(), {"a": value})
+    assert same(parse_yaml(show(value), "--set").plain(), value)
+    assert show(value).isprintable()
+
+
+def test_what_is_there_twice_is_written_twice() -> None:
+    twice = [1, 2]
+    assert parse_yaml(write_yaml({"a": twice, "b": twice}), "f.yaml").plain() == {"a": (1, 2), "b": (1, 2)}
+
+
+TEXTS = (
+    "data.train_split",
+    "data.val_split",
+    "data.image_key",
+    "data.label_key",
+    "system.data_dir",
+    "system.stage_dir",
+    "system.init_from",
+)
+DIGITS = resolve(load_roadmap(), "resnet50", profile="digits")
+numbers = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+
+
+@settings(examples, max_examples=60)
+@given(st.dictionaries(st.sampled_from(TEXTS), texts), st.lists(texts, min_size=2), numbers, st.from_regex("[0-9a-f]{16}", fullmatch=True))
+def test_a_configuration_that_is_written_reads_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, str], classes: list[str], lr: float, digest: str
+) -> None:
+    tree = DIGITS.model_dump()
+    tree["data"]["classes"], tree["recipe"]["lr"], tree["recipe"]["init_digest"] = tuple(classes), lr, digest
+    for path, value in fields.items():
+        section, _, key = path.partition(".")
+        tree[section][key] = value
+    config = RunConfig.model_validate(tree)
+    written = tmp_path_factory.getbasetemp() / "config.yaml"
+    written.write_text(config.to_yaml(), encoding="utf-8")
+    assert RunConfig.read(written) == config
+
+
+def test_a_steps_file_that_is_kept_reads_back_equal(tmp_path: Path) -> None:
+    text = (
+        f"extends: steps.yaml\nprofiles:\n  mine: {{title: '08', parent: digits, set: {{data.classes: {show(NASTY)}, recipe.lr: 1e-6}}}}\n"
+    )
+    mine, kept = tmp_path / "mine.yaml", tmp_path / "kept.yaml"
+    mine.write_text(text, encoding="utf-8")
+    kept.write_text(flat_text(mine), encoding="utf-8")
+    before, after = load_roadmap(mine), load_roadmap(kept)
+    assert (after.profiles["mine"].title, resolve(after, "gelu", profile="mine").data.classes) == ("08", NASTY)
+    assert resolve(after, "gelu", profile="mine") == resolve(before, "gelu", profile="mine")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ HALF_SAVED = "roadmaps:\n  convnext_t: {steps: [\n"
 SLURM = {
     "sbatch": "echo Submitted batch job $$",
     "squeue": "",
+    "srun": "",
     "scontrol": "echo MaxArraySize = 1001",
 }
 
@@ -75,7 +76,8 @@ def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(whose: str
         path.write_text(text, encoding="utf-8")
     (site / "w.pth").write_bytes(b"weights")
     words = ["--profile", "digits"] if whose == "the project's" else ["--profile", "mine", "--steps-file", "steps/my.yaml"]
-    done = submit(project, site, *words, "--steps", "gelu", "--init-from", "w.pth", "--set", "recipe.lr=1e-6", "--out", "out")
+    words += ["--steps", "gelu", "--init-from", "w.pth", "--set", "recipe.lr=1e-6", "--out", "out"]
+    done = submit(project, site, *words, "--set", "data.val_split='08 😀'")
     assert (done.returncode, done.stderr) == (0, "")
     for path in (*mine, project / "steps.yaml"):
         path.write_text(HALF_SAVED, encoding="utf-8")
