@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -205,24 +206,54 @@ def status(run: RunDir) -> Status:
 
 
 def find_runs(root: Path) -> list[RunDir]:
-    """All run directories below `root`, sorted; ConfigError if it, or a folder in it, cannot be read."""
+    """All run directories below `root`, sorted; ConfigError if it, or a folder in it, cannot be read.
+
+    Links are followed. Each real folder is visited once, by its own path rather than by that of a link to it.
+    """
     try:
-        root = root.resolve(strict=True)
-        return [RunDir(Path(folder)) for folder in _run_folders(str(root), len(root.parts))]
+        tree = run_tree(root)
+        tree.stat()
+        return [RunDir(path) for path in sorted(map(Path, _run_folders(str(tree))))]
     except OSError as error:
         where = relative(Path(error.filename or root))
         raise ConfigError([Problem(where, f"cannot be read as a folder of runs: {error.strerror}")]) from error
 
 
-def _run_folders(folder: str, depth: int) -> Iterator[str]:
-    """The run directories at and below `folder`, which lies `depth` parts deep; none of them is itself looked into."""
-    if depth > 4 and RUN_FOLDER.fullmatch(folder.rpartition(os.sep)[2]):
+def run_tree(root: Path) -> Path:
+    """The absolute path of a folder of runs, without '..' and with its links, for the names of runs are parts of their paths."""
+    here = Path.cwd()
+    with suppress(OSError):
+        shell = Path(os.environ.get("PWD", ""))  # which keeps the links that led here
+        here = shell if shell.is_absolute() and shell.samefile(here) else here
+    parts = (here / root).parts
+    ups = len(parts) - parts[::-1].index("..") if ".." in parts else 1  # only what '..' follows must be resolved to be right
+    return Path(*parts[:ups]).resolve(strict=True).joinpath(*parts[ups:])
+
+
+def _run_folders(tree: str) -> Iterator[str]:
+    """The run directories at and below `tree`: first those that lead through no link, then those behind the links on the way."""
+    links, seen = deque([tree]), set[str]()
+    while links:
+        folder = links.popleft()
+        yield from _walk(folder, os.path.realpath(folder), seen, links)
+
+
+def _walk(folder: str, real: str, seen: set[str], links: deque[str]) -> Iterator[str]:
+    """The run directories at and below `folder`, none of which is itself searched; links to folders are added to `links`."""
+    if real in seen:
+        return
+    seen.add(real)
+    if folder.count(os.sep) > 3 and RUN_FOLDER.fullmatch(folder.rpartition(os.sep)[2]):
         yield folder
         return
     try:
         with os.scandir(folder) as entries:
-            below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            below = sorted((entry.name, entry.is_symlink()) for entry in entries if entry.is_symlink() or entry.is_dir())
     except FileNotFoundError:
         return  # removed since its parent was read
-    for name in below:
-        yield from _run_folders(f"{folder.rstrip(os.sep)}{os.sep}{name}", depth + 1)
+    for name, is_link in below:
+        path = f"{folder.rstrip(os.sep)}{os.sep}{name}"
+        if not is_link:
+            yield from _walk(path, f"{real.rstrip(os.sep)}{os.sep}{name}", seen, links)
+        elif Path(path).is_dir():
+            links.append(path)

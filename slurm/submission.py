@@ -12,7 +12,7 @@ from roadmap.command import choices_of, roadmap_of
 from roadmap.data.check import check_data
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.recipe import RunConfig
-from roadmap.records import RunDir, Status, prepare, run_dir_of, status
+from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
 from roadmap.training.init_from import check_init, named
@@ -81,9 +81,10 @@ def unanswered(why: object) -> ConfigError:
 
 def tell_changed(runs: Sequence[RunDir]) -> None:
     """Says which runs are there of the same steps and seeds, but of another configuration, such as one that was changed since."""
-    others = [
-        f"{run.step}/{other.name}" for run in runs for other in sorted(run.path.parent.glob(f"seed{run.seed}-*")) if other != run.path
-    ]
+    folders = [folder for folder in dict.fromkeys(run.path.parent for run in runs) if folder.is_dir()]
+    there = {(other.step, other.seed, other.hash) for folder in folders for other in find_runs(folder)}
+    seeds, mine = {(run.step, run.seed) for run in runs}, {(run.step, run.seed, run.hash) for run in runs}
+    others = [f"{step}/seed{seed}-{digest}" for step, seed, digest in sorted(there - mine) if (step, seed) in seeds]
     if others:
         names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
         console().print(f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})", highlight=False)

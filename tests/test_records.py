@@ -318,12 +318,11 @@ def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
         find_runs(run.config)
 
 
-def test_runs_are_found_in_the_order_of_their_folders_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_runs_are_found_in_the_order_of_their_folders(tmp_path: Path) -> None:
     names = ["b/digits/gelu", "a-b/digits/gelu", "a/digits/gelu", "a/digits/gelu-gelu", "a/digits/gelu+gelu"]
     for name in names:
         for seed in (10, 2):
             (tmp_path / "runs" / name / f"seed{seed}-0123abcd").mkdir(parents=True)
-    (tmp_path / "runs" / "c").symlink_to(tmp_path / "runs" / "a")
     found = [run.path for run in find_runs(tmp_path / "runs")]
     assert found == sorted((tmp_path / "runs").resolve() / name / f"seed{seed}-0123abcd" for name in names for seed in (2, 10))
 

@@ -11,7 +11,7 @@ from typing import Any
 from roadmap import STEPS_YAML
 from roadmap.ablations import ablate, end_of
 from roadmap.recipe import DataSpec
-from roadmap.records import FINISHED, Status, find_runs, status
+from roadmap.records import FINISHED, Status, find_runs, run_tree, status
 from roadmap.report.ablation import measured, same_task
 from roadmap.report.rows import Ablation
 from roadmap.report.worth import Worth, worths
@@ -48,7 +48,7 @@ class Experiment:
     def look(self) -> Found:
         """Where the runs stand now, those that are there twice counted once."""
         mine = [run for run in find_runs(self.folder) if run.experiment == (self.whole.name, self.choices.profile or NO_PROFILE)]
-        found, copies = _once([status(run) for run in mine], self.folder.resolve())
+        found, copies = _once([status(run) for run in mine], run_tree(self.folder))
         found.sort(key=lambda run: (_place(self.roadmap, run.run.step), run.run.step, run.run.seed, run.run.hash))
         return Found(self, found, copies)
 
