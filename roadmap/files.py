@@ -85,7 +85,7 @@ def create_exclusive(path: Path, text: str) -> bool:
 
 def _write_synced(path: Path, content: str | bytes) -> None:
     with path.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)  # names of files may be no text
         file.flush()
         os.fsync(file.fileno())
 

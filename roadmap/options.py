@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from roadmap import STEPS_YAML
 
 BAD_INPUT = 2
+LOOKALIKES = {"Δ": "Delta", "ρ": "rho", "±": "+-", "−": "-", "–": "-", "→": "->", "…": "...", "└": "`", "†": "+", "‘": "'", "’": "'"}
+LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, of which spinners are made
 WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
 
 
@@ -74,8 +78,35 @@ def add_experiment_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one")
 
 
+def _lookalike(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that an encoding lacks: one that looks like it, a file name's own byte, or an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter, after = error.object[error.start], error.start + 1
+    if "\udc80" <= letter <= "\udcff":  # a byte that is no text, as Python reads names of files
+        return bytes([ord(letter) - 0xDC00]), after
+    return LOOKALIKES.get(letter) or letter.encode("ascii", "backslashreplace").decode(), after
+
+
+codecs.register_error("lookalike", _lookalike)
+
+
+def print_anywhere() -> None:
+    """Has terminals and files that lack some characters get lookalikes instead, so that printing never fails."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="lookalike")
+
+
+def shown(text: str) -> str:
+    """Text as the standard output will show it, for columns as wide as that: with lookalikes of characters that its encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "lookalike").decode(encoding, "surrogateescape")
+
+
 def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
     """Runs a command and returns its exit code; bad input is one message a problem, without a traceback, and exit code 2."""
+    print_anywhere()
     try:
         return run(parser.parse_args())
     except KeyboardInterrupt:

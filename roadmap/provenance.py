@@ -39,7 +39,8 @@ def commit() -> str | None:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=30)
+    line = ["git", "-C", str(ROOT), *words]
+    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
     return done.stdout.strip()
 
 

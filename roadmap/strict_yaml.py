@@ -115,8 +115,10 @@ def parse_yaml(text: str, name: str) -> Node:
         before = text[: error.position]
         where = Mark(name, before.count("\n") + 1, error.position - before.rfind("\n"))
         raise ConfigError([Problem(where, f"is not YAML: {error.reason}")]) from error
-    except UnicodeEncodeError as error:  # of a command line that is not UTF-8
-        raise ConfigError([Problem(name, f"is not UTF-8 text: {error.reason} at character {error.start + 1}")]) from error
+    except UnicodeEncodeError as error:  # in the words of a command line
+        raise ConfigError(
+            [Problem(name, f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads UTF-8 in any")]
+        ) from error
     except RecursionError as error:
         raise ConfigError([Problem(name, "is not YAML that anybody wrote: it is nested too deep")]) from error
     except yaml.YAMLError as error:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from roadmap.options import shown
+
 WIDE = 240
 
 
@@ -33,9 +35,9 @@ def tally(words: Iterable[str]) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is in them."""
-    built = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    built = Table(box=SIMPLE_HEAD, title=title and shown(title), title_justify="left", pad_edge=False)
     for name in columns:
-        built.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=name.startswith(">"))
+        built.add_column(shown(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", no_wrap=name.startswith(">"))
     for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
+        built.add_row(*(Text(shown(cell)) for cell in row))
     return built

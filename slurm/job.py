@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.lease import attempts, own_job, read_attempt
-from roadmap.options import Parser
+from roadmap.options import Parser, print_anywhere
 from roadmap.records import FINISHED, RunDir, status
 from slurm.snapshot import verify
 from slurm.worker import OPEN, crashes, work
@@ -23,6 +23,7 @@ def train_runs(run_dirs: Sequence[str], snapshot: str, retries: int) -> None:
 
     SystemExit with STOPPED or FAILED if one of them is left open.
     """
+    print_anywhere()
     verify(Path(snapshot))
     stopped = work(run_dirs, patient=False, retries=retries).stopped
     if any(status(RunDir(Path(run))).state in OPEN for run in run_dirs):

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from roadmap.options import shown
 from roadmap.records import FINISHED, Status
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count, table, tally
@@ -67,7 +68,7 @@ def picture(board: Board, roomy: bool = True) -> str:
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """A table as lines, columns that start with '>' to the right; rich would take a second over a thousand rows."""
     names = [name.removeprefix(">") for name in columns]
-    plain = [names, *([" ".join(cell.split()) for cell in row] for row in rows)]
+    plain = [names, *([" ".join(shown(cell).split()) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
     for row in plain:
         cells = zip(columns, row, widths, strict=True)

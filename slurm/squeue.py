@@ -67,7 +67,7 @@ def submissions(jobs: Path) -> list[Submission]:
 def ask(*words: str) -> str:
     """What a command of Slurm's prints; Unanswered if it fails or is not there."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE_S, check=True)
     except FileNotFoundError as error:
         raise Unanswered(f"{words[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:

@@ -272,7 +272,10 @@ def command_line(*words: str) -> RunConfig:
         (["recipe.epochs="], ["--set recipe.epochs: input should be a valid integer, not null"]),
         (["recipe.epochs=true"], ["--set recipe.epochs: input should be a valid integer, not true"]),
         (["recipe.lr=.nan"], ["--set recipe.lr: input should be a finite number, not .nan"]),
-        (["data.val_split=a\udcff"], ["--set data.val_split is not UTF-8 text: surrogates not allowed at character 2"]),
+        (
+            ["data.val_split=a\udcff"],
+            ["--set data.val_split character 2 is not UTF-8, or not in this locale; PYTHONUTF8=1 reads UTF-8 in any"],
+        ),
         (["model.depths=[1"], ["--set model.depths:2:1 is not YAML: did not find expected ',' or ']'"]),
         (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 leaves nothing of 300 epochs"]),
         (["model.width=2"], ["--set model: width 2 x 1.0 leaves 2 channels; 4 are the least"]),

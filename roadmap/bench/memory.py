@@ -52,7 +52,8 @@ def _in_process(subject: str, mode: str, config: RunConfig) -> float | None:
     asked = json.dumps({"subject": subject, "mode": mode, "config": config.model_dump_json(), "threads": torch.get_num_threads()})
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "roadmap.bench.memory"]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, input=asked, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment)
     answer = re.search(r"^([\d.]+) MiB$", done.stdout, re.MULTILINE)
     if done.returncode or answer is None:
         why = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
