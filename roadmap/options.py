@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,7 @@ def shown(text: str) -> str:
 def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
     """Runs a command and returns its exit code; bad input is one message a problem, without a traceback, and exit code 2."""
     print_anywhere()
+    os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported, which fails on the backend of a notebook
     try:
         return run(parser.parse_args())
     except KeyboardInterrupt:

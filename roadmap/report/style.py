@@ -89,13 +89,13 @@ def wrapped(words: str, inches: float, points: float) -> str:
 def _inches(line: str, points: float) -> float:
     if not line.strip():
         return 0.0
-    with mpl.rc_context(STYLE):  # as it is drawn
+    with style():
         return float(TextPath((0, 0), line, size=points).get_extents().width) / 72
 
 
 @contextmanager
 def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
-    """Figures of a width in inches are made inside."""
+    """Figures of a width in inches are made inside, from matplotlib's own defaults: a user's matplotlibrc changes nothing."""
     size = type_of(width)
     sizes: Any = {
         "font.size": size.small,
@@ -105,7 +105,9 @@ def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
         "legend.fontsize": size.small,
         "figure.titlesize": size.title,
     }
-    with mpl.rc_context(STYLE | sizes):
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE | sizes)
         yield
 
 
