@@ -199,7 +199,7 @@ def _report(console: Console, result: Result) -> None:
 
 def _console(quiet: bool = False) -> Console:
     """Where people read; warnings go there, too, above the bar."""
-    console = Console(file=sys.stderr, quiet=quiet)
+    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)  # text holds names of the user's
     handler = RichHandler(console=Console(file=sys.stderr) if quiet else console, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     return console

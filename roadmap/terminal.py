@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,9 +18,10 @@ WIDE = 240
 
 
 def console(file: TextIO | None = None) -> Console:
-    """As wide as the terminal; wide enough for every column where there is none."""
-    found = Console(file=file or sys.stdout, highlight=False)
-    return found if found.is_terminal else Console(file=found.file, highlight=False, width=WIDE)
+    """As wide as the terminal; wide enough for every column where there is none. Brackets and colons in text mean nothing to it."""
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    found = Console(file=file or sys.stdout, **plain)
+    return found if found.is_terminal else Console(file=found.file, width=WIDE, **plain)
 
 
 def count(number: int, noun: str) -> str:

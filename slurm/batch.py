@@ -106,10 +106,11 @@ def executor(array: Array, folder: Path, submission: str, snapshot: Path, after:
 
 def teardown(array: Array, folder: Path) -> list[str]:
     """The last lines of a job's script: what is to become of it."""
-    again = f"{shlex.quote(sys.executable)} -m slurm.job $code {array.cluster.retries}"
+    again = f"{shlex.quote(sys.executable)} -m slurm.job"
     lists = shlex.quote(str(folder / "runs.txt"))
     pick = f"""$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {lists})"""
-    return ["code=$?", f"eval {again} {pick}", "exit $?"]
+    # eval reads all words once more, so what is quoted must be quoted twice, or between double quotes
+    return ["code=$?", f'eval {shlex.quote(again)} "$code {array.cluster.retries} {pick}"', "exit $?"]
 
 
 def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequence[str] = ()) -> str:

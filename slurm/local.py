@@ -23,6 +23,7 @@ from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from roadmap.training.launch import launched_by_nobody
 from slurm.overview import counts, overview, progress_of
+from slurm.squeue import jobs_of
 from slurm.worker import OPEN, work, work_on
 
 YEAR_MIN = 365 * 24 * 60
@@ -43,7 +44,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
     """Workers on this machine, as submitit jobs; each gets a GPU of its own where there are any."""
     import submitit
 
-    folder = runs[0].path.parent.parent / "jobs"
+    folder = jobs_of(runs[0]).absolute()  # or submitit would read a leading ~ as a home folder
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     devices = gpus()
     jobs = []

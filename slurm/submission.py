@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
             raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {value}")])
     name = arguments.cluster or default_cluster()
     cluster = load_cluster(name, arguments.cluster_file)
+    check_folder(arguments.runs, cluster)
     configs = plan(arguments, cluster)
     tell_changed([run_dir_of(arguments.runs, config) for config in configs])
     if arguments.dry_run:
@@ -48,6 +50,15 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
     return hand_over(arguments, name, cluster, runs)
+
+
+def check_folder(runs: Path, cluster: Cluster) -> None:
+    """ConfigError for a folder of which submitit or Slurm take a part for a tag that they replace: logs and records would go elsewhere."""
+    is_local = cluster.scheduler == "local"
+    if tag := re.search(r"%[jtAa]" if is_local else r"[%\\\n]", str(runs.absolute())):
+        who = "submitit, which starts the workers," if is_local else "Slurm"
+        message = f"holds {tag[0]!r}, which {who} replaces in the names of files; choose another folder, or a link to this one without it"
+        raise ConfigError([Problem(f"--runs {runs.absolute()}:", message)])
 
 
 def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from roadmap import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
-from slurm.batch import Array, arrays_of, parameters
+from slurm.batch import Array, arrays_of, parameters, script, teardown
 from slurm.cluster import Cluster, load_cluster, minutes_of
 from slurm.forecast import forecast
 from slurm.job import FAILED, STOPPED, is_to_go_on
@@ -92,6 +93,54 @@ def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
     assert (full["partition"], full["gpus_per_node"], full["ntasks_per_node"], full["mem"]) == ("p", 2, 2, "1536MB")
     assert full["dependency"] == "afterany:7:8"
     assert full["additional_parameters"] == {"requeue": True, "reservation": "r"}
+
+
+ODD = 'it\'s  [a] "ü" $HOME *'
+
+
+def test_a_script_quotes_the_folder_of_runs_whatever_its_letters(tmp_path: Path) -> None:
+    planned = runs(tmp_path / ODD, ["gelu"])
+    text = script(Array(cluster(), (tuple(planned),)), tmp_path / ODD / "jobs", tmp_path / ODD / "source")
+    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=True).stderr == ""
+    options = dict(
+        word.split("=", 1) for line in text.splitlines() if line.startswith("#SBATCH") for word in shlex.split(line)[1:] if "=" in word
+    )
+    assert options["--output"] == str(tmp_path / ODD / "jobs/SUBMISSION/%j_0_log.out")
+    assert options["--error"] == str(tmp_path / ODD / "jobs/SUBMISSION/%j_0_log.err")
+
+
+@pytest.mark.parametrize("task", [None, 0, 1])
+def test_a_job_that_ends_names_its_own_runs_whatever_their_letters(
+    task: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the last lines of its script, which read them from a list."""
+    python = tmp_path / ODD / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\nexit 7\n', encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    groups = [[tmp_path / ODD / "one", tmp_path / "two"], [tmp_path / "three", tmp_path / ODD / "*"]]
+    (tmp_path / ODD / "runs.txt").write_text("".join(shlex.join(map(str, group)) + "\n" for group in groups), encoding="utf-8")
+    lines = teardown(Array(cluster(retries=3), ((),)), tmp_path / ODD)
+    environment = {"PATH": os.environ["PATH"]} | ({} if task is None else {"SLURM_ARRAY_TASK_ID": str(task)})
+    shell = ["bash", "-c", "\n".join(["(exit 75)", *lines])]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout.splitlines() == ["-m", "slurm.job", "75", "3", *map(str, groups[task or 0])]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "folder", "tag"), [("local", "a%jb", "%j"), ("local", "%A", "%A"), ("slurm", "100%", "%"), ("slurm", "a\nb", "\n")]
+)
+def test_a_folder_that_would_be_read_as_a_pattern_is_refused_before_anything_is_written(
+    scheduler: str, folder: str, tag: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"clusters: {{mine: {{scheduler: {scheduler}}}}}\n", encoding="utf-8")
+    words = ["--profile", "digits", "--steps", "gelu", "--cluster", "mine", "--cluster-file", "c.yaml", "--runs", folder]
+    done = subprocess.run([sys.executable, str(ROOT / "slurm/submit.py"), *words], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path / folder}: holds {tag!r}, which " in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
 @pytest.mark.parametrize(

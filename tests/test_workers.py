@@ -107,7 +107,7 @@ def submit(runs: Path, *more: str) -> list[str]:
 
 
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
-    runs, out = tmp_path / "runs", tmp_path / "out"
+    runs, out = tmp_path / '100% [x] [/b] :x: it\'s "ü" $HOME', tmp_path / "out"
     first = subprocess.run(submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
     assert "4 runs: 4 pending; 2 workers for 4 open runs" in first.stdout
     assert "[4/4]" in first.stdout
@@ -119,6 +119,8 @@ def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
         "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "report.html",
     }  # fmt: skip
     assert "4 of 38 runs" in (out / "ablation.md").read_text(encoding="utf-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"100% [x] [", "out"}
+    assert [path.name for path in runs.parent.iterdir()] == [runs.name]
 
 
 def test_a_system_value_that_is_given_later_reaches_the_workers(tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ class Report:
             _show(to_grid(self.comparison))
             for letter, part in zip("AB", self.parts, strict=True):
                 if part.found:  # the titles may be the same
-                    console().print(f"{letter}: {relative(part.found.experiment.folder)}", soft_wrap=True, markup=False)
+                    console().print(f"{letter}: {relative(part.found.experiment.folder)}", soft_wrap=True)
 
 
 def name_files(files: Mapping[str, Sequence[Path]]) -> None:
     """Says what was written."""
     for kind, paths in files.items():
-        console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True, markup=False)
+        console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True)
 
 
 def _write_tables(part: Part, out: Path, columns: Sequence[str] | None) -> list[Path]:
@@ -172,12 +172,12 @@ def _show(made: Grid) -> None:
 def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     console().print(table(heads, rows, title))
     for note in notes:
-        console().print(f"- {note}", soft_wrap=True, markup=False)
+        console().print(f"- {note}", soft_wrap=True)
 
 
 def held_against(part: Part, expected: Expected, tolerance: float) -> Verdict:
     """The verdict of --check, told at the terminal."""
     verdict = check(part.ablation, expected, tolerance)
     for line in [*verdict.lines, f"check: {verdict.summary}"]:
-        console().print(line, soft_wrap=True, markup=False)
+        console().print(line, soft_wrap=True)
     return verdict
