@@ -22,6 +22,11 @@ def parser() -> argparse.ArgumentParser:
     add_config_options(options)
     options.add_argument("--roadmap", metavar="NAME", help="the runs' roadmap, where a folder holds several")
     options.add_argument("--profile", metavar="NAME", help="the runs' profile, where a folder holds several; 'paper' for those without")
+    options.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="take what --set must say from the runs, which must agree (default where none is as the steps file says)",
+    )
     options.add_argument("--columns", metavar="KEY,...", help="the tables' columns (default: those that say something)")
     options.add_argument("--holm", action="store_true", help="adjust the p-values of all steps together, after Holm")
     options.add_argument("--x", metavar="KEY,...", help="draw accuracy against these costs, too, a figure each (always: gmacs)")

@@ -265,11 +265,7 @@ def test_runs_csv_counts_in_whole_numbers(report: Report) -> None:
 
 
 def test_runs_of_another_configuration_are_left_out_and_named(report: Report) -> None:
-    config = resolve(ROADMAP, "gelu", profile="digits_noisy")
-    (note,) = [note for note in report.notes if note.startswith("gelu:")]
-    assert "1 run" in note
-    assert config.hash in note
-    assert "left out" in note
+    assert "--set recipe.epochs=7 takes 1 run of another configuration, left out here (gelu)." in report.notes
     assert report.step("gelu")["top1_mean"] == ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,8 @@ from roadmap.recipe import RunConfig
 from roadmap.records import Status
 from roadmap.report.rows import Ablation, Row, accuracies
 from roadmap.report.stats import Correlation, Summary, difference, holm, rank_correlation, summarize, welch, z_score
+from roadmap.report.trained import left_out
 from roadmap.result import Result
-from roadmap.terminal import count
 from roadmap.tree import Reference, Roadmap, change_of, resolve
 
 
@@ -54,12 +53,10 @@ def measured(
         row = _measured(roadmap, config, present, planned)
         rows.append(replace(row, change=change_of(roadmap, name, profile=profile, overrides=overrides)))
     rows = _adjust(rows) if adjusted else rows
-    notes = []
-    by_step = Counter(run.run.step for run in runs)
-    for name, config in configs.items():
-        if others := by_step[name] - sum(run.run.step == name for run in by_hash.get(config.hash, [])):
-            notes.append(f"{name}: {count(others, 'run')} of another configuration left out (the present one is {config.hash}).")
-    notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in sorted(by_step) if not roadmap.knows(name)]
+    here = [run.run for run in runs if run.run.step in configs]
+    notes = list(left_out(roadmap, profile, here, {config.hash for config in configs.values()}))
+    unknown = {run.run.step for run in runs if not roadmap.knows(run.run.step)}
+    notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in sorted(unknown)]
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)

@@ -17,7 +17,7 @@ from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 
 OUT_OF_TOLERANCE = 3
-RUNS_ONLY = ("profile", "overrides", "init_from", "holm", "watch", "check", "against")
+RUNS_ONLY = ("profile", "overrides", "init_from", "as_trained", "holm", "watch", "check", "against")
 
 
 def make_report(arguments: argparse.Namespace) -> int:
@@ -48,6 +48,8 @@ def _refuse_nonsense(arguments: argparse.Namespace) -> None:
         problems.append(Problem("--paper", f"takes no {words}: the paper's figures are of its own runs"))
     if arguments.paper is not None and arguments.ablate is not None:
         problems.append(Problem("--ablate", "the paper has figures for the path only"))
+    if arguments.as_trained and (arguments.overrides or arguments.init_from):
+        problems.append(Problem("--as-trained", "takes what is set from the runs; leave out --set and --init-from"))
     numbers = {f"--{name}": value for name in ("watch", "check") if (value := getattr(arguments, name)) is not None}
     problems += [Problem(name, f"must be more than 0, not {value:g}") for name, value in numbers.items() if not 0 < value < math.inf]
     if arguments.against is not None and arguments.check is None:
@@ -81,7 +83,9 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
 def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     """What the folders hold."""
     overrides = choices_of(arguments)["overrides"]
-    choices = Choices(arguments.steps_file, arguments.roadmap, arguments.profile, overrides, arguments.ablate, arguments.holm)
+    choices = Choices(
+        arguments.steps_file, arguments.roadmap, arguments.profile, overrides, arguments.ablate, arguments.holm, arguments.as_trained
+    )
     return [experiment_of(folder, choices) for folder in arguments.runs]
 
 

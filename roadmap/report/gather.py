@@ -11,9 +11,10 @@ from typing import Any
 from roadmap import STEPS_YAML
 from roadmap.ablations import ablate, end_of
 from roadmap.recipe import DataSpec
-from roadmap.records import FINISHED, Status, find_runs, run_tree, status
+from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
 from roadmap.report.ablation import measured, same_task
 from roadmap.report.rows import Ablation
+from roadmap.report.trained import as_trained, variants
 from roadmap.report.worth import Worth, worths
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -25,7 +26,10 @@ NAMED = 3  # copies that are named one by one
 
 @dataclass(frozen=True)
 class Choices:
-    """What the command line says of the runs; a roadmap or a profile that is None is found out from them."""
+    """What the command line says of the runs; a roadmap or a profile that is None is found out from them.
+
+    `as_trained` has the overrides found out, too.
+    """
 
     steps_file: Path = STEPS_YAML
     roadmap: str | None = None
@@ -33,17 +37,22 @@ class Choices:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     ablation: str | None = None
     adjusted: bool = False
+    as_trained: bool = False
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of one roadmap and profile below `folder`; `roadmap` is `whole`, or the ablation of it that was asked for."""
+    """The runs of one roadmap and profile below `folder`; `roadmap` is `whole`, or the ablation of it that was asked for.
+
+    `note` says so where the overrides were taken from the runs.
+    """
 
     folder: Path
     whole: Roadmap
     roadmap: Roadmap
     choices: Choices
     reference: Reference | None
+    note: str | None = None
 
     def look(self) -> Found:
         """Where the runs stand now, those that are there twice counted once."""
@@ -84,7 +93,7 @@ class Found:
         made = measured(its.roadmap, choices.profile, choices.overrides, self.runs, its.reference, adjusted=choices.adjusted)
         others = len(self.all) - len(self.runs)
         notes = [f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."] if others else []
-        return replace(made, notes=[*made.notes, *notes, *self.copies])
+        return replace(made, notes=[*([its.note] if its.note else []), *made.notes, *notes, *self.copies])
 
     @property
     def finished(self) -> bool:
@@ -104,14 +113,39 @@ class Found:
 
 def experiment_of(folder: Path, choices: Choices) -> Experiment:
     """The one experiment that a folder of runs holds, or that is chosen of it; ConfigError where that is open, or there is none."""
-    there = [run.experiment for run in find_runs(folder)]
+    runs = find_runs(folder)
+    there = [run.experiment for run in runs]
     name = _one("roadmap", folder, {roadmap for roadmap, _ in there}, choices.roadmap)
     profile = _one("profile", folder, {profile for roadmap, profile in there if roadmap == name}, choices.profile)
     choices = replace(choices, roadmap=name, profile=None if profile == NO_PROFILE else profile)
     whole = load_roadmap(choices.steps_file, name)
+    choices, note = _trained(whole, folder, choices, [run for run in runs if run.experiment == (name, profile)])
     settings: dict[str, Any] = {"profile": choices.profile, "overrides": choices.overrides}
     roadmap = ablate(whole, choices.ablation, **settings) if choices.ablation is not None else whole
-    return Experiment(folder, whole, roadmap, choices, _reference(whole, choices.profile, choices.overrides))
+    return Experiment(folder, whole, roadmap, choices, _reference(whole, choices.profile, choices.overrides), note)
+
+
+def _trained(roadmap: Roadmap, folder: Path, choices: Choices, runs: Sequence[RunDir]) -> tuple[Choices, str | None]:
+    """The choices with the overrides that the runs were trained with, and a note on that; by default if all of them agree on others."""
+    if choices.as_trained:
+        variant = as_trained(roadmap, choices.profile, folder, runs)
+    elif choices.overrides or _present(roadmap, choices, runs):
+        variant = None
+    else:
+        found = variants(roadmap, choices.profile, runs)
+        variant = found[0] if len(found) == 1 and found[0].overrides and not found[0].edited else None
+    if variant is None:
+        return choices, None
+    why = "" if choices.as_trained else "; none has the configuration of the steps file"
+    note = f"Collected with {variant.options}, as the runs were trained{why}."
+    return replace(choices, overrides=variant.overrides), note
+
+
+def _present(roadmap: Roadmap, choices: Choices, runs: Sequence[RunDir]) -> bool:
+    """Whether a run has the configuration that its step has now."""
+    steps = {run.step for run in runs if roadmap.knows(run.step)}
+    there = {(run.step, run.hash) for run in runs}
+    return any((step, resolve(roadmap, step, profile=choices.profile).hash) in there for step in steps)
 
 
 def _one(what: str, folder: Path, there: set[str], wanted: str | None) -> str:

@@ -1,0 +1,152 @@
+"""What runs were trained with, as overrides of the steps file: what `--set` must say to collect them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from roadmap.recipe import RunConfig
+from roadmap.records import RunDir
+from roadmap.settings import same
+from roadmap.strict_yaml import ConfigError, Problem, relative, show
+from roadmap.terminal import count
+from roadmap.tree import Roadmap, resolve
+
+LISTED = 3  # steps that are named one by one
+Group = tuple[str, str]  # the step and the hash of runs of one configuration
+Values = Mapping[str, Any]  # by key
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that have the configuration of the steps file with `overrides`.
+
+    `edited` holds the keys in which the one step of these runs was edited since, with their values then and now; `why` is set
+    where the configuration is unknown.
+    """
+
+    runs: tuple[RunDir, ...]
+    overrides: Values = field(default_factory=dict)
+    edited: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    why: str | None = None
+
+    @property
+    def options(self) -> str:
+        """The options of the command line that give the overrides; quoted for a shell."""
+        words = [f"{key}={show(value)}" for key, value in self.overrides.items()]
+        return " ".join(f"--set {shlex.quote(word)}" for word in words)
+
+    @property
+    def note(self) -> str:
+        """Why the runs are left out, and how they are taken."""
+        runs, steps = count(len(self.runs), "run"), list(dict.fromkeys(run.step for run in self.runs))
+        of = ", ".join(steps[:LISTED]) + (f" and {count(len(steps) - LISTED, 'more step')}" if len(steps) > LISTED else "")
+        if self.why is not None:
+            return f"{runs} of an unknown configuration left out ({of}): {self.why}."
+        if self.edited:
+            keys = ", ".join(f"{key} was {show(then)}, is {show(now)} now" for key, (then, now) in self.edited.items())
+            return f"{runs} left out, for {of} was edited since: {keys}{f' (trained with {self.options})' * bool(self.options)}."
+        return f"{self.options or 'No --set'} takes {runs} of another configuration, left out here ({of})."
+
+
+def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> list[Variant]:
+    """Runs by the overrides that give their configurations, with as few sets of overrides as possible, that of most runs first.
+
+    Runs of unknown steps are ignored. The config.yaml is read of runs alone whose configuration is not that of the steps file.
+    """
+    groups: dict[Group, list[RunDir]] = {}
+    for run in runs:
+        if roadmap.knows(run.step):
+            groups.setdefault((run.step, run.hash), []).append(run)
+    now = _Now(roadmap, profile)
+    differ: dict[Group, Values] = {}
+    found = []
+    for group, members in groups.items():
+        try:
+            differ[group] = now.differences(group, members[0])
+        except ConfigError as error:
+            found.append(Variant(tuple(members), why=str(error)))
+    several = len({step for step, _ in groups}) > 1
+    for values, mine in now.sets(differ):
+        edited = now.edited(mine[0][0], values) if several and len(mine) == 1 else {}
+        given = {key: values[key] for key in roadmap.base if key in values and key not in edited}
+        found.append(Variant(tuple(run for group in mine for run in groups[group]), given, edited))
+    return sorted(found, key=lambda variant: -len(variant.runs))
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The steps file as it is now, which configurations of runs are compared with."""
+
+    roadmap: Roadmap
+    profile: str | None
+
+    def config(self, step: str, overrides: Values) -> RunConfig:
+        return resolve(self.roadmap, step, profile=self.profile, overrides=overrides)
+
+    def differences(self, group: Group, run: RunDir) -> Values:
+        """The keys in which runs differ from their step as it is now, with the runs' values; ConfigError if that is unknown."""
+        step, digest = group
+        now = self.config(step, {})
+        if now.hash == digest:
+            return {}
+        then = RunConfig.read(run.config)
+        keys = [key for key in self.roadmap.base if not key.startswith("system.")]
+        values = {key: _value(then, key) for key in keys if not same(_value(then, key), _value(now, key))}
+        if not self._given_by(values, [group]):
+            raise ConfigError([Problem(relative(run.config), f"gives another hash than {digest}")])
+        return values
+
+    def sets(self, differ: Mapping[Group, Values]) -> Iterator[tuple[Values, list[Group]]]:
+        """Overrides with the groups whose configurations they give, each group once."""
+        together = {key: value for values in differ.values() for key, value in values.items()}
+        candidates, left = [together, *differ.values()], list(differ)
+        while left:
+            found = [(values, self._given_by(values, left)) for values in candidates]
+            values, mine = max(found, key=lambda one: (len(one[1]), -len(one[0])))
+            yield values, mine
+            left = [group for group in left if group not in mine]
+
+    def _given_by(self, values: Values, groups: Sequence[Group]) -> list[Group]:
+        """Those of `groups` whose configurations `values` give."""
+        found = []
+        for step, digest in groups:
+            with suppress(ConfigError):  # of values that are impossible for another step
+                found += [(step, digest)] if self.config(step, values).hash == digest else []
+        return found
+
+    def edited(self, step: str, values: Values) -> dict[str, tuple[Any, Any]]:
+        """Of values that one step alone differs in, those of keys that it sets itself, with the values now."""
+        own, now = (self.roadmap.tree[step].settings if step in self.roadmap.tree else {}), self.config(step, {})
+        return {key: (value, _value(now, key)) for key, value in values.items() if key in own}
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
+
+
+def left_out(roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir], present: Collection[str]) -> Iterator[str]:
+    """A note on each variant of `runs` of which there are runs whose hashes are not `present`."""
+    if all(run.hash in present for run in runs):
+        return
+    for variant in variants(roadmap, profile, runs):
+        if others := tuple(run for run in variant.runs if run.hash not in present):
+            yield replace(variant, runs=others).note
+
+
+def as_trained(roadmap: Roadmap, profile: str | None, folder: Path, runs: Iterable[RunDir]) -> Variant | None:
+    """What all runs were trained with where the steps file gives something else; None where it is what the steps file says.
+
+    Runs of steps that were edited since do not count. ConfigError where runs differ, or nothing is known of any.
+    """
+    found = [variant for variant in variants(roadmap, profile, runs) if not variant.edited]
+    if len(found) == 1 and found[0].why is None:
+        return found[0] if found[0].overrides else None
+    lines = [f"{variant.why or variant.options or 'no --set'} ({count(len(variant.runs), 'run')})" for variant in found]
+    message = f"the runs in {relative(folder)} do not share one configuration; choose one with --set: {'; '.join(lines) or 'none is known'}"
+    raise ConfigError([Problem("--as-trained", message)])
