@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,12 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
 def aside(path: Path) -> Path:
     """A name beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """What killed processes left in `folder` under names that `aside` gives for files whose name matches the regular expression `name`."""
+    pattern = re.compile(rf"\.(?:{name})\.[^/]+\.\d+\.tmp")
+    return [path for path in folder.glob(".*.tmp") if pattern.fullmatch(path.name)]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -13,6 +13,8 @@ from roadmap.files import write_atomic
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
+CHECKPOINT = re.compile(r"(\d{9,})-([0-9a-f]{16})\.pt")  # iteration and digest; a copy under any other name is the user's
+
 
 def refusal(where: str, message: str) -> ConfigError:
     """Bad input in one line."""
@@ -32,6 +34,12 @@ def name_of(source: str | Path) -> str:
     return str(source) if scheme_of(source) else relative(Path(source))
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints that the suite wrote in `folder`, the one of the latest iteration first; other files are not its own."""
+    named = [(match, path) for path in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
+    return [path for _, _, path in sorted(((int(match[1]), path.name, path) for match, path in named), reverse=True)]
+
+
 def located(source: str | Path) -> Path:
     """The file that `source` names: a path, an address, or the directory of a run, for its newest checkpoint.
 
@@ -44,10 +52,10 @@ def located(source: str | Path) -> Path:
     run = RunDir(path)
     if not run.config.is_file():
         return path
-    checkpoints = sorted(run.checkpoints.glob("*-*.pt"))
+    checkpoints = checkpoint_files(run.checkpoints)
     if not checkpoints:
         raise refusal(relative(path), "has no checkpoint; train it first")
-    return checkpoints[-1]
+    return checkpoints[0]
 
 
 def _download(url: str) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from roadmap.files import aside, sync_folder
+from roadmap.files import aside, leftovers, sync_folder
+from roadmap.sources import CHECKPOINT, checkpoint_files
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KEEP = 2
@@ -19,19 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A folder of checkpoints named `<iteration>-<digest>.pt`; the digest of a file's bytes tells a whole one from a torn one."""
+    """A folder of checkpoints named `<iteration>-<digest>.pt`; the digest of a file's bytes tells a whole one from a torn one.
+
+    Files of other names in the folder, such as copies that somebody keeps there, are neither read, counted nor deleted.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def files(self) -> list[Path]:
         """The checkpoints, newest first."""
-        return sorted(self.folder.glob("*-*.pt"), reverse=True)
+        return checkpoint_files(self.folder)
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
         """Writes a checkpoint and forgets all but two. OSError if the disk is full; those before it stay."""
         self.folder.mkdir(exist_ok=True)
-        for torn in self.folder.glob(".*.tmp"):
+        for torn in leftovers(self.folder, r"\d{9,}\.pt"):
             torn.unlink(missing_ok=True)
         temporary = aside(self.folder / f"{iteration:09d}.pt")
         try:
@@ -53,7 +57,7 @@ class Checkpoints:
     def forget_after(self, iteration: int) -> None:
         """Removes the checkpoints of a future that did not happen: damaged ones, and those whose metrics are lost."""
         for path in self.files():
-            if int(path.stem.partition("-")[0]) > iteration:
+            if _parts(path)[0] > iteration:
                 path.unlink(missing_ok=True)
 
     def load(self) -> Iterator[dict[str, Any]]:
@@ -63,7 +67,7 @@ class Checkpoints:
         """
         for path in self.files():
             try:
-                whole = _digest(path) == path.stem.partition("-")[2]
+                whole = _digest(path) == _parts(path)[1]
                 state = self.read(path.name) if whole else None
             except FileNotFoundError:
                 continue  # a newer one has taken its place meanwhile
@@ -83,6 +87,13 @@ class Checkpoints:
         """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no room for it twice."""
         state: dict[str, Any] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
         return state | {"name": name}
+
+
+def _parts(path: Path) -> tuple[int, str]:
+    """The iteration and the digest in the name of a checkpoint."""
+    match = CHECKPOINT.fullmatch(path.name)
+    assert match, path
+    return int(match[1]), match[2]
 
 
 def _digest(path: Path) -> str:
