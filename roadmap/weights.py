@@ -21,6 +21,7 @@ Kind = Literal["raw", "ema"]
 # Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their names.
 EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
 PREFIXES = r"^((module|_orig_mod)\.)+"
+LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule; as such a length, the first bytes of a zip file or a pickle are far more
 
 # Dialects in pairs of words: a pattern in our names, and what stands there in theirs.
 ORIGINAL_BLOCK = r"""
@@ -114,13 +115,14 @@ def _read(path: Path, where: str) -> Mapping[str, Any]:
         raise refusal(where, f"cannot be read: {error.strerror}") from error
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
         raise refusal(where, "is a web page, not a checkpoint" if head else "is empty")
-    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # a zip file, a pickle, safetensors: all else Python would misread
+    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
+    if not is_safetensors and not head.startswith((b"PK", b"\x80")):  # neither a zip file nor a pickle: all else Python would misread
         raise refusal(where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:  # whatever the file is called: a blob in the cache of the Hub has no suffix
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # of a path, PyTorch heeds the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file raises whatever its reader runs into
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
             raise refusal(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
@@ -165,7 +167,10 @@ def load_weights(network: nn.Module, source: str | Path, *, ema: bool = True, st
 def copy_weights(
     network: nn.Module, there: Mapping[str, Tensor], source: str, *, strict: bool = True, may_differ: Collection[str] = ()
 ) -> Report:
-    """Copies the tensors `there` into `network`; those in `may_differ`, by our names, are left as they are where their shapes differ."""
+    """Copies the tensors `there` into `network`.
+
+    Those in `may_differ`, by our names, are left as they are where their shapes differ, or where none of them is there.
+    """
     here = network.state_dict()
     dialect = max(DIALECTS.values(), key=lambda dialect: sum(dialect.rename(name) in there for name in here))
     names = {name: dialect.rename(name) for name in here}
@@ -178,6 +183,8 @@ def copy_weights(
     unexpected = tuple(name for name in there if name not in names.values())
     report = Report(source, dialect.name, len(fitting), missing, unexpected, misshaped)
     grave = replace(report, misshaped=tuple(entry for entry in misshaped if entry[0] not in may_differ))
+    if not any(name in found for name in may_differ):
+        grave = replace(grave, missing=tuple(name for name in missing if name not in may_differ))
     if strict and not grave.fits:
         raise refusal("", str(report))
     with torch.no_grad():

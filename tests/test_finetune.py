@@ -30,7 +30,7 @@ from roadmap.train import train
 from roadmap.training.init_from import check_init, initialise_from, named
 from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.training.stopping import Stopped, StopSignals
-from roadmap.weights import DIALECTS, copy_weights, read_state_dict
+from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dict
 from slurm.cluster import Cluster
 from slurm.submission import plan
 from slurm.submit import parser
@@ -308,6 +308,25 @@ def test_a_classifier_of_other_classes_starts_fresh(classes: int, scale: float, 
         else:
             assert torch.equal(value.flatten(), there[rename(name)].flatten()), name
     assert bool(after["head.classifier.weight"].any())
+
+
+@pytest.mark.parametrize("dialect", ["ours", "timm_convnext", "original_convnext"])
+@pytest.mark.parametrize("scale", [1.0, 0.001])
+def test_a_missing_classifier_starts_fresh(dialect: str, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    there = network_of(tiny())
+    randomise(there)
+    state = {name: value for name, value in state_of(there).items() if not name.startswith("head.classifier")}
+    torch.save({DIALECTS[dialect].rename(name): value for name, value in state.items()}, tmp_path / "headless.pth")
+    config = tiny(tmp_path / "headless.pth", model__num_classes=10, recipe__head_init_scale=scale)
+    network = network_of(config)
+    fresh = state_of(network)
+    with caplog.at_level(logging.WARNING):
+        initialise_from(network, config)
+    assert caplog.messages == [f"the classifier starts fresh, for 10 classes: {tmp_path / 'headless.pth'} has no classifier"]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name] if name in state else fresh[name] * scale), name
+    with pytest.raises(ConfigError, match=r"missing: head\.classifier\.weight, head\.classifier\.bias"):  # but not to be evaluated
+        load_weights(network, tmp_path / "headless.pth")
 
 
 def test_a_head_of_imagenet_22k_is_loaded_by_a_network_that_has_one(tmp_path: Path) -> None:

@@ -218,6 +218,26 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     assert_equal(read_state_dict(str(tmp_path / "x.safetensors")), MODEL)
 
 
+@pytest.mark.parametrize("name", ["5f2c8b", "x.pth", "x.safetensors", "x.bin", "x.pt"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_is_read_by_its_content_whatever_it_is_called(kind: str, name: str, tmp_path: Path) -> None:
+    """A blob in the Hub's cache is called by its hash."""
+    path, there = tmp_path / name, {"w": torch.arange(4.0)}
+    if kind == "safetensors":
+        path.write_bytes(safetensors.torch.save(there))
+    else:
+        torch.save(there, path, _use_new_zipfile_serialization=kind == "zip")
+    assert_equal(read_state_dict(path), there)
+
+
+@pytest.mark.parametrize(("beginning", "length"), [(b"\x80\x02", 0x280), (b"PK", 0x4B50)])
+def test_safetensors_that_begin_as_a_pickle_or_a_zip_file_are_read(beginning: bytes, length: int, tmp_path: Path) -> None:
+    """They begin with the length of their header, in which the tensors' names are."""
+    files = (safetensors.torch.save({"w" * letters: torch.ones(1)}) for letters in range(length, 0, -1))
+    (tmp_path / "x").write_bytes(next(content for content in files if content.startswith(beginning)))
+    assert len(read_state_dict(tmp_path / "x")) == 1
+
+
 def test_tensors_of_a_gpu_come_to_the_cpu(tmp_path: Path) -> None:
     torch.save(MODEL, tmp_path / "cpu.pth")
     with zipfile.ZipFile(tmp_path / "cpu.pth") as saved, zipfile.ZipFile(tmp_path / "gpu.pth", "w") as moved:
@@ -249,7 +269,8 @@ NEITHER = "is no checkpoint: it begins neither as PyTorch's files do nor as safe
         (b"class,name,images\n0,tench,50\n", NEITHER),  # which as a pickle would hold lass, of the module of line 2
         (bytes(range(256)) * 9, NEITHER),
         (b"\x80" * 99, "is torn, or no checkpoint: PyTorch cannot read it"),
-        (b"12345678{}", "is torn, or no checkpoint: PyTorch cannot read it"),
+        (b"12345678{}", NEITHER),  # a header of 4 EB
+        (b"\2\0\0\0\0\0\0\0{]", "is torn, or no checkpoint: PyTorch cannot read it"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def check_init(config: RunConfig) -> None:
 def initialise_from(network: Network, config: RunConfig) -> None:
     """Makes a fresh network ready for training: scales its classifier, and loads the weights of `system.init_from` if there are any.
 
-    A classifier for another number of classes stays fresh. ConfigError as in `check_init`, and if anything else does not fit.
+    A classifier stays fresh where there is none to load, or one for another number of classes. ConfigError as in `check_init`,
+    and if anything else does not fit.
     """
     check_init(config)
     classifier, scale, source = network.get_classifier(), config.recipe.head_init_scale, config.system.init_from
@@ -56,6 +57,6 @@ def initialise_from(network: Network, config: RunConfig) -> None:
     from roadmap.weights import copy_weights, read_state_dict
 
     report = copy_weights(network, read_state_dict(source), name_of(source), may_differ=CLASSIFIER)
-    if report.misshaped:
-        _, there, here = report.misshaped[0]
-        logger.warning("the classifier starts fresh, for %d classes: %s has %d", here[0], report.source, there[0])
+    if report.missing or report.misshaped:
+        there = f"has {report.misshaped[0][1][0]}" if report.misshaped else "has no classifier"
+        logger.warning("the classifier starts fresh, for %d classes: %s %s", config.model.num_classes, report.source, there)
