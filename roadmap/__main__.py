@@ -8,7 +8,7 @@ from pathlib import Path
 
 from roadmap.bench.options import add_bench_options
 from roadmap.data.options import add_prepare_options
-from roadmap.options import Parser, add_config_options, add_roadmap_options, main_of
+from roadmap.options import Parser, add_config_options, add_kind_options, add_roadmap_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a run's weights as a file that timm loads")
     export.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory")
     export.add_argument("out", type=Path, metavar="FILE", help="the file, .safetensors or .pth")
-    export.add_argument("--ema", action="store_true", help="the moving average's weights")
+    add_kind_options(export)
     export.add_argument("--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)")
     add_bench_options(commands.add_parser("bench", help="throughput, memory and share of the device's peak of every step"))
     add_prepare_options(commands.add_parser("prepare", help="write an image folder as tar shards of smaller images"))

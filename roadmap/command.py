@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,24 @@ def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:
             raise refusal("--init-from", "and --set system.init_from are both given; one of them is enough")
         source = arguments.init_from if scheme_of(arguments.init_from) else str(Path(arguments.init_from).absolute())
         overrides = {"system.init_from": source, "recipe.init_digest": digest_of(source)} | overrides
+    if arguments.kind is not None and not _chooses_itself(arguments):
+        overrides = {"recipe.init_weights": _init_weights(arguments, overrides)} | overrides
     return {"profile": arguments.profile, "overrides": overrides}
+
+
+def _chooses_itself(arguments: argparse.Namespace) -> bool:
+    """Whether --ema and --raw choose what is evaluated or inspected, and not what training starts from."""
+    return getattr(arguments, "eval", False) or getattr(arguments, "command", None) == "weights"
+
+
+def _init_weights(arguments: argparse.Namespace, overrides: Mapping[str, Any]) -> str:
+    """The weights that --ema or --raw choose; ConfigError where there are none to choose from, or they are chosen twice."""
+    kind: str = arguments.kind
+    if "recipe.init_weights" in overrides:
+        raise refusal(f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough")
+    if "system.init_from" not in overrides:
+        raise refusal(f"--{kind}", "chooses between the weights of --init-from, which is not given")
+    return kind
 
 
 def config_of(arguments: argparse.Namespace, step: str, seed: int) -> RunConfig:
@@ -46,7 +64,6 @@ def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[st
     """How a run of `config` is to be evaluated, as `evaluate_run` takes it; ConfigError for what has no meaning here."""
     values = {name: getattr(arguments, name) for name in ("image_size", "crop_pct", "crop_mode", "per_class")}
     given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
-    given += [f"--{arguments.kind}"] if arguments.kind else []
     if given and not arguments.eval:
         raise refusal(", ".join(given), "cannot be used without --eval")
     view = _view(config, arguments.image_size, arguments.crop_pct, arguments.crop_mode)

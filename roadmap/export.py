@@ -117,7 +117,7 @@ def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm", "ours"] = "timm") -> str:
     """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load them.
 
-    `ema` takes the moving average instead. ConfigError if there is no checkpoint, no average, no such network in timm,
+    `ema` takes their EMA instead. ConfigError if there is no checkpoint, no average, no such network in timm,
     or no place for `out`, which ends in .safetensors, .pth or .pt.
     """
     run = RunDir(run_dir)
@@ -139,7 +139,8 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
         write_atomic(out, safetensors.torch.save(state) if out.suffix == ".safetensors" else _pickled(state))
     arguments = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"])
     loader = f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
-    return f"{relative(out)} holds the {'moving average' if ema else 'weights'} of iteration {engine['iteration']}; {loader} loads it"
+    other = "" if engine["ema"] is None else "; its weights are available with --raw" if ema else "; its EMA is available with --ema"
+    return f"{relative(out)} holds the {'EMA' if ema else 'weights'} of iteration {engine['iteration']}{other}; {loader} loads it"
 
 
 def _pickled(state: dict[str, Tensor]) -> bytes:

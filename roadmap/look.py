@@ -95,10 +95,14 @@ def print_schema(arguments: argparse.Namespace) -> int:
 def print_weights(arguments: argparse.Namespace) -> int:
     """What of the file fits; nothing is changed."""
     config = config_of(arguments, arguments.step, 0)
-    from roadmap.weights import load_weights
+    from roadmap.weights import TAKEN, Kind, copy_weights, read_state_dicts, select
 
-    report = load_weights(build_model(config.model), arguments.source, strict=False)
+    states = read_state_dicts(arguments.source)
+    kind: Kind = arguments.kind or "raw"
+    report = copy_weights(build_model(config.model), select(states, kind, arguments.source), arguments.source, strict=False)
     print(report)
+    if len(states) > 1:
+        print(f"  inspected: {TAKEN[kind]}")
     return int(not report.fits)
 
 
@@ -106,7 +110,7 @@ def print_export(arguments: argparse.Namespace) -> int:
     """Writes the file, and says how it is loaded."""
     from roadmap.export import export
 
-    print(export(arguments.run_dir, arguments.out, ema=arguments.ema, names=arguments.names))
+    print(export(arguments.run_dir, arguments.out, ema=arguments.kind == "ema", names=arguments.names))
     return 0
 
 

@@ -16,6 +16,10 @@ from roadmap import STEPS_YAML
 BAD_INPUT = 2
 LOOKALIKES = {"Δ": "Delta", "ρ": "rho", "±": "+-", "−": "-", "–": "-", "→": "->", "…": "...", "└": "`", "†": "+", "‘": "'", "’": "'"}
 LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, of which spinners are made
+EVALUATES = (
+    "evaluates the run's last checkpoint, or the weights of --init-from without any run: the weights and their EMA, "
+    "or one of them alone with --raw or --ema"
+)
 WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
 
 
@@ -38,7 +42,7 @@ def add_roadmap_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_config_options(options: argparse.ArgumentParser) -> None:
-    """--steps-file, --roadmap, --ablate, --profile, --set and --init-from."""
+    """--steps-file, --roadmap, --ablate, --profile, --set, --init-from, --ema and --raw."""
     add_roadmap_options(options)
     options.add_argument("--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)")
     options.add_argument(
@@ -54,11 +58,19 @@ def add_config_options(options: argparse.ArgumentParser) -> None:
         metavar="WEIGHTS",
         help="start from a checkpoint: a path, a URL, or a run's directory; sets system.init_from and recipe.init_digest",
     )
+    add_kind_options(options)
+
+
+def add_kind_options(options: argparse.ArgumentParser) -> None:
+    """--ema and --raw, of weights that come with their EMA."""
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--ema", dest="kind", action="store_const", const="ema", help="take the EMA of the weights")
+    which.add_argument("--raw", dest="kind", action="store_const", const="raw", help="take the weights as they were trained (the default)")
 
 
 def add_eval_options(options: argparse.ArgumentParser) -> None:
     """What `eval_choices_of` reads."""
-    group = options.add_argument_group("with --eval", "evaluates the run's last checkpoint, or the weights of --init-from without any run")
+    group = options.add_argument_group("with --eval", EVALUATES)
     group.add_argument("--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)")
     group.add_argument("--crop-pct", type=float, metavar="SHARE", help="share of the resized image's edges that is seen")
     group.add_argument(
@@ -68,9 +80,6 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
         f"where --image-size asks for another resolution of {WHOLE_IMAGE} or more and no crop is given)",
     )
     group.add_argument("--per-class", type=Path, metavar="FILE", help="write images and accuracies of each class to a CSV file")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument("--ema", dest="kind", action="store_const", const="ema", help="the moving average alone (default: all there is)")
-    which.add_argument("--raw", dest="kind", action="store_const", const="raw", help="the weights as they were trained alone")
 
 
 def add_experiment_options(options: argparse.ArgumentParser) -> None:

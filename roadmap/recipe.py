@@ -19,7 +19,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-ADDED = (("recipe", "pipeline", "pillow"),)  # leaves that the first runs did not have, with what they did: they stay what they are
+# Leaves that the first runs did not have, with what they did: they stay what they are.
+ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
 
 
 class Recipe(Spec):
@@ -30,6 +31,7 @@ class Recipe(Spec):
     normalised together by BN, share one draw of mixup or cutmix, and are mixed among themselves; it is at most the global batch.
     `layer_decay` multiplies the learning rate of each group of layers once more per group before the head; a group is a
     stage, or up to three blocks. `init_digest` names the weights that training starts from, null for fresh ones;
+    `init_weights` chooses, where they come with their EMA, between the weights as they were trained, `raw`, and their `ema`.
     `head_init_scale` multiplies a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop.
     `pipeline: tensor` has torchvision decode and resize the training's images as uint8 tensors, and RandAugment run on the
     device; the crops and flips are those of `pillow`, the pixels differ by rounding. Evaluation is Pillow's and timm's in both.
@@ -46,6 +48,7 @@ class Recipe(Spec):
     layer_decay: Fraction
     layer_decay_by: Literal["layer", "stage"]
     init_digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")] | None
+    init_weights: Literal["raw", "ema"]
     head_init_scale: NonNegative
     momentum: Beta
     betas: tuple[Beta, Beta]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -17,6 +17,9 @@ from roadmap.sources import located, name_of, refusal, scheme_of
 from roadmap.strict_yaml import ConfigError
 
 Kind = Literal["raw", "ema"]
+State = TypeVar("State", bound=Mapping[str, Tensor])
+ABSENT: dict[Kind, str] = {"raw": "holds an EMA alone; --ema takes it", "ema": "has no EMA; --raw takes its weights"}
+TAKEN: dict[Kind, str] = {"raw": "the weights; its EMA is available with --ema", "ema": "the EMA; its weights are available with --raw"}
 
 # Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their names.
 EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
@@ -66,15 +69,18 @@ class Dialect:
 DIALECTS = {name: Dialect(name, tuple(zip(table.split()[::2], table.split()[1::2], strict=True))) for name, table in TABLES.items()}
 
 
-def read_state_dict(source: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, `source` as in `located`; the moving average's if `ema` and it has one.
+def read_state_dict(source: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, `source` as in `located`: the weights as they were trained, or their EMA.
 
-    Nothing in the file is run. ConfigError says why it cannot be read, or that it holds no tensors.
+    Nothing in the file is run. ConfigError says why it cannot be read, or that it does not hold these.
     """
-    states = read_state_dicts(source)
-    kind: Kind = "ema" if ema and "ema" in states else "raw"
+    return select(read_state_dicts(source), "ema" if ema else "raw", name_of(source))
+
+
+def select(states: Mapping[Kind, State], kind: Kind, where: str) -> State:
+    """One kind of the weights at `where`; ConfigError with the option for the other kind if there is only that."""
     if kind not in states:
-        raise refusal(name_of(source), "holds no tensors with names but a moving average's")
+        raise refusal(where, ABSENT[kind])
     return states[kind]
 
 
@@ -156,7 +162,7 @@ class Report:
         return "\n".join(lines)
 
 
-def load_weights(network: nn.Module, source: str | Path, *, ema: bool = True, strict: bool = True) -> Report:
+def load_weights(network: nn.Module, source: str | Path, *, ema: bool = False, strict: bool = True) -> Report:
     """Copies a checkpoint's tensors into `network`, whatever dialect it is in; `source` and `ema` as in `read_state_dict`.
 
     Where they do not all fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.

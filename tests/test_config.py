@@ -342,6 +342,7 @@ ORIGINAL = {
     "layer_decay": 1.0,
     "layer_decay_by": "layer",
     "init_digest": None,
+    "init_weights": "raw",
     "head_init_scale": 1.0,
     "momentum": 0.9,
     "betas": (0.9, 0.999),
@@ -497,8 +498,9 @@ def test_runs_made_before_a_leaf_was_added_are_still_the_same(tmp_path: Path) ->
     assert config.hash == "e0e42005"  # as in the first reports
     assert config.model_copy(update={"recipe": config.recipe.model_copy(update={"pipeline": "tensor"})}).hash != config.hash
     written = tmp_path / "config.yaml"
-    written.write_text(config.to_yaml().replace("  pipeline: pillow\n", ""), encoding="utf-8")
-    assert "pipeline" not in written.read_text(encoding="utf-8")
+    assert config.model_copy(update={"recipe": config.recipe.model_copy(update={"init_weights": "ema"})}).hash != config.hash
+    written.write_text(config.to_yaml().replace("  pipeline: pillow\n", "").replace("  init_weights: raw\n", ""), encoding="utf-8")
+    assert not re.search("pipeline|init_weights", written.read_text(encoding="utf-8"))
     assert RunConfig.read(written) == config
 
 

@@ -263,7 +263,7 @@ def test_weights_that_a_run_does_not_have_are_refused(tmp_path: Path) -> None:
     run = prepare(tmp_path, config)
     train(config, run.path)
     assert list(evaluate_found(find_run(config, run), config)) == ["raw"]
-    with pytest.raises(ConfigError, match=rf"^{run.path} has no moving average; there is its weights$"):
+    with pytest.raises(ConfigError, match=rf"^{run.path} has no EMA; --raw takes its weights$"):
         evaluate_run(config, tmp_path, kind="ema")
 
 
@@ -374,8 +374,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a crop of more than all": (["--eval", "--crop-pct", "1.5"], r"^--crop-pct input should be less than or equal to 1, not 1\.5$"),
     "a size without --eval": (["--image-size", "320"], "^--image-size cannot be used without --eval$"),
     "much without --eval": (
-        ["--plan", "--crop-pct", "1", "--crop-mode", "squash", "--per-class", "x.csv", "--raw"],
-        "^--crop-pct, --crop-mode, --per-class, --raw cannot be used without --eval$",
+        ["--plan", "--crop-pct", "1", "--crop-mode", "squash", "--per-class", "x.csv"],
+        "^--crop-pct, --crop-mode, --per-class cannot be used without --eval$",
     ),
     "no such folder": (["--eval", "--init-from", "W", "--per-class", "none/x.csv"], r"^none/x\.csv cannot be written: No such file"),
     "a folder for a file": (["--eval", "--init-from", "W", "--per-class", "."], r"^\. cannot be written: Is a directory$"),

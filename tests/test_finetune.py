@@ -476,26 +476,41 @@ def engine_of(run: RunDir) -> dict[str, Any]:
     return state
 
 
-def test_a_run_stands_for_its_newest_checkpoint_and_that_for_its_average(source: RunDir, tmp_path: Path) -> None:
-    config = digits(system__init_from=str(source.path))
+@pytest.mark.parametrize(
+    ("kind", "part", "said"),
+    [
+        (None, "model", "training starts from the weights; its EMA is available with --ema"),
+        ("raw", "model", "training starts from the weights; its EMA is available with --ema"),
+        ("ema", "ema", "training starts from the EMA; its weights are available with --raw"),
+    ],
+)
+def test_a_run_stands_for_the_weights_or_the_ema_of_its_newest_checkpoint(
+    kind: str | None, part: str, said: str, source: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = digits(system__init_from=str(source.path), **({"recipe__init_weights": kind} if kind else {}))
     assert config.recipe.init_digest == sha(newest(source))
     network = build_model(config.model)
     initialise_from(network, config)
-    average = engine_of(source)["ema"]
-    assert all(torch.equal(value, average[name]) for name, value in network.state_dict().items())
-    raw = engine_of(source)["model"]
-    assert any(not torch.equal(raw[name], average[name]) for name in raw)
+    there = engine_of(source)
+    assert all(torch.equal(value, there[part][name]) for name, value in network.state_dict().items())
+    assert any(not torch.equal(there["model"][name], there["ema"][name]) for name in there["model"])
+    assert caplog.messages == [f"{source.path}: {said}"]
+
+
+def test_a_run_without_checkpoint_is_no_source(source: RunDir, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(source.path, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoint")))
     with pytest.raises(ConfigError, match=rf"^{bare} has no checkpoint; train it first$"):
         digits(system__init_from=str(bare))
 
 
-def test_a_training_starts_from_another_runs_weights(source: RunDir, tmp_path: Path) -> None:
-    config = digits(system__init_from=str(source.path), recipe__layer_decay=0.7, recipe__lr=1e-12, recipe__min_lr=0.0, recipe__ema=0.5)
+@pytest.mark.parametrize(("kind", "taken"), [("raw", "model"), ("ema", "ema")])
+def test_a_training_starts_from_another_runs_weights(kind: str, taken: str, source: RunDir, tmp_path: Path) -> None:
+    still = {"recipe__layer_decay": 0.7, "recipe__lr": 1e-12, "recipe__min_lr": 0.0, "recipe__ema": 0.5}
+    config = digits(system__init_from=str(source.path), recipe__init_weights=kind, **still)
     run = prepare(tmp_path, config)
     assert train(config, run.path).status == "done"
-    there, here = engine_of(source)["ema"], engine_of(run)
-    for part in ("model", "ema"):  # the average starts from them, too
+    there, here = engine_of(source)[taken], engine_of(run)
+    for part in ("model", "ema"):  # the EMA starts from them, too
         assert all(torch.allclose(here[part][name], value, rtol=0, atol=1e-7) for name, value in there.items())
     scales = {group["lr_scale"] for group in here["optimizer"]["param_groups"]}
     assert scales == {0.7**below for below in range(6)}
@@ -553,6 +568,10 @@ def test_a_plan_with_weights_names_the_run_without_torch(source: RunDir, tmp_pat
     assert run_of(by_option.stdout) == run_of(by_set.stdout) == run_of(by_run.stdout)
     assert run_of(by_option.stdout) != run_of(plain.stdout)
     assert run_of(by_option.stdout).endswith(f"seed0-{digits(system__init_from=str(tmp_path / 'w.pth')).hash}")
+    by_raw, by_ema = (command("run_step.py", *LINE, "--init-from", "w.pth", kind, "--plan", cwd=tmp_path) for kind in ("--raw", "--ema"))
+    assert run_of(by_raw.stdout) == run_of(by_option.stdout)  # and of runs made before there was the choice
+    assert run_of(by_ema.stdout).endswith(f"-{digits(system__init_from=str(tmp_path / 'w.pth'), recipe__init_weights='ema').hash}")
+    assert run_of(by_ema.stdout) != run_of(by_raw.stdout)
 
 
 @pytest.mark.parametrize(
@@ -563,6 +582,10 @@ def test_a_plan_with_weights_names_the_run_without_torch(source: RunDir, tmp_pat
         (["--init-from", "ftp://x/y.pth"], r"ftp://x/y\.pth is no address that can be read"),
         (["--init-from", "w.pth", "--set=system.init_from=w.pth"], "--init-from and --set system.init_from are both given"),
         (["--init-from", "w.pth", "--set=recipe.init_digest=0123456789abcdef"], "digest 7692c3ad3540bb80, .* wants 0123456789abcdef"),
+        (["--init-from", "w.pth", "--ema", "--set=recipe.init_weights=raw"], "^--ema and --set recipe.init_weights are both given"),
+        (["--ema"], "^--ema chooses between the weights of --init-from, which is not given$"),
+        (["--raw", "--plan"], "^--raw chooses between the weights of --init-from, which is not given$"),
+        (["--set=recipe.init_weights=ema"], "recipe.init_weights is ema, and there are no weights to start from; --init-from FILE"),
         (["--set=recipe.init_digest=xyz"], "recipe.init_digest: string should match pattern"),
         (["--set=recipe.layer_decay=0.5"], r"recipe\.layer_decay is 0\.5, which is for trained weights"),
     ],

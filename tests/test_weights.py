@@ -143,9 +143,9 @@ def test_the_original_repositorys_training_checkpoint_loads_with_its_arguments_b
     optimizer = torch.optim.AdamW(model.parameters())
     saved = {"model": model.state_dict(), "model_ema": average.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
     torch.save(saved | {"args": argparse.Namespace(lr=4e-3, model="convnext_tiny")}, tmp_path / "checkpoint-3.pth")
-    load_weights(ours, tmp_path / "checkpoint-3.pth")
+    load_weights(ours, tmp_path / "checkpoint-3.pth", ema=True)
     assert_same_logits(ours, average, images(2, 3, 64), "a training checkpoint's average")
-    load_weights(ours, tmp_path / "checkpoint-3.pth", ema=False)
+    load_weights(ours, tmp_path / "checkpoint-3.pth")
     with torch.no_grad():
         assert torch.allclose(ours(images(2, 3, 64)), model(images(2, 3, 64)), atol=1e-5)
 
@@ -165,10 +165,10 @@ MODEL, AVERAGE = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
         {"model_ema": {"module": {"module.w": torch.zeros(2)}}, "model": {"_orig_mod.module.w": torch.ones(2)}},
     ],
 )
-def test_the_average_comes_first_unless_it_is_not_wanted(content: Any, tmp_path: Path) -> None:
+def test_the_weights_are_read_unless_their_ema_is_asked_for(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "wrapped.pth")
-    assert_equal(read_state_dict(tmp_path / "wrapped.pth"), AVERAGE)
-    assert_equal(read_state_dict(tmp_path / "wrapped.pth", ema=False), MODEL)
+    assert_equal(read_state_dict(tmp_path / "wrapped.pth"), MODEL)
+    assert_equal(read_state_dict(tmp_path / "wrapped.pth", ema=True), AVERAGE)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,8 @@ def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Pat
     found = read_state_dict(tmp_path / "wrapped.pth")
     assert_equal(found, MODEL)
     assert not found["w"].requires_grad
+    with pytest.raises(ConfigError, match=r"wrapped\.pth has no EMA; --raw takes its weights$"):
+        read_state_dict(tmp_path / "wrapped.pth", ema=True)
 
 
 def test_a_file_says_which_weights_it_holds(tmp_path: Path) -> None:
@@ -201,8 +203,8 @@ def test_a_file_says_which_weights_it_holds(tmp_path: Path) -> None:
         assert list(found) == kinds.split()
         for kind, tensors in found.items():
             assert_equal(tensors, MODEL if kind == "raw" else AVERAGE)
-    with pytest.raises(ConfigError, match=r"x\.pth holds no tensors with names but a moving average's$"):
-        read_state_dict(tmp_path / "x.pth", ema=False)
+    with pytest.raises(ConfigError, match=r"x\.pth holds an EMA alone; --ema takes it$"):
+        read_state_dict(tmp_path / "x.pth")
 
 
 def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
@@ -623,7 +625,8 @@ def test_timm_makes_the_exported_network(suffix: str, part: str, trained: tuple[
     sentence = export(run.path, out, ema=part == "ema")
     size = "depths=(1, 1, 2, 1), dims=(12, 24, 48, 96), in_chans=1, num_classes=10, ls_init_value=0.5"
     assert sentence == (
-        f"{out} holds the {'moving average' if part == 'ema' else 'weights'} of iteration 36; "
+        f"{out} holds the {'EMA' if part == 'ema' else 'weights'} of iteration 36; "
+        f"its {'weights are available with --raw' if part == 'ema' else 'EMA is available with --ema'}; "
         f"timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it"
     )
     assert_same_logits(ours_of(config, run, part), made_by_timm(sentence), images(3, 1, 32), f"export of {part}")
@@ -639,9 +642,9 @@ def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path)
     network = build_model(config.model)
     assert load_weights(network, tmp_path / "timm.pth").dialect == "timm_convnext"
     assert_equal(network.state_dict(), expected)
-    assert load_weights(network, newest(run)).fits
+    assert load_weights(network, newest(run), ema=True).fits
     assert_equal(network.state_dict(), ours_of(config, run, "ema").state_dict())
-    load_weights(network, run.path, ema=False)
+    load_weights(network, run.path)
     assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())
 
 
@@ -714,6 +717,12 @@ def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(trained: tupl
     fits = roadmap_command("weights", "separate_downsampling", exported, *like)
     assert (fits.returncode, fits.stderr) == (0, ""), fits.stdout + fits.stderr
     assert fits.stdout.startswith(f"{exported} fits: ")
+    for words, taken in (([], "the weights; its EMA"), (["--ema"], "the EMA; its weights")):
+        both = roadmap_command("weights", "separate_downsampling", run.path, *like, *words)
+        assert (both.returncode, both.stderr) == (0, "")
+        assert f"inspected: {taken}" in both.stdout
+    no_ema = roadmap_command("weights", "separate_downsampling", exported, *like, "--ema")
+    assert (no_ema.returncode, no_ema.stderr) == (2, f"{exported} has no EMA; --raw takes its weights\n")
     other = roadmap_command("weights", "gelu", exported)
     assert other.returncode == 1
     assert "does not fit" in other.stdout

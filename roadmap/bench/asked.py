@@ -26,7 +26,7 @@ BARE_STEP = {
     "system.micro_batch": None,
 }
 TOLD = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}  # by columns of their own
-PATHS = {"system.data_dir", "system.stage_dir", "system.init_from", "recipe.init_digest"}
+PATHS = {"system.data_dir", "system.stage_dir", "system.init_from", "recipe.init_digest", "recipe.init_weights"}
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 
 OUT_OF_TOLERANCE = 3
-RUNS_ONLY = ("profile", "overrides", "init_from", "as_trained", "holm", "watch", "check", "against")
+RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against")
 
 
 def make_report(arguments: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def _refuse_nonsense(arguments: argparse.Namespace) -> None:
     if arguments.paper and arguments.roadmap is not None:
         problems.append(Problem("--roadmap", "is not needed where --paper names the roadmaps"))
     if arguments.paper is not None and (given := [name for name in RUNS_ONLY if getattr(arguments, name)]):
-        words = ", ".join("--set" if name == "overrides" else f"--{name.replace('_', '-')}" for name in given)
+        words = ", ".join({"overrides": "--set", "kind": f"--{arguments.kind}"}.get(name, f"--{name.replace('_', '-')}") for name in given)
         problems.append(Problem("--paper", f"takes no {words}: the paper's figures are of its own runs"))
     if arguments.paper is not None and arguments.ablate is not None:
         problems.append(Problem("--ablate", "the paper has figures for the path only"))

@@ -32,7 +32,7 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import autocast
 from roadmap.training.scores import Scores, exact, tally
-from roadmap.weights import Kind, copy_weights, read_state_dicts
+from roadmap.weights import Kind, copy_weights, read_state_dicts, select
 
 ALONE = BatchPlan(world=1, micro=1, accumulation=1, group=1)  # of which an evaluation only wants to know that there are no others
 TITLES: dict[Kind, str] = {"raw": "weights", "ema": "moving average"}
@@ -61,11 +61,7 @@ class Found:
 
     def of(self, kind: Kind | None) -> Mapping[Kind, Mapping[str, Tensor]]:
         """Those of one kind, of all for None; ConfigError if there are none."""
-        if kind is None:
-            return self.states
-        if kind not in self.states:
-            raise refusal(self.where, f"has no {TITLES[kind]}; there is its {', '.join(TITLES[there] for there in self.states)}")
-        return {kind: self.states[kind]}
+        return self.states if kind is None else {kind: select(self.states, kind, self.where)}
 
 
 def find_file(source: str) -> Found:

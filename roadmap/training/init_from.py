@@ -35,6 +35,9 @@ def check_init(config: RunConfig) -> None:
             raise refusal(name_of(source), f"{message}; --init-from takes them all the same, as another run")
     elif recipe.init_digest is not None:
         raise refusal("recipe.init_digest", f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are")
+    elif recipe.init_weights == "ema":
+        message = "is ema, and there are no weights to start from; --init-from FILE gives some, or --raw does without"
+        raise refusal(f"{config.step}: recipe.init_weights", message)
     elif recipe.layer_decay < 1:
         message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
         way_out = "--init-from FILE gives some, or --set recipe.layer_decay=1 does without"
@@ -54,9 +57,12 @@ def initialise_from(network: Network, config: RunConfig) -> None:
             parameter.data.mul_(scale)
     if source is None:
         return
-    from roadmap.weights import copy_weights, read_state_dict
+    from roadmap.weights import TAKEN, copy_weights, read_state_dicts, select
 
-    report = copy_weights(network, read_state_dict(source), name_of(source), may_differ=CLASSIFIER)
+    states, kind = read_state_dicts(source), config.recipe.init_weights
+    report = copy_weights(network, select(states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER)
+    if len(states) > 1:
+        logger.warning("%s: training starts from %s", report.source, TAKEN[kind])
     if report.missing or report.misshaped:
         there = f"has {report.misshaped[0][1][0]}" if report.misshaped else "has no classifier"
         logger.warning("the classifier starts fresh, for %d classes: %s %s", config.model.num_classes, report.source, there)
