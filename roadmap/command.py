@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from roadmap.class_map import read_class_map
 from roadmap.options import WHOLE_IMAGE
 from roadmap.recipe import RunConfig, reason
 from roadmap.settings import parse_overrides
@@ -62,12 +63,19 @@ def config_of(arguments: argparse.Namespace, step: str, seed: int) -> RunConfig:
 
 def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
     """How a run of `config` is to be evaluated, as `evaluate_run` takes it; ConfigError for what has no meaning here."""
-    values = {name: getattr(arguments, name) for name in ("image_size", "crop_pct", "crop_mode", "per_class")}
+    values = {name: getattr(arguments, name) for name in ("image_size", "crop_pct", "crop_mode", "class_map", "per_class")}
     given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
     if given and not arguments.eval:
         raise refusal(", ".join(given), "cannot be used without --eval")
     view = _view(config, arguments.image_size, arguments.crop_pct, arguments.crop_mode)
-    return {"view": view, "source": arguments.init_from, "kind": arguments.kind, "per_class": arguments.per_class}
+    names = read_class_map(arguments.class_map) if arguments.class_map is not None else None
+    return {
+        "view": view,
+        "source": arguments.init_from,
+        "kind": arguments.kind,
+        "per_class": arguments.per_class,
+        "class_map": names,
+    }
 
 
 def _view(config: RunConfig, size: int | None, crop_pct: float | None, crop_mode: str | None) -> RunConfig:

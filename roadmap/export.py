@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blocks.spec import ModelSpec
+from roadmap.class_map import class_map_beside, to_class_map
 from roadmap.files import write_atomic, written
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir
@@ -117,8 +119,9 @@ def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm", "ours"] = "timm") -> str:
     """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load them.
 
-    `ema` takes their EMA instead. ConfigError if there is no checkpoint, no average, no such network in timm,
-    or no place for `out`, which ends in .safetensors, .pth or .pt.
+    `ema` takes their EMA instead. The names of the classes go to a class map beside `out`, if the checkpoint has them.
+    ConfigError if there is no checkpoint, no EMA, no such network in timm, or no place for `out`, which ends in .safetensors,
+    .pth or .pt.
     """
     run = RunDir(run_dir)
     if out.suffix not in (".safetensors", ".pth", ".pt"):
@@ -135,12 +138,30 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     if state is None:
         raise _error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
     state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
+    classes: list[str] | None = checkpoint.get("data", {}).get("classes")
     with written(out):
-        write_atomic(out, safetensors.torch.save(state) if out.suffix == ".safetensors" else _pickled(state))
+        write_atomic(out, _safetensors(state, classes) if out.suffix == ".safetensors" else _pickled(state))
     arguments = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"])
     loader = f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
     other = "" if engine["ema"] is None else "; its weights are available with --raw" if ema else "; its EMA is available with --ema"
-    return f"{relative(out)} holds the {'EMA' if ema else 'weights'} of iteration {engine['iteration']}{other}; {loader} loads it"
+    held = f"{relative(out)} holds the {'EMA' if ema else 'weights'} of iteration {engine['iteration']}{other}"
+    return f"{held}; {loader} loads it; {_write_classes(out, classes)}"
+
+
+def _write_classes(out: Path, classes: list[str] | None) -> str:
+    """Writes the class map of the weights in `out` beside them; returns what there is to say about it."""
+    if classes is None:
+        return "it has no class map, for the checkpoint does not name the classes"
+    path, text = class_map_beside(out), to_class_map(classes)
+    if text is None:
+        return "it has no class map, for a name of its classes is no line of text"
+    with written(path):
+        write_atomic(path, text)
+    return f"{relative(path)} names its {len(classes)} classes in the order of its outputs, for timm's --class-map and for --init-from"
+
+
+def _safetensors(state: dict[str, Tensor], classes: list[str] | None) -> bytes:
+    return safetensors.torch.save(state, metadata={"classes": json.dumps(classes), "format": "pt"} if classes else None)
 
 
 def _pickled(state: dict[str, Tensor]) -> bytes:

@@ -79,6 +79,13 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
         help="resize the shorter edge and take the centre, or resize both edges (default: the recipe's crop; the whole image, squashed, "
         f"where --image-size asks for another resolution of {WHOLE_IMAGE} or more and no crop is given)",
     )
+    group.add_argument(
+        "--class-map",
+        type=Path,
+        metavar="FILE",
+        help="names of the network's classes, one per line in the order of its outputs (default: those that the weights come with); "
+        "the data may have some of them only",
+    )
     group.add_argument("--per-class", type=Path, metavar="FILE", help="write images and accuracies of each class to a CSV file")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from roadmap.class_map import class_map_beside, read_class_map
 from roadmap.sources import located, name_of, refusal, scheme_of
-from roadmap.strict_yaml import ConfigError
+from roadmap.strict_yaml import ConfigError, relative
 
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])
@@ -86,9 +88,25 @@ def select(states: Mapping[Kind, State], kind: Kind, where: str) -> State:
 
 def read_state_dicts(source: str | Path) -> dict[Kind, dict[str, Tensor]]:
     """All that a checkpoint holds of `raw` weights and their moving average, `ema`: at least one of them."""
+    return read_weights(source).states
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a checkpoint holds: `raw` weights, their `ema`, or both, and the names of the classes in the order of the outputs, if known."""
+
+    states: dict[Kind, dict[str, Tensor]]
+    classes: list[str] | None
+
+
+def read_weights(source: str | Path, classes: list[str] | None = None) -> Weights:
+    """All that is used of a checkpoint, `source` as in `located`; its `classes` if not given, from it or the class map beside it.
+
+    ConfigError says why it cannot be read, that it holds no tensors, or that the class map names other classes.
+    """
     path, where = located(source), name_of(source)
     try:
-        content = _read(path, where)
+        content, written = _read(path, where)
     except ConfigError:
         if scheme_of(source).startswith("http"):  # so that the next call asks again, where a server sent something else
             path.unlink(missing_ok=True)
@@ -98,7 +116,21 @@ def read_state_dicts(source: str | Path) -> dict[Kind, dict[str, Tensor]]:
     states = {kind: tensors for kind, tensors in found.items() if tensors}
     if not states:
         raise refusal(where, "holds no tensors with names")
-    return states
+    return Weights(states, classes or _classes(content, written, path, where))
+
+
+def _classes(content: Mapping[str, Any], written: str | None, path: Path, where: str) -> list[str] | None:
+    """The names of the classes in a run's checkpoint, in the metadata of safetensors, `written`, or in the class map beside the file."""
+    data = content.get("data")
+    inside = data.get("classes") if isinstance(data, Mapping) else _parsed_names(written)
+    beside = class_map_beside(path)
+    if not beside.is_file():
+        return inside
+    names = read_class_map(beside)
+    if inside is not None and names != inside:
+        message = f"names other classes than {where} itself, or in another order; move it away, or choose with --class-map"
+        raise refusal(relative(beside), message)
+    return names
 
 
 def _unwrapped(content: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
@@ -112,8 +144,20 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {re.sub(PREFIXES, "", str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _read(path: Path, where: str) -> Mapping[str, Any]:
-    """What a file holds; a training checkpoint of the original repository has its arguments beside the weights."""
+def _parsed_names(text: str | None) -> list[str] | None:
+    """The names in a JSON list of strings; None for anything else, which another program may have put there."""
+    try:
+        names = json.loads(text or "")
+    except ValueError:
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
+    """What a file holds, and of safetensors the classes in the metadata, as JSON.
+
+    A training checkpoint of the original repository has its arguments beside the weights.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -126,14 +170,15 @@ def _read(path: Path, where: str) -> Mapping[str, Any]:
         raise refusal(where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors")
     try:
         if is_safetensors:  # whatever the file is called: a blob in the cache of the Hub has no suffix
-            return safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, framework="pt") as opened:
+                return safetensors.torch.load_file(path), (opened.metadata() or {}).get("classes")
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # of a path, PyTorch heeds the suffix
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file raises whatever its reader runs into
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
             raise refusal(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
         raise refusal(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
-    return content if isinstance(content, Mapping) else {}
+    return content if isinstance(content, Mapping) else {}, None
 
 
 @dataclass(frozen=True)

@@ -368,7 +368,7 @@ def test_the_command_line_evaluates_a_run_and_names_its_classes(finished: RunDir
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no checkpoint": (["--eval"], r"^runs/convnext_t/paper/\S* has no checkpoint to evaluate; train it first$"),
+    "no checkpoint": (["--eval"], r"^runs/convnext_t/paper/\S* has no checkpoint to evaluate; train it first, or name weights"),
     "a resolution that is too small": (["--eval", "--image-size", "16"], "^--image-size an image of 16 pixels is too small"),
     "no resolution": (["--eval", "--image-size", "0"], "^--image-size input should be greater than or equal to 8, not 0$"),
     "a crop of more than all": (["--eval", "--crop-pct", "1.5"], r"^--crop-pct input should be less than or equal to 1, not 1\.5$"),
@@ -378,6 +378,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "^--crop-pct, --crop-mode, --per-class cannot be used without --eval$",
     ),
     "no such folder": (["--eval", "--init-from", "W", "--per-class", "none/x.csv"], r"^none/x\.csv cannot be written: No such file"),
+    "a class map without --eval": (["--class-map", "W"], "^--class-map cannot be used without --eval$"),
+    "no class map": (["--eval", "--class-map", "none.txt"], r"^none\.txt cannot be read: No such file"),
+    "a class map that is none": (["--eval", "--class-map", "W"], r"both\.pth is no class map, a text file of one class name per line"),
     "a folder for a file": (["--eval", "--init-from", "W", "--per-class", "."], r"^\. cannot be written: Is a directory$"),
     "another network": (["--eval", "--init-from", "W", "--set=model.depths=[1,1,2,1]"], "does not fit: "),
     "other classes in the weights": (

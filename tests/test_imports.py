@@ -26,6 +26,7 @@ FLOORS = {
     "roadmap.settings": 1,
     "roadmap.tree": 1,
     "roadmap.batches": 1,
+    "roadmap.class_map": 2,
     "roadmap.files": 2,
     "roadmap.lease": 2,
     "roadmap.records": 2,

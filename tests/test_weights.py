@@ -627,10 +627,11 @@ def test_timm_makes_the_exported_network(suffix: str, part: str, trained: tuple[
     assert sentence == (
         f"{out} holds the {'EMA' if part == 'ema' else 'weights'} of iteration 36; "
         f"its {'weights are available with --raw' if part == 'ema' else 'EMA is available with --ema'}; "
-        f"timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it"
+        f"timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it; "
+        f"{tmp_path / 'out.classes.txt'} names its 10 classes in the order of its outputs, for timm's --class-map and for --init-from"
     )
     assert_same_logits(ours_of(config, run, part), made_by_timm(sentence), images(3, 1, 32), f"export of {part}")
-    assert list(tmp_path.iterdir()) == [out]
+    assert sorted(tmp_path.iterdir()) == sorted([out, tmp_path / "out.classes.txt"])
 
 
 def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
@@ -686,9 +687,8 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
     refused(
         run.path, tmp_path / "x.pth", f"{run.path} has no moving average of its weights: its recipe.ema is null", ema=True, names="ours"
     )
-    assert export(run.path, tmp_path / "x.pth", names="ours").endswith(
-        f"roadmap.weights.load_weights(network, '{tmp_path / 'x.pth'}') loads it"
-    )
+    sentence = export(run.path, tmp_path / "x.pth", names="ours")
+    assert f"; roadmap.weights.load_weights(network, '{tmp_path / 'x.pth'}') loads it; " in sentence
     network = build_model(config.model)
     assert load_weights(network, tmp_path / "x.pth").dialect == "ours"
     assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())

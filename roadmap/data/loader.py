@@ -127,6 +127,11 @@ class Loader:
         return {"images": self.images, "digest": self._feed.digest, "readers": self._feed.readers, "classes": self._feed.class_names}
 
     @property
+    def class_names(self) -> list[str] | None:
+        """What the classes are called, in the order of their labels; None if the data does not say."""
+        return self._feed.class_names
+
+    @property
     def corrupt(self) -> int:
         """How many images could not be read so far."""
         return self._feed.corrupt.count

@@ -242,6 +242,7 @@ class Attempt:
             "seconds": self.seconds,
             "last": self.last,
             "metrics_offset": self.log.offset,
+            "data": {"classes": self.loader.class_names},
             "corrupt": [loader.corrupt_state() for loader in self.loaders],
             "data": self._data(),
         }
@@ -252,7 +253,7 @@ class Attempt:
         """Goes on from the newest whole checkpoint whose metrics are all there, or starts anew."""
         name = self.world.share(self._choose_checkpoint)
         if name is None:
-            self.engine.start()
+            self.engine.start(self.loader.class_names)
             return
         state = self.checkpoints.read(name)
         self.engine.restore(state["engine"])

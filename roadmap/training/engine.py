@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -194,9 +194,9 @@ class Engine:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
         }
 
-    def start(self) -> None:
-        """Begins from the weights that the configuration names, if it names any."""
-        initialise_from(self.model, self.config)
+    def start(self, classes: Sequence[str] | None = None) -> None:
+        """Begins from the weights that the configuration names, if it names any; `classes` are the data's names, by label."""
+        initialise_from(self.model, self.config, classes)
         if self.ema is not None:
             self.ema.set(self.model)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from roadmap.class_map import OTHER_ORDER, UNKNOWN_ORDER, is_ambiguous, outputs_of, some
 from roadmap.recipe import RunConfig
 from roadmap.sources import digest_of, name_of, refusal
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from blocks.model import Network
 
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
@@ -44,11 +48,12 @@ def check_init(config: RunConfig) -> None:
         raise refusal(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
 
 
-def initialise_from(network: Network, config: RunConfig) -> None:
+def initialise_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
     """Makes a fresh network ready for training: scales its classifier, and loads the weights of `system.init_from` if there are any.
 
-    A classifier stays fresh where there is none to load, or one for another number of classes. ConfigError as in `check_init`,
-    and if anything else does not fit.
+    A classifier stays fresh where there is none to load, or one for another number of classes; one that is loaded is matched by
+    name to `classes`, the data's in the order of their labels, if both are known. ConfigError as in `check_init`, and if anything
+    else does not fit.
     """
     check_init(config)
     classifier, scale, source = network.get_classifier(), config.recipe.head_init_scale, config.system.init_from
@@ -57,12 +62,30 @@ def initialise_from(network: Network, config: RunConfig) -> None:
             parameter.data.mul_(scale)
     if source is None:
         return
-    from roadmap.weights import TAKEN, copy_weights, read_state_dicts, select
+    from roadmap.weights import TAKEN, copy_weights, read_weights, select
 
-    states, kind = read_state_dicts(source), config.recipe.init_weights
-    report = copy_weights(network, select(states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER)
-    if len(states) > 1:
+    weights, kind = read_weights(source), config.recipe.init_weights
+    report = copy_weights(network, select(weights.states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER)
+    if len(weights.states) > 1:
         logger.warning("%s: training starts from %s", report.source, TAKEN[kind])
     if report.missing or report.misshaped:
         there = f"has {report.misshaped[0][1][0]}" if report.misshaped else "has no classifier"
         logger.warning("the classifier starts fresh, for %d classes: %s %s", config.model.num_classes, report.source, there)
+    else:
+        _match_classifier(classifier, weights.classes, classes, report.source)
+
+
+def _match_classifier(classifier: nn.Module, there: Sequence[str] | None, here: Sequence[str] | None, source: str) -> None:
+    """Puts the outputs of a classifier for the classes `there` in the order of those `here`, where they are the same ones."""
+    if here is None or here == there:
+        return
+    if there is None:
+        if is_ambiguous(here):
+            logger.warning(UNKNOWN_ORDER, source, some(here))
+    elif set(there) == set(here):
+        logger.warning(OTHER_ORDER, source, some(there), some(here))
+        outputs = outputs_of(here, there, source)
+        for parameter in classifier.parameters():
+            parameter.data.copy_(parameter.data[outputs])
+    else:
+        logger.warning("the classifier starts from that of other classes: %s has %s, the data %s", source, some(there), some(here))
