@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import csv
+import io
 import json
 import re
 import shutil
@@ -26,18 +27,19 @@ from torch import Tensor, nn
 from blocks import build_model
 from roadmap.class_map import class_map_beside, is_ambiguous, read_class_map, to_class_map
 from roadmap.data.datasets import make_source
+from roadmap.data.loader import Loader
 from roadmap.export import export
 from roadmap.options import main_of
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.evaluate import evaluate_found, find_run
+from roadmap.training.evaluate import evaluate_found, find_file, find_run
 from roadmap.training.init_from import initialise_from, named
 from roadmap.weights import copy_weights, read_weights
 from run_step import parser
 from run_step import run as run_step
-from tests.images import Pictures, plain
+from tests.images import Pictures, plain, write_tar
 
 NUMBERS = [str(number) for number in range(1, 13)]  # as people count, and timm
 PLAIN = sorted(NUMBERS)  # 1, 10, 11, 12, 2, ..., as here and in torchvision
@@ -148,6 +150,15 @@ def test_a_checkpoint_names_the_classes(run: RunDir) -> None:
     assert state is not None
     assert state["data"]["classes"] == PLAIN
     assert read_weights(run.path).classes == PLAIN
+
+
+def test_a_loader_names_the_classes_only_if_it_knows_them_all(root: Path, tmp_path: Path) -> None:
+    for config, names in (
+        (config_of(root), PLAIN),
+        (shards_of(tmp_path / "a", PLAIN), PLAIN),
+        (shards_of(tmp_path / "b", PLAIN[:10]), None),
+    ):
+        assert Loader(config, "val", torch.device("cpu")).class_names == names
 
 
 def test_export_writes_a_class_map_that_timm_reads(exported: tuple[Path, str]) -> None:
@@ -268,6 +279,32 @@ def test_some_of_the_classes_are_evaluated_among_their_outputs(
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["class"], row["name"], row["images"], float(row["top1"])) for row in csv.DictReader(file)]
     assert rows == [(str(PLAIN.index(name)), name, "3", expected[name]) for name in ("10", "2", "7")]
+
+
+def shards_of(folder: Path, classes: list[str], images: int = 2) -> RunConfig:
+    """A run on a shard in which the labels of the images are the places of their classes."""
+    members: dict[str, bytes] = {}
+    for label, name in enumerate(classes):
+        for number in range(images):
+            file = io.BytesIO()
+            picture(name, 0.7).save(file, "PNG")
+            members |= {f"{name}/{number}.png": file.getvalue(), f"{name}/{number}.cls": str(label).encode()}
+    write_tar(folder / "val.tar", members)
+    return config_of(folder, data__dataset="shards", data__val_split="val.tar")
+
+
+def test_shards_without_images_of_the_last_classes_are_evaluated_on_all_outputs(run: RunDir, tmp_path: Path) -> None:
+    config = shards_of(tmp_path, PLAIN[:10])
+    torch.save(read_weights(run.path).states["raw"], tmp_path / "x.pth")
+    for source, names in ((run.path, PLAIN), (tmp_path / "x.pth", None)):
+        found = evaluate_found(find_file(str(source)), config)["raw"]
+        assert (found.scores.top1, found.scores.images, found.labels.names, found.labels.outputs) == (100, 20, names, None)
+        assert len(found.classes) == 12
+
+
+def test_shards_of_some_of_the_classes_are_matched_by_name(run: RunDir, tmp_path: Path) -> None:
+    found = evaluate_found(find_file(str(run.path)), shards_of(tmp_path, ["10", "2", "7"]))["raw"]
+    assert (found.scores.top1, found.labels.names, found.labels.outputs) == (100, ["10", "2", "7"], [1, 4, 9])
 
 
 # What cannot be matched.

@@ -128,8 +128,9 @@ class Loader:
 
     @property
     def class_names(self) -> list[str] | None:
-        """What the classes are called, in the order of their labels; None if the data does not say."""
-        return self._feed.class_names
+        """What the classes are called, in the order of their labels; None unless the data says it of all of the model's."""
+        names = self._feed.class_names
+        return names if names is not None and len(names) == self._batches.config.model.num_classes else None
 
     @property
     def corrupt(self) -> int:

@@ -110,15 +110,15 @@ def match_classes(found: Found, view: RunConfig, data: Dataset[Any] | None = Non
         raise refusal(found.where, f"names {len(names)} classes, the model has {outputs} outputs")
     if kind_of(view.data) == "folder" and data is None and not is_remote(view):
         view = _reading_val_alone(view, names is not None)
-    here = _names_of_data(view, data)
+    here, whole = _names_of_data(view, data)
     if here is None or names is None:
-        if here is not None and len(here) != outputs:
+        if here is not None and len(here) != outputs and whole:
             raise refusal(f"dataset '{view.data.dataset}'", f"has {len(here)} classes in {split}, the model {outputs}; {WAY_OUT}")
         if here is not None and not found.of_run and is_ambiguous(here):
             logger.warning(UNKNOWN_ORDER, found.where, some(here))
-        return view, Labels(here or names)
-    if here == names:
-        return view, Labels(here)
+        return view, Labels(here if here and len(here) == outputs else names)
+    if here == names or (not whole and here == names[: len(here)]):
+        return view, Labels(names)
     places = outputs_of(here, names, found.where)
     if len(here) < outputs:
         logger.warning("%s has %d of the %d classes of %s: other outputs are ignored", split, len(here), outputs, found.where)
@@ -142,13 +142,17 @@ def _reading_val_alone(view: RunConfig, named: bool) -> RunConfig:
     return alone
 
 
-def _names_of_data(view: RunConfig, data: Dataset[Any] | None) -> list[str] | None:
-    """What the classes of the data are called, by label; None if it does not say."""
+def _names_of_data(view: RunConfig, data: Dataset[Any] | None) -> tuple[list[str] | None, bool]:
+    """What the classes of the data are called, by label, None if it does not say; and whether these are surely all of its labels.
+
+    Shards only know the labels of the images that they have.
+    """
     if data is None and kind_of(view.data) in STREAMS:
-        return None
+        return None, False
     if data is None and kind_of(view.data) == "folder" and not is_remote(view):
-        return class_names(view)  # without a look at each image
-    return make_source(stage(view), "val", data).class_names
+        return class_names(view), True  # without a look at each image
+    source = make_source(stage(view), "val", data)
+    return source.class_names, source.num_classes is not None
 
 
 @torch.inference_mode()
