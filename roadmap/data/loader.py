@@ -124,7 +124,7 @@ class Loader:
         `images` and the `digest` of their listing, None where data can only be streamed; then `readers` says how processes and
         workers share the stream. `classes` are the names in the order of their labels, None if the data has none.
         """
-        return {"images": self.images, "digest": self._feed.digest, "readers": self._feed.readers, "classes": self._feed.class_names}
+        return {"images": self.images, "digest": self._feed.digest, "readers": self._feed.readers, "classes": self.class_names}
 
     @property
     def class_names(self) -> list[str] | None:

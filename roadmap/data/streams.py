@@ -75,8 +75,6 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             raise ConfigError([Problem(where, f"has {shards} shards for {readers}, of which each needs one; lower system.workers")])
         return reader
 
-    class_names: list[str] | None = None
-
     @property
     def num_classes(self) -> int | None:
         """How many classes it has, None if it does not say."""

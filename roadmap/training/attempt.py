@@ -242,7 +242,6 @@ class Attempt:
             "seconds": self.seconds,
             "last": self.last,
             "metrics_offset": self.log.offset,
-            "data": {"classes": self.loader.class_names},
             "corrupt": [loader.corrupt_state() for loader in self.loaders],
             "data": self._data(),
         }
