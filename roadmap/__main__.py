@@ -1,20 +1,38 @@
-"""python -m roadmap: look at the roadmap without training anything, and without importing torch."""
+"""All commands under one name: `convnext-roadmap`, which pip installs, or `python -m roadmap`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from roadmap.bench.options import add_bench_options
+from roadmap.cli import collect as cli_collect
+from roadmap.cli import run as cli_run
 from roadmap.data.options import add_prepare_options
 from roadmap.options import Parser, add_config_options, add_kind_options, add_roadmap_options, main_of
+from slurm import cancel, logs, status, submit
+
+SCRIPTS: dict[str, tuple[Any, str]] = {  # each is a file of its own in a checkout, too
+    "run": (cli_run, "train or evaluate one step"),
+    "submit": (submit, "train every step with several seeds, on Slurm or on this machine"),
+    "status": (status, "where the runs stand"),
+    "logs": (logs, "the log of a run's job"),
+    "cancel": (cancel, "stop runs"),
+    "collect": (cli_collect, "tables, figures and a page from finished runs"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = Parser(prog="python -m roadmap", description="Look at the roadmap; nothing is trained.")
+    name = Path(sys.argv[0]).name
+    options = Parser(prog="python -m roadmap" if name == "__main__.py" else name, description="The ConvNeXt modernization roadmap.")
     commands = options.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for script, (module, help_text) in SCRIPTS.items():
+        its = module.parser()
+        how = {"help": help_text, "description": its.description, "conflict_handler": "resolve"}
+        commands.add_parser(script, parents=[its], add_help=False, **how)
     steps = commands.add_parser("steps", help="the tree of steps, what each changes, and its block as a sentence")
     add_roadmap_options(steps)
     check = commands.add_parser("verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong")
@@ -45,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does what was asked for; returns the exit code."""
+    if arguments.command in SCRIPTS:
+        code: int = SCRIPTS[arguments.command][0].run(arguments)
+        return code
     if arguments.command == "bench":
         from roadmap.bench.bench import bench
 
@@ -58,5 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     return COMMANDS[arguments.command](arguments)
 
 
+def main() -> int:
+    """The console command; returns the exit code."""
+    return main_of(parser(), run)
+
+
 if __name__ == "__main__":
-    sys.exit(main_of(parser(), run))
+    sys.exit(main())

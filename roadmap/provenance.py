@@ -32,6 +32,7 @@ def commit() -> str | None:
     if kept.is_file():
         return kept.read_text(encoding="utf-8").strip() or None
     try:
+        _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # an installed package may lie in a repository of the user's
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

@@ -15,7 +15,7 @@ from roadmap.steps import flat_text
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
-PARTS = ("blocks", "roadmap", "slurm", "steps.yaml", "run_step.py", "collect.py")
+PARTS = ("blocks", "roadmap", "slurm", "steps.yaml")
 
 
 def sources(root: Path) -> Iterator[Path]:
@@ -62,7 +62,7 @@ def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
     ConfigError if it cannot be read or written.
     """
     if steps_file.resolve() == STEPS_YAML:
-        return snapshot / STEPS_YAML.name
+        return snapshot / STEPS_YAML.relative_to(ROOT)
     text = flat_text(steps_file)
     kept = folder / f"steps-{hashlib.sha256(text.encode()).hexdigest()[:16]}" / steps_file.name
     with written(kept):

@@ -145,7 +145,7 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
     if not left:
         return 0
     snapshot = take(jobs)
-    collecting = _collecting(arguments, snapshot, keep_steps(arguments.steps_file, jobs, snapshot))
+    collecting = _collecting(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
     submitted: list[str] = []
     lanes = [""] * (cluster.parallel or 0)  # Slurm limits an array alone; of several, each waits for those before it in its lanes
     for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
@@ -157,7 +157,7 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
     everything = sorted({*submitted, *(task.job for task in waiting.values())})
     job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)
     console().print(
-        f"job {job}: collects when they have ended; python slurm/status.py {arguments.runs} shows where they are", highlight=False
+        f"job {job}: collects when they have ended; python -m roadmap status {arguments.runs} shows where they are", highlight=False
     )
     return 0
 
@@ -175,10 +175,10 @@ def describe(array: Array) -> str:
     return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
 
 
-def _collecting(arguments: argparse.Namespace, snapshot: Path, steps_file: Path) -> list[str]:
-    """The command that makes tables and figures of the plan; nothing that may be edited until then is read by it."""
+def _collecting(arguments: argparse.Namespace, steps_file: Path) -> list[str]:
+    """The command that makes tables and figures of the plan, in a job whose code is the snapshot's; it reads nothing that may be edited."""
     out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
-    words = [sys.executable, str(snapshot / "collect.py"), str(arguments.runs.absolute()), "--out", str(out.absolute())]
+    words = [sys.executable, "-m", "roadmap", "collect", str(arguments.runs.absolute()), "--out", str(out.absolute())]
     words += ["--steps-file", str(steps_file), "--roadmap", arguments.roadmap]
     words += ["--profile", arguments.profile or NO_PROFILE]
     if arguments.ablate is not None:

@@ -20,7 +20,7 @@ TIMES = """
 import json, resource, sys, time
 from roadmap.options import main_of
 import scipy.stats
-import collect, roadmap.report.check, roadmap.report.collect, roadmap.report.gather
+import roadmap.cli.collect as collect, roadmap.report.check, roadmap.report.collect, roadmap.report.gather
 sys.argv = ["collect.py", *sys.argv[1:]]
 before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
 code = main_of(collect.parser(), collect.run)

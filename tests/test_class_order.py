@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from roadmap.class_map import class_map_beside, is_ambiguous, read_class_map, to_class_map
+from roadmap.cli.run import parser
+from roadmap.cli.run import run as run_step
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
 from roadmap.export import export
@@ -37,8 +39,6 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
 from roadmap.training.init_from import initialise_from, named
 from roadmap.weights import copy_weights, read_weights
-from run_step import parser
-from run_step import run as run_step
 from tests.images import Pictures, plain, write_tar
 
 NUMBERS = [str(number) for number in range(1, 13)]  # as people count, and timm

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from roadmap import ROOT
+from roadmap.cli.run import parser, run
 from roadmap.command import config_of as configured
 from roadmap.command import eval_choices_of
 from roadmap.options import main_of
@@ -32,7 +33,6 @@ from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
-from run_step import parser, run
 from tests.images import jpeg, plain, write_tar
 from tests.test_timm_parity import randomise
 

@@ -63,6 +63,8 @@ FLOORS = {
     "roadmap.bench": 1,
     "roadmap.bench.options": 1,
     "roadmap.bench.*": 4,
+    "roadmap.cli": 1,
+    "roadmap.cli.*": 4,
     "roadmap.command": 4,
     "roadmap.look": 4,
     "roadmap.options": 1,

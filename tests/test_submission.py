@@ -157,7 +157,7 @@ def test_a_job_knows_the_commit_that_it_was_submitted_from(where: str, project: 
     git(project, "commit", "--quiet", "--message", "second")
     submit(project, site, *words)
     assert commits_in_jobs(runs) == {first}, "the code is the same"
-    with (project / "collect.py").open("a", encoding="utf-8") as file:
+    with (project / "roadmap/cli/collect.py").open("a", encoding="utf-8") as file:
         file.write("# edited\n")
     submit(project, site, *words)
     edited = f"{git(project, 'rev-parse', 'HEAD')}+changes"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from roadmap import ROOT
 from roadmap.options import add_config_options
 
 BATCHES = {"cuda": 128}
@@ -31,10 +30,8 @@ def add_bench_options(options: argparse.ArgumentParser) -> None:
         help=f"images at a time, halved where memory is short (default: {BATCHES['cuda']} on CUDA, else {BATCH}; with --loop the recipe's)",
     )
     options.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help=f"for each thing measured (default: {SECONDS:g})")
-    out = ROOT / "reports" / "throughput"
-    options.add_argument(
-        "--out", type=Path, default=out, metavar="DIR", help="tables and figures (default: the project's reports/throughput)"
-    )
+    out = Path("reports") / "throughput"
+    options.add_argument("--out", type=Path, default=out, metavar="DIR", help="tables and figures (default: reports/throughput)")
     options.usage = f"{options.prog} [STEP ...] [OPTION ...]"  # for steps behind --mode would be taken for modes
     options.description = (
         "Measure each step's throughput, memory and share of the device's peak, by turns. Without --profile it computes in bf16 "
