@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,15 @@ def test_a_split_of_another_name_is_named_with_its_option(tmp_path: Path, datase
         (root / old).rename(root / new)
     message = refusal(check_data, plain(root, data__dataset=dataset))
     assert message == f"{root} {said.format(root=root)}"
-    assert refusal(make_source, plain(root, data__dataset=dataset), "train") == message
+    assert refusal(make_source, plain(root, data__dataset=dataset), "val") == message
     if "--set" in message:
         check_data(plain(root, data__dataset=dataset, **options(message)))
+
+
+def test_an_evaluation_by_torchvision_needs_no_training_images(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    shutil.rmtree(root / "train")
+    assert len(make_source(plain(root, data__dataset="torch/image_folder"), "val")) == 9
 
 
 def test_timm_takes_one_name_for_another(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from timm.data import create_dataset
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
-from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader, splits_of
+from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
 from roadmap.data.corrupt import Unreadable, reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
@@ -268,7 +268,7 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
     if split == "train" and "train" not in name:  # timm takes any other name for the test images
         raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
     if is_image_folder(config.data):
-        check_splits(root, splits_of(config), synonyms=True)
+        check_splits(root, {f"data.{split}_split": name}, synonyms=True)  # an evaluation needs no other
         return Items(config, split, VisibleImageFolder(find_split(root, name)))
     return Items(config, split, open_timm(config, split, download=config.system.download))
 
