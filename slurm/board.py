@@ -13,7 +13,7 @@ from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, Status, status
 from slurm.accounting import Ended, accounting
 from slurm.pace import Pace, last_evaluation, paces_of, tail
-from slurm.squeue import Task, Unanswered, grouped, jobs_of, queued, submissions
+from slurm.squeue import Task, Unanswered, grouped, jobs_of, queued, submissions, submitted_jobs
 
 QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 GOES_ON = {"running", "queued", "requeued", "starting"}
@@ -104,8 +104,7 @@ def places(jobs: Path) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for submission in submissions(jobs):
         folder = jobs / submission.name
-        files = next(iter(sorted(folder.glob("*_submitted.pkl"))), None)
-        job, array, _ = files.name.removesuffix("_submitted.pkl").partition("_") if files else ("", "", "")
+        job, array = next(iter(submitted_jobs(folder)), ("", False))
         for index, group in enumerate(submission.groups):
             place = Place(folder, (f"{job}_{index}" if array else job) or None, group)
             found |= dict.fromkeys(group, place)

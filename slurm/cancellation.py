@@ -22,7 +22,7 @@ from roadmap.training.init_from import named
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
 from slurm.board import ENDING, root_of
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
-from slurm.squeue import Task, Unanswered, ask, grouped, jobs_of, queued, submissions
+from slurm.squeue import Task, Unanswered, ask, grouped, jobs_of, queued, submissions, submitted_jobs
 
 JOBS_A_CALL = 200
 
@@ -101,7 +101,7 @@ def plan_for(chosen: Sequence[Status]) -> Plan:
         if mine := [RunDir(path) for path in paths if path in wanted]:
             served |= {one.path for one in mine}
             plan_job(plan, task, mine, [RunDir(path) for path in paths if path not in wanted])
-    begun = {jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if any(jobs.glob("*_submitted.pkl"))}
+    begun = {jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if submitted_jobs(jobs)}
     for path, found in wanted.items():
         if path not in served and jobs_of(found.run) in begun and found.state != "cancelled":  # workers of this kind may be about
             plan.kept.append(found.run)

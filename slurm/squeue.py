@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from roadmap.records import RunDir
 SEPARATOR = "|"
 FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%k", "%r"])
 PATIENCE_S = 30
+SUBMITTED = re.compile(r"(\d+)(_\d+)?_submitted\.pkl")
 
 
 class Unanswered(RuntimeError):
@@ -58,10 +60,18 @@ def submissions(jobs: Path) -> list[Submission]:
     for path in sorted(jobs.glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Submission(record["name"], record["cluster"], record["created"], tuple(map(tuple, record["groups"]))))
+            submission = Submission(record["name"], record["cluster"], record["created"], tuple(map(tuple, record["groups"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        if submission.name == path.stem:  # or it is a copy that somebody has made
+            found.append(submission)
     return found
+
+
+def submitted_jobs(folder: Path) -> list[tuple[str, bool]]:
+    """The ids of the jobs of which submitit has left a record in `folder`, and whether each is an array, by its tasks."""
+    found = [match for path in folder.iterdir() if (match := SUBMITTED.fullmatch(path.name))] if folder.is_dir() else []
+    return [(match[1], match[2] is not None) for match in sorted(found, key=lambda match: match[0])]
 
 
 def ask(*words: str) -> str:

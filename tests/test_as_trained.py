@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import collect
+from roadmap.cli import collect
 from roadmap.options import main_of
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve

@@ -14,7 +14,9 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from roadmap import ROOT
+from slurm.board import places
 from slurm.snapshot import sources
+from slurm.squeue import submissions
 
 STEP = "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind: hard_swish}}"
 FILES = {
@@ -171,3 +173,16 @@ def test_a_job_from_outside_of_git_takes_no_other_commit_for_its_own(project: Pa
     git(site, "commit", "--allow-empty", "--quiet", "--message", "a paper")
     submit(project, site, "--profile", "digits", "--steps", "gelu")
     assert commits_in_jobs(site / "runs") == {"None"}
+
+
+def test_copies_beside_the_records_of_submissions_count_for_nothing(project: Path, site: Path) -> None:
+    assert submit(project, site, "--steps", "gelu", "--profile", "digits").returncode == 0
+    (jobs,) = site.glob("runs/*/*/jobs")
+    known, at = submissions(jobs), places(jobs)
+    assert len(known) == len(at) == 1
+    (record,) = (path for path in jobs.glob("*.json"))
+    shutil.copy(record, jobs / f"{record.stem} (copy).json")
+    shutil.copy(record, jobs / f"backup-{record.name}")
+    (job,) = (jobs / record.stem).glob("*_submitted.pkl")
+    shutil.copy(job, job.with_name(f"0 backup of {job.name}"))
+    assert (submissions(jobs), places(jobs)) == (known, at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import signal
 import threading
@@ -24,7 +25,7 @@ from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.packing import FORK, Shared, begin, write_shard
 from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
 from roadmap.data.shards import load_index
-from roadmap.files import locked, write_json, written
+from roadmap.files import leftovers, locked, write_json, written
 from roadmap.provenance import usable_cores
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -72,7 +73,7 @@ def prepare(
         _write_classes(destination / CLASSES_FILE, classes)
         for plan in plans:
             plan.save()
-            for leftover in (*destination.glob(f".{plan.name}-*.tmp"), *destination.glob(f".{plan.path.name}.*.tmp")):
+            for leftover in leftovers(destination, rf"{re.escape(plan.name)}-\d{{6,}}\.tar|{re.escape(plan.path.name)}"):
                 leftover.unlink(missing_ok=True)
         try:
             _write_all(plans, recipe, workers, corrupt_images, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -87,7 +88,8 @@ class Split:
         self.path = destination / f"prepared-{name}.json"
         shuffled = name.startswith("train")
         known, self.finished = read_manifest(self.path)
-        there = sorted(path.name for path in destination.glob(f"{name}-*.tar"))
+        shard = re.compile(rf"{re.escape(name)}-\d{{6,}}\.tar")
+        there = sorted(path.name for path in destination.iterdir() if shard.fullmatch(path.name))
         if not there:  # a plan of which there is no shard yet binds nobody
             known = {}
         elif not known:

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from roadmap.strict_yaml import ConfigError, Problem
@@ -89,13 +89,15 @@ def _slurm() -> Launch:
 
 def _address(node: str) -> str:
     """Where a node of Slurm is reached: at its name, unless Slurm alone knows that."""
-    try:
+    with suppress(OSError):
         socket.getaddrinfo(node, None)
         return node
-    except OSError:
-        told = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=30, check=False).stdout
-        address = re.search(r"NodeAddr=(\S+)", told)
-        return address[1] if address else node
+    with suppress(OSError, subprocess.SubprocessError):  # scontrol may be out of reach, such as in a container
+        asked = ["scontrol", "show", "node", node]
+        answer = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False).stdout
+        if address := re.search(r"NodeAddr=(\S+)", answer):
+            return address[1]
+    return node
 
 
 def _number(name: str) -> int:
