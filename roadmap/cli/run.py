@@ -10,10 +10,10 @@ from roadmap.options import Parser, add_config_options, add_eval_options
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = Parser(description="Train or evaluate one step. A run that was stopped or killed goes on where it was.")
+    options = Parser(description="Train or evaluate one step. A run that was stopped or killed resumes where it was.")
     options.add_argument("step", metavar="STEP", help="the step's id; `python -m roadmap steps` lists them")
     add_config_options(options)
-    options.add_argument("--seed", type=int, default=0, help="seed of initialisation, order and augmentation (default: 0)")
+    options.add_argument("--seed", type=int, default=0, help="seed of initialization, order and augmentation (default: 0)")
     options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
     mode = options.add_mutually_exclusive_group()
     mode.add_argument("--plan", action="store_true", help="print the network, its cost and the budget; train nothing")
