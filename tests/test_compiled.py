@@ -19,6 +19,7 @@ from roadmap.train import train
 from roadmap.training import engine
 from roadmap.training.compiled import compare, randomized
 from roadmap.training.engine import Engine
+from roadmap.training.stopping import Stopped
 
 CPU = torch.device("cpu")
 SMALL = {"model.width_mult": 0.125, "model.depths": [1, 1, 1, 1], "recipe.global_batch": 16, "recipe.local_batch": 16, "recipe.epochs": 1}
@@ -82,6 +83,20 @@ def test_a_right_compiler_passes_and_the_network_stays_as_it_was(step: str, prec
     assert (report["trained"], report["wrong"], report["tensors"]) == ("compiled", 0, 1 + len(list(found.model.parameters())))
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.model.state_dict().items())
     assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_a_signal_while_a_compiler_works_is_no_fault_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                raise Stopped("SIGTERM")
+            except Stopped as error:
+                raise RuntimeError("a compiler's own words") from error
+
+    monkeypatch.setattr(engine, "compile_network", lambda network: Stopping())
+    for how in (True, "try"):
+        with pytest.raises(Stopped, match="SIGTERM"):
+            Engine(config_of(system__compile=how), CPU, 10).check_compiled()
 
 
 def test_nothing_is_checked_where_nothing_is_compiled() -> None:

@@ -33,7 +33,7 @@ from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import CPU, Pictures, custom, picture
 from tests.processes import SERVER, finish, free_port
 
-PICTURES = [(picture(number), number % 3) for number in range(8)]
+PICTURES = [(picture(number), number % 3) for number in range(12)]
 IMAGENET = ["--profile", "imagenet", "--set", "data.dataset=synthetic", "--set", "system.device=cpu"]
 
 
@@ -45,7 +45,8 @@ class Stuck(Pictures):
         self.answers = answers
 
     def __getitem__(self, number: int) -> tuple[Any, Any]:
-        if number >= self.answers:
+        self.answers -= 1
+        if self.answers < 0:
             time.sleep(3600)
         return super().__getitem__(number)
 
@@ -84,35 +85,47 @@ def test_a_late_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loader = Loader(custom(system__workers=1), "train", CPU, source=Late(PICTURES), waiting=waited.append)
     try:
-        assert [len(labels) for _, labels in (*loader.epoch(0), *loader.epoch(1))] == [4, 4, 4, 4]
+        assert [len(labels) for _, labels in (*loader.epoch(0), *loader.epoch(1))] == [4] * 6
     finally:
         loader.close()
     assert waited
     assert max(waited) < arrival.TIMEOUT_S
 
 
-def train_stuck(run: str) -> None:
-    """Trains on images that never come."""
+def train_stuck(run: str, train_images: int, val_images: int) -> None:
+    """Trains on images of which some never come."""
     attempt.STOP_WAIT_S, arrival.POLL_S = 0.1, 0.1
     sys.modules["roadmap.data.loader"].POLL_S = 0.1  # type: ignore[attr-defined]
-    data: Any = Stuck(0), Pictures(PICTURES)
+    data: Any = Stuck(train_images), Stuck(val_images)
     with StopSignals() as stop, pytest.raises(Stopped):
-        train(custom(system__workers=1), Path(run), data=data, stop=stop)
+        train(custom(system__workers=1, system__log_every=1), Path(run), data=data, stop=stop)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_run_that_waits_for_a_batch_can_be_stopped(number: signal.Signals, tmp_path: Path) -> None:
-    run = prepare(tmp_path, custom(system__workers=1))
-    process = SERVER.Process(target=train_stuck, args=(str(run.path),))
+@pytest.mark.parametrize(
+    ("number", "train_images", "val_images", "saved"),
+    [
+        (signal.SIGTERM, 1, 1, 0),
+        (signal.SIGUSR2, 9, 1, 1),
+        (signal.SIGINT, 13, 1, 3),
+    ],  # the first of each is read beforehand, and timm holds a batch back
+    ids=["first batch", "third batch", "validation"],
+)
+def test_a_run_that_waits_for_a_batch_can_be_stopped_and_saves(
+    number: signal.Signals, train_images: int, val_images: int, saved: int, tmp_path: Path
+) -> None:
+    run = prepare(tmp_path, custom(system__workers=1, system__log_every=1))
+    process = SERVER.Process(target=train_stuck, args=(str(run.path), train_images, val_images))
     process.start()
-    while not run.provenance.exists():
+    deadline = time.monotonic() + 60
+    while not run.metrics.exists() or run.metrics.read_bytes().count(b"\n") < saved:
         assert process.is_alive()
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    time.sleep(0.3)  # into the wait
     assert process.pid is not None
     os.kill(process.pid, number)
-    assert finish([process], timeout=30) == [0]
+    assert finish([process], timeout=90) == [0]
     assert last_attempt(run)["outcome"] == "stopped"
+    assert last_attempt(run).get("saved", 0) == saved
 
 
 def last_attempt(run: RunDir) -> dict[str, Any]:

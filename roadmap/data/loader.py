@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -107,7 +107,7 @@ class Loader:
         check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
         loader: Any = DataLoader(
             **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate, pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, worker_init_fn=obey_parent, timeout=POLL_S if workers else 0,
+            persistent_workers=workers > 0, worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
         )  # fmt: skip
         self._batches = Checked(loader, self._feed, config, split, waiting)
         mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
@@ -161,17 +161,20 @@ class Loader:
         self._batches.close()
 
 
-def obey_parent(worker: int) -> None:
-    """Has a worker leave signals to the process that it works for: one to all processes must not end it under that one's hands."""
+def obey_parent(parent: int, worker: int) -> None:
+    """Has a worker leave signals to the process that it works for: one to all processes must not end it under that one's hands.
+
+    `parent` is that process: Python may have started the worker from another, its fork server.
+    """
     for number in (signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, name="signals", daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), name="signals", daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 

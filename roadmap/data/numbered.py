@@ -112,7 +112,6 @@ class Numbered:
     ) -> None:
         source, training = make_source(config, split, given), split == "train"
         self.images, self.num_classes, self.class_names = len(source), source.num_classes, source.class_names
-        self.digest: str | None = source.digest
         self.readers: str | None = None  # an image's place does not depend on them
         self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
         if source.labels is not None and len(source.labels) and source.num_classes in (None, config.model.num_classes):
@@ -129,6 +128,11 @@ class Numbered:
         blank = make_decoder(config, split).convert(Image.new(image_mode(config), (config.data.image_size,) * 2))
         kind = Remembered if isinstance(source, Digits) and seed is None else Samples
         self.samples = kind(source, transform, seed, self.corrupt, blank, training)
+
+    @property
+    def digest(self) -> str | None:
+        """That of the data set's listing."""
+        return self.samples.source.digest
 
     def loading(self) -> dict[str, Any]:
         """How a DataLoader makes batches of it."""

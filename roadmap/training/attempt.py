@@ -94,7 +94,7 @@ class Attempt:
         return self.stop.at_once() if self.world.size == 1 else nullcontext()
 
     def _waiting(self, seconds: float) -> None:
-        """Stopped where a stop was asked for, and no batch has come for `seconds`: what was saved last is all there will be."""
+        """Stopped where a stop was asked for, and no batch has come for `seconds`."""
         if self.stop.signal is not None and seconds > STOP_WAIT_S:
             raise self._stopped()
 
@@ -146,7 +146,12 @@ class Attempt:
         done = self.engine.iteration - self.epoch * len(self.loader)
         batches, started = self.loader.epoch(self.epoch, done), time.perf_counter()
         for _ in range(done, len(self.loader)):
-            loss = self._step(batches)
+            try:
+                loss = self._step(batches)
+            except Stopped:  # while it waited for a batch
+                self._clock(started)
+                self._save_alone()
+                raise
             self.window.add(loss)
             self.whole.add(loss)
             self.watch.advance()
@@ -194,11 +199,15 @@ class Attempt:
     def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an evaluation. A run that is to stop meanwhile saves, and evaluates anew when it goes on."""
         left = self.votes  # the same in every process, whose batches may be one more or less
-        for batch in self.val_loader.epoch():
-            yield batch
-            if left:
-                left -= 1
-                self._vote_on_stopping()
+        try:
+            for batch in self.val_loader.epoch():
+                yield batch
+                if left:
+                    left -= 1
+                    self._vote_on_stopping()
+        except Stopped:
+            self._save_alone()
+            raise
         for _ in range(left):
             self._vote_on_stopping()
 
@@ -230,6 +239,11 @@ class Attempt:
     def _save(self) -> None:
         self.world.share(self._write_checkpoint)
         self.saved_at, self.saved_iteration = time.monotonic(), self.engine.iteration
+
+    def _save_alone(self) -> None:
+        """Saves what has not been saved where no other process must take part, unless a part of an iteration is trained already."""
+        if self.world.size == 1 and self.engine.between_iterations and self.saved_iteration < self.engine.iteration:
+            self._save()
 
     def _write_checkpoint(self) -> None:
         assert self.log is not None

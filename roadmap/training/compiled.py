@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roadmap.randomness import CHECK, reseed
+from roadmap.training.stopping import Stopped
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to the eager one, and by
 # FLOOR of a typical value, for some gradients are zero but for rounding, such as that of a bias before a BatchNorm. Rounding to 16
@@ -94,7 +95,16 @@ def compiling() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler fails in many ways
+        if (stopped := _stop_behind(error)) is not None:  # of a signal that came while it was at work
+            raise stopped from None
         raise CompilerFailed(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}") from error
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """The Stopped that a compiler may have wrapped in errors of its own."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def compare(found: Mapping[str, Tensor], rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> GradientCheck:

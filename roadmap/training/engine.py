@@ -41,6 +41,7 @@ class Engine:
     def __init__(self, config: RunConfig, device: torch.device, iterations_per_epoch: int, world: World | None = None) -> None:
         recipe, system = config.recipe, config.system
         self.config, self.device, self.iteration = config, device, 0
+        self.between_iterations = True  # or a part of the batch has changed running statistics already
         self.world = world or World()
         self.plan: BatchPlan = plan_batches(config, self.world.size)
         reseed(INIT, config.seed)
@@ -107,11 +108,13 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for turn, (images, labels) in enumerate(batches):
+            self.between_iterations = False
             with self._averaging(turn):
                 loss = self._loss(images, labels, turn) / self.plan.accumulation
                 torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
         self._update()
+        self.between_iterations = True
         return self.world.mean(total)
 
     def _averaging(self, turn: int) -> AbstractContextManager[Any]:
