@@ -9,6 +9,7 @@ from roadmap.sources import refusal
 from roadmap.strict_yaml import relative
 
 NAMED = 5  # classes in a message
+CLASS_MAP = "--class-map"
 WAY_OUT = (
     "--class-map FILE matches classes by name: one name per line, in the order of the network's outputs; `export` writes it, "
     "and for weights that were trained on a folder of classes so does `LC_ALL=C ls FOLDER > FILE`"
@@ -57,7 +58,8 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
     places = {name: output for output, name in enumerate(network)}
     if unknown := [name for name in data if name not in places]:
         message = f"has no {'class' if len(unknown) == 1 else 'classes'} {some(unknown)} of the data, but {some(network)}"
-        raise refusal(where, f"{message}; --class-map FILE gives its classes other names, one per line in the order of the outputs")
+        hint = f"; {CLASS_MAP} FILE gives its classes other names, one per line in the order of the outputs"
+        raise refusal(where, message + (hint if where != CLASS_MAP else ""))
     return [places[name] for name in data]
 
 

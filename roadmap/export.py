@@ -128,6 +128,8 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
         raise _error(relative(out), "must end in .safetensors, .pth or .pt")
     if not out.parent.is_dir():
         raise _error(relative(out), "cannot be written: its folder does not exist")
+    if not run.config.is_file():
+        raise _error(relative(run.path), "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml")
     spec = RunConfig.read(run.config).model
     model, kwargs = timm_model(spec) if names == "timm" else ("", {})
     checkpoint = Checkpoints(run.checkpoints).newest()

@@ -160,9 +160,18 @@ def _trained(config: RunConfig, runs: Path, stop: StopSignals, console: Console,
     select_device(config)
     with joined(stop) as world:
         run = world.share(lambda: prepare(runs, config))
+        if run.result.exists():
+            console.print(_finished(run, config), highlight=False, soft_wrap=True)
         console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
         with _watch(config, run, console, profile_steps) if world.first else Watch() as watch:
             return run, train(config, run.path, stop=stop, watch=watch, world=world)
+
+
+def _finished(run: RunDir, config: RunConfig) -> str:
+    """That a run is done, and on what, for where its data lies is no part of its configuration."""
+    before, now = RunConfig.read(run.config).system.data_dir, config.system.data_dir
+    elsewhere = f", with the data in {before}, not in {now}; --runs DIR trains beside it" if before and now and before != now else ""
+    return f"the run is finished already{elsewhere}"
 
 
 def _explained(error: Exception) -> str | None:

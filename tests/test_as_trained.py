@@ -77,14 +77,24 @@ def test_runs_of_several_configurations_are_left_out_each_with_the_options_that_
     assert call()[0] == 0
     assert seeds() == {"gelu": 1}
     assert left_out() == [
-        f"{OPTIONS} takes 8 runs of another configuration, left out here (resnet50, enhanced_recipe, increase_width and 1 more step).",
-        "--set recipe.lr=1e-06 takes 1 run of another configuration, left out here (gelu).",
+        "8 runs of another configuration left out (resnet50, enhanced_recipe, increase_width and 1 more step); "
+        f"add {OPTIONS} to collect them.",
+        "1 run of another configuration left out (gelu); add --set recipe.lr=1e-06 to collect it.",
     ]
     assert call("--set", "recipe.lr=1e-6")[0] == 0
     assert seeds() == {"gelu": 1}
-    assert left_out()[1:] == ["No --set takes 1 run of another configuration, left out here (gelu)."]
+    assert left_out()[1:] == ["1 run of another configuration left out (gelu); leave --set out to collect it."]
     assert call(*shlex.split(OPTIONS))[0] == 0
     assert seeds() == dict.fromkeys(STEPS, 2)
+
+
+def test_a_table_without_runs_begins_with_where_they_are(tmp_path: Path, call: Any) -> None:
+    for step, overrides in (("resnet50", OTHERS), ("gelu", {"recipe.lr": 1e-6})):
+        train(tmp_path / "runs", step, overrides=overrides)
+    assert call()[0] == 0
+    assert seeds() == {}
+    assert len(left_out()) == 2
+    assert table()["notes"][:2] == left_out()
 
 
 def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file_says(tmp_path: Path, call: Any) -> None:
@@ -92,7 +102,7 @@ def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file
         train(tmp_path / "runs", step, overrides={"recipe.label_smoothing": 0.1})
     assert call()[0] == 0
     assert seeds() == dict.fromkeys(STEPS[1:], 1)
-    assert left_out() == ["--set recipe.label_smoothing=0.1 takes 1 run of another configuration, left out here (resnet50)."]
+    assert left_out() == ["1 run of another configuration left out (resnet50); add --set recipe.label_smoothing=0.1 to collect it."]
     assert call("--as-trained")[0] == 0
     assert seeds() == dict.fromkeys(STEPS, 1)
     assert table()["notes"][0] == "Collected with --set recipe.label_smoothing=0.1, as the runs were trained."

@@ -329,6 +329,9 @@ def test_names_that_do_not_match_are_refused(
     done = evaluate("--init-from", "x.pth", root=root)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert re.search(said, done.err), done.err
+    (tmp_path / "x.classes.txt").rename(tmp_path / "map.txt")
+    done = evaluate("--init-from", "x.pth", "--class-map", "map.txt", root=root)
+    assert (done.code, "x.pth" in done.err, "--class-map FILE" in done.err) == (2, False, False), done.err
 
 
 def test_a_class_map_that_contradicts_the_file_beside_it_is_refused(run: RunDir, root: Path, tmp_path: Path, evaluate: Evaluate) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from roadmap import ROOT
 from roadmap.data.loader import Loader
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, run_dir_of
+from roadmap.run import train_run
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
 from roadmap.training.distributed import World
 from roadmap.training.stopping import Stopped, StopSignals
+from tests.images import plain, write_folder
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
 
@@ -210,3 +213,17 @@ def test_a_finished_run_is_not_trained_again(quiet: RunDir) -> None:
     assert train(config_of(), quiet.path).status == "done"
     assert quiet.result.read_bytes() == before
     assert len(list((quiet.path / "attempts").iterdir())) == 1
+
+
+def test_the_command_of_a_finished_run_says_so_and_on_which_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, elsewhere = (plain(tmp_path / name, recipe__epochs=1) for name in ("data", "elsewhere"))
+    write_folder(tmp_path / "data")
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")
+    for again, said in (
+        (config, None),
+        (config, "the run is finished already\n"),
+        (elsewhere, f"data in {tmp_path}/data, not in {tmp_path}/else"),
+    ):
+        assert train_run(again, tmp_path / "runs") == 0
+        found = capsys.readouterr().err
+        assert said in found if said else "finished already" not in found

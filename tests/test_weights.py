@@ -671,8 +671,8 @@ def test_an_export_that_cannot_be_is_refused(trained: tuple[RunConfig, RunDir], 
     refused(run, tmp_path / "none" / "x.pth", f"{tmp_path / 'none' / 'x.pth'} cannot be written: its folder does not exist")
     (tmp_path / "folder.pth").mkdir()
     refused(run, tmp_path / "folder.pth", f"{tmp_path / 'folder.pth'} cannot be written: Is a directory")
-    config = tmp_path / "run" / "config.yaml"
-    refused(tmp_path / "run", tmp_path / "x.pth", f"{config} cannot be read: No such file or directory")
+    none = "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml"
+    refused(tmp_path / "run", tmp_path / "x.pth", f"{tmp_path / 'run'} {none}")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pth"]
 
 

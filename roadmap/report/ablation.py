@@ -54,13 +54,15 @@ def measured(
         rows.append(replace(row, change=change_of(roadmap, name, profile=profile, overrides=overrides)))
     rows = _adjust(rows) if adjusted else rows
     here = [run.run for run in runs if run.run.step in configs]
-    notes = list(left_out(roadmap, profile, here, {config.hash for config in configs.values()}))
+    others = list(left_out(roadmap, profile, here, {config.hash for config in configs.values()}))
+    first = [] if any(row.top1 for row in rows) else others  # an empty table must say at once where the runs are
+    notes = [] if first else others
     unknown = {run.run.step for run in runs if not roadmap.knows(run.run.step)}
     notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in sorted(unknown)]
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)
-    notes = [*_honest(rows, reference, adjusted), *_agreement(agreement), *roadmap.notes, *notes]
+    notes = [*first, *_honest(rows, reference, adjusted), *_agreement(agreement), *roadmap.notes, *notes]
     return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
 
 

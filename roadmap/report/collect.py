@@ -78,6 +78,8 @@ class Report:
 
     def write(self, out: Path, how: How) -> dict[str, list[Path]]:
         """Writes tables, figures and the page, and returns their paths by what they are; ConfigError where that cannot be."""
+        if out.exists() and not out.is_dir():
+            raise ConfigError([Problem(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")])
         files: dict[str, list[Path]] = {"tables": []}
         with written(out):
             out.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,8 @@ class Variant:
         if self.edited:
             keys = ", ".join(f"{key} was {show(then)}, is {show(now)} now" for key, (then, now) in self.edited.items())
             return f"{runs} left out, for {of} was edited since: {keys}{f' (trained with {self.options})' * bool(self.options)}."
-        return f"{self.options or 'No --set'} takes {runs} of another configuration, left out here ({of})."
+        how = f"add {self.options}" if self.options else "leave --set out"
+        return f"{runs} of another configuration left out ({of}); {how} to collect {'it' if len(self.runs) == 1 else 'them'}."
 
 
 def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> list[Variant]:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from blocks.model import build_model
 from roadmap.batches import BatchPlan
-from roadmap.class_map import OTHER_ORDER, UNKNOWN_ORDER, WAY_OUT, is_ambiguous, outputs_of, some
+from roadmap.class_map import CLASS_MAP, OTHER_ORDER, UNKNOWN_ORDER, WAY_OUT, is_ambiguous, outputs_of, some
 from roadmap.data.check import STREAMS, class_names, data_dir, is_remote, kind_of
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
@@ -67,7 +67,8 @@ class Evaluation:
 class Found:
     """The tensors of a checkpoint, raw or averaged, in any dialect; `where` it is, and what there is to say about it.
 
-    `classes` are the names of the network's in the order of its outputs, None if unknown; `of_run`, whether it is the run's own.
+    `classes` are the names of the network's in the order of its outputs, None if unknown, and `named_by` is what names them, if
+    `where` does not; `of_run`, whether it is the run's own.
     """
 
     where: str
@@ -75,6 +76,7 @@ class Found:
     states: Mapping[Kind, Mapping[str, Tensor]]
     classes: list[str] | None = None
     of_run: bool = False
+    named_by: str | None = None
 
     def of(self, kind: Kind | None) -> Mapping[Kind, Mapping[str, Tensor]]:
         """Those of one kind, of all for None; ConfigError if there are none."""
@@ -107,7 +109,7 @@ def match_classes(found: Found, view: RunConfig, data: Dataset[Any] | None = Non
     """
     names, outputs, split = found.classes, view.model.num_classes, view.data.val_split
     if names is not None and len(names) != outputs:
-        raise refusal(found.where, f"names {len(names)} classes, the model has {outputs} outputs")
+        raise refusal(found.named_by or found.where, f"names {len(names)} classes, the model has {outputs} outputs")
     if kind_of(view.data) == "folder" and data is None and not is_remote(view):
         view = _reading_val_alone(view, names is not None)
     here, whole = _names_of_data(view, data)
@@ -119,7 +121,7 @@ def match_classes(found: Found, view: RunConfig, data: Dataset[Any] | None = Non
         return view, Labels(here if here and len(here) == outputs else names)
     if here == names or (not whole and here == names[: len(here)]):
         return view, Labels(names)
-    places = outputs_of(here, names, found.where)
+    places = outputs_of(here, names, found.named_by or found.where)
     if len(here) < outputs:
         logger.warning("%s has %d of the %d classes of %s: other outputs are ignored", split, len(here), outputs, found.where)
     else:
@@ -225,7 +227,7 @@ def evaluate_run(
         _check_writable(per_class)
     found = find_file(source, class_map) if source is not None else find_run(config, run_dir_of(runs, config))
     if class_map is not None:
-        found = replace(found, classes=class_map)
+        found = replace(found, classes=class_map, named_by=CLASS_MAP)
     try:
         evaluations = evaluate_found(found, view, kind)
     except CorruptImages as error:
