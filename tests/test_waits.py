@@ -63,7 +63,7 @@ def test_a_batch_that_never_comes_ends_the_run_with_what_to_try(monkeypatch: pyt
     for name, seconds in {"POLL_S": 0.1, "WARN_S": 0.3, "TIMEOUT_S": 1.0}.items():
         monkeypatch.setattr(arrival, name, seconds)
     monkeypatch.setattr("roadmap.data.loader.POLL_S", 0.1)
-    loader = Loader(custom(system__workers=2), "train", CPU, source=Stuck(0))
+    loader = Loader(custom(system__workers=2), "train", CPU, source=Stuck(1))
     try:
         with pytest.raises(
             NoBatch, match=r"no batch has come for \d s from 2 data-loading workers; /dev/shm has .* free; .*system.workers=0"
