@@ -94,7 +94,7 @@ def test_a_late_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train_stuck(run: str, train_images: int, val_images: int) -> None:
     """Trains on images of which some never come."""
-    attempt.STOP_WAIT_S, arrival.POLL_S = 0.1, 0.1
+    attempt.STOP_WAIT_S, attempt.NOTICE_WAIT_S, arrival.POLL_S = 0.1, 0.1, 0.1
     sys.modules["roadmap.data.loader"].POLL_S = 0.1  # type: ignore[attr-defined]
     data: Any = Stuck(train_images), Stuck(val_images)
     with StopSignals() as stop, pytest.raises(Stopped):
@@ -232,6 +232,10 @@ def test_a_signal_while_data_is_fetched_ends_the_run_at_once(server: str, number
     assert last_attempt(run)["outcome"] == "stopped"
 
 
+def caught_by(stop: StopSignals) -> signal.Signals | None:
+    return stop.signal
+
+
 def test_signals_are_kept_for_the_loop_except_where_nothing_would_be_lost() -> None:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -239,8 +243,14 @@ def test_signals_are_kept_for_the_loop_except_where_nothing_would_be_lost() -> N
         with pytest.raises(Stopped, match="SIGTERM"), stop.at_once():
             pytest.fail("a signal that was caught before was not heeded")
         stop.signal = None
-        with pytest.raises(Stopped, match="SIGUSR2"), stop.at_once():
+        with pytest.raises(Stopped, match="SIGINT"), stop.at_once():
+            os.kill(os.getpid(), signal.SIGINT)
+        stop.signal = None
+        with stop.at_once():  # a job that is to end in a minute makes use of it
             os.kill(os.getpid(), signal.SIGUSR2)
+        assert caught_by(stop) == signal.SIGUSR2
+        with stop.at_once():
+            pass
         stop.signal = None
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

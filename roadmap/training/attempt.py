@@ -32,10 +32,12 @@ from roadmap.training.distributed import Ballot, World
 from roadmap.training.engine import Engine
 from roadmap.training.progress import Watch
 from roadmap.training.scores import Mean
-from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.training.stopping import ENDS, Stopped, StopSignals
 
 logger = logging.getLogger(__name__)
-STOP_WAIT_S = 10.0  # for a batch that is late, when the run is to stop: less than Slurm's 30 s from SIGTERM to SIGKILL
+# How long to wait for a batch that is late when the run is to stop: less than Slurm's 30 s from SIGTERM to SIGKILL; or, where a
+# time limit was announced, long enough for a start that is slow, for a job that made no iteration would be queued for ever.
+STOP_WAIT_S, NOTICE_WAIT_S = 10.0, 60.0
 MEASURES = {
     "images": "training images:",
     "iterations_per_epoch": "iterations an epoch:",
@@ -95,7 +97,8 @@ class Attempt:
 
     def _waiting(self, seconds: float) -> None:
         """Stopped where a stop was asked for, and no batch has come for `seconds`."""
-        if self.stop.signal is not None and seconds > STOP_WAIT_S:
+        patience = STOP_WAIT_S if self.stop.signal in ENDS else NOTICE_WAIT_S
+        if self.stop.signal is not None and seconds > patience:
             raise self._stopped()
 
     @contextmanager

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+ENDS = (signal.SIGINT, signal.SIGTERM)  # SIGUSR2 announces a time limit: a job that obeyed while it starts would start for ever
 
 
 class Stopped(Exception):
@@ -30,7 +31,8 @@ def interruptible() -> Iterator[None]:
 class StopSignals:
     """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second SIGINT ends it at once.
 
-    A loop that reads the request may be far away, such as behind the staging of data: inside `at_once`, signals raise Stopped.
+    The loop that reads the request may be far away, such as behind the staging of data: inside `at_once`, SIGINT and SIGTERM
+    raise Stopped.
     """
 
     def __init__(self) -> None:
@@ -49,10 +51,10 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For where there is nothing to save: a signal raises Stopped wherever the main thread is, and so does one caught before."""
+        """For where there is nothing to save: one of ENDS raises Stopped wherever the main thread is, and so does one caught before."""
         before, self._at_once = self._at_once, True
         try:
-            if self.signal is not None:
+            if self.signal in ENDS:
                 raise Stopped(self.signal.name)
             yield
         finally:
@@ -67,5 +69,5 @@ class StopSignals:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        if self._at_once:
+        if self._at_once and self.signal in ENDS:
             raise Stopped(self.signal.name)
