@@ -105,7 +105,8 @@ def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: 
     elif how == "node down":
         node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
         testbed.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-        testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        # a node that registers anew by itself meanwhile, as on a slow machine, cannot be resumed; the run shows whether it is back
+        testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     else:
         node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
         os.kill(read_attempt(attempts(run.path)[-1])["pid"], signal.SIGKILL)
