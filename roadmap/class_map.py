@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from roadmap.data import splits
 from roadmap.sources import refusal
 from roadmap.strict_yaml import relative
 
-NAMED = 5  # classes in a message
 CLASS_MAP = "--class-map"
 WAY_OUT = (
     "--class-map FILE matches classes by name: one name per line, in the order of the network's outputs; `export` writes it, "
@@ -64,9 +64,8 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:NAMED]) + more
+    """The first of many names in quotes, for a message."""
+    return splits.some(f"'{name}'" for name in names)
 
 
 def is_ambiguous(names: Sequence[str]) -> bool:

@@ -161,14 +161,10 @@ def _in_threads(threads: int, work: Callable[[str, Event], object], names: Itera
     ended = Event()
     with ThreadPool(threads) as pool:  # of daemons: those of concurrent.futures are waited for, at the end of Python, too
         try:
-            for _ in pool.imap_unordered(partial(_call, work, ended), names):
+            for _ in pool.imap_unordered(lambda name: work(name, ended), names):
                 pass
         finally:
             ended.set()
-
-
-def _call(work: Callable[[str, Event], object], ended: Event, name: str) -> None:
-    work(name, ended)
 
 
 def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
