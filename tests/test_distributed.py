@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -327,16 +328,32 @@ def test_a_launch_that_cannot_be_is_refused(name: str, value: str, message: str,
         launched()
 
 
-# while it imports PyTorch, which it does to the end, and while it waits
-@pytest.mark.parametrize(("seconds", "patience", "code"), [(1.5, 60, 128 + signal.SIGTERM), (20, 10, -signal.SIGTERM)])
-def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(seconds: float, patience: float, code: int, tmp_path: Path) -> None:
+@contextmanager
+def waiting_for_another(runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """The first process of a run of two, whose other one never comes."""
     places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
-    process = subprocess.Popen(command, env=os.environ | places, stderr=subprocess.DEVNULL)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    process.terminate()
-    assert process.wait(patience) in (code, -signal.SIGTERM)  # before Python listens, too
+    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(runs)]
+    with subprocess.Popen(command, env=os.environ | places, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
+    with waiting_for_another(tmp_path) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.terminate()
+        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)  # before Python listens, or while it imports PyTorch
+
+
+def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
+    with waiting_for_another(tmp_path) as process:
+        assert process.stderr is not None
+        assert any("process 0 waits for 1 other process" in line for line in process.stderr)
+        process.terminate()
+        assert process.wait(10) == -signal.SIGTERM
 
 
 def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.MonkeyPatch) -> None:
