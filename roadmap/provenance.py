@@ -15,6 +15,8 @@ from typing import Any
 from roadmap import ROOT
 
 KEPT = "snapshot-commit.txt"  # in a snapshot of the source: the commit that it was taken from, empty outside of git
+# As a hook of git's, or a tool of its, sets them for another repository
+ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_PREFIX"}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -41,7 +43,8 @@ def commit() -> str | None:
 
 def _git(*words: str) -> str:
     line = ["git", "-C", str(ROOT), *words]
-    done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    done = subprocess.run(line, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
     return done.stdout.strip()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from slurm.squeue import ask
+from slurm.client import SEPARATOR, ask
 
 CRASHED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 FORMAT = ["JobID", "State", "ExitCode", "NodeList", "End"]
@@ -34,14 +34,16 @@ class Ended:
 
 
 def accounting(jobs: Sequence[str]) -> dict[str, Ended]:
-    """How `jobs` ended, by their ids, as far as Slurm keeps account of it. Unanswered if it cannot be asked."""
+    """How `jobs` ended, by their ids, as far as Slurm keeps account of it. SlurmUnavailable if it cannot be asked."""
     wanted = sorted({job.partition("_")[0] for job in jobs})
     found: dict[str, Ended] = {}
     for first in range(0, len(wanted), JOBS_A_QUESTION):
         ids = ",".join(wanted[first : first + JOBS_A_QUESTION])
-        words = ["--noheader", "--parsable2", "--allocations", "--format", ",".join(FORMAT), "--jobs", ids]
-        for line in ask("sacct", *words).splitlines():
-            job, state, code, node, end = line.split("|")
+        words = ["--noheader", "--parsable2", f"--delimiter={SEPARATOR}", "--allocations", "--format", ",".join(FORMAT), "--jobs", ids]
+        for fields in (line.split(SEPARATOR) for line in ask("sacct", *words).splitlines()):
+            if len(fields) != len(FORMAT):  # a line that a site's wrapper adds
+                continue
+            job, state, code, node, end = fields
             ended = Ended(state.partition(" ")[0], code, node, end)  # CANCELLED by 1000
             for task in tasks_of(job):
                 if task == job or task not in found:  # a task that was begun has a line of its own

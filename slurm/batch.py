@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +14,16 @@ from typing import Any
 from uuid import uuid4
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission
 
 from roadmap.lease import now
 from roadmap.records import RunDir
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.terminal import count
+from slurm.client import SbatchRefused, SlurmUnavailable, submit_once
 from slurm.cluster import Cluster, minutes_of
 from slurm.job import train_runs
-from slurm.squeue import Submission
+from slurm.submitted import Submission
 
 NEVER = 10**6  # submitit counts time limits, and we do not
 
@@ -35,6 +35,42 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
     def affinity(cls) -> int:
         """Always able: whether sbatch is there shows when it is called."""
         return 2
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """The script, in which a task first files what it is to call where submitit looks for it."""
+        task = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+        call = f"{self.parameters['comment']}_${{SLURM_ARRAY_TASK_ID:-0}}.pkl"
+        filing = f"ln -sf {call} {shlex.quote(str(self.folder))}/{task}_submitted.pkl"
+        text: str = super()._make_submission_file_text(command, uid)
+        return text.replace("\n# setup\n", f"\n# setup\n{filing}\n", 1)
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[submitit.SlurmJob[Any]]:
+        """Submits one job, or an array, exactly once.
+
+        submitit would file under the job's id, once it knows it, what each task is to call. A task files that itself if need be:
+        a job of which Slurm never said that it was queued runs as well.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name, calls = self.parameters["comment"], delayed_submissions
+        for index, call in enumerate(calls):
+            call.set_timeout(self.parameters["time"], self.max_num_timeout)
+            call.dump(self.folder / f"{name}_{index}.pkl")
+        if len(calls) > 1:
+            self.parameters["map_count"] = len(calls)
+        script = self.folder / f"{name}.sh"
+        script.write_text(self._make_submission_file_text(self._submitit_command_str, name), encoding="utf-8")
+        job = submit_once(script, name)
+        tasks = [f"{job}_{index}" for index in range(len(calls))] if len(calls) > 1 else [job]
+        for index, task in enumerate(tasks):
+            with contextlib.suppress(FileExistsError):  # it has begun already
+                (self.folder / f"{task}_submitted.pkl").symlink_to(f"{name}_{index}.pkl")
+        script.rename(self.folder / f"{job}_submission.sh")  # under the name that submitit gives it
+        return [self.job_class(folder=self.folder, job_id=task, tasks=list(range(self._num_tasks()))) for task in tasks]
+
+
+def new_name() -> str:
+    """A name for a submission that no other has: when it was made, and eight random digits."""
+    return f"{re.sub(r'[^0-9]', '', now())[:14]}-{uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)
@@ -114,8 +150,11 @@ def teardown(array: Array, folder: Path) -> list[str]:
 
 
 def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequence[str] = ()) -> str:
-    """Submits an array and returns its job's id; ConfigError with Slurm's own words, and nothing left, if it is refused."""
-    name = f"{re.sub(r'[^0-9]', '', now())[:14]}-{uuid4().hex[:8]}"
+    """Submits an array and returns its job's id.
+
+    ConfigError with Slurm's own words, and nothing left, if it is refused; where nobody knows whether it is queued, its record stays.
+    """
+    name = new_name()
     folder = jobs / name
     folder.mkdir(parents=True)
     lines = [" ".join(shlex.quote(str(run.path.absolute())) for run in group) for group in array.groups]
@@ -124,13 +163,18 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     record.write(jobs)
     try:
         groups = [[str(run.path.absolute()) for run in group] for group in array.groups]
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
-            same = [[value] * len(groups) for value in (str(snapshot), array.cluster.retries)]
-            started = executor(array, folder, name, snapshot, after).map_array(train_runs, groups, *same)
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
+        same = [[value] * len(groups) for value in (str(snapshot), array.cluster.retries)]
+        started = executor(array, folder, name, snapshot, after).map_array(train_runs, groups, *same)
+    except (SbatchRefused, OSError) as error:
         (jobs / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        raise ConfigError([Problem(f"cluster '{cluster}':", f"sbatch refuses: {_words(error)}")]) from error
+        raise ConfigError([Problem(f"cluster '{cluster}':", f"sbatch refuses: {error}")]) from error
+    except SlurmUnavailable as error:
+        message = (
+            f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued, for then Slurm did not answer"
+        )
+        message += f" ({error}); submit again when it does: what is queued is not queued twice"
+        raise ConfigError([Problem(f"cluster '{cluster}':", message)]) from error
     job: str = started[0].job_id
     return job.partition("_")[0]
 
@@ -140,20 +184,14 @@ def collect_when_done(cluster: Cluster, jobs: Path, name: str, snapshot: Path, a
     small = cluster.model_copy(
         update={"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "time": "01:00:00", "parallel": None, "srun": ()}
     )
-    folder = jobs / "collect"
-    made = Executor(folder=folder, max_num_timeout=NEVER)
-    made.update_parameters(**parameters(small, "collect", "collect", snapshot, after))
+    made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
+    made.update_parameters(**parameters(small, "collect", new_name(), snapshot, after))
     try:
         job: str = made.submit(submitit.helpers.CommandFunction(list(command), cwd=str(snapshot))).job_id
-    except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError) as error:
-        raise ConfigError([Problem(f"cluster '{name}':", f"sbatch refuses the job that collects: {_words(error)}")]) from error
+    except (SbatchRefused, SlurmUnavailable, OSError) as error:
+        message = f"the runs are queued, but not the job that collects: {error}; when they have ended, run {shlex.join(command)}"
+        raise ConfigError([Problem(f"cluster '{name}':", message)]) from error
     return job
-
-
-def _words(error: Exception) -> str:
-    """What sbatch said."""
-    lines = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
-    return "; ".join(line.replace("sbatch: error: ", "").strip() for line in lines[-2:])
 
 
 def script(array: Array, jobs: Path, snapshot: Path) -> str:

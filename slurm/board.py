@@ -12,8 +12,9 @@ from typing import Any
 from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, Status, status
 from slurm.accounting import Ended, accounting
+from slurm.client import SlurmUnavailable, Task, queued
 from slurm.pace import Pace, last_evaluation, paces_of, tail
-from slurm.squeue import Task, Unanswered, grouped, jobs_of, queued, submissions, submitted_jobs
+from slurm.submitted import grouped, jobs_of, submissions, submitted_jobs
 
 QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 GOES_ON = {"running", "queued", "requeued", "starting"}
@@ -120,7 +121,7 @@ def ask_slurm(found: Sequence[Status]) -> Slurm:
         return slurm
     try:
         tasks = queued()
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         slurm.answers = False
         slurm.said.append(f"squeue does not answer: {error}")
         return slurm
@@ -129,7 +130,7 @@ def ask_slurm(found: Sequence[Status]) -> Slurm:
     gone = [one.run.path for one in left if one.state != "running" and one.run.path in slurm.places.keys() - slurm.tasks.keys()]
     try:
         slurm.ended = accounting([job for path in gone if (job := slurm.places[path].job)])
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         slurm.said.append(f"sacct does not answer: {error}")
     return slurm
 

@@ -22,7 +22,8 @@ from roadmap.training.init_from import named
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
 from slurm.board import ENDING, root_of
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
-from slurm.squeue import Task, Unanswered, ask, grouped, jobs_of, queued, submissions, submitted_jobs
+from slurm.client import SlurmUnavailable, Task, ask, queued
+from slurm.submitted import grouped, jobs_of, submissions, submitted_jobs
 
 JOBS_A_CALL = 200
 
@@ -44,7 +45,7 @@ def stop_runs(arguments: argparse.Namespace) -> int:
         plan = plan_for(chosen)
         if not arguments.dry_run:
             carry_out(plan)
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         print(f"Slurm does not answer, so nobody knows what is queued: {error}", file=sys.stderr)
         return 1
     for line in account(plan, arguments.dry_run):
@@ -91,10 +92,10 @@ def hash_of(roadmap: Roadmap, step: str, profile: str, overrides: dict[str, Any]
 
 
 def plan_for(chosen: Sequence[Status]) -> Plan:
-    """The jobs of `chosen`, and the processes of this machine that train one without a job; Unanswered if Slurm cannot be asked."""
+    """The jobs of `chosen`, and the processes of this machine that train one without a job; SlurmUnavailable if Slurm cannot be asked."""
     plan, wanted = Plan(), {found.run.path: found for found in chosen}
     folders = [jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if submissions(jobs)]
-    tasks = queued() if folders else []
+    tasks = queued(retry=True) if folders else []
     queue = {task.id: (task, [root_of(jobs) / name for name in names]) for jobs in folders for task, names in grouped(jobs, tasks)}
     served: set[Path] = set()
     for task, paths in queue.values():
@@ -133,7 +134,7 @@ def carry_out(plan: Plan) -> None:
     """Has Slurm cancel the jobs, keeps workers from the runs, and only then tells the processes to save and stop."""
     jobs = list(plan.jobs)
     for first in range(0, len(jobs), JOBS_A_CALL):
-        ask("scancel", *jobs[first : first + JOBS_A_CALL])
+        ask("scancel", *jobs[first : first + JOBS_A_CALL], retry=True)
     for one in plan.kept:
         with contextlib.suppress(FileNotFoundError):  # the run is being deleted
             one.cancel()

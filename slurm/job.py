@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from roadmap.lease import attempts, own_job, read_attempt
 from roadmap.options import Parser, print_anywhere
 from roadmap.records import FINISHED, RunDir, status
+from slurm.client import SlurmUnavailable, ask
 from slurm.snapshot import verify
 from slurm.worker import OPEN, crashes, work
 
@@ -54,7 +54,10 @@ def main() -> int:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     if is_to_go_on([RunDir(path) for path in arguments.runs], arguments.code, arguments.retries, restarts):
         print(f"exit code {arguments.code}: queued again", file=sys.stderr)
-        return subprocess.run(["scontrol", "requeue", str(own_job())], check=False).returncode or arguments.code
+        try:
+            ask("scontrol", "requeue", str(own_job()), retry=True)
+        except SlurmUnavailable as error:
+            print(f"scontrol requeue: {error}", file=sys.stderr)
     return int(arguments.code)
 
 

@@ -23,7 +23,7 @@ from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from roadmap.training.launch import launched_by_nobody
 from slurm.overview import counts, overview, progress_of
-from slurm.squeue import jobs_of
+from slurm.submitted import jobs_of
 from slurm.worker import OPEN, work, work_on
 
 YEAR_MIN = 365 * 24 * 60

@@ -15,7 +15,7 @@ from roadmap.records import RunDir, status
 from roadmap.strict_yaml import relative
 from slurm.board import look, places
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
-from slurm.squeue import jobs_of
+from slurm.submitted import jobs_of
 
 LINES = 40
 TAIL_BYTES = 1 << 20

@@ -21,12 +21,13 @@ from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
 from slurm.batch import Array, arrays_of, collect_when_done, script, submit
 from slurm.board import look
+from slurm.client import SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, default_cluster, load_cluster
 from slurm.forecast import forecast
 from slurm.local import train_here
 from slurm.overview import counts
 from slurm.snapshot import keep_steps, take, tree_hash
-from slurm.squeue import Task, Unanswered, jobs_of, max_array_size, queued, runs_in_queue
+from slurm.submitted import jobs_of, runs_in_queue
 from slurm.worker import OPEN
 
 
@@ -110,7 +111,7 @@ def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[
         left = [state.run for state in found if state.state in OPEN | {"cancelled"}]
         try:
             longest = max_array_size()
-        except Unanswered:
+        except SlurmUnavailable:
             longest = 1001
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
             print(f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x {array.cluster.tasks} processes")
@@ -134,32 +135,53 @@ def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: 
             return code
     except LeaseHeld as error:
         raise ConfigError([Problem("submit", f"{error}; wait until that submission is through")]) from error
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         raise unanswered(error) from error
 
 
 def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path) -> int:
-    waiting, found = runs_in_queue(jobs, queued()), [status(run) for run in runs]
+    waiting, found = runs_in_queue(jobs, queued(retry=True)), [status(run) for run in runs]
     left = [state.run for state in found if is_open(state, waiting)]
     console().print(f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit")
     if not left:
         return 0
     snapshot = take(jobs)
     collecting = _collecting(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
+    arrays = arrays_of(cluster, left, arguments.pack, max_array_size())
+    submitted, refusals = _submit_in_order(arrays, jobs, name, cluster, snapshot)
+    if submitted:
+        everything = sorted({*submitted, *(task.job for task in waiting.values())})
+        try:
+            job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)
+        except ConfigError as error:
+            refusals += error.problems
+        else:
+            where = f"python -m roadmap status {arguments.runs} shows where they are"
+            console().print(f"job {job}: collects when they have ended; {where}", highlight=False)
+    if refusals:
+        raise ConfigError(refusals)
+    return 0
+
+
+def _submit_in_order(arrays: Sequence[Array], jobs: Path, name: str, cluster: Cluster, snapshot: Path) -> tuple[list[str], list[Problem]]:
+    """Submits arrays up to one that is refused, as where the queue is full; returns their jobs' ids, and why not all were submitted."""
     submitted: list[str] = []
     lanes = [""] * (cluster.parallel or 0)  # Slurm limits an array alone; of several, each waits for those before it in its lanes
-    for array in arrays_of(cluster, left, arguments.pack, max_array_size()):
+    for array in arrays:
         taken, others = lanes[: len(array.groups)], lanes[len(array.groups) :]
-        job = submit(array, jobs, name, snapshot, list(dict.fromkeys(filter(None, taken))))
+        try:
+            job = submit(array, jobs, name, snapshot, list(dict.fromkeys(filter(None, taken))))
+        except ConfigError as error:
+            if not submitted:
+                raise
+            rest = [run for left in arrays[len(submitted) :] for group in left.groups for run in group]
+            message = f"queued are the jobs {', '.join(submitted)}, but not {count(len(rest), 'run')} from {rest[0].name} on; "
+            message += "the same command submits those later"
+            return submitted, [*error.problems, Problem(f"cluster '{name}':", message)]
         lanes = others + [job] * len(taken)
         submitted.append(job)
         console().print(f"job {job}: {describe(array)}", highlight=False)
-    everything = sorted({*submitted, *(task.job for task in waiting.values())})
-    job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)
-    console().print(
-        f"job {job}: collects when they have ended; python -m roadmap status {arguments.runs} shows where they are", highlight=False
-    )
-    return 0
+    return submitted, []
 
 
 def is_open(state: Status, waiting: dict[str, Task]) -> bool:

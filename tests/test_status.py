@@ -19,7 +19,7 @@ from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.accounting import tasks_of
 from slurm.overview import duration
-from slurm.squeue import Submission, jobs_of
+from slurm.submitted import Submission, jobs_of
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 10, "system.checkpoint_minutes": 0.0001}
 PLAN = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]

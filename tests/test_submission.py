@@ -16,7 +16,7 @@ from submitit.core.utils import DelayedSubmission
 from roadmap import ROOT
 from slurm.board import places
 from slurm.snapshot import sources
-from slurm.squeue import submissions
+from slurm.submitted import submissions
 
 STEP = "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind: hard_swish}}"
 FILES = {
@@ -25,7 +25,7 @@ FILES = {
 }
 HALF_SAVED = "roadmaps:\n  convnext_t: {steps: [\n"
 SLURM = {
-    "sbatch": "echo Submitted batch job $$",
+    "sbatch": "echo $$",
     "squeue": "",
     "srun": "",
     "scontrol": "echo MaxArraySize = 1001",

@@ -36,9 +36,12 @@ def write_clusters(folder: Path, **values: Any) -> Path:
     return path
 
 
-def submit(bed: Testbed, folder: Path, *words: str, epochs: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Submits a tiny plan from `folder`, whose cluster file has been written."""
-    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "bed", "--cluster-file", "clusters.yaml", "--profile", "digits"]
+def submit(
+    bed: Testbed, folder: Path, *words: str, epochs: int = 2, check: bool = True, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Submits a tiny plan from `folder`, whose cluster file has been written, from a shell with `variables`."""
+    command = ["env", *(f"{name}={value}" for name, value in (variables or {}).items())]
+    command += [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "bed", "--cluster-file", "clusters.yaml", "--profile", "digits"]
     command += [word for key, value in (TINY | {"recipe.epochs": epochs}).items() for word in ("--set", f"{key}={json.dumps(value)}")]
     return bed.run(*command, *words, check=check, timeout_s=120, cwd=folder)
 

@@ -14,7 +14,7 @@ import pytest
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from slurm.squeue import Submission, jobs_of
+from slurm.submitted import Submission, jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from tests.slurm.plans import outcomes

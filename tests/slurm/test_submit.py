@@ -18,7 +18,7 @@ from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
-from slurm.squeue import jobs_of
+from slurm.submitted import jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from slurm.testbed.packages import hindrance
