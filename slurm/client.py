@@ -15,13 +15,14 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 SLURM_TIMEOUT_S = 30
 SBATCH_TIMEOUT_S = 300  # sbatch itself waits for two minutes where the queue is full
-PAUSES_S = (2.0, 5.0, 10.0)  # before each retry
+PAUSES_S = (1.0, 3.0, 6.0)  # before each retry; Slurm has waited for its own MessageTimeout then
 SEPARATOR = "\x1f"  # occurs in no field
 FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%r", "%k"])  # the comment last, for another job's may have several lines
 SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")
 # What a shell or a site's modules set for commands typed by hand: it would hide jobs, or have sbatch ask for something else.
-DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SACCT|SCANCEL|SINFO|SRUN|SALLOC|SCONTROL)_\w+|SLURM_TIME_FORMAT")
-# A job that submits hands on what itself was given; these alone say which Slurm to talk to, and as whom.
+DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SACCT|SCANCEL|SINFO)_\w+|SLURM_TIME_FORMAT")
+# What a job or salloc that submits was given itself; of it, these alone say which Slurm to talk to, and as whom.
+INHERITED = re.compile(r"(SLURM|SRUN|SALLOC)_\w+")
 CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"}
 BUSY = re.compile(
     r"timed? ?out|unable to contact slurm|zero bytes were transmitted|connection (refused|reset)|connect failure|not connected|"
@@ -70,8 +71,8 @@ def environment() -> dict[str, str]:
     ignored = sorted(filter(DEFAULTS.fullmatch, os.environ))
     if ignored:
         _warn(", ".join(ignored))
-    other = {name for name in os.environ if name.startswith("SLURM_") and name not in CONNECTION}
-    return {name: value for name, value in os.environ.items() if name not in other.union(ignored)}
+    dropped = {name for name in os.environ if INHERITED.fullmatch(name)} - CONNECTION
+    return {name: value for name, value in os.environ.items() if name not in dropped.union(ignored)}
 
 
 @cache

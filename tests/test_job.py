@@ -69,6 +69,15 @@ def test_a_job_has_itself_alone_queued_again(known: dict[str, int], job: str, tm
     assert (tmp_path / "asked").read_text(encoding="utf-8") == f"requeue {job}\n"
 
 
+def test_a_busy_controller_is_asked_again(tmp_path: Path) -> None:
+    environment = slurm(tmp_path, JOB_ID=7)
+    busy = "echo slurm_update error: Socket timed out on send/recv operation >&2; exit 1"
+    with (tmp_path / "bin/scontrol").open("a", encoding="utf-8") as file:
+        file.write(f"test -e $0.once || {{ touch $0.once; {busy}; }}\n")
+    assert end(environment, STOPPED, 1, [make(tmp_path / "runs", "gelu")]) == STOPPED
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == 2 * "requeue 7\n"
+
+
 def begin(environment: dict[str, str], script: str, retries: int, runs: list[RunDir], size: int = 1) -> int:
     """The exit code of a job's step of `size` processes: once one of them fails, all are killed, as srun does."""
     port, together = free_port(), {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
