@@ -35,7 +35,7 @@ HELP = {
     "nodes": "nodes, each a slurmd",
     "cpus": "CPUs of a node",
     "memory_mb": "memory of a node",
-    "gpus": "GPUs of a node, which need not exist",
+    "gpus": "GPUs of a node, half of type a100 and half of h100, which need not exist",
     "max_array_size": "MaxArraySize: one more than the highest index that an array may have",
     "grace_s": "seconds that a preempted job is given",
     "slurmd_timeout_s": "seconds of silence after which a node is down",

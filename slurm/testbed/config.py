@@ -104,6 +104,13 @@ def nodes_of(settings: Settings) -> list[str]:
     return [f"n{number}" for number in range(1, settings.nodes + 1)]
 
 
+def gpu_types(settings: Settings) -> dict[str, range]:
+    """The numbers of a node's GPUs by their type: half are of one, and half of another."""
+    half = (settings.gpus + 1) // 2
+    types = {"a100": range(half), "h100": range(half, settings.gpus)}
+    return {kind: numbers for kind, numbers in types.items() if numbers}
+
+
 def free_ports(number: int) -> list[int]:
     """Ports that nobody listens on, drawn by chance so that testbeds started at once do not take the same."""
     with ExitStack() as held:
@@ -158,7 +165,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={plan.ports["slurmdbd"]}
 AccountingStoragePass={plan.munge_socket}
 AccountingStorageTRES=gres/gpu"""
-    gres = f"Gres=gpu:{settings.gpus} " if settings.gpus else ""
+    gres = f"Gres={','.join(f'gpu:{kind}:{len(numbers)}' for kind, numbers in gpu_types(settings).items())} " if settings.gpus else ""
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={plan.ports[name]} CPUs={settings.cpus}"
         f" RealMemory={settings.memory_mb} {gres}State=UNKNOWN"
@@ -194,8 +201,10 @@ PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime={settings.grace_s
 
 def gres_conf(plan: Plan) -> str:
     """The GPUs of a node; jobs are given numbers of them in CUDA_VISIBLE_DEVICES, whether or not the machine has any."""
-    gpus = plan.settings.gpus
-    return f"Name=gpu File={plan.folder}/gpu/gpu[0-{gpus - 1}]\n" if gpus else ""
+    return "".join(
+        f"Name=gpu Type={kind} File={plan.folder}/gpu/gpu[{numbers[0]}-{numbers[-1]}]\n"
+        for kind, numbers in gpu_types(plan.settings).items()
+    )
 
 
 def slurmdbd_conf(plan: Plan) -> str:
