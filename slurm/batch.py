@@ -116,9 +116,10 @@ def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, aft
         "qos": cluster.qos,
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.tasks,
-        "gpus_per_node": cluster.gpus_per_node or None,
         "cpus_per_task": cluster.cpus_per_task,
-        "mem": f"{round(1024 * cluster.memory_gb)}MB" if cluster.memory_gb else None,
+        "mem": _megabytes(cluster.memory_gb),
+        "mem_per_cpu": _megabytes(cluster.memory_per_cpu_gb),
+        "mem_per_gpu": _megabytes(cluster.memory_per_gpu_gb),
         "time": minutes_of(cluster.time),
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
@@ -127,9 +128,15 @@ def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, aft
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "setup": [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), path],
         "srun_args": list(cluster.srun) or None,
-        "additional_parameters": {"requeue": True} | ({"reservation": cluster.reservation} if cluster.reservation else {}),
+        "additional_parameters": {"requeue": True} | cluster.options,
     }
-    return {key: value for key, value in wanted.items() if value is not None}
+    # without a wckey of the site's, submitit would make one up, which some sites refuse
+    return {key: value for key, value in wanted.items() if value is not None} | {"wckey": None}
+
+
+def _megabytes(gb: float | None) -> str | None:
+    """An amount of memory as sbatch takes it."""
+    return None if gb is None else f"{round(1024 * gb)}MB"
 
 
 def executor(array: Array, folder: Path, submission: str, snapshot: Path, after: Sequence[str] = ()) -> Executor:
@@ -181,11 +188,8 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
 
 def collect_when_done(cluster: Cluster, jobs: Path, name: str, snapshot: Path, after: Sequence[str], command: Sequence[str]) -> str:
     """Submits a job that runs `command` once the jobs in `after` have ended, however they did; returns its id."""
-    small = cluster.model_copy(
-        update={"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "time": "01:00:00", "parallel": None, "srun": ()}
-    )
     made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
-    made.update_parameters(**parameters(small, "collect", new_name(), snapshot, after))
+    made.update_parameters(**parameters(cluster.collecting(), "collect", new_name(), snapshot, after))
     try:
         job: str = made.submit(submitit.helpers.CommandFunction(list(command), cwd=str(snapshot))).job_id
     except (SbatchRefused, SlurmUnavailable, OSError) as error:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from blocks.spec import Count, Spec
 from blocks.spelling import did_you_mean
-from roadmap.recipe import Positive, reason
+from roadmap.recipe import NonNegative, Positive, reason
 from roadmap.settings import one_of_these
-from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative
+from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative, show
 from slurm import CLUSTER_YAML
 
 
@@ -36,36 +38,155 @@ def _time(value: str) -> str:
     return value
 
 
+class _Fault(ValueError):
+    """What is wrong with a key that pydantic does not name; `path` leads to it from where the error is raised."""
+
+    def __init__(self, message: str, *path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+# sbatch's options that a key of an entry sets, with their short forms; sbatch takes abbreviations of the long ones, too.
+KEYS = {
+    "account": "account A",
+    "constraint": "constraint C",
+    "cpus_per_task": "cpus-per-task c cpus-per-gpu",
+    "environment": "export export-file",
+    "exclude": "exclude x",
+    "gpus_per_node": "gpus-per-node gpus G gpus-per-task gpus-per-socket ntasks-per-gpu tres-per-task",
+    "memory_gb": "mem",
+    "memory_per_cpu_gb": "mem-per-cpu",
+    "memory_per_gpu_gb": "mem-per-gpu",
+    "nodes": "nodes N",
+    "parallel": "array a",
+    "partition": "partition p",
+    "qos": "qos q",
+    "reservation": "reservation",
+    "retries": "requeue no-requeue",
+    "signal_seconds": "signal",
+    "tasks_per_node": "ntasks-per-node tasks-per-node ntasks n",
+    "time": "time t",
+}
+RESERVED = "clusters cluster M comment dependency d error e job-name J open-mode output o parsable quiet Q test-only wait W wrap"
+OWN = {
+    **{option: f"is set by the key {key}" for key, options in KEYS.items() for option in options.split()},
+    **dict.fromkeys(RESERVED.split(), "cannot be set: jobs are submitted, found and logged by it"),
+}
+# Options that say who pays, who is told, and how a job of any kind begins; the job that collects gets no others.
+GENERAL = frozenset({"chdir", "get-user-env", "licenses", "mail-type", "mail-user", "mcs-label", "nice", "propagate", "wckey"})
+MEMORY = frozenset({"memory_gb", "memory_per_cpu_gb", "memory_per_gpu_gb"})
+NO_CHANGE = frozenset({"scheduler", "parallel", "steps", "collect"})
+
+
+def _options(given: Any) -> dict[str, Any]:
+    """Options of sbatch by their long names, with dashes. An error for one that is not for the user to set, or that is none."""
+    if not isinstance(given, dict):
+        raise ValueError(f"write options as `name: value`, such as `mail-type: END`, not {show(given)}")
+    options: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("_", "-")
+        if fault := _fault_of(name, value):
+            raise _Fault(fault, key)
+        if name in options:
+            raise _Fault("is given twice", key)
+        options[name] = value
+    return options
+
+
+def _fault_of(name: str, value: Any) -> str | None:
+    """What is wrong with an option of sbatch, or None."""
+    own = [option for option in OWN if option == name or (len(name) > 1 and option.startswith(name))]
+    if own:
+        return OWN[name if name in own else own[0]]
+    if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+|[A-Za-z0-9]{2,}", name):
+        return "is no long name of an option of sbatch; write it without leading dashes, such as mail-type"
+    if not isinstance(value, str | int | float | None):
+        return f"write a text, a number, true or false, and a list as Slurm does, with commas, not {show(value)}"
+    if re.search(r"[\\\n\r]", str(value)):
+        return f"holds a backslash or a line break, which sbatch does not read, not {value!r}"
+    if name == "gres" and re.search(r"(^|,)\s*(gres[:/])?gpu([:=,]|$)", str(value)):
+        return "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them, beside what is given here"
+    return None
+
+
+def _gpu_type(value: Any) -> Any:
+    name = str(value) if type(value) is int else value  # such as 3090
+    if isinstance(name, str) and not re.fullmatch(r"[\w.+-]+", name):
+        raise ValueError(f"write the type alone, such as a100, and their number as gpus_per_node, not {name!r}")
+    return name
+
+
+def _changes(given: dict[str, Any]) -> dict[str, Any]:
+    """Keys for some jobs in place of the entry's own; their values are checked as part of it."""
+    known = Cluster.model_fields.keys() - NO_CHANGE
+    for key in given:
+        if key not in known:
+            raise _Fault(f"unknown key{did_you_mean(key, sorted(known))}", key)
+    if "sbatch" not in given:
+        return given
+    try:
+        return given | {"sbatch": _options(given["sbatch"])}
+    except ValueError as error:
+        raise _Fault(str(error), "sbatch", *(error.path if isinstance(error, _Fault) else ())) from error
+
+
+@contextmanager
+def _blaming(*path: str) -> Iterator[None]:
+    """The first problem of a part of an entry that is checked inside is one of the keys at `path`."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _Fault(reason(first), *path, *_path(first)) from error
+
+
+Changes = Annotated[dict[str, Any], AfterValidator(_changes)]
+
+
 class Cluster(Spec):
-    """What one run gets: `nodes`, and on each `tasks_per_node` processes, one a GPU unless it is given.
+    """What one run gets on a cluster, what the job gets that collects, and how many are trained at a time."""
 
-    `memory_gb` is a node's. A run is told to save `signal_seconds` before its `time` is over, and is queued again; one that
-    crashes is begun again, up to `retries` times in a row without having saved anything new. At most `parallel` runs of a
-    submission are trained at a time. `tflops` is what a GPU sustains in training, for forecasts. `steps` overrides any of the
-    rest for the steps that it names.
-    """
-
-    scheduler: Literal["local", "slurm"]
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    nodes: Count = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    tasks_per_node: Count | None = None
-    cpus_per_task: Count = 1
-    memory_gb: Positive | None = None
-    time: Annotated[str, AfterValidator(_time)] = "1-00:00:00"
-    signal_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
-    constraint: str | None = None
-    reservation: str | None = None
-    exclude: str | None = None
-    parallel: Count | None = None
-    retries: Annotated[int, Field(ge=0)] = 3
-    tflops: Positive | None = None
-    setup: tuple[str, ...] = ()
-    srun: tuple[str, ...] = ()
-    environment: dict[str, str] = Field(default_factory=dict)
-    steps: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    scheduler: Literal["local", "slurm"] = Field(
+        description="slurm submits jobs; local starts workers on this machine, and needs no other key"
+    )
+    partition: str | None = Field(None, description="the partition, or several with commas")
+    account: str | None = Field(None, description="the account that pays")
+    qos: str | None = Field(None, description="the quality of service")
+    nodes: Count = Field(1, description="nodes of a run")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs of each node")
+    gpu_type: Annotated[str, BeforeValidator(_gpu_type)] | None = Field(
+        None, description="the GPUs' type as the site names it, such as a100; null is any"
+    )
+    gpu_request: Literal["gpus_per_node", "gres"] = Field(
+        "gpus_per_node", description="the option that asks for them: --gpus-per-node=TYPE:N, or for sites without it --gres=gpu:TYPE:N"
+    )
+    tasks_per_node: Count | None = Field(None, description="processes on each node; null is one a GPU, or one where there are none")
+    cpus_per_task: Count = Field(1, description="CPUs of a process")
+    memory_gb: NonNegative | None = Field(
+        None, description="memory of each node, 0 for all that it has; one of the three kinds may be given"
+    )
+    memory_per_cpu_gb: Positive | None = Field(None, description="memory for each CPU")
+    memory_per_gpu_gb: Positive | None = Field(None, description="memory for each GPU")
+    time: Annotated[str, AfterValidator(_time)] = Field("1-00:00:00", description="a job's time limit, as Slurm writes it")
+    signal_seconds: int = Field(120, ge=1, le=3600, description="how long before its end a run is told to save; it is queued again")
+    constraint: str | None = Field(None, description="features that the nodes must have")
+    reservation: str | None = Field(None, description="the reservation that nodes are taken from")
+    exclude: str | None = Field(None, description="nodes that are not to be taken")
+    parallel: Count | None = Field(None, description="runs of a submission that are trained at a time; null is no limit")
+    retries: int = Field(3, ge=0, description="times in a row that a run is begun again that crashed without having saved anything new")
+    tflops: Positive | None = Field(None, description="what a GPU sustains in training, for forecasts")
+    setup: tuple[str, ...] = Field((), description="lines of the job's shell, before the run")
+    srun: tuple[str, ...] = Field((), description="words for srun, such as a container's")
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of the job")
+    sbatch: Annotated[dict[str, Any], BeforeValidator(_options)] = Field(
+        default_factory=dict,
+        description="any other option of sbatch by its long name, with - or _: a text or a number is its value, true gives it without one, "
+        "and false or null leaves it out",
+    )
+    steps: dict[str, Changes] = Field(
+        default_factory=dict, description="by step, keys in place of the above; sbatch is merged by option, and one memory replaces another"
+    )
+    collect: Changes = Field(default_factory=dict, description="the same for the job that collects, which may need another partition")
 
     @property
     def tasks(self) -> int:
@@ -82,9 +203,36 @@ class Cluster(Spec):
         """The GPUs of a run."""
         return self.nodes * self.gpus_per_node
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of sbatch for which submitit has no name; True stands for one without a value."""
+        options = {name: value for name, value in self.sbatch.items() if value is not None and value is not False}
+        if self.reservation:
+            options["reservation"] = self.reservation
+        if self.gpus_per_node:
+            gpus = f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
+            if self.gpu_request == "gres":
+                options["gres"] = ",".join(["gpu:" + gpus, *([str(options["gres"])] if "gres" in options else [])])
+            else:
+                options["gpus-per-node"] = gpus
+        return options
+
     def of(self, step: str) -> Cluster:
         """What a run of `step` gets."""
-        return Cluster.model_validate(self.model_dump() | self.steps.get(step, {}) | {"steps": {}})
+        return self._with(self.steps.get(step, {}))
+
+    def collecting(self) -> Cluster:
+        """What the job gets that collects: a process without GPUs, an hour, and of `sbatch` only what is `GENERAL`."""
+        small: dict[str, Any] = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "gpu_type": None, "parallel": None, "srun": ()}
+        small |= {"time": "01:00:00", "signal_seconds": 60, "sbatch": dict.fromkeys(self.sbatch.keys() - GENERAL)}
+        if self.memory_per_gpu_gb or self.memory_gb == 0:
+            small["memory_gb"] = self.memory_per_gpu_gb  # of one, or the site's default in place of a whole node's
+        return self._with(small)._with(self.collect)
+
+    def _with(self, changes: dict[str, Any]) -> Cluster:
+        kept = self.model_dump(exclude=set(MEMORY) if changes.keys() & MEMORY else None)
+        options = self.sbatch | changes.get("sbatch", {})
+        return Cluster.model_validate(kept | changes | {"sbatch": options, "steps": {}, "collect": {}})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,15 +240,18 @@ class Cluster(Spec):
             raise ValueError(f"signal_seconds {self.signal_seconds} leaves nothing of a time of {self.time}")
         if self.gpus_per_node and self.tasks_per_node and self.gpus_per_node != self.tasks_per_node:
             raise ValueError(f"tasks_per_node {self.tasks_per_node} must be gpus_per_node {self.gpus_per_node}: a process drives one GPU")
-        for step, changes in self.steps.items():
-            if unknown := changes.keys() - (Cluster.model_fields.keys() - {"scheduler", "steps", "parallel"}):
-                key = min(unknown)
-                raise ValueError(f"steps.{step}: unknown key '{key}'{did_you_mean(key, sorted(Cluster.model_fields))}")
-            try:
+        memory = [key for key in sorted(MEMORY) if getattr(self, key) is not None]
+        if len(memory) > 1:
+            raise _Fault(f"is given beside {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1])
+        for key in ("gpu_type", "memory_per_gpu_gb"):
+            if getattr(self, key) is not None and not self.gpus_per_node:
+                raise _Fault("needs gpus_per_node, the number of GPUs; null where there are none", key)
+        for step in self.steps:
+            with _blaming("steps", step):
                 self.of(step)
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"steps.{step}: {'.'.join(map(str, first['loc']))}: {reason(first)}") from error
+        if self.collect:
+            with _blaming("collect"):
+                self.collecting()
         return self
 
 
@@ -131,13 +282,19 @@ def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
 
 def _locate(name: str, entry: Node, error: Any) -> Problem:
     """A problem at the key that it is about, as far as there is one."""
-    node, where = entry, entry.key
-    for part in error["loc"]:
-        if not isinstance(node.value, dict) or part not in node.value:
+    node, where, keys = entry, entry.key, _path(error)
+    for key in keys:
+        if not isinstance(node.value, dict) or key not in node.value:
             break
-        node = node.value[part]
+        node = node.value[key]
         where = node.key
-    path = ".".join(map(str, error["loc"]))
+    path = ".".join(keys)
     if error["type"] == "extra_forbidden":
         return Problem(where, f"cluster '{name}': unknown key '{path}'{did_you_mean(path, sorted(Cluster.model_fields))}")
     return Problem(where, f"cluster '{name}': {f'{path}: ' if path else ''}{reason(error)}")
+
+
+def _path(error: Any) -> list[str]:
+    """The keys that lead to what an error is about."""
+    fault = error.get("ctx", {}).get("error")
+    return [*map(str, error["loc"]), *(fault.path if isinstance(fault, _Fault) else ())]

@@ -193,7 +193,8 @@ def describe(array: Array) -> str:
     """An array in a line."""
     first, cluster = array.groups[0][0], array.cluster
     which = f"{first.step} …" if len(array.groups) > 1 else first.step
-    gpus = f", {cluster.gpus_per_node} GPUs each" if cluster.gpus_per_node else ""
+    kind = f"{cluster.gpu_type} GPU" if cluster.gpu_type else "GPU"
+    gpus = f", {count(cluster.gpus_per_node, kind)} each" if cluster.gpus_per_node else ""
     return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
 
 

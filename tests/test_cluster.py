@@ -17,9 +17,10 @@ from pydantic import ValidationError
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
+from roadmap.strict_yaml import ConfigError, read_yaml
+from slurm import CLUSTER_YAML
 from slurm.batch import Array, arrays_of, parameters, script, teardown
-from slurm.cluster import Cluster, load_cluster, minutes_of
+from slurm.cluster import GENERAL, KEYS, OWN, Cluster, load_cluster, minutes_of
 from slurm.forecast import forecast
 from slurm.job import FAILED, STOPPED, is_to_go_on
 from slurm.snapshot import take, tree_hash, verify
@@ -62,8 +63,64 @@ BAD = {
     "bad time": ("{scheduler: slurm, time: soon}", "c.yaml:3:28 cluster 'mine': time: write a time limit as days-hours:minutes:seconds"),
     "no time left": ("{scheduler: slurm, time: 00:01:00, signal_seconds: 60}", "signal_seconds 60 leaves nothing of a time of 00:01:00"),
     "two numbers of processes": ("{scheduler: slurm, gpus_per_node: 8, tasks_per_node: 4}", "a process drives one GPU"),
-    "bad step": ("{scheduler: slurm, steps: {gelu: {nods: 2}}}", "steps.gelu: unknown key 'nods'; did you mean 'nodes'?"),
-    "bad step's value": ("{scheduler: slurm, steps: {gelu: {nodes: 0}}}", "steps.gelu: nodes: input should be greater than or equal to 1"),
+    "bad step": (
+        "{scheduler: slurm, steps: {gelu: {nods: 2}}}",
+        "c.yaml:3:43 cluster 'mine': steps.gelu.nods: unknown key; did you mean 'nodes'?",
+    ),
+    "bad step's value": (
+        "{scheduler: slurm, steps: {gelu: {nodes: 0}}}",
+        "c.yaml:3:43 cluster 'mine': steps.gelu.nodes: input should be greater than or equal to 1, not 0",
+    ),
+    "steps of steps": ("{scheduler: slurm, steps: {gelu: {steps: {}}}}", "steps.gelu.steps: unknown key"),
+    "bad key to collect": ("{scheduler: slurm, collect: {nods: 1}}", "c.yaml:3:38 cluster 'mine': collect.nods: unknown key"),
+    "bad value to collect": (
+        "{scheduler: slurm, collect: {nodes: 0}}",
+        "c.yaml:3:38 cluster 'mine': collect.nodes: input should be greater",
+    ),
+    "two kinds of memory": (
+        "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
+        "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: is given beside memory_gb; memory is each node's, each CPU's or each GPU's",
+    ),
+    "memory of GPUs that are not there": (
+        "{scheduler: slurm, memory_per_gpu_gb: 2}",
+        "c.yaml:3:28 cluster 'mine': memory_per_gpu_gb: needs gpus_per_node, the number of GPUs; null where there are none",
+    ),
+    "a type of no GPUs": ("{scheduler: slurm, gpu_type: a100}", "c.yaml:3:28 cluster 'mine': gpu_type: needs gpus_per_node"),
+    "a step without GPUs": (
+        "{scheduler: slurm, gpus_per_node: 1, gpu_type: a100, steps: {gelu: {gpus_per_node: 0}}}",
+        "cluster 'mine': steps.gelu.gpu_type: needs gpus_per_node, the number of GPUs; null where there are none",
+    ),
+    "a type with a number": (
+        "{scheduler: slurm, gpus_per_node: 4, gpu_type: 'a100:4'}",
+        "c.yaml:3:46 cluster 'mine': gpu_type: write the type alone, such as a100, and their number as gpus_per_node, not 'a100:4'",
+    ),
+    "no options": ("{scheduler: slurm, sbatch: [exclusive]}", "c.yaml:3:28 cluster 'mine': sbatch: write options as `name: value`"),
+    "an option that a key sets": (
+        "{scheduler: slurm, sbatch: {exclusive: true, mem_per_gpu: 4G}}",
+        "c.yaml:3:54 cluster 'mine': sbatch.mem_per_gpu: is set by the key memory_per_gpu_gb",
+    ),
+    "one in a step": (
+        "{scheduler: slurm, steps: {gelu: {sbatch: {time: 90}}}}",
+        "c.yaml:3:52 cluster 'mine': steps.gelu.sbatch.time: is set by the key time",
+    ),
+    "GPUs as resources": (
+        "{scheduler: slurm, sbatch: {gres: 'lscratch:100,gpu:a100:4'}}",
+        "c.yaml:3:37 cluster 'mine': sbatch.gres: ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them",
+    ),
+    "an option with its dashes": ("{scheduler: slurm, sbatch: {--mail-type: END}}", "sbatch.--mail-type: is no long name of an option"),
+    "an option of one letter": (
+        "{scheduler: slurm, sbatch: {w: node1}}",
+        "c.yaml:3:37 cluster 'mine': sbatch.w: is no long name of an option",
+    ),
+    "an option twice": (
+        "{scheduler: slurm, sbatch: {mail-type: END, mail_type: FAIL}}",
+        "c.yaml:3:53 cluster 'mine': sbatch.mail_type: is given twice",
+    ),
+    "a list of values": (
+        "{scheduler: slurm, sbatch: {mail-type: [END, FAIL]}}",
+        "sbatch.mail-type: write a text, a number, true or false, and a list as Slurm does, with commas, not [END, FAIL]",
+    ),
+    "a value of two lines": ('{scheduler: slurm, sbatch: {mail-user: "a\\nb"}}', "sbatch.mail-user: holds a backslash or a line break"),
 }
 
 
@@ -88,11 +145,102 @@ def test_runs_with_the_same_resources_share_an_array_cut_to_length(tmp_path: Pat
 
 def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
     plain = parameters(cluster(), "name", "submission", tmp_path)
-    assert {"partition", "account", "qos", "gpus_per_node", "mem", "constraint", "exclude", "dependency"} & plain.keys() == set()
+    asked = {"partition", "account", "qos", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "exclude", "dependency"}
+    assert asked & plain.keys() == set()
+    assert (plain["wckey"], plain["additional_parameters"]) == (None, {"requeue": True})
     full = parameters(cluster(partition="p", gpus_per_node=2, memory_gb=1.5, reservation="r"), "name", "submission", tmp_path, ["7", "8"])
-    assert (full["partition"], full["gpus_per_node"], full["ntasks_per_node"], full["mem"]) == ("p", 2, 2, "1536MB")
+    assert (full["partition"], full["ntasks_per_node"], full["mem"]) == ("p", 2, "1536MB")
     assert full["dependency"] == "afterany:7:8"
-    assert full["additional_parameters"] == {"requeue": True, "reservation": "r"}
+    assert full["additional_parameters"] == {"requeue": True, "reservation": "r", "gpus-per-node": "2"}
+
+
+def options(given: Cluster, folder: Path) -> set[str]:
+    """What is asked of sbatch, but for what all jobs ask."""
+    text = script(Array(given, (tuple(runs(folder, ["gelu"])),)), folder / "jobs", folder / "source")
+    lines = [shlex.split(line)[1].removeprefix("--") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    common = "comment cpus-per-task error job-name nodes ntasks-per-node open-mode output requeue signal time"
+    return {line for line in lines if line.partition("=")[0] not in common.split()}
+
+
+SITES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "GPUs of any type": ({"gpus_per_node": 4}, {"gpus-per-node=4"}),
+    "GPUs of a type": ({"gpus_per_node": 4, "gpu_type": "h100"}, {"gpus-per-node=h100:4"}),
+    "of a type that is a number": ({"gpus_per_node": 4, "gpu_type": 3090}, {"gpus-per-node=3090:4"}),
+    "GPUs as resources": ({"gpus_per_node": 4, "gpu_request": "gres"}, {"gres=gpu:4"}),
+    "of a type, and others": (
+        {"gpus_per_node": 4, "gpu_type": "a100", "gpu_request": "gres", "sbatch": {"gres": "lscratch:9"}},
+        {"gres=gpu:a100:4,lscratch:9"},
+    ),
+    "other resources beside GPUs": ({"gpus_per_node": 1, "sbatch": {"gres": "gpu_ram:9"}}, {"gpus-per-node=1", "gres=gpu_ram:9"}),
+    "memory of a CPU": ({"memory_per_cpu_gb": 3.5}, {"mem-per-cpu=3584MB"}),
+    "memory of a GPU": ({"gpus_per_node": 1, "memory_per_gpu_gb": 60}, {"gpus-per-node=1", "mem-per-gpu=61440MB"}),
+    "all memory": ({"memory_gb": 0}, {"mem=0MB"}),
+    "other options": (
+        {"sbatch": {"mail_type": "END,FAIL", "nice": 100, "exclusive": True, "contiguous": False, "hint": None, "wckey": "a b"}},
+        {"mail-type=END,FAIL", "nice=100", "exclusive", "wckey=a b"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("values", "asked"), SITES.values(), ids=SITES)
+def test_a_site_is_asked_in_its_own_way(values: dict[str, Any], asked: set[str], tmp_path: Path) -> None:
+    given = cluster(**values)
+    assert options(given, tmp_path) == asked
+    assert options(given.of("gelu"), tmp_path) == asked
+    assert given.tasks == max(1, values.get("gpus_per_node", 0))
+
+
+@pytest.mark.parametrize("option", sorted(OWN))
+def test_no_option_has_two_homes(option: str) -> None:
+    """Nor by a name that sbatch would take for it."""
+    for name in {option, option.replace("-", "_"), option[:-1] if len(option) > 3 else option}:
+        with pytest.raises(ValidationError, match=r"is set by the key|cannot be set"):
+            cluster(sbatch={name: "1"})
+
+
+def test_options_are_refused_for_keys_that_there_are() -> None:
+    assert set(KEYS) <= Cluster.model_fields.keys()
+    assert all(
+        cluster(sbatch={name: "1"}).options == {name: "1"} for name in ("mem-bind", "time-min", "wait-all-nodes", "gpu-freq", *GENERAL)
+    )
+
+
+def test_a_step_adds_options_and_replaces_memory(tmp_path: Path) -> None:
+    own = {"memory_per_gpu_gb": 9, "gpu_type": "h100", "sbatch": {"mail_type": None, "exclusive": True}}
+    given = cluster(gpus_per_node=2, gpu_type="a100", memory_gb=99, sbatch={"mail-type": "END", "nice": 5}, steps={"gelu": own})
+    assert options(given.of("resnet50"), tmp_path) == {"gpus-per-node=a100:2", "mem=101376MB", "mail-type=END", "nice=5"}
+    assert options(given.of("gelu"), tmp_path) == {"gpus-per-node=h100:2", "mem-per-gpu=9216MB", "exclusive", "nice=5"}
+
+
+def test_the_job_that_collects_is_small(tmp_path: Path) -> None:
+    hardware = {"exclusive": True, "gpu-bind": "closest", "gres": "lscratch:9", "nodelist": "n[1-4]"}
+    given = cluster(
+        partition="gpu",
+        account="a",
+        nodes=4,
+        gpus_per_node=8,
+        gpu_type="a100",
+        memory_per_gpu_gb=60,
+        time="00:30:00",
+        signal_seconds=900,
+        sbatch=hardware | {"mail_type": "END", "wckey": "w"},
+    )
+    small = given.collecting()
+    assert options(small, tmp_path) == {"partition=gpu", "account=a", "mem=61440MB", "mail-type=END", "wckey=w"}
+    assert (small.nodes, small.tasks, small.gpus, minutes_of(small.time)) == (1, 1, 0, 60)
+    changed = given.model_copy(
+        update={"collect": {"partition": "cpu", "memory_per_cpu_gb": 2, "sbatch": {"wckey": None, "exclusive": True}}}
+    )
+    assert options(changed.collecting(), tmp_path) == {"partition=cpu", "account=a", "mem-per-cpu=2048MB", "mail-type=END", "exclusive"}
+    assert options(cluster(memory_gb=0).collecting(), tmp_path) == set()
+    assert options(cluster(memory_per_cpu_gb=2).collecting(), tmp_path) == {"mem-per-cpu=2048MB"}
+
+
+def test_every_key_is_explained_twice() -> None:
+    """Where it is checked, and in the example, which names them all."""
+    assert [name for name, field in Cluster.model_fields.items() if not field.description] == []
+    example = read_yaml(CLUSTER_YAML).value["clusters"].value["example"]
+    assert set(example.value) == set(Cluster.model_fields)
 
 
 ODD = 'it\'s  [a] "ü" $HOME *'
@@ -230,8 +378,25 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert "57 runs: 57 pending" in done.stdout
     assert re.findall(r"#SBATCH --array=(\S+)", done.stdout) == ["0-2%3", "0-53%4"]
     assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4"]
-    assert done.stdout.count("#SBATCH --gpus-per-node=8") == done.stdout.count("#SBATCH --ntasks-per-node=8") == 2
+    assert done.stdout.count("#SBATCH --gpus-per-node=a100:8") == done.stdout.count("#SBATCH --ntasks-per-node=8") == 2
+    assert done.stdout.count("#SBATCH --exclusive\n") == done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n") == 2
     assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
+
+
+def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None:
+    """Its command, on its first entry; tests/slurm has all of them taken by a Slurm."""
+    page = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
+    (command,), entries = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
+    (tmp_path / "sites.yaml").write_text(entries[0], encoding="utf-8")
+    words = shlex.split(command)
+    assert (words[:2], words[-1]) == (["python", "slurm/submit.py"], "--dry-run")
+    done = rehearse(tmp_path, *words[2:-1], "--steps", "gelu")
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = re.search(r"`gpu_type` and `gpus_per_node` make `(.*?)`", page)
+    assert asked
+    for option in (asked[1], "--mem-per-gpu=92160MB", "--gpu-bind=single:1"):
+        assert f"#SBATCH {option}\n" in done.stdout
+    assert set(re.findall(r"`([a-z-]+)`", page.partition("not about the hardware")[2].partition("`collect`")[0])) == GENERAL
 
 
 def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> None:
