@@ -120,10 +120,10 @@ def _call(words: tuple[str, ...], timeout_s: float) -> str:
 
 
 def _reason(error: subprocess.CalledProcessError) -> str:
-    """What a command said of its failure: its last two errors, or its last line."""
+    """What a command said of its failure: its last two errors, or its last two lines."""
     lines = (error.stderr.strip() or error.stdout.strip()).splitlines() or [f"exit code {error.returncode}"]
     errors = [line.split("error: ", 1)[1].strip() for line in lines if re.match(r"\w+: error: ", line)]
-    return "; ".join(errors[-2:]) if errors else lines[-1]
+    return "; ".join((errors or lines)[-2:])
 
 
 def queued(*options: str, retry: bool = False) -> list[Task]:
