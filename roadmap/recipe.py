@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 # Leaves that the first runs did not have, with what they did: they stay what they are.
 ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
+AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "system"})  # the fields before it, and after
 
 
 class Recipe(Spec):
@@ -206,7 +208,8 @@ class RunConfig(Spec):
 
     def to_yaml(self) -> str:
         """The text of `config.yaml`."""
-        return write_yaml(self.model_dump(mode="json"))
+        before, after = (json.dumps(self.model_dump(mode="json", include=fields)) for fields in AROUND_SEED)
+        return f"{_yaml_of(before)}seed: {self.seed}\n{_yaml_of(after)}"
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -220,6 +223,12 @@ class RunConfig(Spec):
         except ValidationError as error:
             problems = [Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {reason(e)}") for e in error.errors()]
             raise ConfigError(problems) from error
+
+
+@lru_cache(maxsize=1024)
+def _yaml_of(sections: str) -> str:
+    """JSON as YAML, once for all seeds of a step: PyYAML takes milliseconds."""
+    return write_yaml(json.loads(sections))
 
 
 def reason(error: Any) -> str:

@@ -112,12 +112,22 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
         run.path.mkdir(parents=True, exist_ok=True)
         if not run.config.exists():
             write_atomic(run.config, config.to_yaml())
+            return run
     except OSError as error:
         raise ConfigError([Problem(relative(run.path), f"cannot be made: {error.strerror}")]) from error
+    if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
+        return run
     if check_config(run, config) != config and status(run).state not in FINISHED:
         with written(run.config):
             _replace_config(run, config)
     return run
+
+
+def _has_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:  # whoever parses it says why
+        return False
 
 
 def _replace_config(run: RunDir, config: RunConfig) -> None:

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -95,15 +96,15 @@ def training_images(config: RunConfig) -> int | None:
 
 
 def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:
-    """The results below `runs` of this configuration, whatever the seed; files that cannot be read are left out."""
-    folder = run_dir_of(runs, config).path.parent
+    """The results below `runs` of this configuration, whatever the seed, each read once; files that cannot be read are left out."""
+    mine = run_dir_of(runs, config)
+    folder = mine.path.parent
     for run in find_runs(folder) if folder.is_dir() else []:
-        try:
-            result = read_result(run)
-        except (DamagedResult, NewerResult):
+        if run.hash != mine.hash:
             continue
-        if result is not None and result.hash == config.hash:
-            yield result
+        with suppress(DamagedResult, NewerResult):
+            if (result := read_result(run)) is not None:
+                yield result
 
 
 def _forecast(config: RunConfig, runs: Path, images: int) -> str:

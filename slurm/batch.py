@@ -88,10 +88,11 @@ class Array:
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
     """Runs that get the same in one array each, `pack` runs a job, cut where an array would be longer than `longest`."""
+    steps = {step: cluster.of(step) for step in dict.fromkeys(run.step for run in runs)}
+    keys = {step: resources.model_dump_json() for step, resources in steps.items()}
     kinds: dict[str, tuple[Cluster, list[RunDir]]] = {}
     for run in runs:
-        resources = cluster.of(run.step)
-        kinds.setdefault(resources.model_dump_json(), (resources, []))[1].append(run)
+        kinds.setdefault(keys[run.step], (steps[run.step], []))[1].append(run)
     arrays = []
     for resources, members in kinds.values():
         groups = [tuple(members[first : first + pack]) for first in range(0, len(members), pack)]

@@ -127,7 +127,8 @@ def ask_slurm(found: Sequence[Status]) -> Slurm:
         return slurm
     for jobs in known:
         slurm.tasks |= {root_of(jobs) / name: task for task, names in grouped(jobs, tasks) for name in names}
-    gone = [one.run.path for one in left if one.state != "running" and one.run.path in slurm.places.keys() - slurm.tasks.keys()]
+    idle = {one.run.path for one in left if one.state != "running"}
+    gone = [path for path in slurm.places if path in idle and path not in slurm.tasks]
     try:
         slurm.ended = accounting([job for path in gone if (job := slurm.places[path].job)])
     except SlurmUnavailable as error:

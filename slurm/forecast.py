@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from blocks.cost import complexity
-from roadmap.recipe import RunConfig
+from roadmap.recipe import DataSpec, RunConfig, SystemSpec
 from roadmap.run import finished_results, training_images
 from slurm.cluster import Cluster
 
@@ -16,8 +16,18 @@ BACKWARD = 3  # a training image costs a forward pass and a backward one of twic
 
 
 def forecast(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iterator[str]:
-    """Device-hours of a plan, and the hours until its end; what is not known is said to be unknown."""
-    costs = [(resources, _hours(resources, config, runs)) for config in configs for resources in [cluster.of(config.step)]]
+    """Device-hours of a plan, and the hours until its end; what is not known is said to be unknown.
+
+    Runs of a step differ by their seeds alone: what they take is found out once.
+    """
+    images: dict[tuple[DataSpec, SystemSpec], int] = {}
+    steps: dict[str, tuple[Cluster, float | None]] = {}
+    for config in {config.step: config for config in configs}.values():
+        resources, data = cluster.of(config.step), (config.data, config.system)
+        if data not in images:
+            images[data] = training_images(config) or IMAGENET
+        steps[config.step] = resources, _hours(resources, config, runs, images[data])
+    costs = [steps[config.step] for config in configs]
     known = [hours for _, hours in costs if hours is not None]
     device = "GPU" if cluster.gpus_per_node else "process"
     if not known:
@@ -46,9 +56,9 @@ def _end(arrays: Iterable[Sequence[float]], at_once: int) -> float:
     return max(lanes)
 
 
-def _hours(cluster: Cluster, config: RunConfig, runs: Path) -> float | None:
-    """The hours of one run: at the speed of finished runs on as many processes, or at the cluster's tflops."""
-    images = (training_images(config) or IMAGENET) * config.recipe.epochs
+def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch: int) -> float | None:
+    """The hours of one run with `epoch` images an epoch: at the speed of finished runs on as many processes, or at the cluster's tflops."""
+    images = epoch * config.recipe.epochs
     speeds = [result.images_per_s for result in finished_results(config, runs) if result.processes == cluster.world and result.images_per_s]
     if speeds:
         return images / fmean(speeds) / 3600

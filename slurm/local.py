@@ -37,7 +37,7 @@ def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
     workers = max(0, min((workers or len(gpus()) or usable_cores()) - alive, todo))
     console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
     jobs = start(runs, workers) if workers else []
-    return watch(runs, jobs, said={found.run.path for found in before if found.result is not None})
+    return watch(before, jobs)
 
 
 def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
@@ -76,13 +76,14 @@ def ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def watch(runs: Sequence[RunDir], jobs: Sequence[Any], said: set[Path]) -> int:
-    """Shows the runs until no worker is left, but not those in `said`; Ctrl-C has the workers save and stop."""
+def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
+    """Shows the runs until no worker is left, but not those that are finished in `found`; Ctrl-C has the workers save and stop."""
+    said = {run.run.path for run in found if run.result is not None}
     screen, started, before, stopping = console(), time.monotonic(), len(said), False
     with Live(console=screen, auto_refresh=False, transient=True) as live:
         while True:
             try:
-                found = [status(run) for run in runs]
+                found = [run if run.result is not None else status(run.run) for run in found]
                 alive = [job for job in jobs if not job.done()]
                 if stopping:
                     stop(alive)

@@ -40,9 +40,10 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(name, arguments.cluster_file)
     check_folder(arguments.runs, cluster)
     configs = plan(arguments, cluster)
-    tell_changed([run_dir_of(arguments.runs, config) for config in configs])
+    runs = [run_dir_of(arguments.runs, config) for config in configs]
+    tell_changed(runs)
     if arguments.dry_run:
-        return rehearse(arguments, cluster, configs)
+        return rehearse(arguments, cluster, configs, runs)
     if arguments.only == "failed":
         configs = having_failed(arguments.runs, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
@@ -63,17 +64,21 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
 
 
 def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
-    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could not be trained."""
+    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could not be trained.
+
+    What all seeds of a step have in common, which is all but the seed, is resolved and checked once.
+    """
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     steps = dict.fromkeys(arguments.steps or roadmap.steps)
-    configs = [named(resolve(roadmap, step, seed=seed, **choices)) for seed in range(arguments.seeds) for step in steps]
+    configs = [named(resolve(roadmap, step, **choices)) for step in steps]
+    if not arguments.dry_run:  # which may be far from the data
+        check_data(*configs, here=cluster.scheduler == "local")
     for config in configs:
-        if not arguments.dry_run:  # which may be far from the data
-            check_data(config, here=cluster.scheduler == "local")
+        if not arguments.dry_run:
             check_init(config)
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)
-    return configs
+    return [config.model_copy(update={"seed": seed}) for seed in range(arguments.seeds) for config in configs]
 
 
 def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -102,9 +107,8 @@ def tell_changed(runs: Sequence[RunDir]) -> None:
         console().print(f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})", highlight=False)
 
 
-def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:
+def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]) -> int:
     """Prints what would be done; nothing is made."""
-    runs = [run_dir_of(arguments.runs, config) for config in configs]
     found = [status(run) for run in runs]
     console().print(f"{count(len(runs), 'run')}: {counts(found)}")
     if cluster.scheduler == "slurm":
@@ -113,10 +117,11 @@ def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[
             longest = max_array_size()
         except SlurmUnavailable:
             longest = 1001
+        source = f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
             print(f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x {array.cluster.tasks} processes")
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
-            print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / f"source-{tree_hash()}"))
+            print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / source))
     for line in forecast(cluster, configs, arguments.runs):
         console().print(line, highlight=False)
     return 0

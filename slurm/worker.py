@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.recipe import RunConfig
-from roadmap.records import RunDir, status
+from roadmap.records import FINISHED, RunDir, status
 from roadmap.training.progress import Watch
 from roadmap.training.stopping import Stopped, StopSignals
 from roadmap.training.trackers import make_trackers
@@ -46,9 +46,9 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
         from roadmap.train import train
         from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
 
-        world = stack.enter_context(joined(stop))
+        world, left = stack.enter_context(joined(stop)), list(run_dirs)
         while not world.share(lambda: stop.signal is not None):
-            run, waiting = world.share(lambda: next_open(run_dirs, tried, retries))
+            run, waiting = world.share(lambda: next_open(left, tried, retries))
             if run is None and not (waiting and patient):
                 break
             if run is None:
@@ -83,17 +83,21 @@ def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
     return work(run_dirs)
 
 
-def next_open(run_dirs: Sequence[str], tried: set[Path], retries: int | None = None) -> tuple[RunDir | None, bool]:
+def next_open(run_dirs: list[str], tried: set[Path], retries: int | None = None) -> tuple[RunDir | None, bool]:
     """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being worked on.
 
+    Finished runs are taken off `run_dirs`, or a worker would read all of them again before each run of a long plan.
     What others work on may yet become open, for they can die. With `retries`, a run that crashed less often in this job comes
     first, or one that kills the process would keep it from all others, and one that crashed more than `retries` times is left.
     """
     waiting, job = False, own_job()
     found: list[tuple[int, RunDir]] = []
-    for run in map(RunDir, map(Path, run_dirs)):
+    for path in tuple(run_dirs):
+        run = RunDir(Path(path))
         state = status(run).state
         waiting |= state == "running"
+        if state in FINISHED:
+            run_dirs.remove(path)
         if run.path in tried or state not in OPEN:
             continue
         if retries is None:

@@ -15,7 +15,7 @@ from blocks.spelling import did_you_mean
 from roadmap.data.digits import CLASSES, TRAIN_IMAGES
 from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden, printable
 from roadmap.data.splits import check_root, check_splits, some, usual_names
-from roadmap.recipe import DataSpec, RunConfig
+from roadmap.recipe import DataSpec, RunConfig, SystemSpec
 from roadmap.strict_yaml import ConfigError, Problem
 
 PACKAGES = {  # the module that reads a kind of data, and what pip calls it
@@ -44,14 +44,28 @@ class Facts:
     images: int | None = None
 
 
-def check_data(config: RunConfig, here: bool = True) -> None:
-    """ConfigError if the configuration's images are not where it says, or its model is made for others.
+def check_data(*configs: RunConfig, here: bool = True) -> None:
+    """ConfigError if a configuration's images are not where it says, or its model is made for others.
 
-    Unless it is to be trained `here`, `stage_dir` is not looked at: whoever hands a run over need not have a node's disk.
+    Data that several configurations share is looked at once. Unless they are to be trained `here`, `stage_dir` is not looked at:
+    whoever hands a run over need not have a node's disk.
     """
+    sharing: dict[tuple[DataSpec, SystemSpec], list[RunConfig]] = {}
+    for config in configs:
+        check_pipeline(config)
+        sharing.setdefault((config.data, config.system), []).append(config)
+    for members in sharing.values():
+        hungriest = max(members, key=lambda config: config.recipe.global_batch)  # images are counted up to a batch
+        facts = LOOK.get(kind_of(hungriest.data), _look_elsewhere)(hungriest)
+        for config in members:
+            _check_model(config, facts)
+        if here and is_staged(hungriest):
+            make_stage_dir(hungriest)
+
+
+def _check_model(config: RunConfig, facts: Facts) -> None:
+    """ConfigError if the configuration's model or batch does not fit its data."""
     data, model = config.data, config.model
-    check_pipeline(config)
-    facts = LOOK.get(kind_of(data), _look_elsewhere)(config)
     problems = []
     if facts.classes is not None and model.num_classes != facts.classes:
         problems.append(f"has {facts.classes} classes, the model {model.num_classes}; --set model.num_classes={facts.classes}")
@@ -61,8 +75,6 @@ def check_data(config: RunConfig, here: bool = True) -> None:
         problems.append(f"has {facts.images} training images, less than a batch of {config.recipe.global_batch}")
     if problems:
         raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
-    if here and is_staged(config):
-        make_stage_dir(config)
 
 
 def check_pipeline(config: RunConfig) -> None:
@@ -141,7 +153,7 @@ LOOK: dict[str, Callable[[RunConfig], Facts]] = {
     "digits": _look_at_digits,
     "folder": _look_at_folder,
     "shards": _look_at_shards,
-    "synthetic": lambda config: Facts(config.model.num_classes, images=config.data.images[0]),
+    "synthetic": lambda config: Facts(None, images=config.data.images[0]),  # it has as many classes as the model
     "custom": _look_at_custom,
 }
 
