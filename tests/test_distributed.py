@@ -33,6 +33,8 @@ from roadmap.training.distributed import Ballot, World
 from roadmap.training.launch import Launch, launched
 from roadmap.training.progress import Watch
 from roadmap.training.stopping import Stopped, StopSignals
+from tests.images import CLASSES, write_folder
+from tests.images import config_of as images_of
 from tests.processes import finish, free_port, start, train_together
 from tests.stopping import StopAt
 
@@ -289,6 +291,31 @@ def test_the_record_names_what_ended_the_process_that_failed_first(tmp_path: Pat
     assert all(codes), codes
     run = run_dir_of(tmp_path, config)
     assert "process 1: " in read_attempt(attempts(run.path)[-1])["reason"]
+
+
+def note_folders(world: World, config: RunConfig, runs: Path) -> None:
+    """Trains, and writes down how often this process has listed a class folder."""
+    listed, scandir = [], os.scandir
+
+    def look(path: Any = ".") -> Any:
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    os.scandir = look
+    train_together(world, config, runs)
+    (runs / f"listed-{world.rank}").write_text(str(sum(name in CLASSES for name in listed)), encoding="utf-8")
+
+
+def test_one_process_lists_the_images_of_a_folder_for_all(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", train=6)
+    config = images_of(data, recipe__global_batch=6, recipe__local_batch=6, model__drop_path=0.0)
+    assert finish(start(2, note_folders, config, tmp_path / "two")) == [0, 0]
+    assert [(tmp_path / "two" / f"listed-{rank}").read_text("utf-8") for rank in (0, 1)] == [str(2 * len(CLASSES)), "0"]
+    train_together(World(), config, tmp_path / "one")
+    results = [read_result(run_dir_of(tmp_path / name, config)) for name in ("one", "two")]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0].val_loss == pytest.approx(results[1].val_loss, rel=1e-4)
 
 
 # Launching

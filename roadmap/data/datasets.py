@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,10 +64,35 @@ class Source(Protocol):
         """What an image is called in messages."""
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The images in a split's class folders, by their paths in it, with their labels, in timm's order."""
+
+    class_names: list[str]
+    files: NDArray[np.bytes_]
+    labels: NDArray[np.int64]
+
+
+def list_images(config: RunConfig, split: Split) -> Listing:
+    """The images of a `folder`, which take seconds to list where there are a million; ConfigError if there are none."""
+    names, root = class_names(config), data_dir(config) / split_name(config, split)
+    found = in_order(find_images(root, names))
+    if not found:
+        raise ConfigError([Problem(str(root), "has no images in its class folders")])
+    # A million names as Python's objects would be copied into each worker as it counts references to them.
+    files = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
+    return Listing(names, files, np.array([label for _, label in found], dtype=np.int64))
+
+
 def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
-    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it cannot be had."""
+    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it cannot be had.
+
+    What is given may also be the listing of the configuration's folder, which another process has read.
+    """
     if config.model.in_chans not in (1, 3):
         raise ConfigError([Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")])
+    if isinstance(given, Listing):
+        return Folder(config, split, given)
     kind = kind_of(config.data)
     source = Items(config, split, given) if given is not None else SOURCES[kind](config, split)
     return source if config.data.classes is None or kind == "folder" else Chosen(config, source)
@@ -98,16 +124,11 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
 class Folder:
     """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are more than its own."""
 
-    def __init__(self, config: RunConfig, split: Split) -> None:
-        self.class_names, self.decoder = class_names(config), make_decoder(config, split)
-        self.num_classes = len(self.class_names)
+    def __init__(self, config: RunConfig, split: Split, listing: Listing | None = None) -> None:
+        listing = listing or list_images(config, split)
+        self.class_names, self._files, self.labels = listing.class_names, listing.files, listing.labels
+        self.num_classes, self.decoder = len(self.class_names), make_decoder(config, split)
         self.root = data_dir(config) / split_name(config, split)
-        found = in_order(find_images(self.root, self.class_names))
-        if not found:
-            raise ConfigError([Problem(str(self.root), "has no images in its class folders")])
-        # A million names as Python's objects would be copied into each worker as it counts references to them.
-        self._files = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
-        self.labels = np.array([label for _, label in found], dtype=np.int64)
 
     @property
     def digest(self) -> str:

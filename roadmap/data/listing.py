@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of images in a folder: timm's, and others that Pillow reads
+NUMBERS = re.compile(r"(\d+)")
 HIDDEN = (".", "__MACOSX", "PaxHeader")  # how the names of hidden files begin, and of folders in which archivers keep metadata
 
 
@@ -46,14 +47,15 @@ def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]
     Files that are no images are counted in `others`, by suffix; hidden ones are skipped. ConfigError where it cannot be read.
     """
     with readable(), os.scandir(folder) as entries:
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a million of them
-            if (others is None and suffix not in IMAGE_SUFFIXES) or is_hidden(entry.name) or _is_folder(entry) is not False:
+        for entry in entries:  # a million of them
+            name = entry.name
+            is_image = name.lower().endswith(IMAGE_SUFFIXES)
+            if not (is_image or others is not None) or name.startswith(HIDDEN) or _is_folder(entry) is not False:
                 continue
-            if suffix in IMAGE_SUFFIXES:
-                yield entry.name
+            if is_image:
+                yield name
             elif others is not None:
-                others[suffix] += 1
+                others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
 
 
 def find_images(folder: Path, classes: list[str], others: Counter[str] | None = None) -> Iterator[tuple[str, int]]:
@@ -63,12 +65,24 @@ def find_images(folder: Path, classes: list[str], others: Counter[str] | None = 
 
 
 def in_order(images: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Images with their labels in timm's order, 2 before 10."""
-    return sorted(images, key=lambda image: (_natural_key(image[0]), image[0]))
+    """Images with their labels in timm's order, 2 before 10, which is that of their folders first."""
+    folders: dict[str, list[tuple[str, int]]] = {}
+    for image in images:
+        folders.setdefault("".join(image[0].partition("/")[:2]), []).append(image)
+    alike: dict[tuple[str | int, ...], list[tuple[str, int]]] = {}  # a1/ and A01/ have the same place
+    for folder, members in folders.items():
+        alike.setdefault(tuple(_natural_key(folder)), []).extend(members)
+    return [image for place in sorted(alike) for image in sorted(alike[place], key=_place_in_folder)]
+
+
+def _place_in_folder(image: tuple[str, int]) -> tuple[list[str | int], str]:
+    return _natural_key(image[0].partition("/")[2]), image[0]
 
 
 def _natural_key(text: str) -> list[str | int]:
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", text.lower()))]
+    parts: list[Any] = NUMBERS.split(text.lower())
+    parts[1::2] = map(int, parts[1::2])
+    return parts
 
 
 def walk_files(folder: Path) -> Iterator[str]:

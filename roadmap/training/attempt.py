@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from blocks.cost import complexity
 from roadmap.batches import plan_batches
+from roadmap.data.check import kind_of
+from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
 from roadmap.data.staging import stage
 from roadmap.files import JsonLines, write_json
@@ -47,6 +49,7 @@ MEASURES = {
     "val_digest": "digest of the validation images' names and labels:",
 }
 Data = tuple[Dataset[Any], Dataset[Any]]
+T = TypeVar("T")
 
 
 class Diverged(Exception):
@@ -78,18 +81,36 @@ class Attempt:
         self.provenance = world.share(lambda: provenance(self.hardware)) | {"compile": self.compiled}
 
     def _open_data(self, data: Data | None) -> None:
-        """Both loaders, in all processes or in none."""
-        error: Exception | None = None
-        try:
-            with self.stop.at_once():  # also where others wait: they learn of it below
-                staged = stage(self.config)
-                how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
-                self.loader = Loader(staged, "train", self.device, source=data and data[0], **how)
-                self.val_loader = Loader(staged, "val", self.device, source=data and data[1], beside=self.loader, **how)
-        except Exception as found:
-            error = found
-        self.world.agree(error)
+        """Both loaders, in all processes or in none. The first process lists the images of a folder for all of them.
+
+        Each attempt lists them anew: a listing that an earlier one had kept would not show that the data has changed since.
+        """
+        staged = self._in_all(lambda: stage(self.config))
+        train: Any = None
+        val: Any = None
+        if data is not None:
+            train, val = data
+        elif kind_of(staged.data) == "folder":
+            train, val = self.world.share(lambda: self._at_once(lambda: (list_images(staged, "train"), list_images(staged, "val"))))
+        how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
+        self.loader = self._in_all(lambda: Loader(staged, "train", self.device, source=train, **how))
+        self.val_loader = self._in_all(lambda: Loader(staged, "val", self.device, source=val, beside=self.loader, **how))
         self.votes = max(self.world.gather(len(self.val_loader)))
+
+    def _in_all(self, make: Callable[[], T]) -> T:
+        """What `make` returns in this process, once it has returned in all of them; an error of one is raised in all."""
+        try:
+            made = self._at_once(make)
+        except Exception as error:
+            self.world.agree(error)
+            raise
+        self.world.agree(None)
+        return made
+
+    def _at_once(self, make: Callable[[], T]) -> T:
+        """What `make` returns, unless a signal ends it, also where other processes wait: they learn of it when they meet again."""
+        with self.stop.at_once():
+            return make()
 
     def _interruptible(self) -> AbstractContextManager[None]:
         """Has signals end a process that is alone at once; others would wait for it."""
