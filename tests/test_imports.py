@@ -28,6 +28,7 @@ FLOORS = {
     "roadmap.batches": 1,
     "roadmap.class_map": 2,
     "roadmap.files": 2,
+    "roadmap.kept": 2,
     "roadmap.lease": 2,
     "roadmap.records": 2,
     "roadmap.result": 2,

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from roadmap.kept import kept, versions
 from roadmap.report import charts
 from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.details import RUN_HEADS, Step, details, provenance
@@ -24,6 +25,7 @@ from roadmap.strict_yaml import show
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("page.js", "table.js", "charts.js", "curves.js", "main.js")
 UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+EXPORTED = "window.vegaEmbed = vegaEmbed;"
 STATES = {
     "resolved": "difference resolved",
     "unresolved": "difference not resolved",
@@ -102,11 +104,16 @@ def _files(ablations: Sequence[Ablation]) -> list[str]:
 @cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, from the vl-convert package; nothing is fetched."""
-    import vl_convert
-
-    text: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    text = kept("vega", versions(["vl-convert-python"]) + EXPORTED, _made_bundle)
     assert "</script" not in text.lower()
     assert "<!--" not in text
+    return text
+
+
+def _made_bundle() -> str:
+    import vl_convert
+
+    text: str = vl_convert.javascript_bundle(EXPORTED)  # takes seconds
     return text
 
 
