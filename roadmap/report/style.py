@@ -8,13 +8,16 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.path import Path as Outline
 from matplotlib.textpath import TextPath
+from numpy.typing import NDArray
 
 from roadmap.files import write_atomic
 
@@ -90,12 +93,34 @@ def _inches(line: str, points: float) -> float:
     if not line.strip():
         return 0.0
     with style():
-        return float(TextPath((0, 0), line, size=points).get_extents().width) / 72
+        path = TextPath((0, 0), line, size=points)
+    return _width(path.vertices[:, 0], path.codes) / 72
+
+
+def _width(x: NDArray[np.float64], codes: NDArray[np.uint8]) -> float:
+    """How wide a text's outline of lines and quadratic curves is, as `Path.get_extents` has it, curve by curve in Python."""
+    control = np.flatnonzero(codes == Outline.CURVE3)[::2]
+    start, middle, end = x[control - 1], x[control], x[control + 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = (start - middle) / (start - 2 * middle + end)
+    turn = np.where((turn > 0) & (turn < 1), turn, 0.0)  # or the curve has its extremes at its ends
+    turned = (1 - turn) ** 2 * start + 2 * turn * (1 - turn) * middle + turn**2 * end
+    on_curve = x[np.setdiff1d(np.flatnonzero(codes != Outline.CLOSEPOLY), control)]
+    return float(np.ptp(np.concatenate([on_curve, turned])))
 
 
 @contextmanager
 def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
     """Figures of a width in inches are made inside, from matplotlib's own defaults: a user's matplotlibrc changes nothing."""
+    with mpl.rc_context():
+        current: Any = mpl.rcParams
+        dict.update(current, _parameters(width))  # the checks of its own update take longer than a line of text is drawn
+        yield
+
+
+@cache
+def _parameters(width: float) -> dict[str, Any]:
+    """matplotlib's own defaults under ours, but for what chooses its backend."""
     size = type_of(width)
     sizes: Any = {
         "font.size": size.small,
@@ -108,7 +133,7 @@ def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE | sizes)
-        yield
+        return {name: mpl.rcParams[name] for name in mpl.rcParams if name != "backend"}
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
