@@ -1,4 +1,4 @@
-"""How long a collection of many finished runs takes, and how much memory: python -m tests.benchmark_collect."""
+"""How long it takes to plan, to look at and to collect many finished runs, and how much memory: python -m tests.benchmark_collect."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from tests.reports import result_of
 PROFILE = "cifar10"  # whose reference is no network that would have to be trained first
 TIMES = """
 import json, resource, sys, time
+from importlib import import_module
 from roadmap.options import main_of
-import scipy.stats
-import roadmap.cli.collect as collect, roadmap.report.check, roadmap.report.collect, roadmap.report.gather
-sys.argv = ["collect.py", *sys.argv[1:]]
+script, *others = (import_module(name) for name in sys.argv[1].split(","))
+sys.argv = ["benchmark", *sys.argv[2:]]
 before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-code = main_of(collect.parser(), collect.run)
+code = main_of(script.parser(), script.run)
 seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
 cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
 figures = {"code": code, "seconds": seconds, "cpu": cpu, "peak_mb": used.ru_maxrss / 1024, "imported_mb": before.ru_maxrss / 1024}
 print(json.dumps(figures), file=sys.stderr)
 """
+STEPS = len(load_roadmap().steps)
+REPORT = "roadmap.cli.collect,roadmap.report.check,roadmap.report.collect,roadmap.report.gather,scipy.stats"
+COMMANDS = {  # the module of the script and what else it imports, and the words that it is given
+    "dry run": ("slurm.submit,slurm.submission", "--cluster local --dry-run --profile {profile} --runs {runs} --seeds {seeds}"),
+    "status": ("slurm.status,slurm.overview", "{runs} --profile {profile}"),
+    "tables": (REPORT, "{runs} --profile {profile} --out {out} --tables-only"),
+    "everything": (f"{REPORT},roadmap.report.figures,roadmap.report.html", "{runs} --profile {profile} --out {out}"),
+}
 
 
 def fill(runs: Path, number: int) -> None:
@@ -44,10 +52,12 @@ def fill(runs: Path, number: int) -> None:
         run.result.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(runs: Path, out: Path) -> dict[str, float]:
-    """Seconds after the imports, processor seconds, and megabytes, of a process that collects."""
-    words = [str(runs), "--out", str(out), "--profile", PROFILE, "--tables-only"]
-    done = subprocess.run([sys.executable, "-c", TIMES, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+def measure(command: str, folder: Path, number: int) -> dict[str, float]:
+    """Seconds after the imports, processor seconds, and megabytes, of a process that is given `number` runs."""
+    modules, words = COMMANDS[command]
+    given = {"runs": folder / "runs", "out": folder / "out", "profile": PROFILE, "seeds": -(-number // STEPS)}
+    line = [sys.executable, "-c", TIMES, modules, *words.format(**given).split()]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stderr.splitlines()[-1])
@@ -55,21 +65,26 @@ def measure(runs: Path, out: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line for each number of runs."""
+    """Prints a line for each number of runs and command."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("runs", type=int, nargs="*", default=[1_000, 10_000], metavar="N", help="how many runs (default: 1000 10000)")
     options.add_argument("--folder", type=Path, help="where they are made (default: a temporary folder)")
-    options.add_argument("--repeat", type=int, default=3, help="collections of each, the fastest of which counts (default: 3)")
+    options.add_argument("--repeat", type=int, default=3, help="how often each is done, the fastest of which counts (default: 3)")
+    options.add_argument(
+        "--commands", nargs="+", choices=COMMANDS, default=["tables"], metavar="C", help=f"what is done: {', '.join(COMMANDS)}"
+    )
     chosen = options.parse_args(arguments)
     for number in chosen.runs:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-            runs = Path(name) / "runs"
-            fill(runs, number)
-            found = min((measure(runs, Path(name) / "out") for _ in range(chosen.repeat)), key=lambda figures: figures["seconds"])
-        print(
-            f"{number:6d} runs: {found['seconds']:.2f} s after the imports ({found['cpu']:.2f} s of processor time), "
-            f"{found['peak_mb']:.0f} MB at most, {found['imported_mb']:.0f} MB of them after the imports"
-        )
+            fill(Path(name) / "runs", number)
+            for command in chosen.commands:
+                times = [measure(command, Path(name), number) for _ in range(chosen.repeat)]
+                found = min(times, key=lambda figures: figures["seconds"])
+                print(
+                    f"{command} of {number} runs: {found['seconds']:.2f} s after the imports ({found['cpu']:.2f} s of processor time), "
+                    f"{found['peak_mb']:.0f} MB at most, {found['imported_mb']:.0f} MB of them after the imports",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
