@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from roadmap.disk import explaining, reason
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 
@@ -30,7 +31,7 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError([Problem(relative(path), f"cannot be written: {error.strerror}")]) from error
+        raise ConfigError([Problem(relative(path), f"cannot be written: {reason(error, path)}")]) from error
 
 
 @contextmanager
@@ -64,29 +65,31 @@ def leftovers(folder: Path, name: str) -> list[Path]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Puts `content` at `path` whole or not at all; what was there before stays if the disk is full."""
+    """Puts `content` at `path` whole or not at all; DiskError if the disk is full, and what was there before stays."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = aside(path)
-    try:
-        _write_synced(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with explaining(path, len(content)):
+        try:
+            _write_synced(temporary, content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def create_exclusive(path: Path, text: str) -> bool:
     """Puts `text` at `path` only if nothing is there; False if something is. Exactly one of many callers wins, on NFS too."""
     temporary = aside(path)
-    try:
-        _write_synced(temporary, text)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with explaining(path, len(text)):
+        try:
+            _write_synced(temporary, text)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
     return True
 
 
@@ -103,17 +106,19 @@ def write_json(path: Path, document: Any) -> None:
 
 
 class JsonLines:
-    """A log of one JSON object a line, which can be cut back to where a checkpoint saw it."""
+    """A log of one JSON object a line, which can be cut back to where a checkpoint saw it. DiskError where it cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        with explaining(path):
+            self._file = path.open("ab")
 
     @property
     def offset(self) -> int:
         """The log's length in bytes, all of it on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with explaining(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def cut(self, offset: int) -> None:
@@ -123,12 +128,15 @@ class JsonLines:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line that others can read at once."""
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(record).encode() + b"\n"
+        with explaining(self.path, len(line)):
+            self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
         """Ends the log."""
-        self._file.close()
+        with explaining(self.path):  # a line that did not fit is tried once more
+            self._file.close()
 
 
 def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:

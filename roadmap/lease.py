@@ -8,6 +8,7 @@ only asleep finds a higher number than its own and stops.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -17,8 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from roadmap.disk import explaining
 from roadmap.files import create_exclusive, write_json
 
+logger = logging.getLogger(__name__)
 HEARTBEAT_S = 15.0
 EXPIRY_S = 120.0
 
@@ -119,12 +122,14 @@ class Lease:
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        (self.run_dir / "attempts").mkdir(parents=True, exist_ok=True)
+        folder = self.run_dir / "attempts"
+        with explaining(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         files = attempts(self.run_dir)
         if files and _is_alive(files[-1], record := read_attempt(files[-1])):
             raise LeaseHeld(f"{self.run_dir} is being worked on by process {record.get('pid')} on {record.get('host')}")
         number = int(files[-1].stem) + 1 if files else 1
-        self.path = self.run_dir / "attempts" / f"{number:04d}.json"
+        self.path = folder / f"{number:04d}.json"
         self.record: dict[str, Any] = {
             "number": number,
             "host": socket.gethostname(),
@@ -146,7 +151,10 @@ class Lease:
         if error is not None and self.outcome != "stopped":
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.reason = f"{type(error).__name__}: {error}"
-        write_json(self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason})
+        try:
+            write_json(self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason})
+        except OSError as unwritten:  # no reason to hide what ended the attempt, or to call a run failed that is finished
+            logger.warning("the end of the attempt is not on record: %s", unwritten)
 
     def ensure(self) -> None:
         """LeaseLost if somebody else has taken over."""

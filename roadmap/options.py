@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import io
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from roadmap import STEPS_YAML
 
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 LOOKALIKES = {"Δ": "Delta", "ρ": "rho", "±": "+-", "−": "-", "–": "-", "→": "->", "…": "...", "└": "`", "†": "+", "‘": "'", "’": "'"}
 LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, of which spinners are made
 EVALUATES = (
@@ -108,8 +109,26 @@ def _lookalike(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error("lookalike", _lookalike)
 
 
+class _Log(io.FileIO):
+    """The standard error, which loses what a full disk has no room for: that is no reason to end a run."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(data)
+
+
 def print_anywhere() -> None:
-    """Has terminals and files that lack some characters get lookalikes instead, so that printing never fails."""
+    """Has terminals and files that lack some characters get lookalikes instead, so that printing never fails.
+
+    Nor does it on the standard error where that is a file on a full disk.
+    """
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
+        log = io.BufferedWriter(_Log(sys.stderr.fileno(), "wb", closefd=False))
+        sys.stderr = io.TextIOWrapper(log, sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="lookalike")
@@ -122,7 +141,10 @@ def shown(text: str) -> str:
 
 
 def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
-    """Runs a command and returns its exit code; bad input is one message a problem, without a traceback, and exit code 2."""
+    """Runs a command and returns its exit code.
+
+    Bad input is one message a problem, without a traceback, and exit code 2; so is a disk that is full, with exit code 1.
+    """
     print_anywhere()
     os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported, which fails on the backend of a notebook
     try:
@@ -133,9 +155,13 @@ def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
         sys.stderr.close()
         return 1
     except Exception as error:
+        from roadmap.disk import disk_error
         from roadmap.strict_yaml import ConfigError
 
-        if not isinstance(error, ConfigError):
+        if isinstance(error, ConfigError):
+            print(error, file=sys.stderr)
+            return BAD_INPUT
+        if (full := disk_error(error)) is None:
             raise
-        print(error, file=sys.stderr)
-        return BAD_INPUT
+        print(full, file=sys.stderr)
+        return FAILED

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from roadmap.disk import reason
 from roadmap.files import read_json_lines, write_atomic, written
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.recipe import RunConfig
@@ -114,7 +115,7 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
             write_atomic(run.config, config.to_yaml())
             return run
     except OSError as error:
-        raise ConfigError([Problem(relative(run.path), f"cannot be made: {error.strerror}")]) from error
+        raise ConfigError([Problem(relative(run.path), f"cannot be made: {reason(error, run.path)}")]) from error
     if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
         return run
     if check_config(run, config) != config and status(run).state not in FINISHED:

@@ -16,6 +16,7 @@ from blocks import complexity, describe
 from roadmap.batches import plan_batches
 from roadmap.data.check import check_data, class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.data.digits import TRAIN_IMAGES
+from roadmap.disk import disk_error
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
@@ -183,7 +184,7 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, CorruptImages):
         return str(error)
     if isinstance(error, OSError | OutOfMemory):
-        return f"{error}; the same command resumes from the last intact checkpoint, if there is one"
+        return f"{disk_error(error) or error}; the same command resumes from the last intact checkpoint, if there is one"
     return None
 
 

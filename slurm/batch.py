@@ -16,6 +16,8 @@ from uuid import uuid4
 import submitit
 from submitit.core.utils import DelayedSubmission
 
+from roadmap.disk import disk_error
+from roadmap.files import written
 from roadmap.lease import now
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -62,9 +64,10 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         job = submit_once(script, name)
         tasks = [f"{job}_{index}" for index in range(len(calls))] if len(calls) > 1 else [job]
         for index, task in enumerate(tasks):
-            with contextlib.suppress(FileExistsError):  # it has begun already
+            with contextlib.suppress(OSError):  # it has begun already, or the disk is full now; it is queued all the same
                 (self.folder / f"{task}_submitted.pkl").symlink_to(f"{name}_{index}.pkl")
-        script.rename(self.folder / f"{job}_submission.sh")  # under the name that submitit gives it
+        with contextlib.suppress(OSError):
+            script.rename(self.folder / f"{job}_submission.sh")  # as submitit calls it
         return [self.job_class(folder=self.folder, job_id=task, tasks=list(range(self._num_tasks()))) for task in tasks]
 
 
@@ -164,11 +167,12 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     """
     name = new_name()
     folder = jobs / name
-    folder.mkdir(parents=True)
     lines = [" ".join(shlex.quote(str(run.path.absolute())) for run in group) for group in array.groups]
-    (folder / "runs.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     record = Submission(name, cluster, now(), tuple(tuple(run.name for run in group) for group in array.groups))
-    record.write(jobs)
+    with written(folder):
+        folder.mkdir(parents=True)
+        (folder / "runs.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        record.write(jobs)
     try:
         groups = [[str(run.path.absolute()) for run in group] for group in array.groups]
         same = [[value] * len(groups) for value in (str(snapshot), array.cluster.retries)]
@@ -176,12 +180,12 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     except (SbatchRefused, OSError) as error:
         (jobs / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+        if (full := disk_error(error, folder)) is not None:  # of what is written before sbatch is called
+            raise ConfigError([Problem("", str(full))]) from error
         raise ConfigError([Problem(f"cluster '{cluster}':", f"sbatch refuses: {error}")]) from error
     except SlurmUnavailable as error:
-        message = (
-            f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued, for then Slurm did not answer"
-        )
-        message += f" ({error}); submit again when it does: what is queued is not queued twice"
+        message = f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued"
+        message += f", for Slurm did not answer then ({error}); submit again when it does: what is queued is not queued twice"
         raise ConfigError([Problem(f"cluster '{cluster}':", message)]) from error
     job: str = started[0].job_id
     return job.partition("_")[0]

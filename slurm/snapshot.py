@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadmap import ROOT, STEPS_YAML
+from roadmap.disk import reason
 from roadmap.files import sync_folder, write_atomic, written
 from roadmap.provenance import KEPT, commit
 from roadmap.steps import flat_text
@@ -50,7 +51,7 @@ def take(folder: Path) -> Path:
         aside.rename(target)
     except OSError as error:
         if not target.is_dir():  # somebody else may have been faster
-            raise ConfigError([Problem(relative(target), f"cannot be written: {error.strerror}")]) from error
+            raise ConfigError([Problem(relative(target), f"cannot be written: {reason(error, target)}")]) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target

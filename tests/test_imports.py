@@ -18,6 +18,7 @@ FLOORS = {
     "blocks.*": 0,
     "roadmap": 1,
     "roadmap.strict_yaml": 1,
+    "roadmap.disk": 1,
     "roadmap.recipe": 1,
     "roadmap.steps": 1,
     "roadmap.steps_file": 1,

@@ -16,6 +16,7 @@ from PIL import Image
 from roadmap.data.corrupt import Unreadable, open_image, reading
 from roadmap.data.depth import in_8_bits, in_mode
 from roadmap.data.prepared import Finished, Recipe, Shard
+from roadmap.disk import reason
 from roadmap.files import aside, sync_folder
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
@@ -96,7 +97,7 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
         temporary.replace(shard.path)
         sync_folder(shard.path.parent)
     except OSError as error:
-        what = f"cannot be written: {error.strerror}; the finished shards are kept, and the same command goes on from there"
+        what = f"cannot be written: {reason(error, shard.path)}; the finished shards are kept, and the same command goes on from there"
         raise ConfigError([Problem(relative(shard.path), what)]) from error
     finally:
         temporary.unlink(missing_ok=True)

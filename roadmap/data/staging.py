@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 from roadmap.data.check import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
 from roadmap.data.listing import find_images, readable, walk_files
+from roadmap.disk import disk_error, reason
 from roadmap.files import aside, locked, written
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
@@ -118,14 +119,16 @@ def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
     needed = sum(sizes.values())
     _check_space(target.parent, source, needed)
     try:
-        for folder in sorted({(partial_copy / name).parent for name in sizes}):
-            folder.mkdir(parents=True, exist_ok=True)
-        _in_threads(COPIES_AT_ONCE, lambda name, _: shutil.copyfile(source / name, partial_copy / name), sizes)
-        partial_copy.rename(target)
+        try:
+            for folder in sorted({(partial_copy / name).parent for name in sizes}):
+                folder.mkdir(parents=True, exist_ok=True)
+            _in_threads(COPIES_AT_ONCE, lambda name, _: shutil.copyfile(source / name, partial_copy / name), sizes)
+            partial_copy.rename(target)
+        finally:
+            shutil.rmtree(partial_copy, ignore_errors=True)
     except OSError as error:
-        raise ConfigError([Problem(str(target.parent), f"cannot take {source} ({needed:,} bytes): {error.strerror}")]) from error
-    finally:
-        shutil.rmtree(partial_copy, ignore_errors=True)
+        what = f"cannot take {source} ({needed:,} bytes): {reason(error, target, needed)}"
+        raise ConfigError([Problem(str(target.parent), what)]) from error
 
 
 def _check_space(folder: Path, source: Path | str, needed: int) -> None:
@@ -177,15 +180,17 @@ def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
         try:
             return _download(url, path, temporary, ended)
         except HTTPError as error:
-            reason = f"{error.code} {error.reason}"
+            why = f"{error.code} {error.reason}"
             if error.code < 500:
                 break
         except (OSError, http.client.HTTPException) as error:
-            reason = str(error)
+            why = reason(error, path) if isinstance(error, OSError) else str(error)
+            if disk_error(error) is not None:
+                break
         finally:
             with suppress(OSError):
                 temporary.unlink()
-    raise ConfigError([Problem(url, f"cannot be fetched to {folder}: {reason}")])
+    raise ConfigError([Problem(url, f"cannot be fetched to {folder}: {why}")])
 
 
 def _download(url: str, path: Path, temporary: Path, ended: Event) -> None:

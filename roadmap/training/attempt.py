@@ -139,6 +139,9 @@ class Attempt:
         self.world.share(lambda: write_json(self.run_dir.provenance, self.provenance))
         with self._interruptible():
             self._restore()
+        left = self.config.recipe.epochs - self.epoch
+        if self.world.first and (shortage := self.checkpoints.shortage(self.engine.checkpoint_bytes(), left)):
+            logger.warning("%s; without more room, training ends at a checkpoint, and the one before it is kept", shortage)
         total = self.config.recipe.epochs * len(self.loader)
         self.watch.begin(self.engine.iteration, total)
         try:

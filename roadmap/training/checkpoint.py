@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from roadmap.disk import explaining, file_system, free_space, megabytes
 from roadmap.files import aside, leftovers, sync_folder
 from roadmap.sources import CHECKPOINT, checkpoint_files
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KEEP = 2
+ENTRY_BYTES = 300  # of a tensor in a file of PyTorch's, for header, name and alignment
 logger = logging.getLogger(__name__)
 
 
@@ -33,26 +36,38 @@ class Checkpoints:
         return checkpoint_files(self.folder)
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint and forgets all but two. OSError if the disk is full; those before it stay."""
-        self.folder.mkdir(exist_ok=True)
-        for torn in leftovers(self.folder, r"\d{9,}\.pt"):
-            torn.unlink(missing_ok=True)
-        temporary = aside(self.folder / f"{iteration:09d}.pt")
-        try:
-            with temporary.open("wb") as file:
-                try:
+        """Writes a checkpoint and forgets all but two. DiskError if the disk is full; those before it stay."""
+        path = self.folder / f"{iteration:09d}.pt"
+        temporary = aside(path)
+        with explaining(path, state_bytes(state)):
+            self.folder.mkdir(exist_ok=True)
+            for torn in leftovers(self.folder, r"\d{9,}\.pt"):
+                torn.unlink(missing_ok=True)
+            try:
+                with temporary.open("wb") as file:
                     torch.save(state, file)
-                except RuntimeError as error:  # what PyTorch makes of a failed write
                     file.flush()
-                    raise OSError(str(error).splitlines()[0]) from error
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / f"{iteration:09d}-{_digest(temporary)}.pt")
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(self.folder)
+                    os.fsync(file.fileno())
+                temporary.replace(self.folder / f"{iteration:09d}-{_digest(temporary)}.pt")
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(self.folder)
         for old in self.files()[KEEP:]:
             old.unlink(missing_ok=True)
+
+    def shortage(self, size: int, saves: int) -> str | None:
+        """What is missing on the disk for all files that there will be at a time, of `size` bytes, in so many `saves`; None if they fit.
+
+        While a checkpoint is written, those that it follows are there, too. Where there is one already, its size counts.
+        """
+        there = [path.stat().st_size for path in self.files()]
+        size, files = max(there, default=size), min(KEEP + 1, len(there) + saves)
+        needed, free = files * size - sum(there), free_space(self.folder)
+        if needed <= free:
+            return None
+        checkpoints = f"{files} checkpoints of {megabytes(size)}" if files > 1 else "a checkpoint"
+        where = f"{relative(self.folder)} needs {megabytes(needed)} for {checkpoints}"
+        return f"{where}, and {file_system(self.folder)} has {megabytes(free)} free"
 
     def forget_after(self, iteration: int) -> None:
         """Removes the checkpoints of a future that did not happen: damaged ones, and those whose metrics are lost."""
@@ -87,6 +102,14 @@ class Checkpoints:
         """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no room for it twice."""
         state: dict[str, Any] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
         return state | {"name": name}
+
+
+def state_bytes(state: Any) -> int:
+    """About how many bytes a state takes on the disk: those of its tensors, each with its name and place in the file."""
+    if isinstance(state, Tensor):
+        return state.nbytes + ENTRY_BYTES
+    values: Iterable[Any] = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(state_bytes, values))
 
 
 def _parts(path: Path) -> tuple[int, str]:

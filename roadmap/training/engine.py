@@ -20,6 +20,7 @@ from roadmap.batches import BatchPlan, plan_batches
 from roadmap.randomness import CHECK, ERASE, INIT, MIX, STEP, reseed
 from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
 from roadmap.training.device import memory_told, what_to_try
 from roadmap.training.distributed import World
@@ -196,6 +197,11 @@ class Engine:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
         }
+
+    def checkpoint_bytes(self) -> int:
+        """The size of a checkpoint once the optimizer has made a step: before it, it has no state of its own."""
+        networks = [self.model.state_dict()] * (1 if self.ema is None else 2)
+        return state_bytes([*networks, [list(self.model.parameters())] * {"sgd": 1, "adamw": 2}[self.config.recipe.optimizer]])
 
     def start(self, classes: Sequence[str] | None = None) -> None:
         """Begins from the weights that the configuration names, if it names any; `classes` are the data's names, by label."""

@@ -10,8 +10,9 @@ from statistics import fmean
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from roadmap.disk import free_space, megabytes
 from roadmap.files import aside, write_atomic
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.progress import Watch
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class Profiler(Watch):
         temporary = aside(trace)
         try:
             ready.export_chrome_trace(str(temporary))
+            if not temporary.exists():  # PyTorch raises nothing where the disk is full
+                raise OSError(f"{relative(trace)} cannot be written ({megabytes(free_space(trace))} free)")
             temporary.replace(trace)
         finally:
             temporary.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from roadmap.disk import explaining
 from roadmap.recipe import RunConfig
 from roadmap.records import run_dir_of
 from roadmap.strict_yaml import ConfigError, Problem
@@ -33,9 +34,10 @@ class TensorBoard(Watch):
 
     def record(self, record: dict[str, Any]) -> None:
         """Adds a point to each curve, on disk at once: a kill leaves no gap before the next checkpoint."""
-        for name, value in curves(record).items():
-            self._writer.add_scalar(name, value, record["iteration"])
-        self._writer.flush()
+        with explaining(self.run_dir / "tensorboard"):
+            for name, value in curves(record).items():
+                self._writer.add_scalar(name, value, record["iteration"])
+            self._writer.flush()
 
     def close(self) -> None:
         """Ends the file."""
