@@ -1,8 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PACKAGES := --constraint constraints.txt --editable '.[dev]'
+# uv takes a fifth of pip's time, and does not know the package indexes of pip's own configuration
+INSTALL_WITH_UV := uv venv --quiet --allow-existing --seed --python $(PYTHON) .venv && uv pip install --quiet --python .venv $(PACKAGES)
+INSTALL_WITH_PIP := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES)
 
-.PHONY: demo test slurm-test slurm-chaos check lint clean
+.PHONY: demo test test-lowest test-newest slurm-test slurm-chaos check lint clean
 
 # All steps of the roadmap with three seeds on this machine, then the table and the figures.
 demo: $(INSTALLED)
@@ -11,6 +15,21 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/slurm
+
+# Tests of what depends on versions, in environments of their own: on the lowest Python with the lowest packages that pyproject.toml
+# allows, and on the newest Python that is installed, by pyenv, too, with the pinned packages. No picture is held against another one:
+# each version draws it anew.
+UV = $(or $(shell command -v uv),$(BIN)/uv)
+PYTHON_lowest := 3.11
+PYTHON_newest = $(shell PATH="$$PATH:$$(echo "$$HOME"/.pyenv/versions/*/bin | tr ' ' :)" $(UV) python list --only-installed 2> /dev/null | awk 'NR == 1 {print $$2}')
+VERSIONS_lowest := --resolution lowest-direct
+VERSIONS_newest := --constraint constraints.txt
+VERSIONED := config strict_yaml schema networks timm_parity engine compiled resume recipe records data loader randaugment streams weights \
+    trackers collect tables curves plots html stats cli cluster job disk imports
+test-lowest test-newest: test-%: $(INSTALLED)
+	$(UV) venv --quiet --clear --python $(PYTHON_$*) .venv-$*
+	$(UV) pip install --quiet --python .venv-$* $(VERSIONS_$*) --editable '.[dev]'
+	.venv-$*/bin/python -m pytest -n 2 -k 'not look_as_they_did' $(VERSIONED:%=tests/test_%.py)
 
 # The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
 slurm-test: $(INSTALLED)
@@ -28,9 +47,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(if $(shell command -v uv),$(INSTALL_WITH_UV) || ($(INSTALL_WITH_PIP)),$(INSTALL_WITH_PIP))
 	touch $@
 
 clean:
-	rm -rf .venv .cache *.egg-info
+	rm -rf .venv .venv-lowest .venv-newest .cache *.egg-info
