@@ -17,19 +17,21 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --ignore=tests/slurm
 
 # Tests of what depends on versions, in environments of their own: on the lowest Python with the lowest packages that pyproject.toml
-# allows, and on the newest Python that is installed, by pyenv, too, with the pinned packages. No picture is held against another one:
-# each version draws it anew.
+# allows, and on the newest Python that is installed, by pyenv, too, with the pinned packages. No picture is held against another one,
+# for each version draws it anew.
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 PYTHON_lowest := 3.11
 PYTHON_newest = $(shell PATH="$$PATH:$$(echo "$$HOME"/.pyenv/versions/*/bin | tr ' ' :)" $(UV) python list --only-installed 2> /dev/null | awk 'NR == 1 {print $$2}')
 VERSIONS_lowest := --resolution lowest-direct
 VERSIONS_newest := --constraint constraints.txt
 VERSIONED := config strict_yaml schema networks timm_parity engine compiled resume recipe records data loader randaugment streams weights \
-    trackers collect tables curves plots html stats cli cluster job disk imports
+    trackers collect tables curves plots html stats cli cluster disk imports
+# what takes minutes and depends on versions no more than the rest, and pictures
+UNVERSIONED := look_as_they_did or kill_9 or killed_twice or while_it_evaluates or too_little_memory
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(PYTHON_$*) .venv-$*
 	$(UV) pip install --quiet --python .venv-$* $(VERSIONS_$*) --editable '.[dev]'
-	.venv-$*/bin/python -m pytest -n 2 -k 'not look_as_they_did' $(VERSIONED:%=tests/test_%.py)
+	.venv-$*/bin/python -m pytest -n 2 -k 'not ($(UNVERSIONED))' $(VERSIONED:%=tests/test_%.py)
 
 # The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
 slurm-test: $(INSTALLED)

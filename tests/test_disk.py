@@ -153,7 +153,7 @@ def test_shards_exports_and_submissions_name_the_full_disk(tmp_path: Path) -> No
         fill(disk, 3 * PAGE)
         lack = rf"no space left on {disk} \((needed .*, )?free [\d,]+ bytes\)"
         done = make_shards(source, out, "--splits", "train", code=2)
-        assert re.match(rf"{out}/train-000000\.tar cannot be written: {lack}; the finished shards are kept", done.stderr)
+        assert re.search(rf"^{out}/train-000000\.tar cannot be written: {lack}; the finished shards are kept", done.stderr, re.MULTILINE)
         with pytest.raises(ConfigError, match=rf"^{disk}/weights\.pt cannot be written: {lack}$"):
             export(run.path, disk / "weights.pt", names="ours")
         fill(disk)
