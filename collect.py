@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from roadmap.cli.collect import parser, run
-from roadmap.options import main_of
+from roadmap.cli.options import main_of
 
 if __name__ == "__main__":
     sys.exit(main_of(parser(), run))

@@ -10,8 +10,8 @@ from typing import Any
 from roadmap.bench.options import add_bench_options
 from roadmap.cli import collect as cli_collect
 from roadmap.cli import run as cli_run
+from roadmap.cli.options import Parser, add_config_options, add_kind_options, add_roadmap_options, main_of
 from roadmap.data.options import add_prepare_options
-from roadmap.options import Parser, add_config_options, add_kind_options, add_roadmap_options, main_of
 from slurm import cancel, logs, status, submit
 
 SCRIPTS: dict[str, tuple[Any, str]] = {  # each is a file of its own in a checkout, too
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         from roadmap.data.prepare import prepare_folder
 
         return prepare_folder(arguments)
-    from roadmap.look import COMMANDS
+    from roadmap.cli.inspect import COMMANDS
 
     return COMMANDS[arguments.command](arguments)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 

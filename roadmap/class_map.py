@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.data import splits
-from roadmap.sources import refusal
 from roadmap.strict_yaml import relative
+from roadmap.weight_files import refusal
 
 CLASS_MAP = "--class-map"
 WAY_OUT = (

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from blocks.spec import ModelSpec
 from roadmap.class_map import class_map_beside, to_class_map
+from roadmap.config import RunConfig
 from roadmap.files import write_atomic, written
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
 from roadmap.training.checkpoint import Checkpoints

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from roadmap.config import RunConfig
 from roadmap.disk import reason
 from roadmap.files import read_json_lines, write_atomic, written
 from roadmap.lease import attempts, owner, read_attempt
-from roadmap.recipe import RunConfig
 from roadmap.result import DamagedResult, NewerResult, Result, parse_result
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tree import NO_PROFILE

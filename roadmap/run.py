@@ -14,18 +14,18 @@ from rich.logging import RichHandler
 
 from blocks import complexity, describe
 from roadmap.batches import plan_batches
-from roadmap.data.check import check_data, class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
+from roadmap.data.preflight import check_data, class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.disk import disk_error
 from roadmap.lease import LeaseHeld, LeaseLost
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.result import DamagedResult, NewerResult, Result
+from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.init_from import check_init
+from roadmap.training.callbacks import LiveProgress, Watch, Watches
+from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
-from roadmap.training.progress import LiveProgress, Watch, Watches
-from roadmap.training.stopping import Stopped, StopSignals
 from roadmap.training.trackers import check_trackers, make_trackers
 
 HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.settings import Settings
 from roadmap.steps_file import StepsFile
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from blocks.spelling import did_you_mean
-from roadmap.recipe import RunConfig, reason
+from roadmap.config import RunConfig, reason
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml
 
 

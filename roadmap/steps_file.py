@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from blocks.spec import Spec
 from blocks.spelling import did_you_mean
 from roadmap import STEPS_YAML
-from roadmap.recipe import reason
+from roadmap.config import reason
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, write_yaml
 from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from roadmap.options import shown
+from roadmap.cli.options import shown
 
 WIDE = 240
 

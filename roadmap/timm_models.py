@@ -18,7 +18,7 @@ from torch import nn
 from blocks.model import Network, build_model
 from blocks.spec import ModelSpec
 from roadmap import STEPS_YAML
-from roadmap.recipe import RunConfig, reason
+from roadmap.config import RunConfig, reason
 from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError, Problem

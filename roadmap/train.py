@@ -7,16 +7,16 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from roadmap.config import RunConfig
 from roadmap.files import write_atomic, write_json
 from roadmap.lease import Lease, LeaseLost
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, check_config, read_result
 from roadmap.result import DamagedResult, Result
-from roadmap.training.attempt import Attempt, Data
+from roadmap.signals import Stopped, StopSignals
+from roadmap.training.callbacks import Watch
 from roadmap.training.device import OutOfMemory
 from roadmap.training.distributed import World
-from roadmap.training.progress import Watch
-from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.training.trainer import Attempt, Data
 
 logger = logging.getLogger(__name__)
 GRIEF_S = 2.0  # in which the process that failed first says why

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from blocks.spec import Count, Spec
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.settings import Settings, changes, merge, one_of_these, overriding, validate
 from roadmap.strict_yaml import ConfigError, Problem, relative, show
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from roadmap.class_map import class_map_beside, read_class_map
-from roadmap.sources import located, name_of, refusal, scheme_of
 from roadmap.strict_yaml import ConfigError, relative
+from roadmap.weight_files import located, name_of, refusal, scheme_of
 
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])

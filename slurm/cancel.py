@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from roadmap import STEPS_YAML
-from roadmap.options import Parser, add_experiment_options, main_of
+from roadmap.cli.options import Parser, add_experiment_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,11 +18,11 @@ from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import count
-from roadmap.training.init_from import named
+from roadmap.training.initial_weights import named
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
-from slurm.board import ENDING, root_of
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
 from slurm.client import SlurmUnavailable, Task, ask, queued
+from slurm.monitor import ENDING, root_of
 from slurm.submitted import grouped, jobs_of, submissions, submitted_jobs
 
 JOBS_A_CALL = 200

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from blocks.spec import Count, Spec
 from blocks.spelling import did_you_mean
-from roadmap.recipe import NonNegative, Positive, reason
+from roadmap.config import NonNegative, Positive, reason
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative, show
 from slurm import CLUSTER_YAML

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from blocks.cost import complexity
-from roadmap.recipe import DataSpec, RunConfig, SystemSpec
+from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.run import finished_results, training_images
 from slurm.cluster import Cluster
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from roadmap.cli.options import Parser, print_anywhere
 from roadmap.lease import attempts, own_job, read_attempt
-from roadmap.options import Parser, print_anywhere
 from roadmap.records import FINISHED, RunDir, status
 from slurm.client import SlurmUnavailable, ask
 from slurm.snapshot import verify

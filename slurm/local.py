@@ -23,7 +23,7 @@ from roadmap.records import RunDir, Status, status
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from roadmap.training.launch import launched_by_nobody
-from slurm.overview import counts, overview, progress_of
+from slurm.status_table import counts, overview, progress_of
 from slurm.submitted import jobs_of
 from slurm.worker import OPEN, work, work_on
 

@@ -13,8 +13,8 @@ from typing import BinaryIO
 from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, status
 from roadmap.strict_yaml import relative
-from slurm.board import look, places
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
+from slurm.monitor import look, places
 from slurm.submitted import jobs_of
 
 LINES = 40

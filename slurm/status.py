@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import Parser, add_experiment_options, main_of
+from roadmap.cli.options import Parser, add_experiment_options, main_of
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows the runs, once or until they are finished."""
-    from slurm.overview import show_status
+    from slurm.status_table import show_status
 
     return show_status(arguments)
 

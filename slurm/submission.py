@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
-from roadmap.command import choices_of, roadmap_of
-from roadmap.data.check import check_data
+from roadmap.cli.arguments import choices_of, roadmap_of
+from roadmap.config import RunConfig
+from roadmap.data.preflight import check_data
 from roadmap.lease import Lease, LeaseHeld
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
-from roadmap.training.init_from import check_init, named
+from roadmap.training.initial_weights import check_init, named
 from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
-from slurm.batch import Array, arrays_of, collect_when_done, script, submit
-from slurm.board import look
 from slurm.client import SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, default_cluster, load_cluster
+from slurm.executor import Array, arrays_of, collect_when_done, script, submit
 from slurm.forecast import forecast
 from slurm.local import train_here
-from slurm.overview import counts
+from slurm.monitor import look
 from slurm.snapshot import keep_steps, take, tree_hash
+from slurm.status_table import counts
 from slurm.submitted import jobs_of, runs_in_queue
 from slurm.worker import OPEN
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.options import Parser, add_config_options, main_of
+from roadmap.cli.options import Parser, add_config_options, main_of
 from slurm import CLUSTER_YAML
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from roadmap.config import RunConfig
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
-from roadmap.recipe import RunConfig
 from roadmap.records import FINISHED, RunDir, status
-from roadmap.training.progress import Watch
-from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.signals import Stopped, StopSignals
+from roadmap.training.callbacks import Watch
 from roadmap.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)

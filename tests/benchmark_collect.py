@@ -19,7 +19,7 @@ PROFILE = "cifar10"  # whose reference is no network that would have to be train
 TIMES = """
 import json, resource, sys, time
 from importlib import import_module
-from roadmap.options import main_of
+from roadmap.cli.options import main_of
 script, *others = (import_module(name) for name in sys.argv[1].split(","))
 sys.argv = ["benchmark", *sys.argv[2:]]
 before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
@@ -30,12 +30,12 @@ figures = {"code": code, "seconds": seconds, "cpu": cpu, "peak_mb": used.ru_maxr
 print(json.dumps(figures), file=sys.stderr)
 """
 STEPS = len(load_roadmap().steps)
-REPORT = "roadmap.cli.collect,roadmap.report.check,roadmap.report.collect,roadmap.report.gather,scipy.stats"
+REPORT = "roadmap.cli.collect,roadmap.report.tolerance,roadmap.report.write,roadmap.report.runs,scipy.stats"
 COMMANDS = {  # the module of the script and what else it imports, and the words that it is given
     "dry run": ("slurm.submit,slurm.submission", "--cluster local --dry-run --profile {profile} --runs {runs} --seeds {seeds}"),
-    "status": ("slurm.status,slurm.overview", "{runs} --profile {profile}"),
+    "status": ("slurm.status,slurm.status_table", "{runs} --profile {profile}"),
     "tables": (REPORT, "{runs} --profile {profile} --out {out} --tables-only"),
-    "everything": (f"{REPORT},roadmap.report.figures,roadmap.report.html", "{runs} --profile {profile} --out {out}"),
+    "everything": (f"{REPORT},roadmap.report.figures.draw,roadmap.report.page.page", "{runs} --profile {profile} --out {out}"),
 }
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from blocks import depthwise
 from blocks.depthwise import DepthwiseConv2d
-from roadmap.bench.subjects import seconds_each
-from roadmap.bench.turns import ratio_of, spread_of, take_turns
+from roadmap.bench.interleave import ratio_of, spread_of, take_turns
+from roadmap.bench.workloads import seconds_each
 from roadmap.training.device import keep_memory
 
 

@@ -25,13 +25,13 @@ from timm.data import create_dataset
 from timm.data.loader import fast_collate
 from torch.utils.data import DataLoader
 
-from roadmap.data.check import kind_of
+from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader, build_transform
-from roadmap.recipe import RunConfig
+from roadmap.data.preflight import kind_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import hardware
-from roadmap.training.randaugment import Finish
+from roadmap.training.device_transforms import Finish
 from tests.images import CPU, write_tar
 
 SIZE, SHORTER, QUALITY = (500, 375), 256, 90

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from blocks import build_model
-from roadmap.bench.turns import ratio_of, spread_of, take_turns
+from roadmap.bench.interleave import ratio_of, spread_of, take_turns
+from roadmap.config import RunConfig
 from roadmap.provenance import cpu
-from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import keep_memory
 from roadmap.training.optim import build_optimizer

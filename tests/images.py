@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.batches import BatchPlan, plan_batches
+from roadmap.config import RunConfig
 from roadmap.data.digits import Split
 from roadmap.data.loader import Loader
-from roadmap.recipe import RunConfig
 from roadmap.steps import load_roadmap, resolve
 
 ROADMAP = load_roadmap()

@@ -13,7 +13,7 @@ import pytest
 
 from roadmap.records import RunDir, Status
 from roadmap.report.ablation import measured
-from roadmap.report.html import page
+from roadmap.report.page.page import page
 from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
 from roadmap.tree import Reference, resolve

@@ -13,11 +13,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from roadmap.report.ablation import measured, published
-from roadmap.report.bars import roadmap_bars
-from roadmap.report.cost_plot import COSTS, accuracy_vs
+from roadmap.report.figures.accuracy_vs_cost import COSTS, accuracy_vs
+from roadmap.report.figures.roadmap_bars import roadmap_bars
+from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
-from roadmap.report.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.steps import load_roadmap
 from roadmap.tree import Reference
 from tests.drawn import Texts, texts_of

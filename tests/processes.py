@@ -11,12 +11,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
+from roadmap.signals import Stopped, StopSignals
 from roadmap.train import train
+from roadmap.training.callbacks import Watch
 from roadmap.training.distributed import World, joined
-from roadmap.training.progress import Watch
-from roadmap.training.stopping import Stopped, StopSignals
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["roadmap.train", "tests.processes"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from roadmap.training.progress import Watch
-from roadmap.training.stopping import StopSignals
+from roadmap.signals import StopSignals
+from roadmap.training.callbacks import Watch
 
 
 class StopAt(Watch):

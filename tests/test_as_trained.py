@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from roadmap.cli import collect
-from roadmap.options import main_of
+from roadmap.cli.options import main_of
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from tests.reports import result_of

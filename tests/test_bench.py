@@ -22,15 +22,15 @@ from blocks.cost import complexity, training_macs
 from blocks.model import build_model
 from roadmap import STEPS_YAML
 from roadmap.__main__ import parser, run
-from roadmap.bench.asked import config_of, overrides_of
+from roadmap.bench.config import config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
-from roadmap.bench.records import Row, add_rows, merged, read_rows, slug, to_csv
+from roadmap.bench.interleave import ratio_of, spread_of, take_turns
 from roadmap.bench.report import write_report
+from roadmap.bench.results import Row, add_rows, merged, read_rows, slug, to_csv
 from roadmap.bench.table import to_markdown
-from roadmap.bench.turns import ratio_of, spread_of, take_turns
-from roadmap.options import main_of
-from roadmap.report.markup import GLUE
+from roadmap.cli.options import main_of
+from roadmap.report.render import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 

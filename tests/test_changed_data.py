@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
+from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import config_of, jpeg, plain, write_folder, write_shards
 from tests.stopping import StopAt
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from roadmap.files import aside
-from roadmap.sources import located
 from roadmap.training.checkpoint import Checkpoints
+from roadmap.weight_files import located
 
 ITERATION = "engine"
 

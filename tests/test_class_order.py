@@ -26,18 +26,18 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from roadmap.class_map import class_map_beside, is_ambiguous, read_class_map, to_class_map
+from roadmap.cli.options import main_of
 from roadmap.cli.run import parser
 from roadmap.cli.run import run as run_step
+from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
 from roadmap.export import export
-from roadmap.options import main_of
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
-from roadmap.training.init_from import initialise_from, named
+from roadmap.training.initial_weights import initialise_from, named
 from roadmap.weights import copy_weights, read_weights
 from tests.images import Pictures, plain, write_tar
 

@@ -19,8 +19,8 @@ from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, read_yaml
 from slurm import CLUSTER_YAML
-from slurm.batch import Array, arrays_of, parameters, script, teardown
 from slurm.cluster import GENERAL, KEYS, OWN, Cluster, load_cluster, minutes_of
+from slurm.executor import Array, arrays_of, parameters, script, teardown
 from slurm.forecast import forecast
 from slurm.job import FAILED, STOPPED, is_to_go_on
 from slurm.snapshot import take, tree_hash, verify

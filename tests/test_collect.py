@@ -333,7 +333,7 @@ def test_a_report_is_tables_figures_and_a_page(report: Report) -> None:
 
 
 def test_collecting_does_not_import_torch(report: Report) -> None:
-    assert {"roadmap.report.collect", "matplotlib", "pandas"} <= report.modules
+    assert {"roadmap.report.write", "matplotlib", "pandas"} <= report.modules
     assert not {"torch", "torchvision", "timm"} & report.modules
 
 

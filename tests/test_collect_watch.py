@@ -17,7 +17,7 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
-from roadmap.report.gather import Choices, experiment_of
+from roadmap.report.runs import Choices, experiment_of
 from roadmap.report.watch import fingerprint
 from roadmap.steps import load_roadmap, resolve
 from tests.reports import result_of

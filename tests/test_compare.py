@@ -18,10 +18,10 @@ from scipy import stats
 from roadmap import ROOT
 from roadmap.records import Status, prepare
 from roadmap.report.ablation import measured, published
-from roadmap.report.check import Expected, check, published_figures, read_expected
 from roadmap.report.compare import Pair, compare, to_grid, write_comparison
 from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
+from roadmap.report.tolerance import Expected, check, published_figures, read_expected
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from tests.reports import finished, result_of

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import prepare
+from roadmap.signals import Stopped
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training import engine
 from roadmap.training.compiled import compare, randomized
 from roadmap.training.engine import Engine
-from roadmap.training.stopping import Stopped
 
 CPU = torch.device("cpu")
 SMALL = {"model.width_mult": 0.125, "model.depths": [1, 1, 1, 1], "recipe.global_batch": 16, "recipe.local_batch": 16, "recipe.epochs": 1}

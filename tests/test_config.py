@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from roadmap import STEPS_YAML
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 

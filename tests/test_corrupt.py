@@ -192,7 +192,7 @@ SCRIPT = """
 import signal, sys, time
 from tests.images import CPU, config_of
 from roadmap.data.loader import Loader
-from roadmap.training.stopping import StopSignals
+from roadmap.signals import StopSignals
 loader = Loader(config_of(sys.argv[1], system__workers=2), "train", CPU)
 next(loader.epoch())  # the workers start without the handlers
 with StopSignals() as stop:

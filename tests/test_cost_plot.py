@@ -12,9 +12,9 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from roadmap.report.cost_plot import COSTS
+from roadmap.report.figures.accuracy_vs_cost import COSTS
+from roadmap.report.figures.style import DOUBLE_COLUMN
 from roadmap.report.rows import Row
-from roadmap.report.style import DOUBLE_COLUMN
 from tests.drawn import SLACK, outside, overlap
 from tests.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
 

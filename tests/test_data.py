@@ -15,11 +15,11 @@ from PIL import Image
 from sklearn import datasets
 from torch import Tensor
 
+from roadmap.config import DataSpec, RunConfig
 from roadmap.data.digits import Split, load_digits
 from roadmap.data.loader import Loader
-from roadmap.randomness import permutation
-from roadmap.recipe import DataSpec, RunConfig
 from roadmap.records import prepare
+from roadmap.rng import permutation
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train

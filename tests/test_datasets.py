@@ -20,13 +20,13 @@ from timm.data import create_dataset, dataset_factory
 from timm.data.readers.img_extensions import get_img_extensions
 from torch.utils.data import IterableDataset
 
-from roadmap.data import check as looking
-from roadmap.data.check import TORCH, check_data
+from roadmap.config import RunConfig
+from roadmap.data import preflight as looking
 from roadmap.data.datasets import Folder, make_source
 from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.loader import Loader
+from roadmap.data.preflight import TORCH, check_data
 from roadmap.data.synthetic import Synthetic
-from roadmap.recipe import RunConfig
 from roadmap.run import training_images
 from roadmap.strict_yaml import ConfigError
 from tests.images import (

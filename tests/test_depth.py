@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from roadmap.__main__ import parser, run
+from roadmap.cli.options import main_of
 from roadmap.data.datasets import make_source
 from roadmap.data.decoder import PillowDecoder
 from roadmap.data.loader import Loader
-from roadmap.data.tensors import TensorDecoder
-from roadmap.options import main_of
+from roadmap.data.tensor_decoder import TensorDecoder
 from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, numbers_of, plain, shards_of, write_tar
 
 LEVELS = np.array([[0, 255, 256, 32768], [40 * 257, 65280, 65534, 65535]], dtype=np.uint16)

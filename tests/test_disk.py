@@ -25,8 +25,8 @@ from roadmap.records import RunDir, prepare, status
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
-from slurm.batch import Array, submit
 from slurm.cluster import Cluster
+from slurm.executor import Array, submit
 from tests.disks import fill, mounted
 from tests.test_prepare import noise
 from tests.test_prepare import prepare as make_shards
@@ -164,6 +164,6 @@ def test_shards_exports_and_submissions_name_the_full_disk(tmp_path: Path) -> No
 
 
 def test_a_log_on_a_full_disk_ends_no_command() -> None:
-    code = "import sys\nfrom roadmap.options import print_anywhere\nprint_anywhere()\nprint('epoch 1', file=sys.stderr)\nsys.exit(3)"
+    code = "import sys\nfrom roadmap.cli.options import print_anywhere\nprint_anywhere()\nprint('epoch 1', file=sys.stderr)\nsys.exit(3)"
     with Path("/dev/full").open("wb") as full:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=full, check=False).returncode == 3

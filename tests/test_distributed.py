@@ -21,18 +21,18 @@ from torch.utils.data import Dataset
 
 from roadmap import ROOT
 from roadmap.batches import BatchPlan, plan_batches
+from roadmap.config import RunConfig
 from roadmap.lease import LeaseLost, attempts, read_attempt
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, read_result, run_dir_of
 from roadmap.result import Result
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
+from roadmap.training.callbacks import Watch
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.distributed import Ballot, World
 from roadmap.training.launch import Launch, launched
-from roadmap.training.progress import Watch
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import CLASSES, write_folder
 from tests.images import config_of as images_of
 from tests.processes import finish, free_port, start, train_together

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from blocks.residual import Stage
 from roadmap import ROOT
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.training.device import select_device, set_up
@@ -194,7 +194,7 @@ import torch
 from roadmap.data.loader import Loader
 from roadmap.training.device import OutOfMemory
 from roadmap.records import prepare
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.train import train
 config = RunConfig.read(Path(sys.argv[1]))
 next(Loader(config, "train", torch.device("cpu")).epoch())  # what is imported later than torch

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from roadmap import ROOT
+from roadmap.cli.arguments import config_of as configured
+from roadmap.cli.arguments import eval_choices_of
+from roadmap.cli.options import main_of
 from roadmap.cli.run import parser, run
-from roadmap.command import config_of as configured
-from roadmap.command import eval_choices_of
-from roadmap.options import main_of
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare, read_result
-from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
+from roadmap.weight_files import digest_of
 from tests.images import jpeg, plain, write_tar
 from tests.test_timm_parity import randomise
 
@@ -418,7 +418,7 @@ def test_bad_options_are_refused_before_torch_is_imported(photos: Path, tmp_path
         done = subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == code
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-        assert "roadmap.options" in imported
+        assert "roadmap.cli.options" in imported
         assert "torch" not in imported
 
 

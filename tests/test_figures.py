@@ -20,14 +20,14 @@ from matplotlib.testing.exceptions import ImageComparisonFailure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from roadmap.report import figures
 from roadmap.report.ablation import published
-from roadmap.report.agreement_plot import measured_vs_paper
-from roadmap.report.curves_plot import training_curves
-from roadmap.report.panels import spread
+from roadmap.report.figures import draw as figures
+from roadmap.report.figures.measured_vs_paper import measured_vs_paper
+from roadmap.report.figures.panels import spread
+from roadmap.report.figures.seed_strip import seed_strip
+from roadmap.report.figures.style import save, style
+from roadmap.report.figures.training_curves import training_curves
 from roadmap.report.rows import Ablation
-from roadmap.report.seeds_plot import seed_strip
-from roadmap.report.style import save, style
 from tests.trained import CASES, FEW, ROADMAP, case, trained
 
 GOLDEN = Path(__file__).parent / "golden/figures"

@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 from scipy import stats
 
 from roadmap.report.curves import curves_of
-from roadmap.report.panels import numbers
+from roadmap.report.figures.panels import numbers
 from tests.test_figures import made
 from tests.trained import ALL_LOST, FEW, ROADMAP, case, trained
 

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
-from roadmap.report import figures
+from roadmap.report.figures import draw as figures
+from roadmap.report.figures.marginal_effects import worth_points
+from roadmap.report.figures.style import save, wrapped
+from roadmap.report.marginal import READINGS, Worth
 from roadmap.report.rows import Ablation
 from roadmap.report.stats import Difference
-from roadmap.report.style import save, wrapped
-from roadmap.report.worth import READINGS, Worth
-from roadmap.report.worth_plot import worth_points
 from roadmap.steps import load_roadmaps
 from tests.drawn import texts_of
 from tests.test_bench import ROWS

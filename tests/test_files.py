@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from roadmap.bench.records import add_rows, read_rows
+from roadmap.bench.results import add_rows, read_rows
 from roadmap.files import locked
 from tests.test_bench import ROWS, STEPS
 

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from blocks import build_model
 from blocks.model import Network
 from roadmap import ROOT
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
-from roadmap.sources import digest_of
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.init_from import check_init, initialise_from, named
+from roadmap.training.initial_weights import check_init, initialise_from, named
 from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
-from roadmap.training.stopping import Stopped, StopSignals
+from roadmap.weight_files import digest_of
 from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dict
 from slurm.cluster import Cluster
 from slurm.submission import plan

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from roadmap.report.ablation import measured, published
-from roadmap.report.html import page
+from roadmap.report.page.page import page
 from roadmap.report.rows import Ablation
 from roadmap.tree import Reference
 from tests import pages

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from roadmap.config import DataSpec
 from roadmap.data import digits
 from roadmap.kept import FOLDER, cache_folder, kept
-from roadmap.recipe import DataSpec
-from roadmap.report import gather
+from roadmap.report import runs as gather
 from roadmap.steps import load_roadmap, resolve
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from roadmap.data.check import check_data
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
 from roadmap.data.labels import BadSample, label_of
 from roadmap.data.loader import Loader
-from roadmap.recipe import RunConfig
+from roadmap.data.preflight import check_data
 from roadmap.strict_yaml import ConfigError
 from tests.images import CPU, Pictures, batches, config_of, custom, jpeg, labels_of, numbers_of, picture, plain, write_folder, write_tar
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from timm.data import create_dataset
 
-from roadmap.data.check import check_data, find_shards
+from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.digits import Split
 from roadmap.data.listing import listing_digest
-from roadmap.data.prepared import find_classes, find_samples
+from roadmap.data.preflight import check_data, find_shards
+from roadmap.data.prepare_plan import find_classes, find_samples
 from roadmap.data.staging import stage
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import (
     CLASSES,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from roadmap.report.columns import COLUMNS
-from roadmap.report.markup import Grid, markdown, page, to_html, to_latex, to_markdown
+from roadmap.report.render import Grid, markdown, page, to_html, to_latex, to_markdown
 from roadmap.report.tables import grid, write
 from tests.test_tables import ABLATIONS, HOSTILE, KINDS, ROADMAP, of_runs
 

@@ -11,9 +11,9 @@ from matplotlib.transforms import Bbox
 
 from roadmap.report.ablation import measured, published
 from roadmap.report.aligned import aligned
-from roadmap.report.labels import Box, Line, place
-from roadmap.report.pareto import Point, pareto, stairs
-from roadmap.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, type_of, wrapped
+from roadmap.report.figures.label_placement import Box, Line, place
+from roadmap.report.figures.pareto import Point, pareto, stairs
+from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, type_of, wrapped
 from roadmap.steps import load_roadmap
 
 FRAME = Box(500, 500, 1000, 1000)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
-from roadmap.data.check import check_data
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
+from roadmap.data.preflight import check_data
 from roadmap.records import prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.worker import next_open
@@ -31,7 +31,7 @@ def count(event, arguments):
     if event in ("open", "os.scandir"):
         counts[os.path.basename(os.fsdecode(arguments[0])) if isinstance(arguments[0], str | bytes | os.PathLike) else ""] += 1
 sys.addaudithook(count)
-from roadmap.options import main_of
+from roadmap.cli.options import main_of
 from slurm.submit import parser, run
 import slurm.submission  # so that no file of the project or a library is counted
 for words in json.loads(sys.argv[1]):

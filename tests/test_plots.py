@@ -14,7 +14,7 @@ from matplotlib.testing.compare import compare_images
 from matplotlib.text import Annotation
 
 from roadmap import ROOT
-from roadmap.report.style import DOUBLE_COLUMN, save
+from roadmap.report.figures.style import DOUBLE_COLUMN, save
 from tests.drawn import outside, overlapping
 from tests.plotted import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
 
@@ -90,7 +90,7 @@ def test_each_regime_has_its_own_reference() -> None:
 
 
 SAVE = """
-import sys; from pathlib import Path; from tests.plotted import make; from roadmap.report.style import save
+import sys; from pathlib import Path; from tests.plotted import make; from roadmap.report.figures.style import save
 for kind in ("bars", "gmacs"): save(make(kind, "one row", 7.0), Path(sys.argv[1]) / kind)
 """
 

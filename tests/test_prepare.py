@@ -29,12 +29,12 @@ from PIL import Image
 
 from roadmap import ROOT
 from roadmap.__main__ import parser, run
-from roadmap.data.check import check_data
+from roadmap.cli.options import main_of
+from roadmap.config import RunConfig
 from roadmap.data.datasets import Source, make_source
-from roadmap.data.prepared import Recipe, Sample, images_of_a_shard
+from roadmap.data.preflight import check_data
+from roadmap.data.prepare_plan import Recipe, Sample, images_of_a_shard
 from roadmap.data.staging import stage
-from roadmap.options import main_of
-from roadmap.recipe import RunConfig
 from roadmap.settings import parse_overrides
 from tests.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
 

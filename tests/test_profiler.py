@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
+from roadmap.training.callbacks import Watch, Watches
 from roadmap.training.profiler import ROWS, WARM_UP, Profiler
-from roadmap.training.progress import Watch, Watches
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.stopping import StopAt
 
 ITERATIONS = 18

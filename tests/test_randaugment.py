@@ -14,11 +14,11 @@ from PIL import Image
 from timm.data import auto_augment
 from torch import Tensor
 
+from roadmap.config import RunConfig
 from roadmap.data.loader import build_transform
-from roadmap.randomness import seed_of
-from roadmap.recipe import RunConfig
+from roadmap.rng import seed_of
 from roadmap.strict_yaml import ConfigError
-from roadmap.training.randaugment import APPLY, MATRICES, RANDAUGMENT, SAMPLING, Draw, RandAugment
+from roadmap.training.device_transforms import APPLY, MATRICES, RANDAUGMENT, SAMPLING, Draw, RandAugment
 from tests.images import CPU, config_of
 
 WIDTH, HEIGHT = 61, 44

@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from roadmap.batches import plan_batches
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.tree import Roadmap
 

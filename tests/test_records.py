@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease, LeaseLost
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, find_runs, prepare, read_result, status
 from roadmap.result import DamagedResult, NewerResult
 from roadmap.run import HELD, train_run
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
@@ -32,7 +33,6 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import OutOfMemory
 from roadmap.training.distributed import World
 from roadmap.training.evaluate import evaluate_found, find_run
-from roadmap.training.stopping import Stopped, StopSignals
 from slurm.submission import is_open
 from slurm.worker import next_open
 from tests.stopping import StopAt

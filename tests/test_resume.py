@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.data.loader import Loader
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.run import train_run
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
 from roadmap.training.distributed import World
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import plain, write_folder
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from roadmap.config import RunConfig
 from roadmap.data import shards
-from roadmap.data.check import check_data, expand
 from roadmap.data.decoder import make_decoder
 from roadmap.data.loader import Loader
+from roadmap.data.preflight import check_data, expand
 from roadmap.data.shards import Changed, Shards, known_index, load_index
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import (
     CPU,

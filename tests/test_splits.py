@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from roadmap.data.check import check_data
 from roadmap.data.datasets import make_source
-from roadmap.data.prepared import find_classes
+from roadmap.data.preflight import check_data
+from roadmap.data.prepare_plan import find_classes
 from roadmap.strict_yaml import ConfigError
 from tests.images import config_of, plain, shards_of, write_folder, write_shards
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
+from roadmap.config import RunConfig
 from roadmap.data import staging
-from roadmap.data.check import check_data
+from roadmap.data.preflight import check_data
 from roadmap.data.staging import stage
 from roadmap.files import locked
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import batches, config_of, same, shards_of, write_folder, write_shards
 

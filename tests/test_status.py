@@ -18,7 +18,7 @@ from roadmap.lease import Lease, attempts, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.accounting import tasks_of
-from slurm.overview import duration
+from slurm.status_table import duration
 from slurm.submitted import Submission, jobs_of
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 10, "system.checkpoint_minutes": 0.0001}

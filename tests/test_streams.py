@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError
 from tests.images import CPU, Batch, batches, labels_of, numbers_of, plain, plan_of, same, sample, write_folder, write_shards, write_tar
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.steps import flat_text, load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml, show, write_yaml
 

@@ -14,7 +14,7 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from roadmap import ROOT
-from slurm.board import places
+from slurm.monitor import places
 from slurm.snapshot import sources
 from slurm.submitted import submissions
 

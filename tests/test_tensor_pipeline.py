@@ -14,21 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from roadmap.batches import BatchPlan
-from roadmap.data import tensors
-from roadmap.data.check import STREAMS, check_data
+from roadmap.config import RunConfig
+from roadmap.data import tensor_decoder as tensors
 from roadmap.data.corrupt import Unreadable
 from roadmap.data.datasets import make_source
 from roadmap.data.decoder import PillowDecoder
 from roadmap.data.loader import Loader
-from roadmap.data.tensors import TensorDecoder
-from roadmap.recipe import RunConfig
+from roadmap.data.preflight import STREAMS, check_data
+from roadmap.data.tensor_decoder import TensorDecoder
 from roadmap.records import RunDir, prepare
+from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
+from roadmap.training.device_transforms import Finish
 from roadmap.training.engine import Engine
-from roadmap.training.randaugment import Finish
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import CPU, Batch, Pictures, batches, config_of, custom, plain, same, write_folder, write_shards
 from tests.stopping import StopAt
 from tests.test_engine import Syncs

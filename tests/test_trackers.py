@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.progress import Watch, Watches
+from roadmap.training.callbacks import Watch, Watches
 from roadmap.training.trackers import check_trackers, make_trackers, run_id
 
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=2", "system.log_every=4"]

@@ -25,11 +25,11 @@ from roadmap.data.arrival import NoBatch, check_workers
 from roadmap.data.loader import Loader
 from roadmap.files import locked
 from roadmap.records import RunDir, prepare
+from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training import attempt
+from roadmap.training import trainer as attempt
 from roadmap.training.launch import launched, launched_by_nobody
-from roadmap.training.stopping import Stopped, StopSignals
 from tests.images import CPU, Pictures, custom, picture
 from tests.processes import SERVER, finish, free_port
 
@@ -301,7 +301,7 @@ def test_whoever_waits_says_for_whom_and_why(variables: dict[str, str], said: st
 def test_the_wait_for_processes_that_nobody_started_is_explained(tmp_path: Path) -> None:
     script = """
 from roadmap.training import distributed
-from roadmap.training.stopping import StopSignals
+from roadmap.signals import StopSignals
 distributed.WARN_S = 0.2
 with distributed.joined(StopSignals()): pass
 """

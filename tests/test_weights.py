@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from blocks import ModelSpec, build_model
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.export import export
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, prepare
-from roadmap.sources import digest_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, show
 from roadmap.train import train
-from roadmap.training.init_from import check_init, named
+from roadmap.training.initial_weights import check_init, named
+from roadmap.weight_files import digest_of
 from roadmap.weights import load_weights, read_state_dict, read_state_dicts
 from tests.test_timm_parity import assert_same_logits, images, randomise
 

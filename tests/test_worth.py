@@ -20,10 +20,10 @@ from scipy import stats
 
 from roadmap import ROOT
 from roadmap.records import find_runs, prepare, status
+from roadmap.report.figures.marginal_effects import MARKS, worth_points
+from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
+from roadmap.report.marginal import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
 from roadmap.report.stats import Difference
-from roadmap.report.style import DOUBLE_COLUMN, SINGLE_COLUMN
-from roadmap.report.worth import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
-from roadmap.report.worth_plot import MARKS, worth_points
 from roadmap.steps import load_roadmap, resolve
 from tests.drawn import outside, overlapping, texts_of
 from tests.test_collect import finish

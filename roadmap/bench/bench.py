@@ -11,21 +11,20 @@ from typing import Any
 import torch
 
 from blocks.cost import complexity, training_macs
-from roadmap.bench.asked import check_options, config_of, overrides_of
+from roadmap.bench.config import check_options, config_of, overrides_of
+from roadmap.bench.interleave import LEAST, ratio_of, spread_of, take_turns
 from roadmap.bench.loop import loop_and_bare
 from roadmap.bench.memory import memory_mb
 from roadmap.bench.options import BATCH, BATCHES
 from roadmap.bench.peak import convolution, matmul
-from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, read_rows, slug
 from roadmap.bench.report import write_report
-from roadmap.bench.subjects import SHORTEST, build, free, has_timm, timed
+from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, read_rows, slug
 from roadmap.bench.table import sheets
-from roadmap.bench.turns import LEAST, ratio_of, spread_of, take_turns
-from roadmap.command import roadmap_of
+from roadmap.bench.workloads import SHORTEST, build, free, has_timm, timed
+from roadmap.cli.arguments import roadmap_of
+from roadmap.config import RunConfig
 from roadmap.lease import now
 from roadmap.provenance import commit
-from roadmap.recipe import RunConfig
-from roadmap.sources import refusal
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, table
@@ -33,6 +32,7 @@ from roadmap.training.compiled import CompilerFailed
 from roadmap.training.device import OutOfMemory, hardware, memory_told, select_device, set_up
 from roadmap.training.engine import PRECISIONS
 from roadmap.tree import Roadmap
+from roadmap.weight_files import refusal
 
 MATMUL, CONVOLUTION = "matmul", "convolution"
 Times = Mapping[str, Sequence[float]]

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from roadmap.bench.groups import Entry, Group, usual
-from roadmap.bench.records import Row
+from roadmap.bench.results import Row
 from roadmap.bench.table import TITLES, share, speed
 from roadmap.report.columns import NONE
-from roadmap.report.markup import GLUE
-from roadmap.report.style import BLUE, DARK, DOUBLE_COLUMN, VERMILION, Type, style, type_of, wrapped
+from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, VERMILION, Type, style, type_of, wrapped
+from roadmap.report.render import GLUE
 
 MODES = ("train", "inference")
 LABELS = 0.24  # of the width, for the steps' titles

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from roadmap.bench.records import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row
+from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row
 from roadmap.tree import Roadmap
 
 SAME = {"train": TIMM, "inference": TIMM, "loop": BARE}

@@ -11,12 +11,12 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from roadmap.bench.records import BARE, LOOP
-from roadmap.bench.subjects import SHORTEST, no_refusal, seconds_each
+from roadmap.bench.results import BARE, LOOP
+from roadmap.bench.workloads import SHORTEST, no_refusal, seconds_each
+from roadmap.config import RunConfig
 from roadmap.data.loader import Loader
-from roadmap.recipe import RunConfig
 from roadmap.training.engine import Engine
-from roadmap.training.scores import Mean
+from roadmap.training.metrics import Mean
 
 PREFETCHED = 2  # batches that each of PyTorch's workers holds ready
 FEWEST = 10  # iterations of a window

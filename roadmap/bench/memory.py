@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from roadmap import ROOT
-from roadmap.bench.subjects import build, free, wait
-from roadmap.recipe import RunConfig
+from roadmap.bench.workloads import build, free, wait
+from roadmap.config import RunConfig
 from roadmap.training.device import set_up
 
 logger = logging.getLogger(__name__)

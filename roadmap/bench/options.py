@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from roadmap.options import add_config_options
+from roadmap.cli.options import add_config_options
 
 BATCHES = {"cuda": 128}
 BATCH = 16  # on other devices

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
-from roadmap.bench.records import read_rows
+from roadmap.bench.results import read_rows
 from roadmap.bench.table import to_markdown
 from roadmap.files import write_atomic, written
-from roadmap.report.style import save
+from roadmap.report.figures.style import save
 from roadmap.tree import Roadmap
 
 

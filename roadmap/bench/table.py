@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from roadmap.bench.groups import Entry, Group, groups_of
-from roadmap.bench.records import Row
+from roadmap.bench.results import Row
 from roadmap.report.columns import NONE, gmacs
-from roadmap.report.markup import markdown
+from roadmap.report.render import markdown
 from roadmap.tree import ReferenceSpeed, Roadmap, Throughput
 
 TITLES = {"train": "training", "inference": "inference", "loop": "the training loop"}

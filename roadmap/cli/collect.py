@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from roadmap.options import Parser, add_config_options
+from roadmap.cli.options import Parser, add_config_options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from roadmap.options import Parser, add_config_options, add_eval_options
+from roadmap.cli.options import Parser, add_config_options, add_eval_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans, evaluates or trains; returns the exit code."""
-    from roadmap.command import config_of, eval_choices_of
+    from roadmap.cli.arguments import config_of, eval_choices_of
 
     config = config_of(arguments, arguments.step, arguments.seed)
     choices = eval_choices_of(arguments, config)

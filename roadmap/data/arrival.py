@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 logger = logging.getLogger(__name__)

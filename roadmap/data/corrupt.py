@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from roadmap.data.depth import in_mode
+from roadmap.data.images import in_mode
 from roadmap.terminal import count
 
 logger = logging.getLogger(__name__)

@@ -17,18 +17,18 @@ from timm.data import create_dataset
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
-from roadmap.data.check import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import Unreadable, reading
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.labels import BadSample, label_of, labels_of
 from roadmap.data.listing import find_images, in_order, listing_digest, printable, walk_files
+from roadmap.data.preflight import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
 from roadmap.data.shards import Shards
 from roadmap.data.splits import check_splits, find_split, some, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.files import locked
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import decode
-from roadmap.data.depth import in_mode
 from roadmap.data.digits import Split
-from roadmap.recipe import RunConfig
+from roadmap.data.images import in_mode
 
 Picture = Any  # an image of Pillow's, or a uint8 tensor (C, H, W)
 
@@ -54,7 +54,7 @@ def wants_tensors(config: RunConfig, split: Split) -> bool:
 def make_decoder(config: RunConfig, split: Split) -> Decoder:
     """What decodes the images of a split."""
     if wants_tensors(config, split):
-        from roadmap.data.tensors import TensorDecoder  # needs torch
+        from roadmap.data.tensor_decoder import TensorDecoder  # needs torch
 
         return TensorDecoder(image_mode(config))
     return PillowDecoder(image_mode(config))

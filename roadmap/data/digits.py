@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from roadmap.recipe import DataSpec
+from roadmap.config import DataSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
+from roadmap.config import RunConfig
 from roadmap.data.arrival import POLL_S, Waiting, arriving, check_workers
-from roadmap.data.check import STREAMS, kind_of
 from roadmap.data.corrupt import LEFT_OUT, CorruptImages
 from roadmap.data.decoder import Picture, wants_tensors
 from roadmap.data.digits import Split
-from roadmap.data.numbered import Numbered, check_label
+from roadmap.data.iterable_style import Stream
+from roadmap.data.map_style import Numbered, check_label
+from roadmap.data.preflight import STREAMS, kind_of
 from roadmap.data.staging import stage
-from roadmap.data.streams import Stream
-from roadmap.data.tensors import collate, for_tensors
-from roadmap.recipe import RunConfig
+from roadmap.data.tensor_decoder import collate, for_tensors
 from roadmap.strict_yaml import ConfigError, Problem
 
 Transform = Callable[[Picture], Tensor]

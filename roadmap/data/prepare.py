@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from roadmap.config import RunConfig
 from roadmap.data.listing import IMAGE_SUFFIXES
-from roadmap.data.packing import FORK, Shared, begin, write_shard
-from roadmap.data.prepared import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
+from roadmap.data.prepare_plan import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
+from roadmap.data.prepare_worker import FORK, Shared, begin, write_shard
 from roadmap.data.shards import load_index
 from roadmap.files import leftovers, locked, write_json, written
 from roadmap.provenance import usable_cores
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roadmap.data.check import data_dir, find_shards
+from roadmap.config import DataSpec, RunConfig
 from roadmap.data.decoder import Decoder, Picture
 from roadmap.data.labels import BadSample, field_in, label_in, label_of
 from roadmap.data.listing import is_hidden, listing_digest, printable
+from roadmap.data.preflight import data_dir, find_shards
 from roadmap.files import locked, write_atomic
-from roadmap.recipe import DataSpec, RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 logger = logging.getLogger(__name__)

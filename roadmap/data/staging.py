@@ -16,11 +16,11 @@ from threading import Event, get_ident
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from roadmap.data.check import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
+from roadmap.config import RunConfig
 from roadmap.data.listing import find_images, readable, walk_files
+from roadmap.data.preflight import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
 from roadmap.disk import disk_error, reason
 from roadmap.files import aside, locked, written
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`

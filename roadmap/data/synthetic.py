@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from roadmap.config import RunConfig
 from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
 from roadmap.data.listing import listing_digest
-from roadmap.recipe import RunConfig
 
 GREY_LEVELS, BLACK = 85, 85  # of made-up images, as of the digits: noise is cut off only beyond one grey range
 PATTERN = 8  # pixels across a class's pattern

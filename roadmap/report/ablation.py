@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from blocks import complexity
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import Status
 from roadmap.report.rows import Ablation, Row, accuracies
 from roadmap.report.stats import Correlation, Summary, difference, holm, rank_correlation, summarize, welch, z_score

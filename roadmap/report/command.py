@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 
-from roadmap.command import choices_of
-from roadmap.report.check import published_figures, read_expected
-from roadmap.report.collect import How, Report, held_against, name_files, papers, parts_of
+from roadmap.cli.arguments import choices_of
 from roadmap.report.columns import COLUMNS
-from roadmap.report.gather import Choices, Experiment, experiment_of
+from roadmap.report.runs import Choices, Experiment, experiment_of
+from roadmap.report.tolerance import published_figures, read_expected
+from roadmap.report.write import How, Report, held_against, name_files, papers, parts_of
 from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
@@ -65,7 +65,7 @@ def _chosen(arguments: argparse.Namespace) -> tuple[list[str] | None, list[str]]
     columns = None if arguments.columns is None else _keys("--columns", arguments.columns, COLUMNS)
     if arguments.x is None:
         return columns, ["gmacs"]
-    from roadmap.report.cost_plot import COSTS  # which needs matplotlib
+    from roadmap.report.figures.accuracy_vs_cost import COSTS  # which needs matplotlib
 
     return columns, list(dict.fromkeys(["gmacs", *_keys("--x", arguments.x, COSTS)]))
 

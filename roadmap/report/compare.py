@@ -13,7 +13,7 @@ from typing import Any
 
 from roadmap.files import write_atomic, written
 from roadmap.report.columns import NONE, Column
-from roadmap.report.markup import Grid, page, to_html, to_latex, to_markdown
+from roadmap.report.render import Grid, page, to_html, to_latex, to_markdown
 from roadmap.report.rows import Ablation, Row
 from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, rank_correlation, same_sign, summarize
 

@@ -15,10 +15,10 @@ import pandas as pd
 from roadmap.files import write_atomic, written
 from roadmap.records import Status
 from roadmap.report.columns import COLUMNS, NONE, chosen, folded, legends
-from roadmap.report.markup import Grid, markdown, page, to_html, to_latex, to_markdown
+from roadmap.report.marginal import READINGS, Worth
+from roadmap.report.render import Grid, markdown, page, to_html, to_latex, to_markdown
 from roadmap.report.rows import Ablation, Row
 from roadmap.report.stats import Difference, Summary
-from roadmap.report.worth import READINGS, Worth
 
 __all__ = [
     "WORTH_COLUMNS", "Grid", "grid", "markdown", "page", "runs_frame", "to_frame", "to_html", "to_json", "to_latex", "to_markdown",

@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
 from roadmap.records import RunDir
 from roadmap.settings import same
 from roadmap.strict_yaml import ConfigError, Problem, relative, show

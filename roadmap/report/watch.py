@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.live import Live
 from rich.text import Text
 
-from roadmap.report.gather import Experiment, Found
+from roadmap.report.runs import Experiment, Found
 from roadmap.terminal import console, count, tally
 
 

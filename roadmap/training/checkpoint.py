@@ -14,8 +14,8 @@ from torch import Tensor
 
 from roadmap.disk import explaining, file_system, free_space, megabytes
 from roadmap.files import aside, leftovers, sync_folder
-from roadmap.sources import CHECKPOINT, checkpoint_files
 from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.weight_files import CHECKPOINT, checkpoint_files
 
 KEEP = 2
 ENTRY_BYTES = 300  # of a tensor in a file of PyTorch's, for header, name and alignment

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from roadmap.randomness import CHECK, reseed
-from roadmap.training.stopping import Stopped
+from roadmap.rng import CHECK, reseed
+from roadmap.signals import Stopped
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to the eager one, and by
 # FLOOR of a typical value, for some gradients are zero but for rounding, such as that of a bias before a BatchNorm. Rounding to 16

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from roadmap.config import RunConfig
 from roadmap.provenance import cpu
-from roadmap.recipe import RunConfig
 from roadmap.strict_yaml import ConfigError, Problem
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h

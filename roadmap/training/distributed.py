@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from roadmap.signals import StopSignals, interruptible
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.launch import Launch, launched
-from roadmap.training.stopping import StopSignals, interruptible
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

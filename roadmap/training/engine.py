@@ -17,17 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
-from roadmap.randomness import CHECK, ERASE, INIT, MIX, STEP, reseed
-from roadmap.recipe import RunConfig
+from roadmap.config import RunConfig
+from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
 from roadmap.training.device import memory_told, what_to_try
+from roadmap.training.device_transforms import Finish
 from roadmap.training.distributed import World
-from roadmap.training.init_from import initialise_from
+from roadmap.training.initial_weights import initialise_from
+from roadmap.training.metrics import Scores, exact, tally
 from roadmap.training.optim import build_optimizer, build_schedule
-from roadmap.training.randaugment import Finish
-from roadmap.training.scores import Scores, exact, tally
 
 logger = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

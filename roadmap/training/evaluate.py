@@ -20,20 +20,20 @@ from torch.utils.data import Dataset
 from blocks.model import build_model
 from roadmap.batches import BatchPlan
 from roadmap.class_map import CLASS_MAP, OTHER_ORDER, UNKNOWN_ORDER, WAY_OUT, is_ambiguous, outputs_of, some
-from roadmap.data.check import STREAMS, class_names, data_dir, is_remote, kind_of
+from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
+from roadmap.data.preflight import STREAMS, class_names, data_dir, is_remote, kind_of
 from roadmap.data.staging import stage
 from roadmap.files import aside, write_atomic, written
-from roadmap.recipe import RunConfig
 from roadmap.records import RunDir, check_config, run_dir_of
-from roadmap.sources import name_of, refusal
 from roadmap.strict_yaml import ConfigError, relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import autocast
-from roadmap.training.scores import Scores, exact, tally
+from roadmap.training.metrics import Scores, exact, tally
+from roadmap.weight_files import name_of, refusal
 from roadmap.weights import Kind, copy_weights, read_weights, select
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from roadmap.recipe import Recipe
+from roadmap.config import Recipe
 
 STEM, HEAD = (-1, 0), (1_000_000, 0)  # where they are, as stages are numbered
 PLACES = {"stem": STEM, "head_norm": HEAD, "head": HEAD}

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from roadmap.disk import free_space, megabytes
 from roadmap.files import aside, write_atomic
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.progress import Watch
+from roadmap.training.callbacks import Watch
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from roadmap.config import RunConfig
 from roadmap.disk import explaining
-from roadmap.recipe import RunConfig
 from roadmap.records import run_dir_of
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.progress import Watch, Watches
+from roadmap.training.callbacks import Watch, Watches
 from roadmap.tree import NO_PROFILE
 
 LOGIN_SECONDS = 30.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from roadmap.options import Parser
+from roadmap.cli.options import Parser
 from slurm.testbed.bed import FOREIGN, Testbed
 from slurm.testbed.config import Settings, Unusable
 from slurm.testbed.packages import install

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from roadmap import ROOT
-from slurm.batch import Executor, parameters
 from slurm.cluster import Cluster, load_cluster
+from slurm.executor import Executor, parameters
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from slurm.testbed.packages import hindrance

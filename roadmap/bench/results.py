@@ -1,0 +1,168 @@
+"""What was measured, a row a subject, in one CSV file for each device."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from roadmap.config import reason
+from roadmap.files import locked, write_atomic, written
+from roadmap.strict_yaml import ConfigError, Problem, relative
+
+Mode = Literal["train", "inference", "loop"]
+MODES = ("train", "inference", "loop")
+OURS, TIMM, TIMM_DEFAULTS, LOOP, BARE = "ours", "timm", "timm_defaults", "loop", "bare"
+SUBJECTS = (OURS, TIMM, TIMM_DEFAULTS, LOOP, BARE)
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Row(BaseModel):
+    """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the middle half of `n` turns.
+
+    `subject` is one of `SUBJECTS`. `overrides` is what `--set` changed and no other column tells, as 'key=value;key=value'.
+    `ratio` is its throughput over that of the row that `ratio_to` names with its precision, such as 'ours bf16', turn by turn.
+    `memory_mb` are MiB: the most that tensors took on a GPU, or by which the process grew on a CPU. `gmacs` are multiply-adds in
+    10**9 for an image in this mode; the peaks are those of the precision in which the step was measured, and `share_of_peak`
+    belongs to the larger of them. `threads` are PyTorch's, None on a GPU.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    roadmap: str
+    step: str
+    profile: str | None = None
+    mode: Mode
+    subject: str
+    precision: str
+    memory_format: str
+    batch: Annotated[int, Field(ge=1)]
+    image_size: Annotated[int, Field(ge=1)]
+    overrides: str | None = None
+    n: Annotated[int, Field(ge=1)]
+    ms: Above0
+    ms_low: Above0
+    ms_high: Above0
+    images_per_s: Above0
+    ratio_to: str | None = None
+    ratio: Above0 | None = None
+    ratio_low: Above0 | None = None
+    ratio_high: Above0 | None = None
+    memory_mb: Above0 | None = None
+    gmacs: Above0
+    tflops: Above0
+    peak_matmul_tflops: Above0 | None = None
+    peak_conv_tflops: Above0 | None = None
+    share_of_peak: Above0 | None = None
+    hardware: str
+    threads: int | None = None
+    torch: str
+    timm: str
+    commit: str | None = None
+    date: str
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells a row from all others of its file."""
+        return tuple(getattr(self, name) for name in KEY)
+
+    @property
+    def against(self) -> str:
+        """The precision of the step with which it was measured."""
+        return self.ratio_to.split()[1] if self.ratio_to and self.mode != "loop" else self.precision
+
+    @property
+    def throughput(self) -> tuple[float, float]:
+        """The ends of the middle half, in images per second."""
+        return 1e3 * self.batch / self.ms_high, 1e3 * self.batch / self.ms_low
+
+
+KEY = ("roadmap", "step", "profile", "mode", "subject", "precision", "memory_format", "batch", "image_size", "overrides", "ratio_to")
+LATER = {"overrides"}  # columns that files of before do not have
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, none if there is no such file; ConfigError if it is not one of ours."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, getattr(error, "strerror", None) or "it is not UTF-8 text") from error
+    if not text.endswith("\n"):
+        raise _unreadable(path, "its last line is cut off")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        head = next(lines, [])
+        if head not in (list(Row.model_fields), [name for name in Row.model_fields if name not in LATER]):
+            raise _unreadable(path, f"its columns are not {', '.join(Row.model_fields)}")
+        return [_row(path, lines.line_num, dict(zip(head, cells, strict=True))) for cells in lines]
+    except (csv.Error, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise _unreadable(path, f"line {lines.line_num} does not have {len(head)} columns") from error
+
+
+def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
+    try:
+        return Row.model_validate({name: cell or None for name, cell in cells.items()})
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        raise _unreadable(path, f"line {line}, {'.'.join(map(str, first['loc']))}: {reason(first)}") from error
+
+
+def _unreadable(path: Path, why: str) -> ConfigError:
+    message = f"is no table of this command: {why}; move it away, or choose another folder with --out"
+    return ConfigError([Problem(relative(path), message)])
+
+
+def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
+    """Old rows and new ones, which replace those with their keys; a roadmap's in the order of its `steps`, other rows as they were."""
+    rows = list({row.key: row for row in (*old, *new)}.values())
+    places = {step: place for place, step in enumerate(steps)}
+
+    def place(row: Row) -> tuple[Any, ...]:
+        group = (row.roadmap, row.profile or "", row.overrides or "")
+        if row.roadmap != roadmap:
+            return (*group, 0)
+        subject = SUBJECTS.index(row.subject) if row.subject in SUBJECTS else len(SUBJECTS)
+        return (
+            *group, places.get(row.step, len(places)), row.step, MODES.index(row.mode), row.against, row.image_size, row.batch, subject
+        )  # fmt: skip
+
+    return sorted(rows, key=place)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The file's text, figures in full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()
+
+
+def add_rows(path: Path, new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
+    """Puts rows into a file, whatever other processes put there meanwhile, and returns all that are there now.
+
+    ConfigError if the file is not one of ours, or cannot be written.
+    """
+    with written(path), ExitStack() as stack:
+        with suppress(OSError):  # without locks, let one measure at a time
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
+        rows = merged(read_rows(path), new, roadmap, steps)
+        write_atomic(path, to_csv(rows))
+    return rows
+
+
+def slug(hardware: str, threads: int | None) -> str:
+    """A device's name as a file's: 'Intel(R) Xeon(R) Processor, 2 cores' with 2 threads is intel-xeon-processor-2-threads."""
+    name = re.sub(r"\((R|TM|C)\)|, \d+ cores?$", "", hardware, flags=re.IGNORECASE)
+    words = name if threads is None else f"{name} {threads} thread{'' if threads == 1 else 's'}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")

@@ -1,0 +1,130 @@
+"""What each command of `python -m roadmap` does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from blocks import build_model, describe
+from roadmap.ablations import ablate
+from roadmap.cli.arguments import choices_of, config_of, roadmap_of
+from roadmap.files import write_atomic, written
+from roadmap.schema import steps_schema
+from roadmap.settings import Settings, changes
+from roadmap.steps import load_roadmap, load_roadmaps
+from roadmap.strict_yaml import show
+from roadmap.terminal import console, count, table
+from roadmap.tree import change_of, resolve, trace
+from roadmap.verify import Row, summary, verify
+
+
+def print_steps(arguments: argparse.Namespace) -> int:
+    """The tree; side branches are indented."""
+    roadmap = roadmap_of(arguments)
+    rows = []
+    for name in roadmap.steps:
+        branch = "" if name in roadmap.trunk else "└ "
+        rows.append((f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block)))
+    title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
+    if aside := len(rows) - len(roadmap.trunk):
+        title += f", {aside} on side branches"
+    console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
+    for note in roadmap.notes:
+        console().print(f"- {note}", soft_wrap=True)
+    return 0
+
+
+def print_verify(arguments: argparse.Namespace) -> int:
+    """Every row with its verdict; exit code 1 if one that should match does not."""
+    roadmaps = list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [roadmap_of(arguments)]
+    if arguments.all and arguments.ablate is not None:
+        roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
+    wrong = False
+    for roadmap in roadmaps:
+        rows = verify(roadmap)
+        cells = [(row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", _printed(row), row.verdict) for row in rows]
+        console().print(table(["step", ">params (M)", ">GMACs", ">paper's", "verdict"], cells, f"{roadmap.name}: {roadmap.title}"))
+        print(summary(rows))
+        wrong |= any(row.is_wrong for row in rows)
+    return int(wrong)
+
+
+def _printed(row: Row) -> str:
+    return f"{row.paper.gmacs:.2f}" if row.paper is not None and row.paper.gmacs is not None else "–"
+
+
+def print_explain(arguments: argparse.Namespace) -> int:
+    """Each leaf with its value and its origin."""
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    config = resolve(roadmap, arguments.step, **choices)
+    settings = trace(roadmap, arguments.step, **choices)
+    rows = [(path, show(settings[path].value), *_origin(settings, path)) for path in roadmap.base]
+    console().print(table(["key", "value", "set by", "at"], rows, f"{arguments.step}: {describe(config.model.block)}, {config.hash}"))
+    return 0
+
+
+def print_diff(arguments: argparse.Namespace) -> int:
+    """The leaves that differ, with both values and their origins."""
+    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
+    one, other = (trace(roadmap, step, **choices) for step in (arguments.one, arguments.other))
+    for step in (arguments.one, arguments.other):
+        resolve(roadmap, step, **choices)
+    differences = changes(one, other)
+    rows = [
+        (path, show(differences[path][0]), show(differences[path][1]), _origin(one, path)[0], _origin(other, path)[0])
+        for path in roadmap.base
+        if path in differences
+    ]
+    columns = ["key", arguments.one, arguments.other, f"set in {arguments.one} by", f"set in {arguments.other} by"]
+    console().print(table(columns, rows, f"{count(len(rows), 'value')} differ{'s' if len(rows) == 1 else ''}"))
+    return 0
+
+
+def print_schema(arguments: argparse.Namespace) -> int:
+    """The schema, at the terminal or in a file."""
+    text = json.dumps(steps_schema(load_roadmap().base), indent=2) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    with written(arguments.out):
+        write_atomic(arguments.out, text)
+    return 0
+
+
+def print_weights(arguments: argparse.Namespace) -> int:
+    """What of the file fits; nothing is changed."""
+    config = config_of(arguments, arguments.step, 0)
+    from roadmap.weights import TAKEN, Kind, copy_weights, read_state_dicts, select
+
+    states = read_state_dicts(arguments.source)
+    kind: Kind = arguments.kind or "raw"
+    report = copy_weights(build_model(config.model), select(states, kind, arguments.source), arguments.source, strict=False)
+    print(report)
+    if len(states) > 1:
+        print(f"  inspected: {TAKEN[kind]}")
+    return int(not report.fits)
+
+
+def print_export(arguments: argparse.Namespace) -> int:
+    """Writes the file, and says how it is loaded."""
+    from roadmap.export import export
+
+    print(export(arguments.run_dir, arguments.out, ema=arguments.kind == "ema", names=arguments.names))
+    return 0
+
+
+def _origin(settings: Settings, path: str) -> tuple[str, str]:
+    setting = settings[path]
+    return setting.source or "--set", str(setting.where) if setting.source else ""
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "steps": print_steps,
+    "verify": print_verify,
+    "explain": print_explain,
+    "diff": print_diff,
+    "schema": print_schema,
+    "weights": print_weights,
+    "export": print_export,
+}

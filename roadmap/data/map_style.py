@@ -1,0 +1,152 @@
+"""A data set whose images have numbers, in batches of an order that is the same for any number of processes and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from roadmap.batches import BatchPlan
+from roadmap.config import RunConfig
+from roadmap.data.corrupt import LEFT_OUT, Corrupt, Unreadable
+from roadmap.data.datasets import Source, make_source
+from roadmap.data.decoder import Picture, image_mode, make_decoder
+from roadmap.data.digits import Split
+from roadmap.data.synthetic import Digits
+from roadmap.rng import SAMPLE, permutation, reseed
+from roadmap.strict_yaml import ConfigError, Problem
+
+Key = tuple[int, int]
+Transform = Callable[[Picture], Tensor]
+
+
+class Samples(Dataset[tuple[Tensor, int]]):
+    """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the transform's random numbers depend on those alone.
+
+    Where an image cannot be read, the next one that can takes its place if `replace`, or else a black one with label -1.
+    """
+
+    def __init__(self, source: Source, transform: Transform, seed: int | None, corrupt: Corrupt, blank: Picture, replace: bool) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+        self.corrupt, self.blank, self.replace = corrupt, blank, replace
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        image, label = self._read(index)
+        if self.seed is not None:
+            reseed(SAMPLE, self.seed, epoch, index)
+        return self.transform(image), label
+
+    def _read(self, index: int) -> tuple[Picture, int]:
+        length = len(self.source)
+        for number in range(index, index + (length if self.replace else 1)):
+            try:
+                image, label = self.source[number % length]
+            except Unreadable as error:
+                self.corrupt.add(number % length, error)
+                if self.corrupt.too_many:  # the loader ends the run when it gets this batch
+                    break
+            else:
+                return image, label if label >= 0 else label + LEFT_OUT  # a negative label is an error, and -1 has a meaning
+        return self.blank, LEFT_OUT
+
+
+class Remembered(Samples):
+    """Samples of a small data set with nothing random about them, transformed once."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.memory: dict[int, tuple[Tensor, int]] = {}
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index = key[1]
+        if index not in self.memory:
+            self.memory[index] = super().__getitem__(key)
+        return self.memory[index]
+
+
+class TrainingBatches(Sampler[list[Key]]):
+    """Keys of a process's micro-batches: its part of each whole global batch of the shuffled epoch."""
+
+    def __init__(self, length: int, plan: BatchPlan, rank: int, seed: int) -> None:
+        self.length, self.plan, self.rank, self.seed = length, plan, rank, seed
+        self.global_batch = plan.share * plan.world
+        self.iterations = length // self.global_batch
+        self.epoch = self.first = 0
+
+    def __len__(self) -> int:
+        return self.iterations * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = permutation(self.length, self.seed, self.epoch)
+        turns = [self.plan.positions(self.rank, turn) for turn in range(self.plan.accumulation)]
+        for iteration in range(self.first, self.iterations):
+            for positions in turns:
+                yield [(self.epoch, order[iteration * self.global_batch + position]) for position in positions]
+
+
+class EvaluationBatches(Sampler[list[Key]]):
+    """Keys of a process's batches: every `world`-th image from its own on, in order and to the last."""
+
+    def __init__(self, length: int, plan: BatchPlan, rank: int, batch: int) -> None:
+        self.indices, self.batch = range(rank, length, plan.world), batch
+        self.iterations = -(-len(self.indices) // batch)
+        self.epoch = self.first = 0
+
+    def __len__(self) -> int:
+        return self.iterations
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(self.first * self.batch, len(self.indices), self.batch):
+            yield [(self.epoch, index) for index in self.indices[start : start + self.batch]]
+
+
+class Numbered:
+    """A data set whose images have numbers, in a process's batches."""
+
+    def __init__(
+        self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, given: Any, beside: Corrupt | None
+    ) -> None:
+        source, training = make_source(config, split, given), split == "train"
+        self.images, self.num_classes, self.class_names = len(source), source.num_classes, source.class_names
+        self.readers: str | None = None  # an image's place does not depend on them
+        self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
+        if source.labels is not None and len(source.labels) and source.num_classes in (None, config.model.num_classes):
+            for label in (int(source.labels.min()), int(source.labels.max())):
+                check_label(label, config, split)
+        self.batches: TrainingBatches | EvaluationBatches
+        if training:
+            self.batches = TrainingBatches(len(source), plan, rank, config.seed)
+        else:
+            self.batches = EvaluationBatches(len(source), plan, rank, config.system.eval_batch)
+        self.iterations = self.batches.iterations
+        self.batch = plan.micro if training else config.system.eval_batch
+        seed = config.seed if training and config.recipe.augments else None
+        blank = make_decoder(config, split).convert(Image.new(image_mode(config), (config.data.image_size,) * 2))
+        kind = Remembered if isinstance(source, Digits) and seed is None else Samples
+        self.samples = kind(source, transform, seed, self.corrupt, blank, training)
+
+    @property
+    def digest(self) -> str | None:
+        """That of the data set's listing."""
+        return self.samples.source.digest
+
+    def loading(self) -> dict[str, Any]:
+        """How a DataLoader makes batches of it."""
+        return {"dataset": self.samples, "batch_sampler": self.batches}
+
+    def seek(self, epoch: int, first: int) -> int:
+        """Turns to an iteration; there is nothing to be dropped from there on."""
+        self.batches.epoch, self.batches.first = epoch, first
+        return 0
+
+
+def check_label(label: int, config: RunConfig, split: Split) -> None:
+    """ConfigError if the model has no such class."""
+    classes = config.model.num_classes
+    if not 0 <= label < classes:
+        what = f"has label {label} in {split}, but the {classes} classes of the model are 0 to {classes - 1}"
+        raise ConfigError([Problem(f"dataset '{config.data.dataset}'", what)])

@@ -1,0 +1,207 @@
+"""Measured figures against the paper's: the accuracies of the steps, and what each changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from roadmap.report.figures.label_placement import Box, place
+from roadmap.report.figures.label_placement import Line as Segment
+from roadmap.report.figures.panels import WIDE, add_key, numbers, paired, seeds
+from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, GREY, style, type_of, wrapped
+from roadmap.report.rows import Ablation
+from roadmap.report.stats import same_sign
+
+FEWEST = 3  # steps that a comparison needs
+HEIGHT, HIGH = 2.9, 2.2  # inches of a panel, and of the words beside it
+MARGIN = 0.08  # of the range of the points, around them
+LONGEST = 0.6  # of that range, which an error bar may reach beyond the points before it is cut
+INTERVAL = "95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}interval"
+NEAR = 14.0  # points of an error bar next to its point that the numbers keep off
+LABEL = (0.66, 1.15)  # a digit's width and a number's height, in font sizes
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step in the paper (x) and here (y), with the half lengths of its error bars; 0 where there is none."""
+
+    number: int
+    is_side_branch: bool
+    x: float
+    y: float
+    x_error: float
+    y_error: float
+
+
+def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
+    """Top-1, and its change against the parent, measured against published; None where fewer than three steps have both.
+
+    Error bars of accuracies are one standard deviation, those of changes the 95 % interval; what reaches far out is cut at the
+    border. Accuracies on other data than the paper's have a scale of their own; on the same, and for changes, a line says where
+    both are equal. `width` is in inches.
+    """
+    shown = [ablation for ablation in ablations if ablation.source == "measured" and len(_accuracies(ablation, {})) >= FEWEST]
+    if not shown:
+        return None
+    known = numbers(shown)
+    with style(width):
+        figure, pairs = paired(shown, width, HEIGHT)
+        panels: list[tuple[Axes, list[Point]]] = []
+        for ablation, (first, second), of in zip(shown, pairs, known.of, strict=True):
+            accuracies, changes = _accuracies(ablation, of), _changes(ablation, of)
+            _draw_accuracies(first, ablation, accuracies, width)
+            _draw_changes(second, changes, width)
+            panels += [(first, accuracies), (second, changes)]
+        points = [point for _, found in panels for point in found]
+        _add_key(figure, known.titles, points)
+        figure.draw_without_rendering()
+        for axes, found in panels:
+            _label(axes, found, type_of(width).small)
+        return figure
+
+
+def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
+    return [
+        Point(of.get(row.step, 0), row.is_side_branch, row.paper.mean, row.top1.mean, row.paper.std or 0.0, row.top1.std or 0.0)
+        for row in ablation.rows
+        if row.top1 and row.paper
+    ]
+
+
+def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
+    return [
+        Point(
+            of[row.step], row.is_side_branch, row.paper_delta.value, row.delta.value, row.paper_delta.margin or 0.0, row.delta.margin or 0.0
+        )
+        for row in ablation.rows
+        if row.delta and row.paper_delta
+    ]  # fmt: skip
+
+
+def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], width: float) -> None:
+    rows = [(row.top1, row.paper, row.gap) for row in ablation.rows if row.top1 and row.paper]
+    same_task = all(gap is not None for _, _, gap in rows)
+    x, y = _limits([(point.x, point.x_error) for point in points]), _limits([(point.y, point.y_error) for point in points])
+    if same_task:
+        x = y = (min(x[0], y[0]), max(x[1], y[1]))
+    _draw(axes, points, x, y)
+    if same_task:
+        _diagonal(axes)
+    room, size = _room(width), type_of(width).text
+    ours, theirs = seeds(top1.n for top1, _, _ in rows), seeds(paper.n for _, paper, _ in rows)
+    axes.set_xlabel(wrapped(f"paper's top-1 (%), mean ± std, {_together(theirs)}", room, size))
+    axes.set_ylabel(wrapped(f"measured top-1 (%), mean ± std, {_together(ours)}", HIGH, size))
+    if ablation.agreement:
+        found = ablation.agreement
+        interval = f", {INTERVAL}," if found.low is not None else ","
+        _head(axes, f"Spearman's ρ = {found}{interval} {_together(f'n = {found.n} steps')} of the path", width)
+
+
+def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
+    x, y = _limits([(point.x, point.x_error) for point in points]), _limits([(point.y, point.y_error) for point in points])
+    for line in (axes.axhline, axes.axvline):
+        line(0, color=DARK, linewidth=0.7, zorder=1, label="zero")
+    _draw(axes, points, (min(x[0], 0.0), max(x[1], 0.0)), (min(y[0], 0.0), max(y[1], 0.0)))
+    _diagonal(axes)
+    size = type_of(width).text
+    axes.set_xlabel(wrapped(f"paper's Δ top-1 to the parent (points), {INTERVAL}", _room(width), size))
+    axes.set_ylabel(wrapped(f"measured Δ top-1 to the parent (points), {INTERVAL}", HIGH, size))
+    agree = sum(same_sign(point.x, point.y) for point in points)
+    _head(axes, f"same sign in {agree} of {_together(f'n = {len(points)} steps')}", width)
+
+
+def _together(words: str) -> str:
+    """Words that no line ends in."""
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _room(width: float) -> float:
+    """Inches for a panel's words."""
+    return (width / 2 if width >= WIDE else width) - 0.75
+
+
+def _head(axes: Axes, words: str, width: float) -> None:
+    """A sentence right above the axes, below their title."""
+    size = type_of(width).small
+    text = wrapped(words, _room(width), size)
+    axes.annotate(text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", va="bottom", color=DARK)
+    if title := axes.get_title(loc="left"):
+        axes.set_title(title, loc="left", fontsize=type_of(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1))
+
+
+def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Limits that hold all points, and their error bars unless those would leave no room for the points."""
+    low, high = min((value for value, _ in values), default=0.0), max((value for value, _ in values), default=1.0)
+    reach = LONGEST * (high - low) or max((error for _, error in values), default=0.0) or 0.5
+    low, high = (
+        max(low - reach, min((value - error for value, error in values), default=low)),
+        min(high + reach, max((value + error for value, error in values), default=high)),
+    )
+    margin = MARGIN * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _draw(axes: Axes, points: Sequence[Point], x: tuple[float, float], y: tuple[float, float]) -> None:
+    axes.set(xlim=x, ylim=y)
+    for point in points:
+        errors: Any = {"xerr": point.x_error or None, "yerr": point.y_error or None}
+        face = "white" if point.is_side_branch else BLUE
+        axes.errorbar(
+            point.x, point.y, **errors, fmt="o", markersize=4, color=BLUE, ecolor=GREY, elinewidth=0.8, markerfacecolor=face, zorder=3,
+        )  # fmt: skip
+
+
+def _diagonal(axes: Axes) -> None:
+    ends = axes.get_xlim()
+    axes.plot(ends, ends, color=DARK, linestyle="--", linewidth=0.9, zorder=1, scalex=False, scaley=False, label="y = x")
+
+
+def _label(axes: Axes, points: Sequence[Point], size: float) -> None:
+    """Each point's number beside it; a thin line leads to those that had to move away."""
+    pixels = axes.figure.dpi / 72
+    area = axes.get_window_extent()
+    frame = Box(area.x0 + area.width / 2, area.y0 + area.height / 2, area.width - 2, area.height - 2)
+    marks, bars = [], _lines(axes)
+    for point in points:
+        at = axes.transData.transform((point.x, point.y))
+        reach = axes.transData.transform((point.x + point.x_error, point.y + point.y_error)) - at
+        (x, y), (right, up) = map(float, at), (min(float(length), NEAR * pixels) for length in reach)
+        marks.append(Box(x, y, 5 * pixels, 5 * pixels))
+        bars += [((x - right, y), (x + right, y)), ((x, y - up), (x, y + up))]
+    texts = [str(point.number) for point in points]
+    sizes = [(LABEL[0] * size * pixels * len(text) + 1, LABEL[1] * size * pixels) for text in texts]
+    for text, box, mark in zip(texts, place(marks, sizes, bars, frame, marks), marks, strict=True):
+        at, tip = axes.transData.inverted().transform([(box.x, box.y), (mark.x, mark.y)])
+        lead = {"arrowstyle": "-", "color": DARK, "linewidth": 0.45, "shrinkA": 0, "shrinkB": 1.5}
+        axes.annotate(
+            text, xy=tip, xytext=at, ha="center", va="center_baseline", color=DARK, zorder=5, annotation_clip=False,
+            arrowprops=lead if box.gap(mark) > 0.5 * size * pixels else None, path_effects=[withStroke(linewidth=1.5, foreground="white")],
+        )  # fmt: skip
+
+
+def _lines(axes: Axes) -> list[Segment]:
+    """The lines through zero and of equality, in pixels."""
+    found = []
+    for line in axes.lines:
+        if line.get_label() in ("zero", "y = x"):
+            start, end = line.get_transform().transform(line.get_xydata())
+            found.append(((float(start[0]), float(start[1])), (float(end[0]), float(end[1]))))
+    return found
+
+
+def _add_key(figure: Figure, titles: Sequence[str], points: Sequence[Point]) -> None:
+    """What the numbers mean; side branches are hollow."""
+    of = {point.number: point for point in points}
+    entries: list[tuple[Artist, str]] = []
+    for number in sorted(of):
+        face = "white" if of[number].is_side_branch else BLUE
+        mark = Line2D([], [], linestyle="none", marker="o", markersize=4, color=BLUE, markerfacecolor=face)
+        entries.append((mark, f"{number} {titles[number - 1]}"))
+    add_key(figure, entries, "Hollow: a side branch. Dashed: measured and published are equal.")

@@ -1,0 +1,139 @@
+"""What the page says of a step beyond its row: the values it sets, its block, the paper's figures, and where its runs come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from blocks import describe
+from roadmap.records import Status
+from roadmap.report.columns import COLUMNS, NONE
+from roadmap.report.page.vega import accuracy, delta
+from roadmap.report.rows import Ablation, Row
+from roadmap.settings import changes
+from roadmap.strict_yaml import show
+from roadmap.tree import resolve, trace
+
+FIGURES = ("p", "needed", "ema", "gmacs", "params", "images_per_s", "device_hours", "peak_memory_mb", "gap", "hash")
+RUN_HEADS = (
+    "run", "seed", "state", "top-1 (%)", "epochs", "images/s", "processes", "attempts", "corrupt images", "hash", "commit", "hardware",
+    "versions", "finished", "remark",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """A leaf of the configuration that a step sets, before and after; `remark` says why it makes no difference, where it makes none."""
+
+    path: str
+    before: str
+    after: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What there is to say of a row; all of it is text, by name where there are several."""
+
+    block: str
+    figures: tuple[tuple[str, str], ...]
+    network: tuple[Change, ...]
+    recipe: tuple[Change, ...]
+    paper: tuple[tuple[str, str], ...]
+    seeds: tuple[tuple[str, ...], ...]
+
+
+def details(ablation: Ablation, row: Row) -> Step:
+    """The details of one step, with the profile and the overrides that the ablation has."""
+    config = resolve(ablation.roadmap, row.step, profile=ablation.profile, overrides=ablation.overrides)
+    found = list(_changes(ablation, row))
+    return Step(
+        block=describe(config.model.block),
+        figures=tuple(_figures(row)),
+        network=tuple(change for change in found if not change.path.startswith("recipe.")),
+        recipe=tuple(change for change in found if change.path.startswith("recipe.")),
+        paper=tuple(_paper(row)) if ablation.source != "paper" else (),
+        seeds=tuple(_seed(run) for run in _ordered(row)),
+    )
+
+
+def _changes(ablation: Ablation, row: Row) -> Iterator[Change]:
+    """The leaves that differ from the parent's, in the order of the base, and those that the step sets without effect."""
+    if row.parent is None:
+        return
+    before, after = (
+        trace(ablation.roadmap, step, profile=ablation.profile, overrides=ablation.overrides) for step in (row.parent, row.step)
+    )
+    differences, own = changes(before, after), ablation.roadmap.tree[row.step].settings
+    for path in ablation.roadmap.base:
+        if path in differences:
+            old, new = differences[path]
+            yield Change(path, show(old), show(new))
+        elif path in own:
+            setter = after[path].source or "an override"
+            why = "the parent has the same" if setter == own[path].source else f"{setter} sets {show(after[path].value)}"
+            yield Change(path, show(before[path].value), show(own[path].value), f"without effect here: {why}")
+
+
+def _figures(row: Row) -> Iterator[tuple[str, str]]:
+    yield "top-1 (%)", accuracy(row)
+    if row.parent is not None:
+        yield f"Δ to {row.parent}", delta(row)
+    for key in FIGURES:
+        if (text := COLUMNS[key].text(row)) != NONE:
+            yield COLUMNS[key].head, text
+    if row.states:
+        yield "runs", COLUMNS["status"].text(row)
+    if row.mixed:
+        yield "not in common", ", ".join(row.mixed)
+
+
+def _paper(row: Row) -> Iterator[tuple[str, str]]:
+    if row.paper:
+        yield "top-1 (%)", f"{row.paper} (n = {row.paper.n})"
+    if row.paper_delta:
+        yield "Δ to the parent", str(row.paper_delta)
+    if row.paper_gmacs is not None:
+        yield "GMACs", f"{row.paper_gmacs:.2f}" + (f"; {row.gmacs_note}" if row.gmacs_note else "")
+
+
+def _ordered(row: Row) -> list[Status]:
+    return sorted(row.runs, key=lambda run: run.run.seed)
+
+
+def _seed(run: Status) -> tuple[str, ...]:
+    """Seed, state, top-1, and top-1 of the moving average."""
+    top1, ema = (run.result.top1, run.result.ema_top1) if run.result else (None, None)
+    return (str(run.run.seed), run.state, _number(top1, ".2f"), _number(ema, ".2f"))
+
+
+def provenance(ablation: Ablation) -> list[tuple[str, ...]]:
+    """Every run of the ablation in the order of its rows, as text under `RUN_HEADS`."""
+    return [_provenance(run) for row in ablation.rows for run in _ordered(row)]
+
+
+def _provenance(run: Status) -> tuple[str, ...]:
+    result, head = run.result, (run.run.name, str(run.run.seed), run.state)
+    if result is None:
+        host = run.owner.get("host") if run.owner else None
+        remark = run.why or (f"on {host}" if host else "")
+        return (*head, *[NONE] * 6, run.run.hash, *[NONE] * 4, remark)
+    return (
+        *head,
+        _number(result.top1, ".2f"),
+        str(result.epochs),
+        f"{result.images_per_s:.0f}",
+        str(result.processes),
+        str(result.attempts),
+        str(result.corrupt_images),
+        run.run.hash,
+        result.commit or "no commit",
+        result.hardware,
+        ", ".join(f"{name} {version}" for name, version in result.versions.items()),
+        result.finished,
+        run.why or "",
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
