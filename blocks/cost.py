@@ -13,7 +13,7 @@ from blocks.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Complexity:
-    """`params`: learnable parameters; `macs`: multiply-adds of convolutions and linear layers for one image."""
+    """`params`: learnable parameters; `macs`: multiply-adds of convolutions and linear layers per image."""
 
     params: int
     macs: int
@@ -38,7 +38,7 @@ def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
 
 @lru_cache(maxsize=4096)  # a roadmap asks for each of its networks in all profiles, and again for each seed
 def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
-    """The cost of `spec` for square images of `image_size` pixels; ValueError if they are too small for its strides."""
+    """The cost of `spec` for square images of `image_size` pixels; ValueError if its strides need more."""
     plan = plan_model(spec)
     total, size = _count(plan.stem, image_size)
     for downsample, blocks in zip(plan.downsamples, plan.stages, strict=True):
@@ -50,7 +50,9 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
             body, size = _count((op for op, aside in zip(block, is_shortcut, strict=True) if not aside), size)
             total += body + shortcut
             if size < 1:
-                raise ValueError(f"an image of {image_size} pixels is too small for this network: nothing is left of it")
+                raise ValueError(
+                    f"an image of {image_size} pixels is too small for this network: nothing is left of it"
+                )
     head, _ = _count((*plan.head_norm, plan.classifier), 1)
     return total + head
 
@@ -58,9 +60,9 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
 def training_macs(spec: ModelSpec, image_size: int = 224) -> int:
     """Multiply-adds of a forward and backward pass for one image; ValueError as in `complexity`.
 
-    Each layer computes the gradients of its input and of its weights, and each costs as much as its output; images need no
-    gradient, so that the first convolution has one less. torch's flop_counter takes a grouped convolution's backward pass
-    for a dense one's, and counts too much where it is depthwise.
+    Each layer computes the gradients of its input and of its weights, and each costs as much as its output;
+    images need no gradient, so that the first convolution has one less. torch's flop_counter takes a grouped
+    convolution's backward pass for a dense one's, and counts too much where it is depthwise.
     """
     first, _ = _count(plan_model(spec).stem[:1], image_size)
     return 3 * complexity(spec, image_size).macs - first.macs

@@ -1,4 +1,4 @@
-"""Depthwise convolutions that train fast on CPUs, where oneDNN computes some of their gradients very slowly."""
+"""Depthwise convolutions that train fast on CPUs, where oneDNN computes some of their gradients slowly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # 
 from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-# What is computed how follows from shapes and types alone, so that a run can be repeated bit by bit. `python -m
-# tests.benchmark_depthwise` prints the measurements behind the rules: they hold for oneDNN, whose weight gradient is fast
-# for kernels of 3 pixels only, whose input gradient is slow in bf16 for strides, and which has little for dilations.
+# What is computed how follows from shapes and types alone, so that a run can be repeated bit by bit. `python
+# -m tests.benchmark_depthwise` prints the measurements behind the rules: they hold for oneDNN, whose weight
+# gradient is fast for kernels of 3 pixels only, whose input gradient is slow in bf16 for strides, and which
+# has little for dilations.
 ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 # from so many values of an image's map on, calls for each image cost less than copies of the batch
 LARGE_MAP = 65536
@@ -24,9 +25,9 @@ SMALL_WORK = 600_000
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A convolution with one group per channel, an odd square kernel and as much padding as keeps the size, before the stride.
+    """A depthwise convolution with an odd square kernel, padded so as to keep the size before the stride.
 
-    In training on a CPU its gradients, and its output if it is dilated, are computed in faster ways, the same to rounding.
+    In training on a CPU its gradients, and its output if dilated, are computed faster, the same to rounding.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -39,8 +40,14 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
-    """conv2d of x, (N, C, H, W), with `weight`, (C, 1, k, k), that pads `k // 2 * dilation`; computed in the fastest way known."""
-    return plain(x, weight, bias, stride, dilation) if is_scripting() else _chosen(x, weight, bias, stride, dilation)
+    """conv2d of x, (N, C, H, W), with `weight`, (C, 1, k, k), that pads `k // 2 * dilation`; computed in the
+    fastest way known.
+    """
+    return (
+        plain(x, weight, bias, stride, dilation)
+        if is_scripting()
+        else _chosen(x, weight, bias, stride, dilation)
+    )
 
 
 def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
@@ -66,7 +73,8 @@ def _wanted(x: Tensor, weight: Tensor) -> bool:
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     on_cpu = x.device.type == "cpu" and ONEDNN
     traced = is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call]
-    forward = forward_ad._current_level >= 0  # torch.compile takes no function that says how it is derived in forward mode
+    # torch.compile takes no function that says how it is derived in forward mode
+    forward = forward_ad._current_level >= 0
     return learns and on_cpu and x.dim() == 4 and len(x) > 0 and not traced and not forward
 
 
@@ -75,14 +83,20 @@ def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilati
     if dtype == torch.bfloat16:
         return max(kernel // 2, stride, dilation) > 1 or min(shape[2:]) <= 2
     if dtype == torch.float32:
-        enough = shape.numel() * kernel**2 >= SMALL_WORK if stride == 1 else kernel > 5 or shape[1:].numel() >= SMALL_MAP
+        enough = (
+            shape.numel() * kernel**2 >= SMALL_WORK
+            if stride == 1
+            else kernel > 5 or shape[1:].numel() >= SMALL_MAP
+        )
         return dilation > 1 or (kernel > 3 and enough)
     return False
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
     """PyTorch's own."""
-    return functional.conv2d(x, weight, bias, stride, weight.shape[-1] // 2 * dilation, dilation, weight.shape[0])
+    return functional.conv2d(
+        x, weight, bias, stride, weight.shape[-1] // 2 * dilation, dilation, weight.shape[0]
+    )
 
 
 class Depthwise(torch.autograd.Function):
@@ -109,7 +123,8 @@ class Depthwise(torch.autograd.Function):
         """The gradients of x, weight and bias, themselves differentiable."""
         x, weight = ctx.saved_tensors
         if not (grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last)):
-            grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # that of a mean has no memory of its own
+            # that of a mean has no memory of its own
+            grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         return (
             input_gradient(grad, x, weight, ctx.stride, ctx.dilation) if for_x else None,
@@ -121,7 +136,9 @@ class Depthwise(torch.autograd.Function):
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """The gradient of x: a convolution of the output's with the mirrored kernel, between whose values a stride puts zeros."""
+    """The gradient of x: a convolution of the output's with the mirrored kernel, between whose values a
+    stride puts zeros.
+    """
     if stride > 1 and x.dtype != torch.bfloat16:
         return _aten(grad, x, weight, stride, dilation, of_x=True)
     if stride > 1:
@@ -136,7 +153,7 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """The gradient of the weight, (C, 1, k, k): by oneDNN for small kernels, else a convolution of x with the output's gradient."""
+    """The weight's gradient, (C, 1, k, k): oneDNN's for small kernels, else x convolved with the output's."""
     kernel, size = weight.shape[-1], x.shape[-2:]
     if kernel <= 3 and dilation == 1 and min(size) > 2:
         return _aten(grad, x, weight, stride, dilation, of_x=False)
@@ -159,16 +176,20 @@ def _aten(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, o
     """PyTorch's own gradient of x, or else of the weight."""
     pad, groups = weight.shape[-1] // 2 * dilation, weight.shape[0]
     sizes = [stride] * 2, [pad] * 2, [dilation] * 2
-    gradients = torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes, False, [0, 0], groups, [of_x, not of_x, False])
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, *sizes, False, [0, 0], groups, [of_x, not of_x, False]
+    )
     result: Tensor = gradients[0 if of_x else 1]
     return result
 
 
 def correlate_images(grad: Tensor, x: Tensor, stride: int, dilation: int, padding: list[int]) -> Tensor:
-    """The sum over all images of x convolved with `grad` as its kernel, an image at a time: (C, k, k), or larger."""
+    """The sum over images, one at a time, of x convolved with `grad` as its kernel: (C, k, k), or larger."""
     channels = x.shape[1]
     parts = [
-        functional.conv2d(x[image : image + 1], grad[image].unsqueeze(1), None, dilation, padding, stride, channels)
+        functional.conv2d(
+            x[image : image + 1], grad[image].unsqueeze(1), None, dilation, padding, stride, channels
+        )
         for image in range(len(x))
     ]
     return torch.cat(parts).sum(0)
@@ -180,13 +201,17 @@ def correlate_batch(grad: Tensor, x: Tensor, stride: int, dilation: int, padding
     if stride == dilation == 1:
         x, grad = (tensor.reshape(1, images * channels, *tensor.shape[2:]) for tensor in (x, grad))
     else:  # oneDNN wants channels last for strides
-        x, grad = (tensor.permute(2, 3, 0, 1).flatten(2).unsqueeze(0).permute(0, 3, 1, 2) for tensor in (x, grad))
+        x, grad = (
+            tensor.permute(2, 3, 0, 1).flatten(2).unsqueeze(0).permute(0, 3, 1, 2) for tensor in (x, grad)
+        )
     parts = functional.conv2d(x, grad.transpose(0, 1), None, dilation, padding, stride, images * channels)
     return parts.view(images, channels, *parts.shape[2:]).sum(0)
 
 
 def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """conv2d with stride 1 without the weights that see nothing but padding, and with a dilated one as many that are not."""
+    """conv2d with stride 1 without the weights that see nothing but padding, and with a dilated one as many
+    that are not.
+    """
     kernel, size = weight.shape[-1], x.shape[-2:]
     rows, columns = (max(kernel // 2 - (length - 1) // dilation, 0) for length in size)
     if rows or columns:
@@ -198,7 +223,9 @@ def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
 
 
 def split(x: Tensor, step: int) -> Tensor:
-    """Every `step`-th row and column as images of their own: (N, C, H, W) -> (step * step * N, C, ceil(H / step), ceil(W / step))."""
+    """Every `step`-th row and column as images of their own: (N, C, H, W) -> (step * step * N, C, ceil(H /
+    step), ceil(W / step)).
+    """
     images, channels, height, width = x.shape
     rows, columns = -(-height // step), -(-width // step)
     padded = functional.pad(x, (0, columns * step - width, 0, rows * step - height)).permute(0, 2, 3, 1)
@@ -210,7 +237,11 @@ def merged(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
     """The x of `shape` of which `parts` is the `split`."""
     images, channels, height, width = shape
     rows, columns = parts.shape[2:]
-    whole = parts.permute(0, 2, 3, 1).reshape(step, step, images, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
+    whole = (
+        parts.permute(0, 2, 3, 1)
+        .reshape(step, step, images, rows, columns, channels)
+        .permute(2, 3, 0, 4, 1, 5)
+    )
     x = whole.reshape(images, rows * step, columns * step, channels)[:, :height, :width]
     return x.contiguous().permute(0, 3, 1, 2)  # vmap cannot be asked for channels_last
 

@@ -1,4 +1,4 @@
-"""Every kind of layer: what it is called, what it costs, how it is built. torch is imported only when one is built."""
+"""Every kind of layer: its name, its cost, how it is built; torch is imported only when one is built."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Op:
-    """One layer of a plan, fully decided: `c_in` and `c_out` are channels, `kernel` and `stride` are pixels."""
+    """One layer of a plan, fully decided: `c_in` and `c_out` are channels, `kernel` and `stride` pixels."""
 
     name: str
     kind: str
@@ -32,7 +32,10 @@ class Op:
 
 
 class Layer:
-    """A kind of layer. `role` says where a spec may use it; the defaults describe a layer without parameters."""
+    """A kind of layer.
+
+    `role` says where a spec may use it; the defaults describe a layer without parameters.
+    """
 
     role: str = ""
 
@@ -100,16 +103,21 @@ DILATED = Conv(depthwise=True, dilation=3)
 
 
 class MultiScale(Layer):
-    """Depthwise convolutions at three scales: 3x3, k x k and k x k with dilation 3, on 1/4, 1/2 and 1/4 of the channels."""
+    """Depthwise convolutions on 1/4, 1/2 and 1/4 of the channels: 3x3, k x k, and k x k with dilation 3."""
 
     role = "spatial"
 
     def branches(self, op: Op) -> list[tuple[Conv, Op]]:
         """The three convolutions, each with the channels that it works on."""
         quarter = op.c_in // 4
-        scales = [(DEPTHWISE, quarter, 3), (DEPTHWISE, op.c_in - 2 * quarter, op.kernel), (DILATED, quarter, op.kernel)]
+        scales = [
+            (DEPTHWISE, quarter, 3),
+            (DEPTHWISE, op.c_in - 2 * quarter, op.kernel),
+            (DILATED, quarter, op.kernel),
+        ]
         return [
-            (conv, Op(op.name, op.kind, channels, channels, kernel, op.stride, kernel // 2, op.bias)) for conv, channels, kernel in scales
+            (conv, Op(op.name, op.kind, channels, channels, kernel, op.stride, kernel // 2, op.bias))
+            for conv, channels, kernel in scales
         ]
 
     def label(self, op: Op, width: int) -> str:

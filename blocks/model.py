@@ -1,6 +1,9 @@
-"""A network built from its plan, with the methods and attributes that timm gives its models, and its initialisation."""
+"""A network built from its plan, with the methods and attributes that timm gives its models, and its
+initialisation.
+"""
 
-# Without postponed annotations: torch.fx hands those of `forward` on to TorchScript, which needs the types themselves.
+# Without postponed annotations: torch.fx hands those of `forward` on to TorchScript, which needs the types
+# themselves.
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +48,9 @@ class Network(nn.Module):
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From the last stage's map to the logits, or with `pre_logits` to the vector that the classifier is given."""
+        """From the last stage's map to the logits, or with `pre_logits` to the vector that the classifier is
+        given.
+        """
         x = self.head_norm(self.global_pool(x))
         if self.global_pool.pool_type != "":
             x = x.flatten(1)
@@ -64,9 +69,11 @@ class Network(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map that was computed, and the maps after the stages in `indices`: all for None, the last n for an int.
+        """The last map that was computed, and the maps after the stages in `indices`: all for None, the last
+        n for an int.
 
-        `norm` changes nothing, for the last norm follows the pool. `stop_early` computes no further than the maps need.
+        `norm` changes nothing, for the last norm follows the pool. `stop_early` computes no further than the
+        maps need.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"feature maps are NCHW, not {output_fmt}")
@@ -79,8 +86,11 @@ class Network(nn.Module):
                 maps.append(x)
         return maps if intermediates_only else (x, maps)
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
-        """Drops the stages that the maps after those in `indices` do not need, and the head, which fits the last stage only.
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages that the maps after those in `indices` do not need, and the head, which fits the
+        last stage only.
 
         Returns the stages of these maps, counted from the first.
         """
@@ -101,7 +111,8 @@ class Network(nn.Module):
         return self.head.get_submodule("classifier")
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier, none for 0 classes; `global_pool` is one of POOLS, '' for none, or None to leave the pool as it is.
+        """A fresh classifier, none for 0 classes; `global_pool` is one of POOLS, '' for none, or None to
+        leave the pool as it is.
 
         ValueError for an unknown pool, and for classes without one.
         """
@@ -109,7 +120,10 @@ class Network(nn.Module):
         if pool:
             one_of("global pool", pool, POOLS)
         elif num_classes:
-            raise ValueError(f"a classifier needs a pooled vector: choose a global pool of {', '.join(POOLS)}, or 0 classes")
+            raise ValueError(
+                f"a classifier needs a pooled vector: choose a global pool of {', '.join(POOLS)}, or 0"
+                " classes"
+            )
         self.num_classes = num_classes
         self.global_pool = build_pool(pool)
         classifier = Op("classifier", "linear", self.num_features, num_classes, bias=True)
@@ -124,14 +138,17 @@ class Network(nn.Module):
                 module.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns for groups of parameters by depth: the stem, each block (`coarse`: stage), and all the rest, the head."""
+        """timm's patterns for groups of parameters by depth: the stem, each block (`coarse`: stage), and all
+        the rest, the head.
+        """
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
 
 def build_pool(kind: str) -> SelectAdaptivePool2d:
     """timm's global pool, (N, C, H, W) -> (N, C, 1, 1); `kind` is one of POOLS, or '' for none."""
-    # A plain mean, the same bit for bit: Inductor of PyTorch 2.9 to 2.11 gives nn.AdaptiveAvgPool2d before a LayerNorm2d no gradient.
+    # A plain mean, the same bit for bit: Inductor of PyTorch 2.9 to 2.11 gives nn.AdaptiveAvgPool2d before a
+    # LayerNorm2d no gradient.
     pool = SelectAdaptivePool2d(pool_type="fastavg" if kind == "avg" else kind)
     pool.pool_type = kind
     return pool
@@ -140,13 +157,19 @@ def build_pool(kind: str) -> SelectAdaptivePool2d:
 def _feature_info(spec: ModelSpec) -> list[dict[str, Any]]:
     """The channels, the stride and the module of each stage's map, by timm's names for them."""
     return [
-        {"num_chs": spec.block.out * spec.stage_width(stage), "reduction": spec.stem.stride << stage, "module": f"stages.{stage}"}
+        {
+            "num_chs": spec.block.out * spec.stage_width(stage),
+            "reduction": spec.stem.stride << stage,
+            "module": f"stages.{stage}",
+        }
         for stage in range(len(spec.depths))
     ]
 
 
 def _places(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """`indices` as places among `count` stages: all for None, the last n for an int; IndexError if there is no such stage."""
+    """`indices` as places among `count` stages: all for None, the last n for an int; IndexError if there is
+    no such stage.
+    """
     stages = list(range(count))
     if indices is None:
         return stages

@@ -1,4 +1,6 @@
-"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU for channels last, and blocks that are recomputed."""
+"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU for channels last, and
+blocks that are recomputed.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,24 @@ torch.fx.wrap("gelu")
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """block(x), whose intermediate results are computed again on the way back instead of kept."""
     result: Tensor
-    if torch.compiler.is_compiling():  # a compiled graph writes to a buffer once however often it computes the value
+    # a compiled graph writes to a buffer once however often it computes the value
+    if torch.compiler.is_compiling():
         result = checkpoint(block, x, use_reentrant=False)
     else:
-        result = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), spared_buffers(block)))
+        result = checkpoint(
+            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), spared_buffers(block))
+        )
     return result
 
 
 @contextmanager
 def spared_buffers(block: nn.Module) -> Iterator[None]:
-    """Leaves the buffers of `block` as they are, for running statistics must not count a batch a second time."""
-    buffers = [(module, name, buffer) for module in block.modules() for name, buffer in module.named_buffers(recurse=False)]
+    """Leaves the buffers of `block` as they are, for running statistics must not count a batch twice."""
+    buffers = [
+        (module, name, buffer)
+        for module in block.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     for module, name, buffer in buffers:
         setattr(module, name, buffer.clone())
     try:

@@ -1,4 +1,4 @@
-"""From a spec to an ordered list of layers: every channel, stride and bias is decided here, in plain Python."""
+"""From a spec to an ordered list of layers: all channels, strides and biases are decided in plain Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ class ModelPlan:
     classifier: Op
 
 
-def _conv(name: str, kind: str, c_in: int, c_out: int, *, bias: bool, kernel: int = 1, stride: int = 1, padding: int | None = None) -> Op:
+def _conv(
+    name: str,
+    kind: str,
+    c_in: int,
+    c_out: int,
+    *,
+    bias: bool,
+    kernel: int = 1,
+    stride: int = 1,
+    padding: int | None = None,
+) -> Op:
     return Op(name, kind, c_in, c_out, kernel, stride, kernel // 2 if padding is None else padding, bias)
 
 
@@ -31,15 +41,16 @@ def _norm(name: str, kind: str, channels: int) -> Op:
 
 
 def _biased(spec: BlockSpec) -> bool:
-    """BN follows, or once followed, each convolution of a block and absorbs its bias; other norms leave it one."""
+    """BN follows, or once followed, each convolution of a block and absorbs its bias; other norms do not."""
     return spec.norm.kind != "bn"
 
 
 def plan_block(spec: BlockSpec, c_in: int, width: int, stride: int) -> tuple[Op, ...]:
-    """The layers of one block in order, named `path.place`: first the body's, then the shortcut's, then what follows the sum.
+    """The layers of one block in order, named `path.place`: first the body's, then the shortcut's, then what
+    follows the sum.
 
-    `c_in` and `width` are channels; `stride` sits on the spatial convolution (ResNet v1.5). The shortcut has layers
-    only where the block changes the shape; an empty path is an identity.
+    `c_in` and `width` are channels; `stride` sits on the spatial convolution (ResNet v1.5). The shortcut has
+    layers only where the block changes the shape; an empty path is an identity.
     """
     body = list(_plan_body(spec, c_in, width, stride))
     c_out = body[-1].c_out
@@ -60,7 +71,15 @@ def _plan_body(spec: BlockSpec, c_in: int, width: int, stride: int) -> Iterator[
     for place in spec.order:
         name = f"{BODY}.{place}"
         if place == "spatial":
-            op = _conv(name, spec.spatial.kind, channels, channels, kernel=spec.spatial.kernel, stride=stride, bias=bias)
+            op = _conv(
+                name,
+                spec.spatial.kind,
+                channels,
+                channels,
+                kernel=spec.spatial.kernel,
+                stride=stride,
+                bias=bias,
+            )
         else:
             factor = spec.hidden if place == "pw1" else spec.out
             op = _conv(name, "pointwise", channels, factor * width, bias=bias)
@@ -85,7 +104,15 @@ def _plan_stem(stem: StemSpec, block: BlockSpec, c_in: int, width: int) -> Itera
     if stem.kind == "patchify":
         yield _conv("conv", "conv", c_in, width, kernel=stem.stride, stride=stem.stride, padding=0, bias=True)
     else:
-        yield _conv("conv", "conv", c_in, width, kernel=7, stride=stem.stride // 2, bias=_biased(block) or not stem.norm)
+        yield _conv(
+            "conv",
+            "conv",
+            c_in,
+            width,
+            kernel=7,
+            stride=stem.stride // 2,
+            bias=_biased(block) or not stem.norm,
+        )
     if stem.norm:
         yield _norm("norm", block.norm.kind, width)
     if stem.kind == "resnet":

@@ -1,4 +1,6 @@
-"""The modules that a plan is built into: layers in a row, the residual block, and the stage of blocks at one resolution."""
+"""The modules that a plan is built into: layers in a row, the residual block, and the stage of blocks at one
+resolution.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def build_layers(ops: Iterable[Op]) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """after(shortcut(x) + drop_path(body(x))); x is (N, C, H, W), `drop_path` the rate of dropping the body per sample."""
+    """after(shortcut(x) + drop_path(body(x))); x is (N, C, H, W), `drop_path` the rate of dropping the body
+    per sample.
+    """
 
     def __init__(self, plan: Sequence[Op], drop_path: float) -> None:
         super().__init__()
@@ -36,12 +40,19 @@ class Residual(nn.Module):
 
 
 class Stage(nn.Module):
-    """blocks(downsample(x)); `drop_paths` are the blocks' rates. `grad_checkpointing` saves memory in training, for time."""
+    """blocks(downsample(x)); `drop_paths` are the blocks' rates.
 
-    def __init__(self, downsample: Sequence[Op], blocks: Sequence[Sequence[Op]], drop_paths: Iterable[float]) -> None:
+    `grad_checkpointing` saves memory in training, for time.
+    """
+
+    def __init__(
+        self, downsample: Sequence[Op], blocks: Sequence[Sequence[Op]], drop_paths: Iterable[float]
+    ) -> None:
         super().__init__()
         # the blocks draw their weights first, as in the networks of all runs so far
-        residuals = nn.Sequential(*(Residual(block, rate) for block, rate in zip(blocks, drop_paths, strict=True)))
+        residuals = nn.Sequential(
+            *(Residual(block, rate) for block, rate in zip(blocks, drop_paths, strict=True))
+        )
         self.downsample = build_layers(downsample)
         self.blocks = residuals
         self.grad_checkpointing = False

@@ -62,7 +62,9 @@ class ActSpec(Spec):
 
 
 class BlockSpec(Spec):
-    """A residual block: the order of its three convolutions, their channels in stage widths, and what follows each."""
+    """A residual block: the order of its three convolutions, their channels in stage widths, and what follows
+    each.
+    """
 
     order: tuple[Conv, Conv, Conv]
     hidden: Count
@@ -82,7 +84,9 @@ class BlockSpec(Spec):
 
 
 class StemSpec(Spec):
-    """The first layers: `resnet` is convolution, activation and max pool; `patchify` one convolution without overlap."""
+    """The first layers: `resnet` is convolution, activation and max pool; `patchify` one convolution without
+    overlap.
+    """
 
     kind: Literal["resnet", "patchify"]
     stride: Annotated[int, Field(ge=2)]
@@ -91,12 +95,17 @@ class StemSpec(Spec):
     @model_validator(mode="after")
     def _check_stride(self) -> Self:
         if self.kind == "resnet" and self.stride % 2:
-            raise ValueError(f"the max pool of a resnet stem halves the image, so its stride must be even, not {self.stride}")
+            raise ValueError(
+                "the max pool of a resnet stem halves the image, so its stride must be even, not"
+                f" {self.stride}"
+            )
         return self
 
 
 class ModelSpec(Spec):
-    """A whole network for square images of `in_chans` channels; stage i has `width * width_mult * 2**i` channels."""
+    """A whole network for square images of `in_chans` channels; stage i has `width * width_mult * 2**i`
+    channels.
+    """
 
     in_chans: Count
     num_classes: Count
@@ -114,13 +123,19 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _check_width(self) -> Self:
         if self.stage_width(0) < 4:
-            raise ValueError(f"width {self.width} x {self.width_mult} leaves {self.stage_width(0)} channels; 4 are the least")
+            raise ValueError(
+                f"width {self.width} x {self.width_mult} leaves {self.stage_width(0)} channels; 4 are the"
+                " least"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_downsample(self) -> Self:
         if not self.downsample_norm and self.downsample == "block":
-            raise ValueError("downsample_norm false has no meaning while downsample is block, which has no norm of its own between stages")
+            raise ValueError(
+                "downsample_norm false has no meaning while downsample is block, which has no norm of its own"
+                " between stages"
+            )
         return self
 
     def stage_width(self, stage: int) -> int:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: "; did you mean 'relu'?", or nothing where no known name is near."""
+    """The end of a sentence about an unknown name: "; did you mean 'relu'?", or nothing where no known name
+    is near.
+    """
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""

@@ -27,18 +27,27 @@ SCRIPTS: dict[str, tuple[Any, str]] = {  # each is a file of its own in a checko
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     name = Path(sys.argv[0]).name
-    options = Parser(prog="python -m roadmap" if name == "__main__.py" else name, description="The ConvNeXt modernization roadmap.")
+    options = Parser(
+        prog="python -m roadmap" if name == "__main__.py" else name,
+        description="The ConvNeXt modernization roadmap.",
+    )
     commands = options.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for script, (module, help_text) in SCRIPTS.items():
         its = module.parser()
         how = {"help": help_text, "description": its.description, "conflict_handler": "resolve"}
         commands.add_parser(script, parents=[its], add_help=False, **how)
-    steps = commands.add_parser("steps", help="the tree of steps, what each changes, and its block as a sentence")
+    steps = commands.add_parser(
+        "steps", help="the tree of steps, what each changes, and its block as a sentence"
+    )
     add_roadmap_options(steps)
-    check = commands.add_parser("verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong")
+    check = commands.add_parser(
+        "verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong"
+    )
     add_roadmap_options(check)
     check.add_argument("--all", action="store_true", help="all roadmaps of the file")
-    explain = commands.add_parser("explain", help="the resolved configuration of a step, and who set each value")
+    explain = commands.add_parser(
+        "explain", help="the resolved configuration of a step, and who set each value"
+    )
     explain.add_argument("step", metavar="STEP")
     add_config_options(explain)
     diff = commands.add_parser("diff", help="the values in which two steps differ")
@@ -47,17 +56,27 @@ def parser() -> argparse.ArgumentParser:
     add_config_options(diff)
     schema = commands.add_parser("schema", help="the JSON Schema of steps files, for completion in an editor")
     schema.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
-    weights = commands.add_parser("weights", help="whether a file of weights fits a step's network; exit code 1 if not")
+    weights = commands.add_parser(
+        "weights", help="whether a file of weights fits a step's network; exit code 1 if not"
+    )
     weights.add_argument("step", metavar="STEP")
-    weights.add_argument("source", metavar="FILE", help="a path or URL: ours, timm's or the original repository's names")
+    weights.add_argument(
+        "source", metavar="FILE", help="a path or URL: ours, timm's or the original repository's names"
+    )
     add_config_options(weights)
     export = commands.add_parser("export", help="write a run's weights as a file that timm loads")
     export.add_argument("run_dir", type=Path, metavar="RUN", help="the run's directory")
     export.add_argument("out", type=Path, metavar="FILE", help="the file, .safetensors or .pth")
     add_kind_options(export)
-    export.add_argument("--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)")
-    add_bench_options(commands.add_parser("bench", help="throughput, memory and share of the device's peak of every step"))
-    add_prepare_options(commands.add_parser("prepare", help="write an image folder as tar shards of smaller images"))
+    export.add_argument(
+        "--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)"
+    )
+    add_bench_options(
+        commands.add_parser("bench", help="throughput, memory and share of the device's peak of every step")
+    )
+    add_prepare_options(
+        commands.add_parser("prepare", help="write an image folder as tar shards of smaller images")
+    )
     return options
 
 

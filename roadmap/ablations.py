@@ -1,4 +1,5 @@
-"""Other readings of a roadmap's deltas than the path, each a roadmap itself, so that all that takes a roadmap takes an ablation.
+"""Other readings of a roadmap's deltas than the path, each a roadmap itself, so that all that takes a roadmap
+takes an ablation.
 
 leave-one-out[:STEP]   the last step of the path, or STEP, without each of its deltas
 one-at-a-time[:STEP]   the first step with each of those deltas alone
@@ -22,18 +23,28 @@ LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
 Variant = tuple[str, str, str | None]  # id, title, the parent's id
 
 
-def ablate(roadmap: Roadmap, ablation: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Roadmap:
-    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own. ConfigError if unknown.
+def ablate(
+    roadmap: Roadmap, ablation: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Roadmap:
+    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own.
+
+    ConfigError if unknown.
 
     Which combinations are the same can depend on the profile and the overrides that they are to be run with.
     """
     kind, _, argument = ablation.partition(":")
     if kind == ORDER and re.fullmatch(r"0|[1-9]\d{0,8}", argument, re.ASCII):
-        variants, title = _shuffle(roadmap, int(argument)), f"{roadmap.title}, the changes in random order {int(argument)}"
+        variants, title = (
+            _shuffle(roadmap, int(argument)),
+            f"{roadmap.title}, the changes in random order {int(argument)}",
+        )
     elif end := end_of(roadmap, ablation):
         root, *deltas = roadmap.lineage(end)
         if kind == LEAVE_ONE_OUT:
-            variants, title = _leave_out(roadmap.tree[end], deltas), f"{roadmap.tree[end].title} without each change"
+            variants, title = (
+                _leave_out(roadmap.tree[end], deltas),
+                f"{roadmap.tree[end].title} without each change",
+            )
         else:
             variants, title = _add_alone(root, deltas), f"{root.title} with each change alone"
     else:
@@ -43,7 +54,10 @@ def ablate(roadmap: Roadmap, ablation: str, *, profile: str | None = None, overr
 
 
 def end_of(roadmap: Roadmap, ablation: str) -> str | None:
-    """The step whose changes an ablation leaves out or adds one at a time; None for others. ConfigError if there is no such step."""
+    """The step whose changes an ablation leaves out or adds one at a time; None for others.
+
+    ConfigError if there is no such step.
+    """
     kind, colon, argument = ablation.partition(":")
     if kind not in (LEAVE_ONE_OUT, ONE_AT_A_TIME) or (colon and not argument):
         return None
@@ -75,7 +89,9 @@ def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
         before = name
 
 
-def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, choices: dict[str, Any]) -> Roadmap:
+def _grow(
+    roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, choices: dict[str, Any]
+) -> Roadmap:
     """The tree of the variants that are networks of their own, each as a change of its parent."""
     known = {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}
     tree: dict[str, Delta] = {}
@@ -85,24 +101,38 @@ def _grow(roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, 
         try:
             resolve(roadmap, name, **choices)
         except ConfigError as error:
-            notes.append(f"{name} is not possible: {'; '.join(problem.message for problem in error.problems)}.")
+            notes.append(
+                f"{name} is not possible: {'; '.join(problem.message for problem in error.problems)}."
+            )
             kept[name] = kept.get(before or "", "")
             continue
         parent = kept.get(before or "")
         step = kept[name] = known.setdefault(_values(trace(roadmap, name, **choices)), name)
         if step in tree:
-            notes.append(f"{name} is the same network and recipe as {step}: other changes set the same values.")
+            notes.append(
+                f"{name} is the same network and recipe as {step}: other changes set the same values."
+            )
             continue
         settings = trace(roadmap, step)
-        own = settings if parent is None else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
+        own = (
+            settings
+            if parent is None
+            else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
+        )
         there = roadmap.tree.get(step)
-        tree[step] = Delta(step, words, parent, own, there.paper if there else None, there.counted if there else None)
+        tree[step] = Delta(
+            step, words, parent, own, there.paper if there else None, there.counted if there else None
+        )
     end = roadmap.trunk[-1]
     if ablation.startswith(ORDER) and kept[variants[-1][0]] != end:
-        notes.append(f"The last network is not {end}: some changes set the same values, and the later one wins.")
+        notes.append(
+            f"The last network is not {end}: some changes set the same values, and the later one wins."
+        )
     return replace(roadmap, title=title, tree=tree, ablation=ablation, notes=tuple(notes), whole=roadmap)
 
 
 def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:
-    """The leaves with their values, to compare configurations by: 1 and 1.0 are the same, 1 and true are not."""
-    return frozenset((path, isinstance(setting.value, bool), setting.value) for path, setting in settings.items())
+    """The leaves with their values, to compare configurations by: 1 and 1.0 are the same, 1 and true not."""
+    return frozenset(
+        (path, isinstance(setting.value, bool), setting.value) for path, setting in settings.items()
+    )

@@ -1,7 +1,8 @@
-"""How the images of an iteration are shared among processes and taken in turns, so that it is the same iteration on any number of them.
+"""How the images of an iteration are shared among processes and taken in turns, so that it is the same
+iteration on any number of them.
 
-A position is an image's place in the global batch. Groups of `group` successive positions are normalised by BN and mixed
-together; images 2k and 2k + 1 are a pair that mixup blends.
+A position is an image's place in the global batch. Groups of `group` successive positions are normalised by
+BN and mixed together; images 2k and 2k + 1 are a pair that mixup blends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from roadmap.strict_yaml import ConfigError, Problem
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one group that lie side by side in a micro-batch: its slice from `start` to `end`, at these `positions`."""
+    """Images of one group that lie side by side in a micro-batch: its slice from `start` to `end`, at these
+    `positions`.
+    """
 
     group: int
     start: int
@@ -45,12 +48,21 @@ class BatchPlan:
     def parts(self, rank: int, turn: int) -> Iterator[Part]:
         """What the micro-batch of a process in its `turn` is made of, in order.
 
-        If `paired`, a pair's images lie symmetrically to the middle of their part: timm's mixup blends a batch with itself reversed.
+        If `paired`, a pair's images lie symmetrically to the middle of their part: timm's mixup blends a
+        batch with itself reversed.
         """
-        first = (turn * self.world + rank) * self.micro if self.together else rank * self.share + turn * self.micro
+        first = (
+            (turn * self.world + rank) * self.micro
+            if self.together
+            else rank * self.share + turn * self.micro
+        )
         for group in range(first // self.group, (first + self.micro - 1) // self.group + 1):
             low, high = max(first, group * self.group), min(first + self.micro, (group + 1) * self.group)
-            positions = (*range(low, high, 2), *reversed(range(low + 1, high, 2))) if self.paired else tuple(range(low, high))
+            positions = (
+                (*range(low, high, 2), *reversed(range(low + 1, high, 2)))
+                if self.paired
+                else tuple(range(low, high))
+            )
             yield Part(group, low - first, high - first, positions)
 
     def positions(self, rank: int, turn: int) -> list[int]:
@@ -59,13 +71,17 @@ class BatchPlan:
 
 
 def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
-    """How `world` processes share the configuration's global batch; ConfigError says which value keeps them from it."""
+    """How `world` processes share the configuration's global batch; ConfigError says which value keeps them
+    from it.
+    """
     recipe, system = config.recipe, config.system
     group, share = recipe.group, recipe.global_batch // world
     bn = config.model.block.norm.kind == "bn"
 
     def refuse(message: str) -> ConfigError:
-        return ConfigError([Problem(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)])
+        return ConfigError(
+            [Problem(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)]
+        )
 
     if share * world != recipe.global_batch:
         raise refuse("does not divide evenly; choose a number of processes that divides it")
@@ -77,9 +93,14 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
         how = f"recipe.local_batch {group} is what BN is to see at once, and it would see {together}"
         fixes = [f"--set recipe.local_batch={together} makes that the recipe"]
         if share % group == 0:
-            fixes.append(f"--set system.micro_batch={group} --set system.sync_bn=false takes as many at a time")
+            fixes.append(
+                f"--set system.micro_batch={group} --set system.sync_bn=false takes as many at a time"
+            )
         elif not system.sync_bn and group % world == 0:
-            fixes.append(f"--set system.sync_bn=true --set system.micro_batch={group // world} has the processes share their statistics")
+            fixes.append(
+                f"--set system.sync_bn=true --set system.micro_batch={group // world} has the processes share"
+                " their statistics"
+            )
         raise refuse(f"{how}; {', or '.join(fixes)}")
     if recipe.mixes and micro % 2:
         raise refuse(f"has mixup pair the images of a micro-batch of {micro}; it must be even")

@@ -1,4 +1,6 @@
-"""The names of a network's classes in the order of its outputs, beside its weights: one per line of a text file, as timm has them."""
+"""The names of a network's classes in the order of its outputs, beside its weights: one per line of a text
+file, as timm has them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,15 @@ from roadmap.weight_files import refusal
 
 CLASS_MAP = "--class-map"
 WAY_OUT = (
-    "--class-map FILE matches classes by name: one name per line, in the order of the network's outputs; `export` writes it, "
-    "and for weights that were trained on a folder of classes so does `LC_ALL=C ls FOLDER > FILE`"
+    "--class-map FILE matches classes by name: one name per line, in the order of the network's outputs;"
+    " `export` writes it, and for weights that were trained on a folder of classes so does `LC_ALL=C ls"
+    " FOLDER > FILE`"
 )
 OTHER_ORDER = "%s has its classes in another order (%s) than the data (%s); they are matched by name"
 UNKNOWN_ORDER = (
-    "%s does not name its classes, and the order of the data's (%s) is that of torchvision and of this project, not timm's: "
-    "if it was trained elsewhere, its outputs may stand for other classes; a class map settles it"
+    "%s does not name its classes, and the order of the data's (%s) is that of torchvision and of this"
+    " project, not timm's: if it was trained elsewhere, its outputs may stand for other classes; a class map"
+    " settles it"
 )
 
 
@@ -27,7 +31,9 @@ def class_map_beside(weights: Path) -> Path:
 
 
 def to_class_map(names: Sequence[str]) -> str | None:
-    """The text of a class map; None for names that are not the same without the whitespace around them, or fill more than a line."""
+    """The text of a class map; None for names that are not the same without the whitespace around them, or
+    fill more than a line.
+    """
     if any(name.splitlines() != [name] or name.strip() != name for name in names):
         return None
     return "".join(f"{name}\n" for name in names)
@@ -57,7 +63,10 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
     """
     places = {name: output for output, name in enumerate(network)}
     if unknown := [name for name in data if name not in places]:
-        message = f"has no {'class' if len(unknown) == 1 else 'classes'} {some(unknown)} of the data, but {some(network)}"
+        message = (
+            f"has no {'class' if len(unknown) == 1 else 'classes'} {some(unknown)} of the data, but"
+            f" {some(network)}"
+        )
         hint = f"; {CLASS_MAP} FILE gives its classes other names, one per line in the order of the outputs"
         raise refusal(where, message + (hint if where != CLASS_MAP else ""))
     return [places[name] for name in data]
@@ -69,7 +78,9 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_ambiguous(names: Sequence[str]) -> bool:
-    """Whether folders of these names have another order for timm, where 2 comes before 10, than here and in torchvision."""
+    """Whether folders of these names have another order for timm, where 2 comes before 10, than here and in
+    torchvision.
+    """
     from timm.utils.misc import natural_key
 
     return sorted(names) == list(names) != sorted(names, key=natural_key)

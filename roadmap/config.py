@@ -22,21 +22,26 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 # Leaves that the first runs did not have, with what they did: they stay what they are.
 ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
-AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "system"})  # the fields before it, and after
+# the fields before it, and after
+AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "system"})
 
 
 class Recipe(Spec):
-    """How a network is trained: budget, optimisation, and what is done to images and labels. Times are epochs.
+    """How a network is trained: budget, optimisation, and what is done to images and labels.
 
-    An iteration takes `global_batch` images, however many devices share them. `lr` is quoted for a batch of `lr_batch` and
-    grows with the batch; `lr_scale` multiplies it further. The images of a `local_batch`, the paper's on one GPU, are
-    normalised together by BN, share one draw of mixup or cutmix, and are mixed among themselves; it is at most the global batch.
-    `layer_decay` multiplies the learning rate of each group of layers once more per group before the head; a group is a
-    stage, or up to three blocks. `init_digest` names the weights that training starts from, null for fresh ones;
-    `init_weights` chooses, where they come with their EMA, between the weights as they were trained, `raw`, and their `ema`.
-    `head_init_scale` multiplies a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop.
-    `pipeline: tensor` has torchvision decode and resize the training's images as uint8 tensors, and RandAugment run on the
-    device; the crops and flips are those of `pillow`, the pixels differ by rounding. Evaluation is Pillow's and timm's in both.
+    Times are epochs.
+
+    An iteration takes `global_batch` images, however many devices share them. `lr` is quoted for a batch of
+    `lr_batch` and grows with the batch; `lr_scale` multiplies it further. The images of a `local_batch`, the
+    paper's on one GPU, are normalised together by BN, share one draw of mixup or cutmix, and are mixed among
+    themselves; it is at most the global batch. `layer_decay` multiplies the learning rate of each group of
+    layers once more per group before the head; a group is a stage, or up to three blocks. `init_digest` names
+    the weights that training starts from, null for fresh ones; `init_weights` chooses, where they come with
+    their EMA, between the weights as they were trained, `raw`, and their `ema`. `head_init_scale` multiplies
+    a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop. `pipeline: tensor` has
+    torchvision decode and resize the training's images as uint8 tensors, and RandAugment run on the device;
+    the crops and flips are those of `pillow`, the pixels differ by rounding. Evaluation is Pillow's and
+    timm's in both.
     """
 
     epochs: Count
@@ -72,7 +77,9 @@ class Recipe(Spec):
     pipeline: Literal["pillow", "tensor"]
     crop_scale: tuple[Fraction, Fraction] | None
     hflip: Probability
-    randaugment: Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")] | None
+    randaugment: (
+        Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")] | None
+    )
     random_erasing: Probability
     erase_mode: Literal["const", "rand", "pixel"]
     train_interpolation: Interpolation
@@ -103,31 +110,48 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.global_batch % self.group:
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of local_batch {self.local_batch}")
+            raise ValueError(
+                f"global_batch {self.global_batch} is no multiple of local_batch {self.local_batch}"
+            )
         if self.mixes and self.group % 2:
-            raise ValueError(f"mixup and cutmix pair the images of a batch, so global_batch and local_batch must be even, not {self.group}")
+            raise ValueError(
+                "mixup and cutmix pair the images of a batch, so global_batch and local_batch must be even,"
+                f" not {self.group}"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
         if self.crop_scale is None and self.augments:
-            raise ValueError("crop_scale null trains on the evaluation's crop as it is; hflip must be 0 and randaugment null with it")
+            raise ValueError(
+                "crop_scale null trains on the evaluation's crop as it is; hflip must be 0 and randaugment"
+                " null with it"
+            )
         if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError(f"crop_scale runs from small to large, not from {self.crop_scale[0]:g} to {self.crop_scale[1]:g}")
+            raise ValueError(
+                f"crop_scale runs from small to large, not from {self.crop_scale[0]:g} to"
+                f" {self.crop_scale[1]:g}"
+            )
         return self
 
 
 class DataSpec(Spec):
     """What is learned from.
 
-    `dataset` is `folder` (a folder a class in each split), `shards` (tar files of WebDataset), `digits` (scikit-learn's),
-    `synthetic` (made up), a dataset string of timm's such as `torch/cifar10` or `hfds/cifar10`, or `custom/NAME` for Dataset
-    objects handed to `roadmap.train.train`. `train_split` and `val_split` name its splits, `shards` by a pattern of file
-    names such as `train-{0000..0127}.tar`. `classes` keeps those alone, by name, and numbers them as they are sorted.
-    `image_key` and `label_key` name the columns of a table, or the members of a shard, null for the usual ones.
-    `images` are how many `synthetic` makes for training and validation. `copies` belongs to `digits`: copies of each image;
+    `dataset` is `folder` (a folder a class in each split), `shards` (tar files of WebDataset), `digits`
+    (scikit-learn's), `synthetic` (made up), a dataset string of timm's such as `torch/cifar10` or
+    `hfds/cifar10`, or `custom/NAME` for Dataset objects handed to `roadmap.train.train`. `train_split` and
+    `val_split` name its splits, `shards` by a pattern of file names such as `train-{0000..0127}.tar`.
+    `classes` keeps those alone, by name, and numbers them as they are sorted. `image_key` and `label_key`
+    name the columns of a table, or the members of a shard, null for the usual ones. `images` are how many
+    `synthetic` makes for training and validation. `copies` belongs to `digits`: copies of each image;
     `noise`, to both, is the standard deviation of the Gaussian noise added, in units of the grey range.
     """
 
-    dataset: Annotated[str, StringConstraints(pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$")]
+    dataset: Annotated[
+        str,
+        StringConstraints(
+            pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$"
+        ),
+    ]
     train_split: str
     val_split: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None
@@ -142,16 +166,18 @@ class DataSpec(Spec):
 
 
 class SystemSpec(Spec):
-    """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names its hardware).
+    """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names
+    its hardware).
 
-    `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers` load data.
-    A device takes `micro_batch` images at a time, null for a local batch; the rest of its share is accumulated. `sync_bn`
-    spreads a local batch over all devices. `data_dir` is copied to `stage_dir` once a node before it is read; `download`
-    lets a dataset of torchvision fetch itself. Up to `corrupt_images` that cannot be read are left out, each named.
-    `compile` has PyTorch compile the network for training, after its gradients were compared with the eager network's on this
-    machine; `try` trains the eager network where they differ, and where nothing can be compiled.
-    `init_from` is the file or address of the weights to start from. A checkpoint is written after each epoch and whenever
-    `checkpoint_minutes` have passed since the last.
+    `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers`
+    load data. A device takes `micro_batch` images at a time, null for a local batch; the rest of its share is
+    accumulated. `sync_bn` spreads a local batch over all devices. `data_dir` is copied to `stage_dir` once a
+    node before it is read; `download` lets a dataset of torchvision fetch itself. Up to `corrupt_images` that
+    cannot be read are left out, each named. `compile` has PyTorch compile the network for training, after its
+    gradients were compared with the eager network's on this machine; `try` trains the eager network where
+    they differ, and where nothing can be compiled. `init_from` is the file or address of the weights to start
+    from. A checkpoint is written after each epoch and whenever `checkpoint_minutes` have passed since the
+    last.
     """
 
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -190,7 +216,9 @@ class RunConfig(Spec):
         for name in ("mean", "std"):
             given = len(getattr(self.data, name))
             if given != self.model.in_chans:
-                raise ValueError(f"data.{name} holds {given} values for model.in_chans = {self.model.in_chans}")
+                raise ValueError(
+                    f"data.{name} holds {given} values for model.in_chans = {self.model.in_chans}"
+                )
         try:
             complexity(self.model, self.data.image_size)
         except ValueError as error:
@@ -199,7 +227,9 @@ class RunConfig(Spec):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over all that can change a result, the seed apart: runs that share them may be averaged."""
+        """Eight hex digits over all that can change a result, the seed apart: runs that share them may be
+        averaged.
+        """
         sections = self.model_dump(mode="json", include={"model", "recipe", "data"})
         for section, key, before in ADDED:
             if sections[section][key] == before:
@@ -221,7 +251,10 @@ class RunConfig(Spec):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            problems = [Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {reason(e)}") for e in error.errors()]
+            problems = [
+                Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {reason(e)}")
+                for e in error.errors()
+            ]
             raise ConfigError(problems) from error
 
 

@@ -1,4 +1,6 @@
-"""Full and read-only disks, said in words: which file system lacks what, even where a library hides the system's error."""
+"""Full and read-only disks, said in words: which file system lacks what, even where a library hides the
+system's error.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ class DiskError(OSError):
     """A file cannot be written because of its file system: `strerror` says which one, and what it lacks."""
 
     def __str__(self) -> str:
-        return f"{relative(Path(self.filename))} cannot be written: {self.strerror}" if self.filename else str(self.strerror)
+        return (
+            f"{relative(Path(self.filename))} cannot be written: {self.strerror}"
+            if self.filename
+            else str(self.strerror)
+        )
 
 
 def megabytes(size: int) -> str:
@@ -39,21 +45,26 @@ def file_system(path: Path) -> Path:
 
 
 def free_space(path: Path) -> int:
-    """The bytes that this user may add to the file system of `path`; no system tells what quotas leave of them."""
+    """The bytes that this user may add to the file system of `path`; no system tells what quotas leave of
+    them.
+    """
     return shutil.disk_usage(file_system(path)).free
 
 
 def disk_error(error: BaseException, path: Path | None = None, needed: int | None = None) -> DiskError | None:
     """What `error` is where a file system is at fault, else None.
 
-    `path` is what was being written, by default the file that the error names, and `needed` the bytes that it was to have.
+    `path` is what was being written, by default the file that the error names, and `needed` the bytes that it
+    was to have.
     """
     beneath = system_error(error)
     if beneath is None or beneath.errno not in AT_FAULT:
         return None
     if isinstance(beneath, DiskError):
         return beneath
-    path = path or (Path(os.fsdecode(beneath.filename)) if isinstance(beneath.filename, str | bytes) else None)
+    path = path or (
+        Path(os.fsdecode(beneath.filename)) if isinstance(beneath.filename, str | bytes) else None
+    )
     if path is None:
         return DiskError(beneath.errno, beneath.strerror)
     return DiskError(beneath.errno, _lack(beneath.errno, file_system(path), needed), str(path))
@@ -65,7 +76,9 @@ def reason(error: OSError, path: Path, needed: int | None = None) -> str:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the system that `error` is or arose from: libraries raise their own, which say nothing of the cause."""
+    """The error of the system that `error` is or arose from: libraries raise their own, which say nothing of
+    the cause.
+    """
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno is not None:
@@ -88,10 +101,11 @@ def _lack(code: int, where: Path, needed: int | None) -> str:
 
 @contextmanager
 def explaining(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Raises a DiskError where `path`, of `needed` bytes, cannot be written for a full or read-only file system.
+    """Raises a DiskError where `path`, of `needed` bytes, cannot be written for a full or read-only file
+    system.
 
-    Any other error of the system's takes the place of the library's that hides it. To be put around the removal of what was
-    written, too, for what is free is told at the end.
+    Any other error of the system's takes the place of the library's that hides it. To be put around the
+    removal of what was written, too, for what is free is told at the end.
     """
     try:
         yield

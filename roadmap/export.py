@@ -1,4 +1,6 @@
-"""Our networks as timm's: which of its models they are, their weights under its names, and a run's weights as a file that it loads."""
+"""Our networks as timm's: which of its models they are, their weights under its names, and a run's weights as
+a file that it loads.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,18 @@ from roadmap.weights import DIALECTS
 
 # What timm's architectures are fixed to; other values may vary.
 TIMM = {
-    "ResNet": """
+    "ResNet": (
+        """
 stem: {kind: resnet, stride: 4, norm: true}
 block: {order: [pw1, spatial, pw2], hidden: 1, out: 4, spatial: {kind: conv, kernel: 3}, layer_scale: null}
 block.norm: {kind: bn, after: [pw1, spatial, pw2]}
 block.act.after: [pw1, spatial, sum]
 downsample: block
 head_norm: false
-""",
-    "ConvNeXt": """
+"""
+    ),
+    "ConvNeXt": (
+        """
 stem: {kind: patchify, stride: 4, norm: true}
 block: {order: [spatial, pw1, pw2], hidden: 4, out: 1, spatial.kind: depthwise}
 block.norm: {kind: ln, after: [spatial]}
@@ -41,7 +46,8 @@ block.act.after: [pw1]
 downsample: separate
 downsample_norm: true
 head_norm: true
-""",
+"""
+    ),
 }
 RESNETS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50",
@@ -85,12 +91,17 @@ def _architecture(spec: ModelSpec) -> str:
 
 
 def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """The name and keyword arguments with which `timm.create_model` makes this network, stochastic depth apart.
+    """The name and keyword arguments with which `timm.create_model` makes this network, stochastic depth
+    apart.
 
     ConfigError says which values stand in the way where timm has no such network.
     """
     depths, block = spec.depths, spec.block
-    wanted: dict[str, Any] = {"in_chans": spec.in_chans, "num_classes": spec.num_classes, "act_layer": block.act.kind}
+    wanted: dict[str, Any] = {
+        "in_chans": spec.in_chans,
+        "num_classes": spec.num_classes,
+        "act_layer": block.act.kind,
+    }
     usual: dict[str, Any] = {"in_chans": 3, "num_classes": 1000}
     if _architecture(spec) == "ResNet":
         name, other, size = RESNETS.get(depths), "resnet50", {"layers": depths}
@@ -100,7 +111,8 @@ def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         size = {"depths": depths, "dims": tuple(spec.stage_width(stage) for stage in range(4))}
         wanted |= {"kernel_sizes": block.spatial.kernel, "ls_init_value": block.layer_scale}
         usual |= {"act_layer": "gelu", "kernel_sizes": 7, "ls_init_value": 1e-6}
-        if block.layer_scale is None:  # create_model drops a None, but its second version has no layer scale anyway
+        # create_model drops a None, but its second version has no layer scale anyway
+        if block.layer_scale is None:
             name, other = None, "convnextv2_tiny"
             wanted["use_grn"], usual["use_grn"], usual["ls_init_value"] = False, True, None
     kwargs = {key: value for key, value in wanted.items() if value != usual[key]}
@@ -108,7 +120,7 @@ def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
 
 
 def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `timm_model(spec)` with the values of ours, in the same memory; ConfigError as there."""
+    """The state dict of `timm_model(spec)` with our values, in the same memory; ConfigError as there."""
     is_convnext = _architecture(spec) == "ConvNeXt"
     dialect = DIALECTS["timm_convnext" if is_convnext else "timm_resnet"]
     # the 1x1 convolutions of timm's ConvNeXt are linear layers
@@ -117,11 +129,12 @@ def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm", "ours"] = "timm") -> str:
-    """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load them.
+    """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load
+    them.
 
-    `ema` takes their EMA instead. The names of the classes go to a class map beside `out`, if the checkpoint has them.
-    ConfigError if there is no checkpoint, no EMA, no such network in timm, or no place for `out`, which ends in .safetensors,
-    .pth or .pt.
+    `ema` takes their EMA instead. The names of the classes go to a class map beside `out`, if the checkpoint
+    has them. ConfigError if there is no checkpoint, no EMA, no such network in timm, or no place for `out`,
+    which ends in .safetensors, .pth or .pt.
     """
     run = RunDir(run_dir)
     if out.suffix not in (".safetensors", ".pth", ".pt"):
@@ -129,7 +142,10 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     if not out.parent.is_dir():
         raise _error(relative(out), "cannot be written: its folder does not exist")
     if not run.config.is_file():
-        raise _error(relative(run.path), "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml")
+        raise _error(
+            relative(run.path),
+            "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml",
+        )
     spec = RunConfig.read(run.config).model
     model, kwargs = timm_model(spec) if names == "timm" else ("", {})
     checkpoint = Checkpoints(run.checkpoints).newest()
@@ -143,10 +159,22 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     classes: list[str] | None = checkpoint.get("data", {}).get("classes")
     with written(out):
         write_atomic(out, _safetensors(state, classes) if out.suffix == ".safetensors" else _pickled(state))
-    arguments = ", ".join([repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"])
-    loader = f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
-    other = "" if engine["ema"] is None else "; its weights are available with --raw" if ema else "; its EMA is available with --ema"
-    held = f"{relative(out)} holds the {'EMA' if ema else 'weights'} of iteration {engine['iteration']}{other}"
+    arguments = ", ".join(
+        [repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"]
+    )
+    loader = (
+        f"timm.create_model({arguments})" if model else f"roadmap.weights.load_weights(network, {str(out)!r})"
+    )
+    other = (
+        ""
+        if engine["ema"] is None
+        else "; its weights are available with --raw"
+        if ema
+        else "; its EMA is available with --ema"
+    )
+    held = (
+        f"{relative(out)} holds the {'EMA' if ema else 'weights'} of iteration {engine['iteration']}{other}"
+    )
     return f"{held}; {loader} loads it; {_write_classes(out, classes)}"
 
 
@@ -159,11 +187,16 @@ def _write_classes(out: Path, classes: list[str] | None) -> str:
         return "it has no class map, for a name of its classes is no line of text"
     with written(path):
         write_atomic(path, text)
-    return f"{relative(path)} names its {len(classes)} classes in the order of its outputs, for timm's --class-map and for --init-from"
+    return (
+        f"{relative(path)} names its {len(classes)} classes in the order of its outputs, for timm's"
+        " --class-map and for --init-from"
+    )
 
 
 def _safetensors(state: dict[str, Tensor], classes: list[str] | None) -> bytes:
-    return safetensors.torch.save(state, metadata={"classes": json.dumps(classes), "format": "pt"} if classes else None)
+    return safetensors.torch.save(
+        state, metadata={"classes": json.dumps(classes), "format": "pt"} if classes else None
+    )
 
 
 def _pickled(state: dict[str, Tensor]) -> bytes:

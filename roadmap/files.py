@@ -38,8 +38,8 @@ def written(path: Path) -> Iterator[None]:
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Sole right to what the file `path`, made if need be, stands for; it ends with the process that has it.
 
-    `waiting` is called before another process is waited for. OSError where the right cannot be had, for `path` cannot be
-    written or its file system has no locks, as some parallel ones.
+    `waiting` is called before another process is waited for. OSError where the right cannot be had, for
+    `path` cannot be written or its file system has no locks, as some parallel ones.
     """
     with path.open("ab") as file:  # NFS locks only what is open for writing, so no folder
         try:
@@ -50,7 +50,8 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile, which has the file, too
+            # closing is not enough if a process was forked meanwhile, which has the file, too
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def aside(path: Path) -> Path:
@@ -59,13 +60,17 @@ def aside(path: Path) -> Path:
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:
-    """What killed processes left in `folder` under names that `aside` gives for files whose name matches the regular expression `name`."""
+    """What killed processes left in `folder` under names that `aside` gives for files whose name matches the
+    regular expression `name`.
+    """
     pattern = re.compile(rf"\.(?:{name})\.[^/]+\.\d+\.tmp")
     return [path for path in folder.glob(".*.tmp") if pattern.fullmatch(path.name)]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Puts `content` at `path` whole or not at all; DiskError if the disk is full, and what was there before stays."""
+    """Puts `content` at `path` whole or not at all; DiskError if the disk is full, and what was there before
+    stays.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = aside(path)
@@ -79,7 +84,10 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def create_exclusive(path: Path, text: str) -> bool:
-    """Puts `text` at `path` only if nothing is there; False if something is. Exactly one of many callers wins, on NFS too."""
+    """Puts `text` at `path` only if nothing is there; False if something is.
+
+    Exactly one of many callers wins, on NFS too.
+    """
     temporary = aside(path)
     with explaining(path, len(text)):
         try:
@@ -95,7 +103,8 @@ def create_exclusive(path: Path, text: str) -> bool:
 
 def _write_synced(path: Path, content: str | bytes) -> None:
     with path.open("wb") as file:
-        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)  # names of files may be no text
+        # names of files may be no text
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -106,7 +115,10 @@ def write_json(path: Path, document: Any) -> None:
 
 
 class JsonLines:
-    """A log of one JSON object a line, which can be cut back to where a checkpoint saw it. DiskError where it cannot be written."""
+    """A log of one JSON object a line, which can be cut back to where a checkpoint saw it.
+
+    DiskError where it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

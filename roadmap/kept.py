@@ -1,4 +1,6 @@
-"""What takes seconds to work out and is always the same: kept in the user's cache folder, under all that decides it."""
+"""What takes seconds to work out and is always the same: kept in the user's cache folder, under all that
+decides it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ FOLDER = "convnext-roadmap"
 def kept(name: str, decided_by: str, make: Callable[[], str]) -> str:
     """What `make` returns, from the cache if it was made before with the same `decided_by`.
 
-    A file that is damaged, or was made from anything else, counts for nothing; where none can be written, nothing is kept.
+    A file that is damaged, or was made from anything else, counts for nothing; where none can be written,
+    nothing is kept.
     """
     path = cache_folder() / f"{name}-{sha256(decided_by.encode()).hexdigest()[:16]}"
     with suppress(OSError, ValueError):
@@ -37,7 +40,9 @@ def versions(packages: Iterable[str]) -> str:
 
 
 def cache_folder() -> Path:
-    """Where the user has programs keep what can be made again; a relative path in XDG_CACHE_HOME does not count, by its standard."""
+    """Where the user has programs keep what can be made again; a relative path in XDG_CACHE_HOME does not
+    count, by its standard.
+    """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path("~/.cache").expanduser()) / FOLDER
 

@@ -1,8 +1,9 @@
-"""Who owns a run: attempts/0001.json, 0002.json, ... are created exclusively, and the highest number is the owner.
+"""Who owns a run: attempts/0001.json, 0002.json, ... are created exclusively, and the highest number is the
+owner.
 
-An attempt is alive while its process is (seen from the same host) or while its file is being touched (from another).
-Taking over means creating the next number, so two can never both succeed, nothing is ever deleted, and an owner that was
-only asleep finds a higher number than its own and stops.
+An attempt is alive while its process is (seen from the same host) or while its file is being touched (from
+another). Taking over means creating the next number, so two can never both succeed, nothing is ever deleted,
+and an owner that was only asleep finds a higher number than its own and stops.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _place() -> str:
 def own_job() -> str | None:
     """The job that this process belongs to, as submitit names its logs; None if it was started by hand.
 
-    A task of an array is named by array and index: the last one has the array's id for its own, and Slurm takes that for all tasks.
+    A task of an array is named by array and index: the last one has the array's id for its own, and Slurm
+    takes that for all tasks.
     """
     known = os.environ
     if "SLURM_ARRAY_JOB_ID" in known and "SUBMITIT_LOCAL_JOB_ID" not in known:
@@ -96,7 +98,9 @@ def is_here(record: dict[str, Any]) -> bool:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, or None if there is none; tells a process from a later one with its id."""
+    """When a process started, in clock ticks since boot, or None if there is none; tells a process from a
+    later one with its id.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -112,7 +116,10 @@ def _process_start(pid: int) -> str | None:
 
 
 class Lease:
-    """Sole ownership of a run directory for the length of a `with` block. LeaseHeld if somebody else has it."""
+    """Sole ownership of a run directory for the length of a `with` block.
+
+    LeaseHeld if somebody else has it.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -127,7 +134,9 @@ class Lease:
             folder.mkdir(parents=True, exist_ok=True)
         files = attempts(self.run_dir)
         if files and _is_alive(files[-1], record := read_attempt(files[-1])):
-            raise LeaseHeld(f"{self.run_dir} is being worked on by process {record.get('pid')} on {record.get('host')}")
+            raise LeaseHeld(
+                f"{self.run_dir} is being worked on by process {record.get('pid')} on {record.get('host')}"
+            )
         number = int(files[-1].stem) + 1 if files else 1
         self.path = folder / f"{number:04d}.json"
         self.record: dict[str, Any] = {
@@ -145,15 +154,21 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._thread.join()
         if error is not None and self.outcome != "stopped":
             self.outcome = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             self.reason = f"{type(error).__name__}: {error}"
         try:
-            write_json(self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason})
-        except OSError as unwritten:  # no reason to hide what ended the attempt, or to call a run failed that is finished
+            write_json(
+                self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason}
+            )
+        except (
+            OSError
+        ) as unwritten:  # no reason to hide what ended the attempt, or to call a run failed that is finished
             logger.warning("the end of the attempt is not on record: %s", unwritten)
 
     def ensure(self) -> None:
@@ -163,7 +178,9 @@ class Lease:
             raise LeaseLost(f"{self.run_dir} was taken over by {self._successor()}")
 
     def saved(self, iteration: int) -> None:
-        """Puts on record what the attempt has saved: one that crashes without is tried again a few times only."""
+        """Puts on record what the attempt has saved: one that crashes without is tried again a few times
+        only.
+        """
         self.record["saved"] = iteration
         write_json(self.path, self.record)
 

@@ -14,9 +14,18 @@ from typing import Any
 
 from roadmap import ROOT
 
-KEPT = "snapshot-commit.txt"  # in a snapshot of the source: the commit that it was taken from, empty outside of git
+# in a snapshot of the source: the commit that it was taken from, empty outside of git
+KEPT = "snapshot-commit.txt"
 # As a hook of git's, or a tool of its, sets them for another repository
-ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_PREFIX"}
+ELSEWHERE = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_NAMESPACE",
+    "GIT_PREFIX",
+}
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -34,7 +43,8 @@ def commit() -> str | None:
     if kept.is_file():
         return kept.read_text(encoding="utf-8").strip() or None
     try:
-        _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))  # an installed package may lie in a repository of the user's
+        # an installed package may lie in a repository of the user's
+        _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +54,9 @@ def commit() -> str | None:
 def _git(*words: str) -> str:
     line = ["git", "-C", str(ROOT), *words]
     environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
-    done = subprocess.run(line, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30)
+    done = subprocess.run(
+        line, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=30
+    )
     return done.stdout.strip()
 
 

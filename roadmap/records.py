@@ -58,7 +58,7 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration; its `system` is what was asked for last, before the run was finished."""
+        """The resolved configuration; its `system` is what was asked for last, before the run finished."""
         return self.path / "config.yaml"
 
     @property
@@ -68,7 +68,7 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line: `train` records every few iterations, an `epoch` record after each evaluation."""
+        """A JSON object a line: `train` records every few iterations, `epoch` records after evaluations."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -83,7 +83,7 @@ class RunDir:
 
     @property
     def cancelled(self) -> Path:
-        """An empty file, there while no worker is to take the run: from its cancellation until it is submitted again."""
+        """An empty file that keeps workers off the run, from its cancellation until it is submitted again."""
         return self.path / "cancelled"
 
     def cancel(self) -> None:
@@ -96,15 +96,25 @@ class RunDir:
 
 
 def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
-    """Where a run with this configuration lives under `runs`; ConfigError if its step's id is too long for a folder."""
+    """Where a run of this configuration lives under `runs`; ConfigError if its step's id is too long."""
     if len(config.step) > LONGEST_ID:
-        message = f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step of your own"
+        message = (
+            f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step of"
+            " your own"
+        )
         raise ConfigError([Problem(f"'{config.step[:40]}…'", message)])
-    return RunDir(runs / config.roadmap / (config.profile or NO_PROFILE) / config.step / f"seed{config.seed}-{config.hash}")
+    return RunDir(
+        runs
+        / config.roadmap
+        / (config.profile or NO_PROFILE)
+        / config.step
+        / f"seed{config.seed}-{config.hash}"
+    )
 
 
 def prepare(runs: Path, config: RunConfig) -> RunDir:
-    """The run's directory, made if need be; its config.yaml holds `config`, which the next attempt trains, unless the run is finished.
+    """The run's directory, made if need be; its config.yaml holds `config`, which the next attempt trains,
+    unless the run is finished.
 
     ConfigError if the directory holds the run of another configuration, or cannot be written.
     """
@@ -115,7 +125,9 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
             write_atomic(run.config, config.to_yaml())
             return run
     except OSError as error:
-        raise ConfigError([Problem(relative(run.path), f"cannot be made: {reason(error, run.path)}")]) from error
+        raise ConfigError(
+            [Problem(relative(run.path), f"cannot be made: {reason(error, run.path)}")]
+        ) from error
     if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
         return run
     if check_config(run, config) != config and status(run).state not in FINISHED:
@@ -135,16 +147,29 @@ def _replace_config(run: RunDir, config: RunConfig) -> None:
     """Has the next attempt train `config`; one that is at work has read the file already."""
     made = run.config.stat().st_mtime_ns
     write_atomic(run.config, config.to_yaml())
-    os.utime(run.config, ns=(made, made))  # which stands for when the run was made: steps are listed in that order
+    # which stands for when the run was made: steps are listed in that order
+    os.utime(run.config, ns=(made, made))
 
 
 def check_config(run: RunDir, config: RunConfig) -> RunConfig:
-    """The configuration in the directory's config.yaml; ConfigError if it would give another result than `config`."""
+    """The configuration in the run's config.yaml; ConfigError if it gives another result than `config`."""
     there = RunConfig.read(run.config)
     if (there.hash, there.seed) != (config.hash, config.seed):
-        old, new = (_flat(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"})) for c in (there, config))
-        lines = [f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]]
-        raise ConfigError([Problem(relative(run.config), f"belongs to another configuration ({'; '.join(lines)}); move the folder away")])
+        old, new = (
+            _flat(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"}))
+            for c in (there, config)
+        )
+        lines = [
+            f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]
+        ]
+        raise ConfigError(
+            [
+                Problem(
+                    relative(run.config),
+                    f"belongs to another configuration ({'; '.join(lines)}); move the folder away",
+                )
+            ]
+        )
     return there
 
 
@@ -156,7 +181,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_result(run: RunDir) -> Result | None:
-    """The run's result, None while there is none; DamagedResult if the file is empty, torn or another run's, NewerResult if it is newer."""
+    """The run's result, None while there is none; DamagedResult if the file is empty, torn or another run's,
+    NewerResult if it is newer.
+    """
     try:
         content = run.result.read_bytes()
     except FileNotFoundError:
@@ -165,13 +192,17 @@ def read_result(run: RunDir) -> Result | None:
         raise DamagedResult(f"{run.name}/result.json cannot be read: {error.strerror}") from error
     result = parse_result(f"{run.name}/result.json", content)
     if (result.step, result.seed, result.hash) != (run.step, run.seed, run.hash):
-        raise DamagedResult(f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}")
+        raise DamagedResult(
+            f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}"
+        )
     return result
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands. `record` is the last line of its metrics, `owner` the attempt that is at work on it.
+    """Where a run stands.
+
+    `record` is the last line of its metrics, `owner` the attempt that is at work on it.
 
     `why` says what went wrong, if anything did.
     """
@@ -187,9 +218,9 @@ class Status:
 def status(run: RunDir) -> Status:
     """Where a run stands, read from its files alone.
 
-    `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones ended with an error.
-    `cancelled` ones are left alone until they are submitted again, however far they are.
-    `newer` ones have a result that only a later version can read; like finished ones, they are not to be trained again.
+    `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones
+    ended with an error. `cancelled` ones are left alone until they are submitted again, however far they are.
+    `newer` ones have a result that only a later version can read; they, too, are not trained again.
     """
     why = None
     try:
@@ -207,7 +238,8 @@ def status(run: RunDir) -> Status:
     files = attempts(run.path)
     last = read_attempt(files[-1]) if files else {}
     with suppress(FileNotFoundError):
-        if run.cancelled in run.path.iterdir():  # asked for it by name, NFS may go on saying that it is not there
+        # asked for it by name, NFS may go on saying that it is not there
+        if run.cancelled in run.path.iterdir():
             return Status(run, "cancelled", None, record, why or last.get("reason"))
     if not files:
         return Status(run, "pending", None, record, why)
@@ -227,22 +259,29 @@ def find_runs(root: Path) -> list[RunDir]:
         return [RunDir(path) for path in sorted(map(Path, _run_folders(str(tree))))]
     except OSError as error:
         where = relative(Path(error.filename or root))
-        raise ConfigError([Problem(where, f"cannot be read as a folder of runs: {error.strerror}")]) from error
+        raise ConfigError(
+            [Problem(where, f"cannot be read as a folder of runs: {error.strerror}")]
+        ) from error
 
 
 def run_tree(root: Path) -> Path:
-    """The absolute path of a folder of runs, without '..' and with its links, for the names of runs are parts of their paths."""
+    """The absolute path of a folder of runs, without '..' and with its links, for the names of runs are parts
+    of their paths.
+    """
     here = Path.cwd()
     with suppress(OSError):
         shell = Path(os.environ.get("PWD", ""))  # which keeps the links that led here
         here = shell if shell.is_absolute() and shell.samefile(here) else here
     parts = (here / root).parts
-    ups = len(parts) - parts[::-1].index("..") if ".." in parts else 1  # only what '..' follows must be resolved to be right
+    # only what '..' follows must be resolved to be right
+    ups = len(parts) - parts[::-1].index("..") if ".." in parts else 1
     return Path(*parts[:ups]).resolve(strict=True).joinpath(*parts[ups:])
 
 
 def _run_folders(tree: str) -> Iterator[str]:
-    """The run directories at and below `tree`: first those that lead through no link, then those behind the links on the way."""
+    """The run directories at and below `tree`: first those that lead through no link, then those behind the
+    links on the way.
+    """
     links, seen = deque([tree]), set[str]()
     while links:
         folder = links.popleft()
@@ -250,7 +289,7 @@ def _run_folders(tree: str) -> Iterator[str]:
 
 
 def _walk(folder: str, real: str, seen: set[str], links: deque[str]) -> Iterator[str]:
-    """The run directories at and below `folder`, none of which is itself searched; links to folders are added to `links`."""
+    """Run directories at and below `folder`, themselves not searched; links to folders go into `links`."""
     if real in seen:
         return
     seen.add(real)
@@ -259,7 +298,9 @@ def _walk(folder: str, real: str, seen: set[str], links: deque[str]) -> Iterator
         return
     try:
         with os.scandir(folder) as entries:
-            below = sorted((entry.name, entry.is_symlink()) for entry in entries if entry.is_symlink() or entry.is_dir())
+            below = sorted(
+                (entry.name, entry.is_symlink()) for entry in entries if entry.is_symlink() or entry.is_dir()
+            )
     except FileNotFoundError:
         return  # removed since its parent was read
     for name, is_link in below:

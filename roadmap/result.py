@@ -14,11 +14,12 @@ FORMAT = 1
 
 
 class Result(Spec):
-    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the validation set.
+    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the
+    validation set.
 
-    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took `accumulation` times
-    `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is the training loop's, evaluation
-    apart; `train_seconds` adds up over attempts.
+    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took
+    `accumulation` times `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is
+    the training loop's, evaluation apart; `train_seconds` adds up over attempts.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -61,11 +62,15 @@ class DamagedResult(ValueError):
 
 
 class NewerResult(ConfigError):
-    """A result.json that a later version has written: the run is finished, and must not be trained again over its result."""
+    """A result.json that a later version has written: the run is finished, and must not be trained again over
+    its result.
+    """
 
 
 def parse_result(name: str, content: bytes) -> Result:
-    """The result in the file `name`; DamagedResult if it is empty, torn or incomplete, NewerResult if a later version wrote it."""
+    """The result in the file `name`; DamagedResult if it is empty, torn or incomplete, NewerResult if a later
+    version wrote it.
+    """
     try:
         return Result.model_validate_json(content)
     except ValidationError as error:
@@ -82,5 +87,8 @@ def _refusal(name: str, content: bytes, error: ValidationError) -> DamagedResult
     version = json.loads(content).get("format")
     if not isinstance(version, int) or version <= FORMAT:
         return DamagedResult(f"{name} is damaged: its format is unknown to this version ({FORMAT})")
-    message = f"was written by a later version (format {version}, this one reads {FORMAT}); update this code to collect it"
+    message = (
+        f"was written by a later version (format {version}, this one reads {FORMAT}); update this code to"
+        " collect it"
+    )
     return NewerResult([Problem(name, message)])

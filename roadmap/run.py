@@ -38,19 +38,44 @@ def print_plan(config: RunConfig, runs: Path) -> int:
     widths = [model.stage_width(stage) for stage in range(len(model.depths))]
     images = training_images(config)
     rows = [
-        ("step", f"{config.step} of {config.roadmap}, profile {config.profile or 'none'}, seed {config.seed}, configuration {config.hash}"),
+        (
+            "step",
+            (
+                f"{config.step} of {config.roadmap}, profile {config.profile or 'none'}, seed {config.seed},"
+                f" configuration {config.hash}"
+            ),
+        ),
         ("block", describe(model.block)),
         ("stages", f"depths {list(model.depths)}, widths {widths}"),
         ("parameters", f"{cost.params / 1e6:.3f} M"),
         ("forward", f"{cost.gmacs:.4f} GMACs an image of {config.data.image_size} px"),
-        ("budget", f"{recipe.epochs} epochs, batch {recipe.global_batch}, {recipe.optimizer} at lr {recipe.peak_lr:g}, {recipe.precision}"),
+        (
+            "budget",
+            (
+                f"{recipe.epochs} epochs, batch {recipe.global_batch}, {recipe.optimizer} at lr"
+                f" {recipe.peak_lr:g}, {recipe.precision}"
+            ),
+        ),
         ("processes", "; ".join(_shares(config))),
     ]
     if images is None:
-        rows.append(("cost", f"{3 * cost.gmacs:.4f} GMACs a training image (forward and backward); set system.data_dir for the total"))
+        rows.append(
+            (
+                "cost",
+                (
+                    f"{3 * cost.gmacs:.4f} GMACs a training image (forward and backward); set system.data_dir"
+                    " for the total"
+                ),
+            )
+        )
     else:
         total = 3 * cost.macs * images * recipe.epochs
-        rows.append(("cost", f"{total / 1e12:,.3g} TMACs (forward and backward) for {recipe.epochs} x {images:,} images"))
+        rows.append(
+            (
+                "cost",
+                f"{total / 1e12:,.3g} TMACs (forward and backward) for {recipe.epochs} x {images:,} images",
+            )
+        )
         rows.append(("time", _forecast(config, runs, images * recipe.epochs)))
     rows.append(("run", relative(run_dir_of(runs, config).path)))
     for name, text in rows:
@@ -69,7 +94,7 @@ def _shares(config: RunConfig) -> Iterator[str]:
 
 
 def training_images(config: RunConfig) -> int | None:
-    """How many images an epoch has, or None where the data is not at hand or would have to be read to know."""
+    """How many images an epoch has; None where the data is not at hand or would have to be read to know."""
     data, kind = config.data, kind_of(config.data)
     if kind == "synthetic":
         return data.images[0]
@@ -97,7 +122,9 @@ def training_images(config: RunConfig) -> int | None:
 
 
 def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:
-    """The results below `runs` of this configuration, whatever the seed, each read once; files that cannot be read are left out."""
+    """The results below `runs` of this configuration, whatever the seed, each read once; files that cannot be
+    read are left out.
+    """
     mine = run_dir_of(runs, config)
     folder = mine.path.parent
     for run in find_runs(folder) if folder.is_dir() else []:
@@ -116,13 +143,15 @@ def _forecast(config: RunConfig, runs: Path, images: int) -> str:
     if not speeds:
         return "unknown: no run of this configuration has finished yet"
     return "; ".join(
-        f"{images / (sum(known) / len(known)):,.0f} s at {sum(known) / len(known):,.0f} images/s (n = {len(known)}, {hardware})"
+        f"{images / (sum(known) / len(known)):,.0f} s at {sum(known) / len(known):,.0f} images/s (n ="
+        f" {len(known)}, {hardware})"
         for hardware, known in speeds.items()
     )
 
 
 def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -> int:
-    """Trains a run in its directory under `runs`, together with the processes launched beside this one; returns the exit code.
+    """Trains a run in its directory under `runs`, together with the processes launched beside this one;
+    returns the exit code.
 
     The first process shows a live bar, and profiles `profile_steps` iterations if asked to.
     """
@@ -153,7 +182,9 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
     return 0
 
 
-def _trained(config: RunConfig, runs: Path, stop: StopSignals, console: Console, profile_steps: int | None) -> tuple[RunDir, Result]:
+def _trained(
+    config: RunConfig, runs: Path, stop: StopSignals, console: Console, profile_steps: int | None
+) -> tuple[RunDir, Result]:
     """The run with its result."""
     with stop.at_once(), console.status("importing PyTorch and timm"):
         from roadmap.train import train
@@ -172,7 +203,11 @@ def _trained(config: RunConfig, runs: Path, stop: StopSignals, console: Console,
 def _finished(run: RunDir, config: RunConfig) -> str:
     """That a run is done, and on what, for where its data lies is no part of its configuration."""
     before, now = RunConfig.read(run.config).system.data_dir, config.system.data_dir
-    elsewhere = f", with the data in {before}, not in {now}; --runs DIR trains beside it" if before and now and before != now else ""
+    elsewhere = (
+        f", with the data in {before}, not in {now}; --runs DIR trains beside it"
+        if before and now and before != now
+        else ""
+    )
     return f"the run is finished already{elsewhere}"
 
 
@@ -184,7 +219,10 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, CorruptImages):
         return str(error)
     if isinstance(error, OSError | OutOfMemory):
-        return f"{disk_error(error) or error}; the same command resumes from the last intact checkpoint, if there is one"
+        return (
+            f"{disk_error(error) or error}; the same command resumes from the last intact checkpoint, if"
+            " there is one"
+        )
     return None
 
 
@@ -203,14 +241,20 @@ def _report(console: Console, result: Result) -> None:
         console.print(f"diverged in epoch {result.epochs + 1}: the loss is not finite", highlight=False)
         return
     average = "" if result.ema_top1 is None else f", moving average {result.ema_top1:.2f} %"
-    console.print(f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{average}, {result.images_per_s:.0f} images/s", highlight=False)
+    console.print(
+        f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %{average}, {result.images_per_s:.0f} images/s",
+        highlight=False,
+    )
     if result.corrupt_images:
         console.print(f"{result.corrupt_images} images could not be read and were left out", highlight=False)
 
 
 def _console(quiet: bool = False) -> Console:
     """Where people read; warnings go there, too, above the bar."""
-    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)  # text holds names of the user's
-    handler = RichHandler(console=Console(file=sys.stderr) if quiet else console, show_path=False, show_time=False)
+    # text holds names of the user's
+    console = Console(file=sys.stderr, quiet=quiet, markup=False, emoji=False)
+    handler = RichHandler(
+        console=Console(file=sys.stderr) if quiet else console, show_path=False, show_time=False
+    )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     return console

@@ -14,7 +14,8 @@ Schema = dict[str, Any]
 def steps_schema(base: Settings) -> Schema:
     """The schema of a steps file whose configurations have the leaves of `base`.
 
-    It knows keys, types and ranges; that a delta changes something and that parents exist, only loading the file can tell.
+    It knows keys, types and ranges; that a delta changes something and that parents exist, only loading the
+    file can tell.
     """
     schema, config = StepsFile.model_json_schema(), RunConfig.model_json_schema()
     definitions: Schema = schema.pop("$defs") | config["$defs"]
@@ -24,12 +25,28 @@ def steps_schema(base: Settings) -> Schema:
     for mapping in ("profiles", "roadmaps"):
         schema["properties"][mapping]["additionalProperties"] = False
     definitions["RoadmapEntry"]["properties"]["steps"]["minItems"] = 1
-    definitions["RoadmapEntry"]["required"] = ["steps"]  # a roadmap of the extended file has its title already
-    schema["properties"]["base"] = {"type": "object", "properties": sections, "required": list(sections), "additionalProperties": False}
-    schema["properties"]["extends"] = {"type": "string", "description": "The steps file that this one adds to."}
-    schema["oneOf"] = [{"required": schema.pop("required"), "not": {"required": ["extends"]}}, {"required": ["extends"]}]
+    # a roadmap of the extended file has its title already
+    definitions["RoadmapEntry"]["required"] = ["steps"]
+    schema["properties"]["base"] = {
+        "type": "object",
+        "properties": sections,
+        "required": list(sections),
+        "additionalProperties": False,
+    }
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "The steps file that this one adds to.",
+    }
+    schema["oneOf"] = [
+        {"required": schema.pop("required"), "not": {"required": ["extends"]}},
+        {"required": ["extends"]},
+    ]
     changes = _changes(base, {"properties": sections}, definitions)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "$defs": definitions | changes}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "$defs": definitions | changes,
+    }
 
 
 def _changes(base: Settings, config: Schema, definitions: Schema) -> Schema:
@@ -39,9 +56,13 @@ def _changes(base: Settings, config: Schema, definitions: Schema) -> Schema:
     for section in sections:
         prefix = f"{section}." if section else ""
         below = [path.removeprefix(prefix) for path in base if path.startswith(prefix)]
-        names = dict.fromkeys(".".join(path.split(".")[:depth]) for path in below for depth in range(1, path.count(".") + 2))
+        names = dict.fromkeys(
+            ".".join(path.split(".")[:depth]) for path in below for depth in range(1, path.count(".") + 2)
+        )
         properties = {
-            name: {"$ref": f"#/$defs/{_title(prefix + name)}"} if prefix + name in sections else _find(prefix + name, config, definitions)
+            name: {"$ref": f"#/$defs/{_title(prefix + name)}"}
+            if prefix + name in sections
+            else _find(prefix + name, config, definitions)
             for name in names
         }
         changes[_title(section)] = {"type": "object", "properties": properties, "additionalProperties": False}

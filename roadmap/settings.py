@@ -46,7 +46,7 @@ def merge(*layers: Settings) -> Settings:
 
 
 def validate(settings: Settings, **identity: Any) -> RunConfig:
-    """The configuration that `settings` spell out; ConfigError names the setting to blame for each problem."""
+    """The configuration that `settings` spell out; ConfigError names the setting behind each problem."""
     tree: dict[str, Any] = dict(identity)
     for path, setting in settings.items():
         *sections, leaf = path.split(".")
@@ -61,12 +61,16 @@ def validate(settings: Settings, **identity: Any) -> RunConfig:
 
 
 def _blame(settings: Settings, error: Any) -> Problem:
-    """The setting behind a pydantic error; for a rule over several leaves, the one of those it names that was set last."""
+    """The setting behind a pydantic error; for a rule over several leaves, the last set that it names."""
     parts, message = [str(part) for part in error["loc"]], reason(error)
     for end in range(len(parts), -1, -1):
         path = ".".join(parts[:end])
         prefix = f"{path}." if path else ""
-        below = {leaf.removeprefix(prefix): setting for leaf, setting in settings.items() if leaf == path or leaf.startswith(prefix)}
+        below = {
+            leaf.removeprefix(prefix): setting
+            for leaf, setting in settings.items()
+            if leaf == path or leaf.startswith(prefix)
+        }
         if below and (path or not parts):
             named = [setting for leaf, setting in below.items() if leaf in message]
             return (named or list(below.values()))[-1].problem(f"{path}: {message}" if path else message)
@@ -74,7 +78,7 @@ def _blame(settings: Settings, error: Any) -> Problem:
 
 
 def settings_of(node: Node, source: str, problems: list[Problem]) -> Settings:
-    """The leaves of a delta, each at the place of its key; one that is spelled twice, dotted and nested, is a problem."""
+    """The leaves of a delta, each at its key's place; one spelled twice, dotted and nested, is a problem."""
     settings: Settings = {}
     for path, leaf in node.leaves():
         setting = Setting(leaf.plain(), source, leaf.key)
@@ -99,12 +103,17 @@ def _unknown_key(base: Settings, path: str) -> str:
     prefix = f"{section}." if section else ""
     siblings = {leaf.removeprefix(prefix).split(".")[0] for leaf in base if leaf.startswith(prefix)}
     elsewhere = next((f"; did you mean '{leaf}'?" for leaf in base if leaf.endswith(f".{key}")), "")
-    return f"unknown key '{path}'" + (did_you_mean(key, sorted(siblings)) or elsewhere or did_you_mean(path, base))
+    return f"unknown key '{path}'" + (
+        did_you_mean(key, sorted(siblings)) or elsewhere or did_you_mean(path, base)
+    )
 
 
 def overriding(base: Settings, overrides: Mapping[str, Any]) -> Settings:
     """Overrides as settings; ConfigError for keys that the base does not have."""
-    settings = {path: Setting(tuple(value) if isinstance(value, list) else value, "", "--set") for path, value in overrides.items()}
+    settings = {
+        path: Setting(tuple(value) if isinstance(value, list) else value, "", "--set")
+        for path, value in overrides.items()
+    }
     problems = list(unknown_keys(base, settings))
     if problems:
         raise ConfigError(problems)
@@ -112,13 +121,18 @@ def overriding(base: Settings, overrides: Mapping[str, Any]) -> Settings:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """`key=value` words of a command line as overrides; values are YAML. ConfigError for any that is not one."""
+    """`key=value` words of a command line as overrides; values are YAML.
+
+    ConfigError for any that is not one.
+    """
     overrides: dict[str, Any] = {}
     problems = []
     for word in assignments:
         path, equals, text = word.partition("=")
         if not equals or not path:
-            problems.append(Problem(f"--set {word}:", "write it as key=value, such as --set recipe.epochs=10"))
+            problems.append(
+                Problem(f"--set {word}:", "write it as key=value, such as --set recipe.epochs=10")
+            )
         elif path in overrides:
             problems.append(Problem(f"--set {word}:", f"'{path}' is set twice"))
         else:
@@ -135,4 +149,8 @@ def same(one: Any, other: Any) -> bool:
 
 def changes(before: Settings, after: Settings) -> dict[str, tuple[Any, Any]]:
     """The leaves that differ, with their values before and after."""
-    return {path: (before[path].value, setting.value) for path, setting in after.items() if not same(before[path].value, setting.value)}
+    return {
+        path: (before[path].value, setting.value)
+        for path, setting in after.items()
+        if not same(before[path].value, setting.value)
+    }

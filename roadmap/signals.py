@@ -10,7 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-ENDS = (signal.SIGINT, signal.SIGTERM)  # SIGUSR2 announces a time limit: a job that obeyed while it starts would start for ever
+# SIGUSR2 announces a time limit: a job that obeyed while it starts would start for ever
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -19,7 +20,9 @@ class Stopped(Exception):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets signals end the process at once for as long as there is nothing to save, as while it waits for others that may never come."""
+    """Lets signals end the process at once for as long as there is nothing to save, as while it waits for
+    others that may never come.
+    """
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     try:
         yield
@@ -29,10 +32,11 @@ def interruptible() -> Iterator[None]:
 
 
 class StopSignals:
-    """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second SIGINT ends it at once.
+    """Turns SIGINT, SIGTERM and SIGUSR2 into a request that a run follows at its next iteration; a second
+    SIGINT ends it at once.
 
-    The loop that reads the request may be far away, such as behind the staging of data: inside `at_once`, SIGINT and SIGTERM
-    raise Stopped.
+    The loop that reads the request may be far away, such as behind the staging of data: inside `at_once`,
+    SIGINT and SIGTERM raise Stopped.
     """
 
     def __init__(self) -> None:
@@ -45,13 +49,17 @@ class StopSignals:
             self._before[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For where there is nothing to save: one of ENDS raises Stopped wherever the main thread is, and so does one caught before."""
+        """For where there is nothing to save: one of ENDS raises Stopped wherever the main thread is, and so
+        does one caught before.
+        """
         before, self._at_once = self._at_once, True
         try:
             if self.signal in ENDS:
@@ -61,7 +69,9 @@ class StopSignals:
             self._at_once = before
 
     def obey(self) -> None:
-        """Ends the process by the signal that was caught, if any was: for where signals are not caught any more."""
+        """Ends the process by the signal that was caught, if any was: for where signals are not caught any
+        more.
+        """
         if self.signal is not None:
             os.kill(os.getpid(), self.signal)
 

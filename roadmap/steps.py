@@ -18,14 +18,19 @@ from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 __all__ = ["Roadmap", "flat_text", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]
 
 
-def load_roadmap(path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None, **choices: Any) -> Roadmap:
-    """The roadmap `name` of a steps file, or an ablation of it such as 'leave-one-out'; `choices` are those of `ablations.ablate`.
+def load_roadmap(
+    path: str | Path = STEPS_YAML, name: str = "convnext_t", *, ablation: str | None = None, **choices: Any
+) -> Roadmap:
+    """The roadmap `name` of a steps file, or an ablation of it such as 'leave-one-out'; `choices` are those
+    of `ablations.ablate`.
 
     ConfigError holds all that is wrong with the file at once, with lines and columns.
     """
     document = read_steps_file(Path(path))
     if name not in document.written.roadmaps:
-        unknown = Problem(relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}")
+        unknown = Problem(
+            relative(Path(path)), f"unknown roadmap '{name}'{one_of_these(name, document.written.roadmaps)}"
+        )
         raise document.error(document.problems) if document.problems else ConfigError([unknown])
     roadmap = _checked(document, [name])[name]
     return ablate(roadmap, ablation, **choices) if ablation is not None else roadmap
@@ -38,9 +43,16 @@ def load_roadmaps(path: str | Path = STEPS_YAML) -> dict[str, Roadmap]:
 
 
 def flat_text(path: str | Path) -> str:
-    """A steps file with all that it extends in one, which reads the same wherever it is put; ConfigError as in `load_roadmap`."""
+    """A steps file with all that it extends in one, which reads the same wherever it is put; ConfigError as
+    in `load_roadmap`.
+    """
     document = read_steps_file(Path(path))
-    return document.text({name: roadmap.trunk[-1] for name, roadmap in _checked(document, list(document.written.roadmaps)).items()})
+    return document.text(
+        {
+            name: roadmap.trunk[-1]
+            for name, roadmap in _checked(document, list(document.written.roadmaps)).items()
+        }
+    )
 
 
 def _checked(document: Document, wanted: Sequence[str]) -> dict[str, Roadmap]:
@@ -57,7 +69,9 @@ def _checked(document: Document, wanted: Sequence[str]) -> dict[str, Roadmap]:
 
 
 class _Trees:
-    """One pass over a document: its profiles and roadmaps, without those that have no root, and what is wrong with it."""
+    """One pass over a document: its profiles and roadmaps, without those that have no root, and what is wrong
+    with it.
+    """
 
     def __init__(self, document: Document) -> None:
         self.document, self.problems = document, list(document.problems)
@@ -77,16 +91,25 @@ class _Trees:
                 self.roadmaps[name] = replace(roadmap, end=self._end_of(roadmap, entry, nodes))
 
     def _end_of(self, roadmap: Roadmap, entry: RoadmapEntry, nodes: Mapping[str, Node]) -> str:
-        """The step in which the path ends: as written, else the last one of the file that has the roadmap, or one that another adds.
+        """The step in which the path ends: as written, else the last one of the file that has the roadmap, or
+        one that another adds.
 
-        Of the steps that a file adds, the one furthest from the root is the end, the last of several, if it is at least as far
-        as the end before: a branch off an earlier step leaves the path as it is.
+        Of the steps that a file adds, the one furthest from the root is the end, the last of several, if it
+        is at least as far as the end before: a branch off an earlier step leaves the path as it is.
         """
-        by_file = [list(steps) for _, steps in groupby(roadmap.steps, lambda step: nodes[step].value["name"].mark.file)]
+        by_file = [
+            list(steps)
+            for _, steps in groupby(roadmap.steps, lambda step: nodes[step].value["name"].mark.file)
+        ]
         end = entry.end or by_file[0][-1]
         if end not in roadmap.tree:
             place = self.document.node.value["roadmaps"].value[roadmap.name].value["end"].mark
-            self.problems.append(Problem(place, f"roadmap '{roadmap.name}': end: unknown step '{end}'{one_of_these(end, roadmap.tree)}"))
+            self.problems.append(
+                Problem(
+                    place,
+                    f"roadmap '{roadmap.name}': end: unknown step '{end}'{one_of_these(end, roadmap.tree)}",
+                )
+            )
             return by_file[0][-1]
         for added in by_file[1:]:
             end = max([*reversed(added), end], key=lambda step: len(roadmap.lineage(step)))
@@ -96,8 +119,20 @@ class _Trees:
         """Whether each step whose throughput is printed exists."""
         for step in entry.throughput.steps if entry.throughput else ():
             if step not in steps:
-                place = self.document.node.value["roadmaps"].value[name].value["throughput"].value["steps"].value[step].key
-                self.problems.append(Problem(place, f"roadmap '{name}': throughput: unknown step '{step}'{one_of_these(step, steps)}"))
+                place = (
+                    self.document.node.value["roadmaps"]
+                    .value[name]
+                    .value["throughput"]
+                    .value["steps"]
+                    .value[step]
+                    .key
+                )
+                self.problems.append(
+                    Problem(
+                        place,
+                        f"roadmap '{name}': throughput: unknown step '{step}'{one_of_these(step, steps)}",
+                    )
+                )
 
     def _read_profiles(self) -> dict[str, Delta]:
         node = self.document.node.value["profiles"]
@@ -105,7 +140,9 @@ class _Trees:
             if name in self.document.written.profiles and _sets_nothing(entry):
                 self.problems.append(Problem(entry.key, f"profile '{name}': changes nothing: `set` is empty"))
         profiles = {
-            name: Delta(name, entry.title, entry.parent, self._read_set(node.value[name], f"profile '{name}'"))
+            name: Delta(
+                name, entry.title, entry.parent, self._read_set(node.value[name], f"profile '{name}'")
+            )
             for name, entry in self.document.written.profiles.items()
         }
         if NO_PROFILE in profiles:
@@ -114,7 +151,9 @@ class _Trees:
         return profiles if self._check_parents(profiles, node.value, "profile") else {}
 
     def _base_of(self, name: str, entry: RoadmapEntry) -> Settings | None:
-        """What a roadmap starts from: the file's base, or a step of a roadmap above it; None if there is no such step."""
+        """What a roadmap starts from: the file's base, or a step of a roadmap above it; None if there is no
+        such step.
+        """
         if entry.base is None:
             return self.base
         place = self.document.node.value["roadmaps"].value[name].value["base"].mark
@@ -123,7 +162,12 @@ class _Trees:
         if roadmap is None:
             return None
         if step not in roadmap.tree:
-            self.problems.append(Problem(place, f"roadmap '{name}': base: {other} has no step '{step}'{one_of_these(step, roadmap.tree)}"))
+            self.problems.append(
+                Problem(
+                    place,
+                    f"roadmap '{name}': base: {other} has no step '{step}'{one_of_these(step, roadmap.tree)}",
+                )
+            )
             return None
         settings = trace(roadmap, step)
         return {path: settings[path] for path in self.base}
@@ -141,7 +185,11 @@ class _Trees:
             written = list(self.document.written.roadmaps)
             earlier = written[: written.index(name)]
             if other not in earlier:
-                why = "stands below it, or is itself" if other in written else f"is unknown{one_of_these(other, earlier)}"
+                why = (
+                    "stands below it, or is itself"
+                    if other in written
+                    else f"is unknown{one_of_these(other, earlier)}"
+                )
                 self.problems.append(Problem(place, f"roadmap '{name}': {key}: '{other}' {why}"))
             return None
         return self.roadmaps[other]
@@ -160,25 +208,45 @@ class _Trees:
             places[written.name] = place
             is_shared = like is not None and (written.name in like.tree or written.title is None)
             if len(steps) > 1 and _sets_nothing(node) and not is_shared:
-                self.problems.append(Problem(place, f"step '{written.name}': changes nothing: `set` is empty"))
+                self.problems.append(
+                    Problem(place, f"step '{written.name}': changes nothing: `set` is empty")
+                )
         return steps
 
-    def _read_step(self, written: StepEntry, node: Node, like: Roadmap | None, before: Sequence[str]) -> Delta:
-        """A step behind those `before` it; in a roadmap that is like another, the step of the same name there gives what is not written."""
-        settings, title, parent = self._read_set(node, f"step '{written.name}'"), written.title, written.parent
+    def _read_step(
+        self, written: StepEntry, node: Node, like: Roadmap | None, before: Sequence[str]
+    ) -> Delta:
+        """A step behind those `before` it; in a roadmap that is like another, the step of the same name there
+        gives what is not written.
+        """
+        settings, title, parent = (
+            self._read_set(node, f"step '{written.name}'"),
+            written.title,
+            written.parent,
+        )
         if like and written.name in like.tree:
             pattern = like.tree[written.name]
             settings, title = merge(pattern.settings, settings), title or pattern.title
-            if parent is None and before and like.branches_off(written.name):  # from its nearest ancestor that is here, too
-                parent = next((delta.name for delta in reversed(like.lineage(written.name)) if delta.name in before), before[0])
+            # from its nearest ancestor that is here, too
+            if parent is None and before and like.branches_off(written.name):
+                parent = next(
+                    (delta.name for delta in reversed(like.lineage(written.name)) if delta.name in before),
+                    before[0],
+                )
         if title is None:
-            why = f", and {like.name} has no step of this name{one_of_these(written.name, like.tree)}" if like else ""
+            why = (
+                f", and {like.name} has no step of this name{one_of_these(written.name, like.tree)}"
+                if like
+                else ""
+            )
             self.problems.append(Problem(node.key, f"step '{written.name}': 'title' is missing{why}"))
         parent = parent or (before[-1] if before else None)
         return Delta(written.name, title or written.name, parent, settings, written.paper, written.counted)
 
     def _read_set(self, node: Node, source: str) -> Settings:
-        """What a delta sets; keys that the base does not have become problems and are left out, so that the rest can be checked."""
+        """What a delta sets; keys that the base does not have become problems and are left out, so that the
+        rest can be checked.
+        """
         if not node.value.get("set") or not node.value["set"].value:
             return {}
         settings = settings_of(node.value["set"], source, self.problems)
@@ -194,12 +262,16 @@ class _Trees:
             written = nodes[name].value.get("parent")
             place, chain, here = (written or nodes[name]).mark, [name], delta.parent
             if here not in deltas:
-                problems.append(Problem(place, f"{what} '{name}': unknown parent '{here}'{one_of_these(here, deltas)}"))
+                problems.append(
+                    Problem(place, f"{what} '{name}': unknown parent '{here}'{one_of_these(here, deltas)}")
+                )
             while here in deltas and here not in chain:
                 chain.append(here)
                 here = deltas[here].parent or ""
             if here == name:
-                problems.append(Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}"))
+                problems.append(
+                    Problem(place, f"{what} '{name}': is its own ancestor: {' -> '.join([*chain, name])}")
+                )
         self.problems += problems
         return not problems
 
@@ -223,13 +295,20 @@ def _check_profiles(profiles: Mapping[str, Delta], roadmaps: Sequence[Roadmap]) 
     """Each profile changes every leaf that it sets, in some step of some roadmap."""
     problems: list[Problem] = []
     for profile in profiles.values():
-        before = [trace(roadmap, step, profile=profile.parent) for roadmap in roadmaps for step in roadmap.steps]
+        before = [
+            trace(roadmap, step, profile=profile.parent) for roadmap in roadmaps for step in roadmap.steps
+        ]
         problems += _check_changes(profile, before) if before else []
     return problems
 
 
 def _check_steps_in_profiles(roadmap: Roadmap) -> list[Problem]:
-    return [problem for name in roadmap.profiles for step in roadmap.steps for problem in _check_values(roadmap, step, name)]
+    return [
+        problem
+        for name in roadmap.profiles
+        for step in roadmap.steps
+        for problem in _check_values(roadmap, step, name)
+    ]
 
 
 def _check_changes(delta: Delta, before: list[Settings]) -> list[Problem]:

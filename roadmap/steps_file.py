@@ -1,4 +1,6 @@
-"""A steps file as it is written: its form, what it takes over from the file that it extends, and the place of what is wrong."""
+"""A steps file as it is written: its form, what it takes over from the file that it extends, and the place of
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ Place = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*/[a-z][a-z0-9
 
 
 class StepEntry(Spec):
-    """One step: a change of a few values of its parent, which is the step before unless `parent` names another.
+    """One step: a change of a few values of its parent, which is the step before unless `parent` names
+    another.
 
     In a roadmap that is `like` another one, what is not written comes from the step of the same name there.
     """
@@ -50,7 +53,8 @@ def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
 
 
 class RoadmapEntry(Spec):
-    """One roadmap: a tree of steps over the file's base, or over a step of a roadmap above it, written `roadmap/step`.
+    """One roadmap: a tree of steps over the file's base, or over a step of a roadmap above it, written
+    `roadmap/step`.
 
     Its path leads from the root to the step `end`, the last one of the file unless it is given.
     """
@@ -74,14 +78,15 @@ class StepsFile(Spec):
 
 
 ENTRIES: tuple[type[Spec], ...] = (
-    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Counted, Reference, Throughput, ReferenceSpeed
+    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Counted, Reference, Throughput,
+    ReferenceSpeed,
 )  # fmt: skip
 Join = Callable[[str, Node, Node, list[Problem]], Node]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A steps file with what it extends: `written` lacks what is wrong with its form, which is in `problems`."""
+    """A steps file with what it extends: `written` lacks what is wrong in form, which is in `problems`."""
 
     path: Path
     node: Node
@@ -101,14 +106,21 @@ class Document:
         return write_yaml(plain)
 
     def error(self, problems: list[Problem]) -> ConfigError:
-        """All problems, file by file, from the top to the end; what has no place of its own is missing from the base."""
+        """All problems, file by file, top to end; what has no place of its own is missing from the base."""
         base = self.node.value["base"].key
-        placed = [problem if isinstance(problem.where, Mark) else Problem(base, f"base: {problem.message}") for problem in problems]
+        placed = [
+            problem if isinstance(problem.where, Mark) else Problem(base, f"base: {problem.message}")
+            for problem in problems
+        ]
         return ConfigError(sorted(placed, key=_position))
 
 
 def _position(problem: Problem) -> tuple[str, int, int]:
-    return (problem.where.file, problem.where.line, problem.where.column) if isinstance(problem.where, Mark) else ("", 0, 0)
+    return (
+        (problem.where.file, problem.where.line, problem.where.column)
+        if isinstance(problem.where, Mark)
+        else ("", 0, 0)
+    )
 
 
 def read_steps_file(path: Path) -> Document:
@@ -128,7 +140,9 @@ def _extended(path: Path, above: tuple[Path, ...], problems: list[Problem]) -> N
         return node
     extends = node.value["extends"]
     if not isinstance(extends.value, str):
-        raise ConfigError([Problem(extends.mark, "extends: name the steps file that this one adds to, such as steps.yaml")])
+        raise ConfigError(
+            [Problem(extends.mark, "extends: name the steps file that this one adds to, such as steps.yaml")]
+        )
     beside, shipped = path.parent / extends.value, STEPS_YAML.parent / extends.value
     try:
         file = beside if beside.is_file() and not beside.samefile(path) else shipped
@@ -136,7 +150,14 @@ def _extended(path: Path, above: tuple[Path, ...], problems: list[Problem]) -> N
     except OSError as error:
         raise ConfigError([Problem(extends.mark, f"extends: {error.strerror}")]) from error
     if not is_there:
-        raise ConfigError([Problem(extends.mark, f"extends: there is no '{extends.value}' in {relative(path.parent)}, nor in the project")])
+        raise ConfigError(
+            [
+                Problem(
+                    extends.mark,
+                    f"extends: there is no '{extends.value}' in {relative(path.parent)}, nor in the project",
+                )
+            ]
+        )
     if file.resolve() in {other.resolve() for other in (*above, path)}:
         raise ConfigError([Problem(extends.mark, f"extends: '{extends.value}' comes back to this file")])
     return _add(_extended(file, (*above, path), problems), node, problems)
@@ -149,7 +170,12 @@ def _add(below: Node, above: Node, problems: list[Problem]) -> Node:
     added: dict[str, Node] = dict(below.value)
     for key, node in above.value.items():
         if key == "base":
-            problems.append(Problem(node.key, "base: belongs to the file that is extended; put other values into a profile or a step"))
+            problems.append(
+                Problem(
+                    node.key,
+                    "base: belongs to the file that is extended; put other values into a profile or a step",
+                )
+            )
         elif key in ("profiles", "roadmaps") and isinstance(node.value, dict) and key in below.value:
             under = below.value[key]
             if key == "roadmaps":
@@ -165,7 +191,11 @@ def _union(below: Node, above: Node, join: Join, problems: list[Problem]) -> Nod
     """Two mappings as one; `join` decides about the names that are in both."""
     if not isinstance(below.value, dict):
         return below
-    both = {name: join(name, below.value[name], node, problems) for name, node in above.value.items() if name in below.value}
+    both = {
+        name: join(name, below.value[name], node, problems)
+        for name, node in above.value.items()
+        if name in below.value
+    }
     return replace(above, value={**below.value, **above.value, **both})
 
 
@@ -173,15 +203,25 @@ def _titled(below: Node, above: Node, problems: list[Problem]) -> Node:
     """`above` without new roadmaps that have no title: the name of another was meant."""
     kept = dict(above.value)
     for name, node in above.value.items():
-        if isinstance(below.value, dict) and name not in below.value and isinstance(node.value, dict) and "title" not in node.value:
-            message = f"roadmap '{name}': is not in the extended file, and a new one needs a title{one_of_these(name, below.value)}"
+        if (
+            isinstance(below.value, dict)
+            and name not in below.value
+            and isinstance(node.value, dict)
+            and "title" not in node.value
+        ):
+            message = (
+                f"roadmap '{name}': is not in the extended file, and a new one needs a"
+                f" title{one_of_these(name, below.value)}"
+            )
             problems.append(Problem(node.key, message))
             del kept[name]
     return replace(above, value=kept)
 
 
 def _refuse_profile(name: str, below: Node, above: Node, problems: list[Problem]) -> Node:
-    problems.append(Problem(above.key, f"profile '{name}': is defined at {below.key} already; choose another name"))
+    problems.append(
+        Problem(above.key, f"profile '{name}': is defined at {below.key} already; choose another name")
+    )
     return below
 
 
@@ -191,15 +231,25 @@ def _join_roadmap(name: str, below: Node, above: Node, problems: list[Problem]) 
         return above
     for key, node in above.value.items():
         if key != "steps":
-            problems.append(Problem(node.key, f"roadmap '{name}': is defined at {below.key} already; only its `steps` can be added to"))
+            problems.append(
+                Problem(
+                    node.key,
+                    f"roadmap '{name}': is defined at {below.key} already; only its `steps` can be added to",
+                )
+            )
     steps, more = below.value.get("steps"), above.value.get("steps")
-    if steps is None or more is None or not isinstance(more.value, tuple) or not isinstance(steps.value, tuple):
+    if (
+        steps is None
+        or more is None
+        or not isinstance(more.value, tuple)
+        or not isinstance(steps.value, tuple)
+    ):
         return replace(below, value=below.value | ({"steps": more} if more else {}))
     return replace(below, value=below.value | {"steps": replace(steps, value=(*steps.value, *more.value))})
 
 
 def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
-    """The file as it is written, without what is wrong with its form, or None if nothing can be said of the rest."""
+    """The file as written, without what is wrong in form; None if nothing can be said of the rest."""
     plain = document.plain()
     try:
         return StepsFile.model_validate(plain), []
@@ -214,7 +264,7 @@ def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
 
 
 def _forget(plain: Any, place: tuple[Any, ...]) -> None:
-    """Removes the figures, or the key, that a form error is about, so that the rest of the file can be checked."""
+    """Removes the figures or the key that a form error is about, so that the rest can be checked."""
     for figures in ("paper", "counted"):
         place = place[: place.index(figures) + 1] if figures in place else place
     for part in place[:-1]:
@@ -232,7 +282,9 @@ def _locate(document: Node, error: Any) -> Problem:
     node, where, inside = document, document.key, []
     for part in error["loc"]:
         children: Any = node.value
-        if not (isinstance(children, dict) and part in children) and not (isinstance(children, tuple) and isinstance(part, int)):
+        if not (isinstance(children, dict) and part in children) and not (
+            isinstance(children, tuple) and isinstance(part, int)
+        ):
             break
         node = children[part]
         name = node.value.get("name") if isinstance(node.value, dict) else None

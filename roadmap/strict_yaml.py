@@ -1,6 +1,6 @@
 """YAML that keeps each value's place in the file and refuses what YAML would let slip.
 
-Against PyYAML's defaults: a duplicate key is an error, `1e-6` is a number, `on` and `off` are text (YAML 1.2's core
+Unlike PyYAML: a duplicate key is an error, `1e-6` is a number, `on` and `off` are text (YAML 1.2's core
 schema), and aliases are refused, for a delta says its own values. What is written here reads back equal.
 """
 
@@ -63,7 +63,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Node:
-    """A value with its place: a scalar, a tuple of nodes, or a dict from key to node; `key` is the place of its key."""
+    """A value with its place: a scalar, a tuple of nodes or a dict of nodes; `key` is its key's place."""
 
     value: Any
     mark: Mark
@@ -78,7 +78,7 @@ class Node:
         return self.value
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
-        """Each value that is not a mapping, with its dotted path; `a.b: 1` and `a: {b: 1}` are the same path."""
+        """Each value that is not a mapping, with its dotted path, which `a.b: 1` and `a: {b: 1}` share."""
         if not isinstance(self.value, dict):
             yield prefix, self
         else:
@@ -99,7 +99,9 @@ def read_yaml(path: Path) -> Node:
     except OSError as error:
         raise ConfigError([Problem(relative(path), f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(relative(path), f"is not UTF-8 text: {error.reason} at byte {error.start}")]) from error
+        raise ConfigError(
+            [Problem(relative(path), f"is not UTF-8 text: {error.reason} at byte {error.start}")]
+        ) from error
     return parse_yaml(text, relative(path))
 
 
@@ -117,7 +119,13 @@ def parse_yaml(text: str, name: str) -> Node:
         raise ConfigError([Problem(where, f"is not YAML: {error.reason}")]) from error
     except UnicodeEncodeError as error:  # in the words of a command line
         raise ConfigError(
-            [Problem(name, f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads UTF-8 in any")]
+            [
+                Problem(
+                    name,
+                    f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads"
+                    " UTF-8 in any",
+                )
+            ]
         ) from error
     except RecursionError as error:
         raise ConfigError([Problem(name, "is not YAML that anybody wrote: it is nested too deep")]) from error
@@ -138,7 +146,7 @@ def _mark(name: str, node: yaml.Node) -> Mark:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One walk over a composed document; `seen` holds the nodes met, so that an alias shows as a second visit."""
+    """A walk over a composed document; `seen` holds the nodes met, so an alias shows as a second visit."""
 
     name: str
     problems: list[Problem]
@@ -147,7 +155,9 @@ class _Reader:
     def read(self, node: yaml.Node, key: Mark) -> Node:
         mark = _mark(self.name, node)
         if id(node) in self.seen:
-            self.problems.append(Problem(mark, "is used again by an alias; write the value out, or make it a parent step"))
+            self.problems.append(
+                Problem(mark, "is used again by an alias; write the value out, or make it a parent step")
+            )
             return Node(None, mark, key)
         self.seen.add(id(node))
         if not node.tag.startswith("tag:yaml.org,2002:"):
@@ -167,13 +177,16 @@ class _Reader:
             if not key or key == "<<":
                 self.problems.append(Problem(place, "a key must be plain text, and `<<` is not supported"))
             elif key in found:
-                self.problems.append(Problem(place, f"duplicate key '{key}', first given in line {found[key].key.line}"))
+                self.problems.append(
+                    Problem(place, f"duplicate key '{key}', first given in line {found[key].key.line}")
+                )
             else:
                 found[key] = self.read(value_node, place)
         return found
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        return node.value if node.style else _plain_value(node.value)  # a style is that of a quoted scalar, or of a block
+        # a style is that of a quoted scalar, or of a block
+        return node.value if node.style else _plain_value(node.value)
 
 
 def _plain_value(text: str) -> Any:
@@ -182,7 +195,9 @@ def _plain_value(text: str) -> Any:
 
 
 class _Writer(yaml.SafeDumper):
-    """PyYAML's writer, which also quotes each string that `_plain_value` would not return as it is, and never writes an alias."""
+    """PyYAML's writer, which also quotes each string that `_plain_value` would not return as it is, and never
+    writes an alias.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -215,5 +230,7 @@ def show(value: Any) -> str:
 @lru_cache(maxsize=4096)
 def _shown_text(text: str) -> str:
     """Quoted where it must be, in a list, too."""
-    written: str = yaml.dump([text], Dumper=_Writer, default_flow_style=True, allow_unicode=True, width=math.inf)
+    written: str = yaml.dump(
+        [text], Dumper=_Writer, default_flow_style=True, allow_unicode=True, width=math.inf
+    )
     return written.strip()[1:-1]

@@ -18,7 +18,10 @@ WIDE = 240
 
 
 def console(file: TextIO | None = None) -> Console:
-    """As wide as the terminal; wide enough for every column where there is none. Brackets and colons in text mean nothing to it."""
+    """As wide as the terminal; wide enough for every column where there is none.
+
+    Brackets and colons in text mean nothing to it.
+    """
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     found = Console(file=file or sys.stdout, **plain)
     return found if found.is_terminal else Console(file=found.file, width=WIDE, **plain)
@@ -35,10 +38,16 @@ def tally(words: Iterable[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
-    """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is in them."""
+    """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is
+    in them.
+    """
     built = Table(box=SIMPLE_HEAD, title=title and shown(title), title_justify="left", pad_edge=False)
     for name in columns:
-        built.add_column(shown(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", no_wrap=name.startswith(">"))
+        built.add_column(
+            shown(name.removeprefix(">")),
+            justify="right" if name.startswith(">") else "left",
+            no_wrap=name.startswith(">"),
+        )
     for row in rows:
         built.add_row(*(Text(shown(cell)) for cell in row))
     return built

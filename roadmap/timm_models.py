@@ -1,7 +1,7 @@
-"""Every step as a timm model: once this module is imported, timm.create_model('roadmap_gelu') builds the network of step gelu.
+"""Every step as a timm model: once this is imported, timm.create_model('roadmap_gelu') builds step gelu.
 
-Further keywords are timm's own and the leaves of the configuration's model section: width_mult=0.5, depths=[2, 2, 6, 2],
-block={'layer_scale': None}. What is not given is the step's, its rate of stochastic depth included.
+Further keywords are timm's own and the leaves of the configuration's model section: width_mult=0.5,
+depths=[2, 2, 6, 2], block={'layer_scale': None}. The rest is the step's, even its stochastic depth.
 """
 
 from __future__ import annotations
@@ -26,34 +26,43 @@ from roadmap.strict_yaml import ConfigError, Problem
 UNPREFIXED = "convnext_t"  # the roadmap whose steps need no name before theirs
 TIMMS_OWN = ("global_pool", "drop_rate", "drop_path_rate", "features_only", "out_indices", "feature_cls")
 
-default_cfgs: dict[str, Any] = {}  # under this name timm looks for each model's input size, mean, crop and the like
+# under this name timm looks for each model's input size, mean, crop and the like
+default_cfgs: dict[str, Any] = {}
 registered: dict[str, RunConfig] = {}
 
 
 def model_name(roadmap: str, step: str) -> str:
-    """timm's name for a step: roadmap_gelu on the way to ConvNeXt-T, roadmap_convnext_b_gelu in roadmap convnext_b."""
+    """timm's name for a step: roadmap_gelu to ConvNeXt-T, roadmap_convnext_b_gelu in roadmap convnext_b."""
     return f"roadmap_{step}" if roadmap == UNPREFIXED else f"roadmap_{roadmap}_{step}"
 
 
 def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
-    """Makes timm models of all steps in a steps file and returns their names; ConfigError says what is wrong with the file.
+    """Makes timm models of all steps in a steps file and returns their names; ConfigError says what is wrong
+    with the file.
 
     A name that stands for another network already is taken over, with a warning from timm.
     """
-    named = [(model_name(roadmap.name, step), resolve(roadmap, step)) for roadmap in load_roadmaps(path).values() for step in roadmap.steps]
+    named = [
+        (model_name(roadmap.name, step), resolve(roadmap, step))
+        for roadmap in load_roadmaps(path).values()
+        for step in roadmap.steps
+    ]
     configs = dict(named)
     if twice := [name for name, config in named if configs[name] is not config]:
-        raise ConfigError([Problem(str(path), f"two steps would be timm's {name}; rename one of them") for name in twice])
+        raise ConfigError(
+            [Problem(str(path), f"two steps would be timm's {name}; rename one of them") for name in twice]
+        )
     for name, config in configs.items():
         if registered.get(name) != config:
             registered[name] = config
             default_cfgs.update(generate_default_cfgs({name: _default_cfg(config)}))
-            globals()[name] = register_model(_entrypoint(name, config.model))  # timm adds the name to this module's __all__
+            # timm adds the name to this module's __all__
+            globals()[name] = register_model(_entrypoint(name, config.model))
     return tuple(configs)
 
 
 def _default_cfg(config: RunConfig) -> dict[str, Any]:
-    """What timm knows of a model besides its layers; no weights are published, so there is no address of any."""
+    """What timm knows of a model besides its layers; no weights are published, so none has an address."""
     model, data, recipe = config.model, config.data, config.recipe
     positions = data.image_size // (model.stem.stride << len(model.depths) - 1)
     return {
@@ -76,15 +85,25 @@ def _entrypoint(name: str, spec: ModelSpec) -> Callable[..., nn.Module]:
         depths = kwargs.get("depths")
         stages = len(depths if isinstance(depths, Sequence) else spec.depths)
         features = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
-        model: nn.Module = build_model_with_cfg(partial(_build, name, spec), name, pretrained, feature_cfg=features, **kwargs)
+        model: nn.Module = build_model_with_cfg(
+            partial(_build, name, spec), name, pretrained, feature_cfg=features, **kwargs
+        )
         return model
 
     create.__name__ = name
     return create
 
 
-def _build(name: str, spec: ModelSpec, *, num_classes: int, global_pool: str = "avg", drop_rate: float = 0.0, **leaves: Any) -> Network:
-    """The network of `spec` with other `leaves`; 0 classes are timm's word for a network without a classifier."""
+def _build(
+    name: str,
+    spec: ModelSpec,
+    *,
+    num_classes: int,
+    global_pool: str = "avg",
+    drop_rate: float = 0.0,
+    **leaves: Any,
+) -> Network:
+    """The network of `spec` with other `leaves`; 0 classes are timm's word for one without a classifier."""
     if "drop_path_rate" in leaves:
         leaves["drop_path"] = leaves.pop("drop_path_rate")
     network = build_model(_changed(name, spec, {**leaves, "num_classes": num_classes or 1}), drop_rate)

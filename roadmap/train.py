@@ -33,10 +33,10 @@ def train(
 ) -> Result:
     """Trains `config` in `run_dir` and returns its result, or the one that is there already.
 
-    Picks up from the last whole checkpoint. `data` are the training and validation set of a configuration whose dataset is
-    `custom/NAME`: map-style Datasets of images and labels. All processes of `world` call this alike. Stopped if `stop` asks
-    for it, LeaseHeld if somebody else is at work there, OutOfMemory with what to try, ConfigError if the directory or the
-    data does not fit the configuration.
+    Picks up from the last whole checkpoint. `data` are the training and validation set of a configuration
+    whose dataset is `custom/NAME`: map-style Datasets of images and labels. All processes of `world` call
+    this alike. Stopped if `stop` asks for it, LeaseHeld if somebody else is at work there, OutOfMemory with
+    what to try, ConfigError if the directory or the data does not fit the configuration.
     """
     world, run = world or World(), RunDir(run_dir)
     with ExitStack() as stack:
@@ -52,14 +52,17 @@ def train(
 
         try:
             found = world.share(claim)
-            return found or _attempt(Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data))
+            return found or _attempt(
+                Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data)
+            )
         except Stopped:
             lease.outcome = "stopped"
             raise
 
 
 def _blame(attempt: Attempt, error: Exception) -> None:
-    """Leaves word of what ended this process; in the first one, RuntimeError with the word of another that was the cause.
+    """Leaves word of what ended this process; in the first one, RuntimeError with the word of another that
+    was the cause.
 
     When one process dies, the others learn no more than that a connection was closed.
     """

@@ -1,7 +1,8 @@
 """The roadmap: a tree of steps over a base, and the resolution of a step into a run's configuration.
 
-A step's id may also be a combination of deltas: `resnet50+gelu` is a step with a delta more, `layer_norm-gelu` one with a
-delta less, `gelu@order7` is where gelu is added when the path's deltas are added in the random order 7.
+A step's id may also be a combination of deltas: `resnet50+gelu` is a step with a delta more,
+`layer_norm-gelu` one with a delta less, `gelu@order7` is where gelu is added when the path's deltas are added
+in the random order 7.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class PaperFigures(Spec):
-    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs to two decimals."""
+    """What a publication prints for a step: top-1 in %, its standard deviation over `n` runs, and GMACs to
+    two decimals.
+    """
 
     top1: Percent
     std: Annotated[float, Field(ge=0)] | None = None
@@ -37,14 +40,18 @@ class PaperFigures(Spec):
 
 
 class Counted(Spec):
-    """A step's cost at its own image size, counted outside this code: parameters in 10**6, multiply-adds in 10**9."""
+    """A step's cost at its own image size, counted outside this code: parameters in 10**6, multiply-adds in
+    10**9.
+    """
 
     params: float
     gmacs: float
 
 
 class Reference(Spec):
-    """A model outside the roadmap that its figures are compared with; without `gmacs` it has no place among networks."""
+    """A model outside the roadmap that its figures are compared with; without `gmacs` it has no place among
+    networks.
+    """
 
     title: str
     top1: Percent
@@ -60,7 +67,9 @@ class ReferenceSpeed(Spec):
 
 
 class Throughput(Spec):
-    """Images per second in inference as a publication measured them, with `on` saying where and how: of steps, and of others."""
+    """Images per second in inference as a publication measured them, with `on` saying where and how: of
+    steps, and of others.
+    """
 
     source: str
     on: str
@@ -82,11 +91,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Roadmap:
-    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they come from.
+    """A tree of steps over a base, and the profiles that any step can be run with; `path` is the file they
+    come from.
 
-    `source` says where the paper's figures are printed. `ablation` is set where the steps are not the path but combinations
-    of its deltas; `notes` are the sentences on those that were left out, and `whole` is the roadmap that it was made of.
-    `end` is the step in which the path ends, the last one if it is None.
+    `source` says where the paper's figures are printed. `ablation` is set where the steps are not the path
+    but combinations of its deltas; `notes` are the sentences on those that were left out, and `whole` is the
+    roadmap that it was made of. `end` is the step in which the path ends, the last one if it is None.
     """
 
     name: str
@@ -110,8 +120,15 @@ class Roadmap:
 
     @property
     def trunk(self) -> tuple[str, ...]:
-        """The path, the ids from the root to its end; all other steps are side branches. An ablation has none of those."""
-        return self.steps if self.ablation else tuple(step.name for step in self.lineage(self.end or self.steps[-1]))
+        """The path, the ids from the root to its end; all other steps are side branches.
+
+        An ablation has none of those.
+        """
+        return (
+            self.steps
+            if self.ablation
+            else tuple(step.name for step in self.lineage(self.end or self.steps[-1]))
+        )
 
     def branches_off(self, step: str) -> str | None:
         """The parent of a step if it is another than the step before."""
@@ -119,7 +136,8 @@ class Roadmap:
         return parent if parent is not None and parent != self.steps[place - 1] else None
 
     def lineage(self, step: str) -> tuple[Delta, ...]:
-        """The deltas that make up a step, from the root on: its ancestors' and its own, or those of a combination.
+        """The deltas that make up a step, from the root on: its ancestors' and its own, or those of a
+        combination.
 
         ConfigError if there is no such step, or if the combination has no meaning.
         """
@@ -143,11 +161,15 @@ class Roadmap:
         for sign, name in zip(words[::2], words[1::2], strict=True):
             delta = self._ancestry("step", self.tree, name)[-1]
             if delta.parent is None:
-                raise self._error(combination, f"{name} is a root, and no change that could be added or left out")
+                raise self._error(
+                    combination, f"{name} is a root, and no change that could be added or left out"
+                )
             if sign == "+" and delta in deltas:
                 raise self._error(combination, f"{name} is in it already")
             if sign == "-" and delta not in deltas:
-                raise self._error(combination, f"{name} is not on the way to {step}, so it cannot be left out")
+                raise self._error(
+                    combination, f"{name} is not on the way to {step}, so it cannot be left out"
+                )
             deltas = [*deltas, delta] if sign == "+" else [other for other in deltas if other is not delta]
         return tuple(deltas)
 
@@ -167,17 +189,27 @@ class Roadmap:
         return ConfigError([Problem(relative(self.path), f"'{combination}': {message}")])
 
     def shuffled(self, seed: int) -> tuple[Delta, ...]:
-        """The path's deltas in a random order, behind the root; a new step does not change the order of the others."""
+        """The path's deltas in a random order, behind the root; a new step does not change the order of the
+        others.
+        """
         root, *rest = self.lineage(self.trunk[-1])
-        return (root, *sorted(rest, key=lambda delta: hashlib.sha256(f"{seed}:{delta.name}".encode()).digest()))
+        return (
+            root,
+            *sorted(rest, key=lambda delta: hashlib.sha256(f"{seed}:{delta.name}".encode()).digest()),
+        )
 
     def profile(self, name: str | None) -> tuple[Delta, ...]:
-        """The profile with its ancestors, oldest first; none for None and 'paper', the steps as they are. ConfigError if unknown."""
+        """The profile with its ancestors, oldest first; none for None and 'paper', the steps as they are.
+
+        ConfigError if unknown.
+        """
         return () if name in (None, NO_PROFILE) else self._ancestry("profile", self.profiles, str(name))
 
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
-            raise ConfigError([Problem(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")])
+            raise ConfigError(
+                [Problem(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")]
+            )
         path = [known[name]]
         while (parent := path[-1].parent) is not None:
             path.append(known[parent])
@@ -196,10 +228,19 @@ def trace(
     lineage, drop = roadmap.lineage(step), tuple(drop)
     for name in drop:
         if name not in {ancestor.name for ancestor in lineage}:
-            raise ConfigError([Problem(relative(roadmap.path), f"'{name}' is not on the way to '{step}', so it cannot be dropped")])
+            raise ConfigError(
+                [
+                    Problem(
+                        relative(roadmap.path),
+                        f"'{name}' is not on the way to '{step}', so it cannot be dropped",
+                    )
+                ]
+            )
     deltas = [delta for delta in lineage if delta.name not in drop]
     deltas += roadmap.profile(profile)
-    return merge(roadmap.base, *(delta.settings for delta in deltas), overriding(roadmap.base, overrides or {}))
+    return merge(
+        roadmap.base, *(delta.settings for delta in deltas), overriding(roadmap.base, overrides or {})
+    )
 
 
 def resolve(
@@ -211,7 +252,8 @@ def resolve(
     drop: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of one run: base, the deltas from the root to `step` but for those in `drop`, profile, overrides.
+    """The configuration of one run: base, the deltas from the root to `step` but for those in `drop`,
+    profile, overrides.
 
     `overrides` maps dotted leaves ('recipe.lr') to values. ConfigError says what is wrong and who set it.
     """
@@ -219,7 +261,9 @@ def resolve(
     return validate(settings, roadmap=roadmap.name, step=step, profile=profile, seed=seed)
 
 
-def change_of(roadmap: Roadmap, step: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> str:
+def change_of(
+    roadmap: Roadmap, step: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> str:
     """What a step changes against its parent, in one line; a profile may take back some of it."""
     parent = roadmap.tree[step].parent
     if parent is None:

@@ -10,7 +10,7 @@ from roadmap.tree import Counted, PaperFigures, Roadmap, resolve
 
 @dataclass(frozen=True)
 class Row:
-    """A step's cost at its own image size beside the printed GMACs and the cost that was counted outside this code."""
+    """A step's cost at its own image size beside the printed GMACs and the cost counted by other code."""
 
     step: str
     title: str
@@ -21,14 +21,20 @@ class Row:
     @property
     def prints(self) -> bool | None:
         """Whether our GMACs are the printed ones, to the digit; None where none are printed."""
-        return None if self.paper is None or self.paper.gmacs is None else _agree(self.cost.gmacs, self.paper.gmacs, 2)
+        return (
+            None
+            if self.paper is None or self.paper.gmacs is None
+            else _agree(self.cost.gmacs, self.paper.gmacs, 2)
+        )
 
     @property
     def counts(self) -> bool | None:
-        """Whether our parameters and GMACs are the counted ones, to the digit; None where none were counted."""
+        """Whether our parameters and GMACs are the counted ones, to the digit; None if none were counted."""
         if self.counted is None:
             return None
-        return _agree(self.cost.params / 1e6, self.counted.params, 3) and _agree(self.cost.gmacs, self.counted.gmacs, 2)
+        return _agree(self.cost.params / 1e6, self.counted.params, 3) and _agree(
+            self.cost.gmacs, self.counted.gmacs, 2
+        )
 
     @property
     def is_flagged(self) -> bool:
@@ -53,7 +59,7 @@ class Row:
 
 
 def _agree(ours: float, theirs: float, digits: int) -> bool:
-    """Whether ours rounds to theirs, to as many decimals as theirs has, but to `digits` at least (4.1 stands for 4.10)."""
+    """Whether ours rounds to theirs, to as many decimals as theirs has, at least `digits` (4.1 is 4.10)."""
     digits = max(digits, len(f"{theirs!r}".partition(".")[2]))
     return f"{ours:.{digits}f}" == f"{theirs:.{digits}f}"
 
@@ -63,7 +69,9 @@ def verify(roadmap: Roadmap) -> list[Row]:
     rows = []
     for name, step in roadmap.tree.items():
         config = resolve(roadmap, name)
-        rows.append(Row(name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted))
+        rows.append(
+            Row(name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted)
+        )
     return rows
 
 
@@ -74,7 +82,13 @@ def summary(rows: list[Row]) -> str:
     flagged, wrong = sum(row.is_flagged for row in rows), sum(row.is_wrong for row in rows)
     words = []
     if printed:
-        words.append(f"{sum(bool(row.prints) for row in printed)} of {len(printed)} published rows match to the printed digit")
+        words.append(
+            f"{sum(bool(row.prints) for row in printed)} of {len(printed)} published rows match to the"
+            " printed digit"
+        )
     if counted:
-        words.append(f"{sum(bool(row.counts) for row in counted)} of {len(counted)} have the parameters and GMACs counted elsewhere")
+        words.append(
+            f"{sum(bool(row.counts) for row in counted)} of {len(counted)} have the parameters and GMACs"
+            " counted elsewhere"
+        )
     return ", ".join([*words, f"{flagged} flagged, {wrong} wrong"])

@@ -1,4 +1,7 @@
-"""Files of weights before they are read: where they are, and which they are. For a file at hand, without torch."""
+"""Files of weights before they are read: where they are, and which they are.
+
+For a file at hand, without torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from roadmap.files import write_atomic
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
-CHECKPOINT = re.compile(r"(\d{9,})-([0-9a-f]{16})\.pt")  # iteration and digest; a copy under any other name is the user's
+# iteration and digest; a copy under any other name is the user's
+CHECKPOINT = re.compile(r"(\d{9,})-([0-9a-f]{16})\.pt")
 
 
 def refusal(where: str, message: str) -> ConfigError:
@@ -25,7 +29,9 @@ def scheme_of(source: str | Path) -> str:
     """The scheme of an address, '' for a path; ConfigError for one that cannot be read."""
     scheme = source.partition("://")[0].lower() if isinstance(source, str) and "://" in source else ""
     if scheme not in ("", "file", "http", "https"):
-        raise refusal(str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file")
+        raise refusal(
+            str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file"
+        )
     return scheme
 
 
@@ -35,9 +41,14 @@ def name_of(source: str | Path) -> str:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints that the suite wrote in `folder`, the one of the latest iteration first; other files are not its own."""
+    """The checkpoints that the suite wrote in `folder`, the one of the latest iteration first; other files
+    are not its own.
+    """
     named = [(match, path) for path in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
-    return [path for _, _, path in sorted(((int(match[1]), path.name, path) for match, path in named), reverse=True)]
+    return [
+        path
+        for _, _, path in sorted(((int(match[1]), path.name, path) for match, path in named), reverse=True)
+    ]
 
 
 def located(source: str | Path) -> Path:
@@ -59,16 +70,21 @@ def located(source: str | Path) -> Path:
 
 
 def _download(url: str) -> Path:
-    """The file at `url` in torch.hub's cache, fetched if it is not there; torch.hub's own functions take a torn download for whole."""
+    """The file at `url` in torch.hub's cache, fetched if it is not there; torch.hub's own functions take a
+    torn download for whole.
+    """
     import torch.hub
 
-    name = re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2]).lstrip(".")[-100:] or "weights"
+    name = (
+        re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2]).lstrip(".")[-100:] or "weights"
+    )
     # a folder for each address, because half the world calls its file checkpoint.pth
     path = Path(torch.hub.get_dir(), "checkpoints", sha256(url.encode()).hexdigest()[:16], name)
     if not path.exists():
         try:
             with urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=60) as answer:
-                content = answer.read()  # in one piece, for only this notices that less came than was announced
+                # in one piece, for only this notices that less came than was announced
+                content = answer.read()
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content)
         except (OSError, HTTPException, ValueError) as error:

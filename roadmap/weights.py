@@ -1,4 +1,4 @@
-"""Weights under our names and those that others use: read from wherever they are, and loaded into a network."""
+"""Weights under our names and those that others use: read from anywhere, and loaded into a network."""
 
 from __future__ import annotations
 
@@ -20,34 +20,46 @@ from roadmap.weight_files import located, name_of, refusal, scheme_of
 
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])
-ABSENT: dict[Kind, str] = {"raw": "holds an EMA alone; --ema takes it", "ema": "has no EMA; --raw takes its weights"}
-TAKEN: dict[Kind, str] = {"raw": "the weights; its EMA is available with --ema", "ema": "the EMA; its weights are available with --raw"}
+ABSENT: dict[Kind, str] = {
+    "raw": "holds an EMA alone; --ema takes it",
+    "ema": "has no EMA; --raw takes its weights",
+}
+TAKEN: dict[Kind, str] = {
+    "raw": "the weights; its EMA is available with --ema",
+    "ema": "the EMA; its weights are available with --raw",
+}
 
-# Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their names.
+# Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their
+# names.
 EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
 PREFIXES = r"^((module|_orig_mod)\.)+"
-LONGEST_HEADER = 100_000_000  # bytes, by safetensors' own rule; as such a length, the first bytes of a zip file or a pickle are far more
+# bytes, by safetensors' own rule; as such a length, the first bytes of a zip file or a pickle are far more
+LONGEST_HEADER = 100_000_000
 
 # Dialects in pairs of words: a pattern in our names, and what stands there in theirs.
 ORIGINAL_BLOCK = r"""
-    \.body\.spatial\.     .dwconv.          \.body\.spatial_norm\.   .norm.          \.body\.pw(\d)\.        .pwconv\1.
-    \.body\.gamma\.gamma$ .gamma            ^head_norm\.norm\.       norm.           ^head\.classifier\.     head."""
+    \.body\.spatial\.     .dwconv.  \.body\.spatial_norm\. .norm.  \.body\.pw(\d)\.    .pwconv\1.
+    \.body\.gamma\.gamma$ .gamma    ^head_norm\.norm\.     norm.   ^head\.classifier\. head."""
 TABLES = {
     "ours": "",
-    "timm_convnext": r"""
-    ^stem\.conv\.         stem.0.           \.downsample\.norm\.     .downsample.0.  ^head_norm\.norm\.      head.norm.
-    ^stem\.norm\.         stem.1.           \.downsample\.conv\.     .downsample.1.  ^head\.classifier\.     head.fc.
-    \.body\.spatial\.     .conv_dw.         \.body\.spatial_norm\.   .norm.          \.body\.pw(\d)\.        .mlp.fc\1.
-    \.body\.gamma\.gamma$ .gamma""",
-    "timm_resnet": r"""
-    ^stem\.conv\.         conv1.            ^stem\.norm\.            bn1.            ^head\.classifier\.     fc.
-    ^stages\.0\.blocks\.  layer1.           ^stages\.1\.blocks\.     layer2.         ^stages\.2\.blocks\.    layer3.
-    ^stages\.3\.blocks\.  layer4.           \.shortcut\.conv\.       .downsample.0.  \.shortcut\.norm\.      .downsample.1.
-    \.body\.pw1\.         .conv1.           \.body\.spatial\.        .conv2.         \.body\.pw2\.           .conv3.
-    \.body\.pw1_norm\.    .bn1.             \.body\.spatial_norm\.   .bn2.           \.body\.pw2_norm\.      .bn3.""",
+    "timm_convnext": (
+        r"""
+    ^stem\.conv\.         stem.0.    \.downsample\.norm\.   .downsample.0.  ^head_norm\.norm\.  head.norm.
+    ^stem\.norm\.         stem.1.    \.downsample\.conv\.   .downsample.1.  ^head\.classifier\. head.fc.
+    \.body\.spatial\.     .conv_dw.  \.body\.spatial_norm\. .norm.          \.body\.pw(\d)\.    .mlp.fc\1.
+    \.body\.gamma\.gamma$ .gamma"""
+    ),
+    "timm_resnet": (
+        r"""
+    ^stem\.conv\.        conv1.   ^stem\.norm\.          bn1.            ^head\.classifier\.  fc.
+    ^stages\.0\.blocks\. layer1.  ^stages\.1\.blocks\.   layer2.         ^stages\.2\.blocks\. layer3.
+    ^stages\.3\.blocks\. layer4.  \.shortcut\.conv\.     .downsample.0.  \.shortcut\.norm\.   .downsample.1.
+    \.body\.pw1\.        .conv1.  \.body\.spatial\.      .conv2.         \.body\.pw2\.        .conv3.
+    \.body\.pw1_norm\.   .bn1.    \.body\.spatial_norm\. .bn2.           \.body\.pw2_norm\.   .bn3."""
+    ),
     "original_convnext": r"""
-    ^stem\.conv\.         downsample_layers.0.0.                     ^stages\.(\d+)\.downsample\.norm\.      downsample_layers.\1.0.
-    ^stem\.norm\.         downsample_layers.0.1.                     ^stages\.(\d+)\.downsample\.conv\.      downsample_layers.\1.1.
+    ^stem\.conv\. downsample_layers.0.0.  ^stages\.(\d+)\.downsample\.norm\. downsample_layers.\1.0.
+    ^stem\.norm\. downsample_layers.0.1.  ^stages\.(\d+)\.downsample\.conv\. downsample_layers.\1.1.
     ^(stages\.\d+)\.blocks\. \1."""
     + ORIGINAL_BLOCK,
     "original_isotropic": r"^stem\.conv\. stem.  ^stages\.0\.blocks\. blocks." + ORIGINAL_BLOCK,
@@ -56,7 +68,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """A way to name tensors: `pairs` of pattern and replacement turn our names into it, one after the other."""
+    """A way to name tensors: `pairs` of pattern and replacement, in order, turn our names into it."""
 
     name: str
     pairs: tuple[tuple[str, str], ...]
@@ -68,7 +80,10 @@ class Dialect:
         return name
 
 
-DIALECTS = {name: Dialect(name, tuple(zip(table.split()[::2], table.split()[1::2], strict=True))) for name, table in TABLES.items()}
+DIALECTS = {
+    name: Dialect(name, tuple(zip(table.split()[::2], table.split()[1::2], strict=True)))
+    for name, table in TABLES.items()
+}
 
 
 def read_state_dict(source: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
@@ -80,7 +95,7 @@ def read_state_dict(source: str | Path, *, ema: bool = False) -> dict[str, Tenso
 
 
 def select(states: Mapping[Kind, State], kind: Kind, where: str) -> State:
-    """One kind of the weights at `where`; ConfigError with the option for the other kind if there is only that."""
+    """One kind of the weights at `where`; ConfigError with the option for the other if only that is there."""
     if kind not in states:
         raise refusal(where, ABSENT[kind])
     return states[kind]
@@ -93,26 +108,33 @@ def read_state_dicts(source: str | Path) -> dict[Kind, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint holds: `raw` weights, their `ema`, or both, and the names of the classes in the order of the outputs, if known."""
+    """What a checkpoint holds: `raw` weights, their `ema`, or both, and the names of the classes in the order
+    of the outputs, if known.
+    """
 
     states: dict[Kind, dict[str, Tensor]]
     classes: list[str] | None
 
 
 def read_weights(source: str | Path, classes: list[str] | None = None) -> Weights:
-    """All that is used of a checkpoint, `source` as in `located`; its `classes` if not given, from it or the class map beside it.
+    """All that is used of a checkpoint, `source` as in `located`.
 
-    ConfigError says why it cannot be read, that it holds no tensors, or that the class map names other classes.
+    `classes`, if not given, are from it or the class map beside it. ConfigError says why it cannot be read,
+    that it holds no tensors, or that the class map names other classes.
     """
     path, where = located(source), name_of(source)
     try:
         content, written = _read(path, where)
     except ConfigError:
-        if scheme_of(source).startswith("http"):  # so that the next call asks again, where a server sent something else
+        # so that the next call asks again, where a server sent something else
+        if scheme_of(source).startswith("http"):
             path.unlink(missing_ok=True)
         raise
     raw, average = _unwrapped(content, KEYS), _unwrapped(content, (*EMA_KEYS, *KEYS))
-    found: dict[Kind, dict[str, Tensor]] = {"raw": _tensors(raw), "ema": {} if average is raw else _tensors(average)}
+    found: dict[Kind, dict[str, Tensor]] = {
+        "raw": _tensors(raw),
+        "ema": {} if average is raw else _tensors(average),
+    }
     states = {kind: tensors for kind, tensors in found.items() if tensors}
     if not states:
         raise refusal(where, "holds no tensors with names")
@@ -120,7 +142,9 @@ def read_weights(source: str | Path, classes: list[str] | None = None) -> Weight
 
 
 def _classes(content: Mapping[str, Any], written: str | None, path: Path, where: str) -> list[str] | None:
-    """The names of the classes in a run's checkpoint, in the metadata of safetensors, `written`, or in the class map beside the file."""
+    """The names of the classes in a run's checkpoint, in the metadata of safetensors, `written`, or in the
+    class map beside the file.
+    """
     data = content.get("data")
     inside = data.get("classes") if isinstance(data, Mapping) else _parsed_names(written)
     beside = class_map_beside(path)
@@ -128,7 +152,10 @@ def _classes(content: Mapping[str, Any], written: str | None, path: Path, where:
         return inside
     names = read_class_map(beside)
     if inside is not None and names != inside:
-        message = f"names other classes than {where} itself, or in another order; move it away, or choose with --class-map"
+        message = (
+            f"names other classes than {where} itself, or in another order; move it away, or choose with"
+            " --class-map"
+        )
         raise refusal(relative(beside), message)
     return names
 
@@ -141,11 +168,15 @@ def _unwrapped(content: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, 
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {re.sub(PREFIXES, "", str(name)): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
+    return {
+        re.sub(PREFIXES, "", str(name)): value.detach()
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _parsed_names(text: str | None) -> list[str] | None:
-    """The names in a JSON list of strings; None for anything else, which another program may have put there."""
+    """The names in a JSON list of strings; None for anything else, which other programs may put there."""
     try:
         names = json.loads(text or "")
     except ValueError:
@@ -166,24 +197,31 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
         raise refusal(where, "is a web page, not a checkpoint" if head else "is empty")
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
-    if not is_safetensors and not head.startswith((b"PK", b"\x80")):  # neither a zip file nor a pickle: all else Python would misread
+    # neither a zip file nor a pickle: all else Python would misread
+    if not is_safetensors and not head.startswith((b"PK", b"\x80")):
         raise refusal(where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors")
     try:
         if is_safetensors:  # whatever the file is called: a blob in the cache of the Hub has no suffix
             with safetensors.safe_open(path, framework="pt") as opened:
                 return safetensors.torch.load_file(path), (opened.metadata() or {}).get("classes")
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:  # of a path, PyTorch heeds the suffix
+        # of a path, PyTorch heeds the suffix
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file raises whatever its reader runs into
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
-            raise refusal(where, f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code") from error
+            raise refusal(
+                where,
+                f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code",
+            ) from error
         raise refusal(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
     return content if isinstance(content, Mapping) else {}, None
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a file's tensors fit a network: `missing` are our names, `unexpected` the file's; `misshaped`: name, shape there, shape here."""
+    """How a file's tensors fit a network: `missing` are our names, `unexpected` the file's; `misshaped`:
+    name, shape there, shape here.
+    """
 
     source: str
     dialect: str
@@ -200,27 +238,39 @@ class Report:
     def __str__(self) -> str:
         wanted = self.loaded + len(self.missing) + len(self.misshaped)
         shapes = [f"{name} is {list(there)} there, {list(here)} here" for name, there, here in self.misshaped]
-        lines = [f"{self.source} {'fits' if self.fits else 'does not fit'}: {self.loaded} of {wanted} tensors, dialect {self.dialect}"]
-        for what, names in {"missing": self.missing, "unexpected": self.unexpected, "mis-shaped": shapes}.items():
+        lines = [
+            f"{self.source} {'fits' if self.fits else 'does not fit'}: {self.loaded} of {wanted} tensors,"
+            f" dialect {self.dialect}"
+        ]
+        for what, names in {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "mis-shaped": shapes,
+        }.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             lines += [f"  {what}: {', '.join(names[:5])}{more}"] if names else []
         return "\n".join(lines)
 
 
 def load_weights(network: nn.Module, source: str | Path, *, ema: bool = False, strict: bool = True) -> Report:
-    """Copies a checkpoint's tensors into `network`, whatever dialect it is in; `source` and `ema` as in `read_state_dict`.
+    """Copies a checkpoint of any dialect into `network`; `source` and `ema` as in `read_state_dict`.
 
-    Where they do not all fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.
+    If not all tensors fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.
     """
     return copy_weights(network, read_state_dict(source, ema=ema), str(source), strict=strict)
 
 
 def copy_weights(
-    network: nn.Module, there: Mapping[str, Tensor], source: str, *, strict: bool = True, may_differ: Collection[str] = ()
+    network: nn.Module,
+    there: Mapping[str, Tensor],
+    source: str,
+    *,
+    strict: bool = True,
+    may_differ: Collection[str] = (),
 ) -> Report:
     """Copies the tensors `there` into `network`.
 
-    Those in `may_differ`, by our names, are left as they are where their shapes differ, or where none of them is there.
+    Those in `may_differ`, by our names, are left as they are if their shapes differ or none is there.
     """
     here = network.state_dict()
     dialect = max(DIALECTS.values(), key=lambda dialect: sum(dialect.rename(name) in there for name in here))
@@ -228,7 +278,9 @@ def copy_weights(
     found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
     pairs = {name: (tuple(tensor.shape), tuple(here[name].shape)) for name, tensor in found.items()}
     # a linear layer is a 1x1 convolution; no other shape can be taken for another
-    misshaped = tuple((name, a, b) for name, (a, b) in pairs.items() if b not in (a, (*a, 1, 1)) and a != (*b, 1, 1))
+    misshaped = tuple(
+        (name, a, b) for name, (a, b) in pairs.items() if b not in (a, (*a, 1, 1)) and a != (*b, 1, 1)
+    )
     fitting = found.keys() - {name for name, *_ in misshaped}
     missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
     unexpected = tuple(name for name in there if name not in names.values())

@@ -34,12 +34,24 @@ class Ended:
 
 
 def accounting(jobs: Sequence[str]) -> dict[str, Ended]:
-    """How `jobs` ended, by their ids, as far as Slurm keeps account of it. SlurmUnavailable if it cannot be asked."""
+    """How `jobs` ended, by their ids, as far as Slurm keeps account of it.
+
+    SlurmUnavailable if it cannot be asked.
+    """
     wanted = sorted({job.partition("_")[0] for job in jobs})
     found: dict[str, Ended] = {}
     for first in range(0, len(wanted), JOBS_A_QUESTION):
         ids = ",".join(wanted[first : first + JOBS_A_QUESTION])
-        words = ["--noheader", "--parsable2", f"--delimiter={SEPARATOR}", "--allocations", "--format", ",".join(FORMAT), "--jobs", ids]
+        words = [
+            "--noheader",
+            "--parsable2",
+            f"--delimiter={SEPARATOR}",
+            "--allocations",
+            "--format",
+            ",".join(FORMAT),
+            "--jobs",
+            ids,
+        ]
         for fields in (line.split(SEPARATOR) for line in ask("sacct", *words).splitlines()):
             if len(fields) != len(FORMAT):  # a line that a site's wrapper adds
                 continue
@@ -52,7 +64,9 @@ def accounting(jobs: Sequence[str]) -> dict[str, Ended]:
 
 
 def tasks_of(job: str) -> Iterator[str]:
-    """The tasks of what sacct writes for those of an array that were never begun, '12_[0-3,7%2]', or `job` itself."""
+    """The tasks of what sacct writes for those of an array that were never begun, '12_[0-3,7%2]', or `job`
+    itself.
+    """
     found = ARRAY.match(job)
     if found is None:
         yield job

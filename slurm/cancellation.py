@@ -30,7 +30,9 @@ JOBS_A_CALL = 200
 
 @dataclass
 class Plan:
-    """What is to be done: jobs and processes to stop, by what they train, `kept` from workers, and `left` alone with the reason."""
+    """What is to be done: jobs and processes to stop, by what they train, `kept` from workers, and `left`
+    alone with the reason.
+    """
 
     jobs: dict[str, list[RunDir]] = field(default_factory=dict)
     processes: dict[int, RunDir] = field(default_factory=dict)
@@ -82,7 +84,10 @@ def not_in_plan(runs: Sequence[RunDir], arguments: argparse.Namespace) -> Iterat
 
 
 def hash_of(roadmap: Roadmap, step: str, profile: str, overrides: dict[str, Any]) -> str | None:
-    """The hash of a step's configuration now; None if there is no such step or profile any more. ConfigError for bad overrides."""
+    """The hash of a step's configuration now; None if there is no such step or profile any more.
+
+    ConfigError for bad overrides.
+    """
     choice = None if profile == NO_PROFILE else profile
     try:
         resolve(roadmap, step, profile=choice)
@@ -92,11 +97,17 @@ def hash_of(roadmap: Roadmap, step: str, profile: str, overrides: dict[str, Any]
 
 
 def plan_for(chosen: Sequence[Status]) -> Plan:
-    """The jobs of `chosen`, and the processes of this machine that train one without a job; SlurmUnavailable if Slurm cannot be asked."""
+    """The jobs of `chosen`, and the processes of this machine that train one without a job; SlurmUnavailable
+    if Slurm cannot be asked.
+    """
     plan, wanted = Plan(), {found.run.path: found for found in chosen}
     folders = [jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if submissions(jobs)]
     tasks = queued(retry=True) if folders else []
-    queue = {task.id: (task, [root_of(jobs) / name for name in names]) for jobs in folders for task, names in grouped(jobs, tasks)}
+    queue = {
+        task.id: (task, [root_of(jobs) / name for name in names])
+        for jobs in folders
+        for task, names in grouped(jobs, tasks)
+    }
     served: set[Path] = set()
     for task, paths in queue.values():
         if mine := [RunDir(path) for path in paths if path in wanted]:
@@ -104,7 +115,8 @@ def plan_for(chosen: Sequence[Status]) -> Plan:
             plan_job(plan, task, mine, [RunDir(path) for path in paths if path not in wanted])
     begun = {jobs for jobs in dict.fromkeys(jobs_of(found.run) for found in chosen) if submitted_jobs(jobs)}
     for path, found in wanted.items():
-        if path not in served and jobs_of(found.run) in begun and found.state != "cancelled":  # workers of this kind may be about
+        # workers of this kind may be about
+        if path not in served and jobs_of(found.run) in begun and found.state != "cancelled":
             plan.kept.append(found.run)
         if found.owner is not None and path not in served:
             plan_process(plan, found.run, found.owner)
@@ -117,7 +129,10 @@ def plan_job(plan: Plan, task: Task, mine: list[RunDir], others: Sequence[RunDir
     if task.state in ENDING:
         plan.left.append(f"job {task.id} ({titles(mine)}) is ending already")
     elif kept:
-        plan.left.append(f"job {task.id} ({titles(mine)}) is left alone, for it trains {', '.join(kept)}, too; choose all of them")
+        plan.left.append(
+            f"job {task.id} ({titles(mine)}) is left alone, for it trains {', '.join(kept)}, too; choose all"
+            " of them"
+        )
     else:
         plan.jobs[task.id] = mine
 
@@ -127,11 +142,15 @@ def plan_process(plan: Plan, one: RunDir, owner: dict[str, Any]) -> None:
     if is_here(owner):
         plan.processes[int(owner["pid"])] = one
     else:
-        plan.left.append(f"{title(one)} is trained by process {owner.get('pid')} on {owner.get('host')}: stop it there")
+        plan.left.append(
+            f"{title(one)} is trained by process {owner.get('pid')} on {owner.get('host')}: stop it there"
+        )
 
 
 def carry_out(plan: Plan) -> None:
-    """Has Slurm cancel the jobs, keeps workers from the runs, and only then tells the processes to save and stop."""
+    """Has Slurm cancel the jobs, keeps workers from the runs, and only then tells the processes to save and
+    stop.
+    """
     jobs = list(plan.jobs)
     for first in range(0, len(jobs), JOBS_A_CALL):
         ask("scancel", *jobs[first : first + JOBS_A_CALL], retry=True)
@@ -139,7 +158,8 @@ def carry_out(plan: Plan) -> None:
         with contextlib.suppress(FileNotFoundError):  # the run is being deleted
             one.cancel()
     for process, one in plan.processes.items():
-        if (owner(one.path) or {}).get("pid") != process:  # it has just ended, or is at another run, while Slurm was asked
+        # it has just ended, or is at another run, while Slurm was asked
+        if (owner(one.path) or {}).get("pid") != process:
             continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
@@ -153,9 +173,15 @@ def account(plan: Plan, rehearsed: bool) -> Iterator[str]:
     for process, one in plan.processes.items():
         yield f"process {process} {told} to save and {'leave' if one in plan.kept else 'end'}: {title(one)}"
     if plan.kept:
-        yield f"{'would be left' if rehearsed else 'left'} by all workers until submitted again: {titles(plan.kept)}"
+        yield (
+            f"{'would be left' if rehearsed else 'left'} by all workers until submitted again:"
+            f" {titles(plan.kept)}"
+        )
     yield from plan.left
-    ended = f"{count(len(plan.jobs), 'job')} and {len(plan.processes)} {'process' if len(plan.processes) == 1 else 'processes'}"
+    ended = (
+        f"{count(len(plan.jobs), 'job')} and {len(plan.processes)}"
+        f" {'process' if len(plan.processes) == 1 else 'processes'}"
+    )
     if plan.jobs or plan.processes:
         yield f"{ended} in all"
     elif not plan.kept:

@@ -13,7 +13,9 @@ from roadmap.strict_yaml import ConfigError, Problem, relative
 
 
 def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:
-    """The runs in the folder that the command line names; ConfigError if it holds none of the roadmap or profile."""
+    """The runs in the folder that the command line names; ConfigError if it holds none of the roadmap or
+    profile.
+    """
     runs = find_runs(arguments.runs)
     for name, key in (("roadmap", _roadmap), ("profile", _profile)):
         if (wanted := getattr(arguments, name)) is not None:
@@ -22,7 +24,9 @@ def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:
 
 
 def in_order(runs: Iterable[RunDir]) -> list[RunDir]:
-    """The runs of one experiment after the other, its steps as they were planned, which is how their folders were made, then by seed."""
+    """The runs of one experiment after the other, its steps as they were planned, which is how their folders
+    were made, then by seed.
+    """
     runs = list(runs)
     made: dict[Path, float] = {}
     for run in runs:
@@ -37,13 +41,17 @@ def _made(run: RunDir) -> float:
         return math.inf
 
 
-def having(runs: Iterable[RunDir], folder: Path, what: str, wanted: Iterable[str], key: Callable[[RunDir], str]) -> list[RunDir]:
+def having(
+    runs: Iterable[RunDir], folder: Path, what: str, wanted: Iterable[str], key: Callable[[RunDir], str]
+) -> list[RunDir]:
     """The runs whose `key` is one of `wanted`; ConfigError names those that no run has, and what there is."""
     runs, wanted = list(runs), list(wanted)
     there = dict.fromkeys(sorted(map(key, runs)))
     if missing := [name for name in wanted if name not in there]:
         message = f"holds no run of {what} '{{}}'{{}}"
-        raise ConfigError([Problem(relative(folder), message.format(name, one_of_these(name, there))) for name in missing])
+        raise ConfigError(
+            [Problem(relative(folder), message.format(name, one_of_these(name, there))) for name in missing]
+        )
     return [run for run in runs if key(run) in wanted]
 
 

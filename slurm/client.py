@@ -1,4 +1,6 @@
-"""Slurm's commands: called without a shell's defaults for them, read in formats for machines, and retried where Slurm is only busy."""
+"""Slurm's commands: called without a shell's defaults for them, read in formats for machines, and retried
+where Slurm is only busy.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,26 @@ SLURM_TIMEOUT_S = 30
 SBATCH_TIMEOUT_S = 300  # sbatch itself waits for two minutes where the queue is full
 PAUSES_S = (1.0, 3.0, 6.0)  # before each retry; Slurm has waited for its own MessageTimeout then
 SEPARATOR = "\x1f"  # occurs in no field
-FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%r", "%k"])  # the comment last, for another job's may have several lines
+# the comment last, for another job's may have several lines
+FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%r", "%k"])
 SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")
-# What a shell or a site's modules set for commands typed by hand: it would hide jobs, or have sbatch ask for something else.
+# What a shell or a site's modules set for commands typed by hand: it would hide jobs, or have sbatch ask for
+# something else.
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SACCT|SCANCEL|SINFO)_\w+|SLURM_TIME_FORMAT")
-# What a job or salloc that submits was given itself; of it, these alone say which Slurm to talk to, and as whom.
+# What a job or salloc that submits was given itself; of it, these alone say which Slurm to talk to, and as
+# whom.
 INHERITED = re.compile(r"(SLURM|SRUN|SALLOC)_\w+")
-CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"}
+CONNECTION = {
+    "SLURM_CONF",
+    "SLURM_CONF_SERVER",
+    "SLURM_CLUSTERS",
+    "SLURM_JWT",
+    "SLURM_SACK_KEY",
+    "SLURM_SACK_JWKS",
+}
 BUSY = re.compile(
-    r"timed? ?out|unable to contact slurm|zero bytes were transmitted|connection (refused|reset)|connect failure|not connected|"
+    r"timed? ?out|unable to contact slurm|zero bytes were transmitted|connection (refused|reset)|connect"
+    r" failure|not connected|"
     r"not responding|broken pipe|try again",
     re.IGNORECASE,
 )
@@ -50,7 +63,9 @@ class SbatchRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class Task:
-    """A job, or a task of an array, that Slurm has not done with: `submission` and `index` say which runs are its own."""
+    """A job, or a task of an array, that Slurm has not done with: `submission` and `index` say which runs are
+    its own.
+    """
 
     job: str
     index: int
@@ -67,7 +82,9 @@ class Task:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without defaults for Slurm's commands, of which a warning says once which are ignored."""
+    """This process's environment without defaults for Slurm's commands, of which a warning says once which
+    are ignored.
+    """
     ignored = sorted(filter(DEFAULTS.fullmatch, os.environ))
     if ignored:
         _warn(", ".join(ignored))
@@ -129,26 +146,33 @@ def _reason(error: subprocess.CalledProcessError) -> str:
 def queued(*options: str, retry: bool = False) -> list[Task]:
     """The tasks of this user's submissions that Slurm has not done with; `options` are more of squeue's.
 
-    What does not look like one of them is skipped: other jobs, and lines that a site's wrapper adds. SlurmUnavailable if it
-    cannot be asked.
+    What does not look like one of them is skipped: other jobs, and lines that a site's wrapper adds.
+    SlurmUnavailable if it cannot be asked.
     """
-    lines = ask("squeue", "--me", "--noheader", "--array", "--format", FORMAT, *options, retry=retry).splitlines()
+    lines = ask(
+        "squeue", "--me", "--noheader", "--array", "--format", FORMAT, *options, retry=retry
+    ).splitlines()
     return list(_tasks(lines))
 
 
 def _tasks(lines: list[str]) -> Iterator[Task]:
     for line in lines:
         fields = line.split(SEPARATOR)
-        if len(fields) == FORMAT.count(SEPARATOR) + 1 and fields[0].isdigit() and SUBMISSION.fullmatch(fields[-1]):
+        if (
+            len(fields) == FORMAT.count(SEPARATOR) + 1
+            and fields[0].isdigit()
+            and SUBMISSION.fullmatch(fields[-1])
+        ):
             job, index, state, node, starts, reason, comment = fields
             yield Task(job, int(index) if index.isdigit() else -1, state, node, starts, comment, reason)
 
 
 def submit_once(script: Path, submission: str) -> str:
-    """Has sbatch queue a script whose comment is `submission`, and returns the id of its one job, whatever sbatch makes of it.
+    """Has sbatch queue a script whose comment is `submission`, and returns the id of its one job, whatever
+    sbatch makes of it.
 
-    A failure does not prove that nothing is queued, and a site's wrapper may print other numbers: the queue is searched for the
-    comment then. SbatchRefused if nothing is queued; SlurmUnavailable if nobody knows.
+    A failure does not prove that nothing is queued, and a site's wrapper may print other numbers: the queue
+    is searched for the comment then. SbatchRefused if nothing is queued; SlurmUnavailable if nobody knows.
     """
     failed = False
     for pause in (*PAUSES_S, None):
@@ -178,12 +202,17 @@ def submit_once(script: Path, submission: str) -> str:
 
 
 def _ids_in(answer: str) -> set[str]:
-    """The ids of jobs in what `sbatch --parsable` prints, which are lines of their own: 4711, or 4711;cluster."""
+    """The ids of jobs in what `sbatch --parsable` prints, which are lines of their own: 4711, or
+    4711;cluster.
+    """
     return {line.partition(";")[0] for line in answer.splitlines() if re.fullmatch(r"\d+(;\S+)?", line)}
 
 
 def max_array_size() -> int:
-    """How many tasks an array of this Slurm may have, 1 where it has no arrays. SlurmUnavailable if it cannot be asked."""
+    """How many tasks an array of this Slurm may have, 1 where it has no arrays.
+
+    SlurmUnavailable if it cannot be asked.
+    """
     for line in ask("scontrol", "show", "config", retry=True).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():

@@ -20,13 +20,18 @@ from slurm import CLUSTER_YAML
 
 
 def minutes_of(time: str) -> int:
-    """A time limit as Slurm writes it, '2-00:00:00', '12:30:00' or '90', in minutes. ValueError if it is none."""
+    """A time limit as Slurm writes it, '2-00:00:00', '12:30:00' or '90', in minutes.
+
+    ValueError if it is none.
+    """
     days, _, clock = time.rpartition("-")
     parts = clock.split(":")
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time) or (len(parts) == 2 and days):
         raise ValueError("write a time limit as days-hours:minutes:seconds, hours:minutes:seconds or minutes")
     numbers = [int(part) for part in parts]
-    hours, minutes = (numbers[0], numbers[1]) if len(numbers) == 3 else (numbers[0], 0) if days else (0, numbers[0])
+    hours, minutes = (
+        (numbers[0], numbers[1]) if len(numbers) == 3 else (numbers[0], 0) if days else (0, numbers[0])
+    )
     total = 24 * 60 * int(days or 0) + 60 * hours + minutes
     if not total:
         raise ValueError("a time limit is at least a minute")
@@ -39,14 +44,17 @@ def _time(value: str) -> str:
 
 
 class _Fault(ValueError):
-    """What is wrong with a key that pydantic does not name; `path` leads to it from where the error is raised."""
+    """What is wrong with a key that pydantic does not name; `path` leads to it from where the error is
+    raised.
+    """
 
     def __init__(self, message: str, *path: str) -> None:
         super().__init__(message)
         self.path = path
 
 
-# sbatch's options that a key of an entry sets, with their short forms; sbatch takes abbreviations of the long ones, too.
+# sbatch's options that a key of an entry sets, with their short forms; sbatch takes abbreviations of the long
+# ones, too.
 KEYS = {
     "account": "account A",
     "constraint": "constraint C",
@@ -67,19 +75,28 @@ KEYS = {
     "tasks_per_node": "ntasks-per-node tasks-per-node ntasks n",
     "time": "time t",
 }
-RESERVED = "clusters cluster M comment dependency d error e job-name J open-mode output o parsable quiet Q test-only wait W wrap"
+RESERVED = (
+    "clusters cluster M comment dependency d error e job-name J open-mode output o parsable quiet Q test-only"
+    " wait W wrap"
+)
 OWN = {
     **{option: f"is set by the key {key}" for key, options in KEYS.items() for option in options.split()},
     **dict.fromkeys(RESERVED.split(), "cannot be set: jobs are submitted, found and logged by it"),
 }
-# Options that say who pays, who is told, and how a job of any kind begins; the job that collects gets no others.
-GENERAL = frozenset({"chdir", "get-user-env", "licenses", "mail-type", "mail-user", "mcs-label", "nice", "propagate", "wckey"})
+# Options that say who pays, who is told, and how a job of any kind begins; the job that collects gets no
+# others.
+GENERAL = frozenset(
+    {"chdir", "get-user-env", "licenses", "mail-type", "mail-user", "mcs-label", "nice", "propagate", "wckey"}
+)
 MEMORY = frozenset({"memory_gb", "memory_per_cpu_gb", "memory_per_gpu_gb"})
 NO_CHANGE = frozenset({"scheduler", "parallel", "steps", "collect"})
 
 
 def _options(given: Any) -> dict[str, Any]:
-    """Options of sbatch by their long names, with dashes. An error for one that is not for the user to set, or that is none."""
+    """Options of sbatch by their long names, with dashes.
+
+    An error for one that is not for the user to set, or that is none.
+    """
     if not isinstance(given, dict):
         raise ValueError(f"write options as `name: value`, such as `mail-type: END`, not {show(given)}")
     options: dict[str, Any] = {}
@@ -101,18 +118,25 @@ def _fault_of(name: str, value: Any) -> str | None:
     if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+|[A-Za-z0-9]{2,}", name):
         return "is no long name of an option of sbatch; write it without leading dashes, such as mail-type"
     if not isinstance(value, str | int | float | None):
-        return f"write a text, a number, true or false, and a list as Slurm does, with commas, not {show(value)}"
+        return (
+            f"write a text, a number, true or false, and a list as Slurm does, with commas, not {show(value)}"
+        )
     if re.search(r"[\\\n\r]", str(value)):
         return f"holds a backslash or a line break, which sbatch does not read, not {value!r}"
     if name == "gres" and re.search(r"(^|,)\s*(gres[:/])?gpu([:=,]|$)", str(value)):
-        return "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them, beside what is given here"
+        return (
+            "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them, beside what"
+            " is given here"
+        )
     return None
 
 
 def _gpu_type(value: Any) -> Any:
     name = str(value) if type(value) is int else value  # such as 3090
     if isinstance(name, str) and not re.fullmatch(r"[\w.+-]+", name):
-        raise ValueError(f"write the type alone, such as a100, and their number as gpus_per_node, not {name!r}")
+        raise ValueError(
+            f"write the type alone, such as a100, and their number as gpus_per_node, not {name!r}"
+        )
     return name
 
 
@@ -158,35 +182,58 @@ class Cluster(Spec):
         None, description="the GPUs' type as the site names it, such as a100; null is any"
     )
     gpu_request: Literal["gpus_per_node", "gres"] = Field(
-        "gpus_per_node", description="the option that asks for them: --gpus-per-node=TYPE:N, or for sites without it --gres=gpu:TYPE:N"
+        "gpus_per_node",
+        description=(
+            "the option that asks for them: --gpus-per-node=TYPE:N, or for sites without it --gres=gpu:TYPE:N"
+        ),
     )
-    tasks_per_node: Count | None = Field(None, description="processes on each node; null is one a GPU, or one where there are none")
+    tasks_per_node: Count | None = Field(
+        None, description="processes on each node; null is one a GPU, or one where there are none"
+    )
     cpus_per_task: Count = Field(1, description="CPUs of a process")
     memory_gb: NonNegative | None = Field(
         None, description="memory of each node, 0 for all that it has; one of the three kinds may be given"
     )
     memory_per_cpu_gb: Positive | None = Field(None, description="memory for each CPU")
     memory_per_gpu_gb: Positive | None = Field(None, description="memory for each GPU")
-    time: Annotated[str, AfterValidator(_time)] = Field("1-00:00:00", description="a job's time limit, as Slurm writes it")
-    signal_seconds: int = Field(120, ge=1, le=3600, description="how long before its end a run is told to save; it is queued again")
+    time: Annotated[str, AfterValidator(_time)] = Field(
+        "1-00:00:00", description="a job's time limit, as Slurm writes it"
+    )
+    signal_seconds: int = Field(
+        120, ge=1, le=3600, description="how long before its end a run is told to save; it is queued again"
+    )
     constraint: str | None = Field(None, description="features that the nodes must have")
     reservation: str | None = Field(None, description="the reservation that nodes are taken from")
     exclude: str | None = Field(None, description="nodes that are not to be taken")
-    parallel: Count | None = Field(None, description="runs of a submission that are trained at a time; null is no limit")
-    retries: int = Field(3, ge=0, description="times in a row that a run is begun again that crashed without having saved anything new")
+    parallel: Count | None = Field(
+        None, description="runs of a submission that are trained at a time; null is no limit"
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        description="times in a row that a run is begun again that crashed without having saved anything new",
+    )
     tflops: Positive | None = Field(None, description="what a GPU sustains in training, for forecasts")
     setup: tuple[str, ...] = Field((), description="lines of the job's shell, before the run")
     srun: tuple[str, ...] = Field((), description="words for srun, such as a container's")
     environment: dict[str, str] = Field(default_factory=dict, description="variables of the job")
     sbatch: Annotated[dict[str, Any], BeforeValidator(_options)] = Field(
         default_factory=dict,
-        description="any other option of sbatch by its long name, with - or _: a text or a number is its value, true gives it without one, "
-        "and false or null leaves it out",
+        description=(
+            "any other option of sbatch by its long name, with - or _: a text or a number is its value, true"
+            " gives it without one, and false or null leaves it out"
+        ),
     )
     steps: dict[str, Changes] = Field(
-        default_factory=dict, description="by step, keys in place of the above; sbatch is merged by option, and one memory replaces another"
+        default_factory=dict,
+        description=(
+            "by step, keys in place of the above; sbatch is merged by option, and one memory replaces another"
+        ),
     )
-    collect: Changes = Field(default_factory=dict, description="the same for the job that collects, which may need another partition")
+    collect: Changes = Field(
+        default_factory=dict,
+        description="the same for the job that collects, which may need another partition",
+    )
 
     @property
     def tasks(self) -> int:
@@ -206,13 +253,17 @@ class Cluster(Spec):
     @property
     def options(self) -> dict[str, Any]:
         """The options of sbatch for which submitit has no name; True stands for one without a value."""
-        options = {name: value for name, value in self.sbatch.items() if value is not None and value is not False}
+        options = {
+            name: value for name, value in self.sbatch.items() if value is not None and value is not False
+        }
         if self.reservation:
             options["reservation"] = self.reservation
         if self.gpus_per_node:
             gpus = f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else str(self.gpus_per_node)
             if self.gpu_request == "gres":
-                options["gres"] = ",".join(["gpu:" + gpus, *([str(options["gres"])] if "gres" in options else [])])
+                options["gres"] = ",".join(
+                    ["gpu:" + gpus, *([str(options["gres"])] if "gres" in options else [])]
+                )
             else:
                 options["gpus-per-node"] = gpus
         return options
@@ -222,11 +273,25 @@ class Cluster(Spec):
         return self._with(self.steps.get(step, {}))
 
     def collecting(self) -> Cluster:
-        """What the job gets that collects: a process without GPUs, an hour, and of `sbatch` only what is `GENERAL`."""
-        small: dict[str, Any] = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "gpu_type": None, "parallel": None, "srun": ()}
-        small |= {"time": "01:00:00", "signal_seconds": 60, "sbatch": dict.fromkeys(self.sbatch.keys() - GENERAL)}
+        """What the job gets that collects: a process without GPUs, an hour, and of `sbatch` only what is
+        `GENERAL`.
+        """
+        small: dict[str, Any] = {
+            "nodes": 1,
+            "tasks_per_node": 1,
+            "gpus_per_node": 0,
+            "gpu_type": None,
+            "parallel": None,
+            "srun": (),
+        }
+        small |= {
+            "time": "01:00:00",
+            "signal_seconds": 60,
+            "sbatch": dict.fromkeys(self.sbatch.keys() - GENERAL),
+        }
         if self.memory_per_gpu_gb or self.memory_gb == 0:
-            small["memory_gb"] = self.memory_per_gpu_gb  # of one, or the site's default in place of a whole node's
+            # of one, or the site's default in place of a whole node's
+            small["memory_gb"] = self.memory_per_gpu_gb
         return self._with(small)._with(self.collect)
 
     def _with(self, changes: dict[str, Any]) -> Cluster:
@@ -239,10 +304,15 @@ class Cluster(Spec):
         if 60 * minutes_of(self.time) <= self.signal_seconds:
             raise ValueError(f"signal_seconds {self.signal_seconds} leaves nothing of a time of {self.time}")
         if self.gpus_per_node and self.tasks_per_node and self.gpus_per_node != self.tasks_per_node:
-            raise ValueError(f"tasks_per_node {self.tasks_per_node} must be gpus_per_node {self.gpus_per_node}: a process drives one GPU")
+            raise ValueError(
+                f"tasks_per_node {self.tasks_per_node} must be gpus_per_node {self.gpus_per_node}: a process"
+                " drives one GPU"
+            )
         memory = [key for key in sorted(MEMORY) if getattr(self, key) is not None]
         if len(memory) > 1:
-            raise _Fault(f"is given beside {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1])
+            raise _Fault(
+                f"is given beside {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1]
+            )
         for key in ("gpu_type", "memory_per_gpu_gb"):
             if getattr(self, key) is not None and not self.gpus_per_node:
                 raise _Fault("needs gpus_per_node, the number of GPUs; null where there are none", key)
@@ -272,7 +342,9 @@ def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
     if name not in clusters.value:
         if name == "slurm":
             return Cluster(scheduler="slurm")
-        raise ConfigError([Problem(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters.value)}")])
+        raise ConfigError(
+            [Problem(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters.value)}")]
+        )
     entry: Node = clusters.value[name]
     try:
         return Cluster.model_validate(entry.plain())
@@ -290,7 +362,9 @@ def _locate(name: str, entry: Node, error: Any) -> Problem:
         where = node.key
     path = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        return Problem(where, f"cluster '{name}': unknown key '{path}'{did_you_mean(path, sorted(Cluster.model_fields))}")
+        return Problem(
+            where, f"cluster '{name}': unknown key '{path}'{did_you_mean(path, sorted(Cluster.model_fields))}"
+        )
     return Problem(where, f"cluster '{name}': {f'{path}: ' if path else ''}{reason(error)}")
 
 

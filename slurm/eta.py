@@ -21,14 +21,18 @@ TAIL_BYTES = 65_536
 
 @dataclass(frozen=True)
 class Pace:
-    """What runs of one configuration have in common: `epochs` of `iterations` each, and the seconds that a `whole` one trains."""
+    """What runs of one configuration have in common: `epochs` of `iterations` each, and the seconds that a
+    `whole` one trains.
+    """
 
     epochs: int | None = None
     iterations: float | None = None
     whole: float | None = None
 
     def left(self, record: dict[str, Any]) -> float | None:
-        """The seconds of training that are left after `record`, at its run's own speed so far; None if that cannot be told."""
+        """The seconds of training that are left after `record`, at its run's own speed so far; None if that
+        cannot be told.
+        """
         done, seconds = record.get("iteration"), record.get("seconds")
         if not done or not seconds or self.epochs is None or self.iterations is None:
             return None
@@ -40,22 +44,43 @@ def paces_of(found: Iterable[Status], evaluations: dict[Path, dict[str, Any]]) -
     members: dict[str, list[Status]] = defaultdict(list)
     for one in found:
         members[one.run.hash].append(one)
-    return {name: _pace(runs, [evaluations.get(one.run.path, {}) for one in runs]) for name, runs in members.items()}
+    return {
+        name: _pace(runs, [evaluations.get(one.run.path, {}) for one in runs])
+        for name, runs in members.items()
+    }
 
 
 def _pace(runs: list[Status], evaluations: list[dict[str, Any]]) -> Pace:
-    done = [one.result for one in runs if one.result is not None and one.result.status == "done" and one.result.epochs]
+    done = [
+        one.result
+        for one in runs
+        if one.result is not None and one.result.status == "done" and one.result.epochs
+    ]
     if done:
-        return Pace(done[0].epochs, done[0].iterations / done[0].epochs, fmean(result.train_seconds for result in done))
+        return Pace(
+            done[0].epochs,
+            done[0].iterations / done[0].epochs,
+            fmean(result.train_seconds for result in done),
+        )
     epochs = next(filter(None, (epochs_of(one.run) for one in runs)), None)
-    told = [record for record in evaluations if record.get("iteration") and record.get("epoch") and record.get("seconds")]
+    told = [
+        record
+        for record in evaluations
+        if record.get("iteration") and record.get("epoch") and record.get("seconds")
+    ]
     if epochs is None or not told:
         return Pace(epochs)
-    return Pace(epochs, told[0]["iteration"] / told[0]["epoch"], fmean(record["seconds"] / record["epoch"] for record in told) * epochs)
+    return Pace(
+        epochs,
+        told[0]["iteration"] / told[0]["epoch"],
+        fmean(record["seconds"] / record["epoch"] for record in told) * epochs,
+    )
 
 
 def epochs_of(run: RunDir) -> int | None:
-    """The epochs of a run's budget; PyYAML would take longer over one file than all the rest over a hundred runs."""
+    """The epochs of a run's budget; PyYAML would take longer over one file than all the rest over a hundred
+    runs.
+    """
     try:
         found = EPOCHS.search(run.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""From a cluster's entry to Slurm's jobs: the parameters that submitit turns into a script, and its submission."""
+"""From a cluster's entry to Slurm's jobs: parameters that submitit turns into a script, and submission."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         text: str = super()._make_submission_file_text(command, uid)
         return text.replace("\n# setup\n", f"\n# setup\n{filing}\n", 1)
 
-    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[submitit.SlurmJob[Any]]:
+    def _internal_process_submissions(
+        self, delayed_submissions: list[DelayedSubmission]
+    ) -> list[submitit.SlurmJob[Any]]:
         """Submits one job, or an array, exactly once.
 
-        submitit would file under the job's id, once it knows it, what each task is to call. A task files that itself if need be:
-        a job of which Slurm never said that it was queued runs as well.
+        submitit would file under the job's id, once it knows it, what each task is to call. A task files that
+        itself if need be: a job of which Slurm never said that it was queued runs as well.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         name, calls = self.parameters["comment"], delayed_submissions
@@ -64,11 +66,15 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         job = submit_once(script, name)
         tasks = [f"{job}_{index}" for index in range(len(calls))] if len(calls) > 1 else [job]
         for index, task in enumerate(tasks):
-            with contextlib.suppress(OSError):  # it has begun already, or the disk is full now; it is queued all the same
+            # it has begun already, or the disk is full now; it is queued all the same
+            with contextlib.suppress(OSError):
                 (self.folder / f"{task}_submitted.pkl").symlink_to(f"{name}_{index}.pkl")
         with contextlib.suppress(OSError):
             script.rename(self.folder / f"{job}_submission.sh")  # as submitit calls it
-        return [self.job_class(folder=self.folder, job_id=task, tasks=list(range(self._num_tasks()))) for task in tasks]
+        return [
+            self.job_class(folder=self.folder, job_id=task, tasks=list(range(self._num_tasks())))
+            for task in tasks
+        ]
 
 
 def new_name() -> str:
@@ -90,7 +96,7 @@ class Array:
 
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
-    """Runs that get the same in one array each, `pack` runs a job, cut where an array would be longer than `longest`."""
+    """Runs that get the same in one array each, `pack` runs a job, cut where one would exceed `longest`."""
     steps = {step: cluster.of(step) for step in dict.fromkeys(run.step for run in runs)}
     keys = {step: resources.model_dump_json() for step, resources in steps.items()}
     kinds: dict[str, tuple[Cluster, list[RunDir]]] = {}
@@ -99,12 +105,17 @@ def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int)
     arrays = []
     for resources, members in kinds.values():
         groups = [tuple(members[first : first + pack]) for first in range(0, len(members), pack)]
-        arrays += [Array(resources, tuple(groups[first : first + longest])) for first in range(0, len(groups), longest)]
+        arrays += [
+            Array(resources, tuple(groups[first : first + longest]))
+            for first in range(0, len(groups), longest)
+        ]
     return arrays
 
 
-def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, after: Sequence[str] = ()) -> dict[str, Any]:
-    """submitit's parameters for jobs of `cluster`; they wait for the jobs in `after` to end, however they do."""
+def parameters(
+    cluster: Cluster, name: str, submission: str, snapshot: Path, after: Sequence[str] = ()
+) -> dict[str, Any]:
+    """submitit's parameters for jobs of `cluster`, which wait for those in `after` to end in any way."""
     exports = cluster.environment | {
         "PYTHONSAFEPATH": "1",  # or the folder that the job was submitted from would come first
         "SRUN_CPUS_PER_TASK": str(cluster.cpus_per_task),  # srun of Slurm 22.05 to 23.02 does not inherit it
@@ -130,7 +141,11 @@ def parameters(cluster: Cluster, name: str, submission: str, snapshot: Path, aft
         "signal_delay_s": cluster.signal_seconds,
         "array_parallelism": cluster.parallel or 10**4,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
-        "setup": [*cluster.setup, *(f"export {key}={shlex.quote(value)}" for key, value in exports.items()), path],
+        "setup": [
+            *cluster.setup,
+            *(f"export {key}={shlex.quote(value)}" for key, value in exports.items()),
+            path,
+        ],
         "srun_args": list(cluster.srun) or None,
         "additional_parameters": {"requeue": True} | cluster.options,
     }
@@ -143,11 +158,15 @@ def _megabytes(gb: float | None) -> str | None:
     return None if gb is None else f"{round(1024 * gb)}MB"
 
 
-def executor(array: Array, folder: Path, submission: str, snapshot: Path, after: Sequence[str] = ()) -> Executor:
+def executor(
+    array: Array, folder: Path, submission: str, snapshot: Path, after: Sequence[str] = ()
+) -> Executor:
     """The executor for an array, whose jobs have Slurm queue them again where `slurm.job` says so."""
     made = Executor(folder=folder, max_num_timeout=NEVER)
     roadmap = array.groups[0][0].experiment[0]
-    made.update_parameters(**parameters(array.cluster, roadmap, submission, snapshot, after), teardown=teardown(array, folder))
+    made.update_parameters(
+        **parameters(array.cluster, roadmap, submission, snapshot, after), teardown=teardown(array, folder)
+    )
     return made
 
 
@@ -163,12 +182,15 @@ def teardown(array: Array, folder: Path) -> list[str]:
 def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequence[str] = ()) -> str:
     """Submits an array and returns its job's id.
 
-    ConfigError with Slurm's own words, and nothing left, if it is refused; where nobody knows whether it is queued, its record stays.
+    ConfigError with Slurm's own words, and nothing left, if it is refused; where nobody knows whether it is
+    queued, its record stays.
     """
     name = new_name()
     folder = jobs / name
     lines = [" ".join(shlex.quote(str(run.path.absolute())) for run in group) for group in array.groups]
-    record = Submission(name, cluster, now(), tuple(tuple(run.name for run in group) for group in array.groups))
+    record = Submission(
+        name, cluster, now(), tuple(tuple(run.name for run in group) for group in array.groups)
+    )
     with written(folder):
         folder.mkdir(parents=True)
         (folder / "runs.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -184,21 +206,31 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
             raise ConfigError([Problem("", str(full))]) from error
         raise ConfigError([Problem(f"cluster '{cluster}':", f"sbatch refuses: {error}")]) from error
     except SlurmUnavailable as error:
-        message = f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued"
-        message += f", for Slurm did not answer then ({error}); submit again when it does: what is queued is not queued twice"
+        message = (
+            f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued"
+        )
+        message += (
+            f", for Slurm did not answer then ({error}); submit again when it does: what is queued is not"
+            " queued twice"
+        )
         raise ConfigError([Problem(f"cluster '{cluster}':", message)]) from error
     job: str = started[0].job_id
     return job.partition("_")[0]
 
 
-def collect_when_done(cluster: Cluster, jobs: Path, name: str, snapshot: Path, after: Sequence[str], command: Sequence[str]) -> str:
-    """Submits a job that runs `command` once the jobs in `after` have ended, however they did; returns its id."""
+def collect_when_done(
+    cluster: Cluster, jobs: Path, name: str, snapshot: Path, after: Sequence[str], command: Sequence[str]
+) -> str:
+    """Submits a job that runs `command` once the jobs in `after` have ended in any way; returns its id."""
     made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
     made.update_parameters(**parameters(cluster.collecting(), "collect", new_name(), snapshot, after))
     try:
         job: str = made.submit(submitit.helpers.CommandFunction(list(command), cwd=str(snapshot))).job_id
     except (SbatchRefused, SlurmUnavailable, OSError) as error:
-        message = f"the runs are queued, but not the job that collects: {error}; when they have ended, run {shlex.join(command)}"
+        message = (
+            f"the runs are queued, but not the job that collects: {error}; when they have ended, run"
+            f" {shlex.join(command)}"
+        )
         raise ConfigError([Problem(f"cluster '{name}':", message)]) from error
     return job
 

@@ -32,22 +32,36 @@ def forecast(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iter
     device = "GPU" if cluster.gpus_per_node else "process"
     if not known:
         yield "forecast: unknown; no run of these configurations has finished on as many processes"
-        yield f"forecast: tflops in the cluster's entry, what a {device} sustains, would give one" if cluster.gpus_per_node else ""
+        yield (
+            f"forecast: tflops in the cluster's entry, what a {device} sustains, would give one"
+            if cluster.gpus_per_node
+            else ""
+        )
         return
     total = sum(hours * resources.world for resources, hours in costs if hours is not None)
     at_once = min(cluster.parallel or len(known), len(known))
-    unknown = "" if len(known) == len(configs) else f", and {len(configs) - len(known)} of which nothing is known"
-    yield f"forecast: {total:,.1f} {device}-hours for {len(known)} runs{unknown}; evaluation and waiting come on top"
+    unknown = (
+        "" if len(known) == len(configs) else f", and {len(configs) - len(known)} of which nothing is known"
+    )
+    yield (
+        f"forecast: {total:,.1f} {device}-hours for {len(known)} runs{unknown}; evaluation and waiting come"
+        " on top"
+    )
     kinds: dict[str, list[float]] = {}
     for resources, hours in costs:
         if hours is not None:
             kinds.setdefault(resources.model_dump_json(), []).append(hours)
     end = _end(kinds.values(), at_once)
-    yield f"forecast: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {min(known):,.2f} to {max(known):,.2f}"
+    yield (
+        f"forecast: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {min(known):,.2f} to"
+        f" {max(known):,.2f}"
+    )
 
 
 def _end(arrays: Iterable[Sequence[float]], at_once: int) -> float:
-    """The hours until arrays of runs are through that take so many hours each; an array waits for its lanes as where it is submitted."""
+    """The hours until arrays of runs are through that take so many hours each; an array waits for its lanes
+    as where it is submitted.
+    """
     lanes = [0.0] * at_once
     for hours in arrays:
         taken, others = lanes[: len(hours)], lanes[len(hours) :]
@@ -57,9 +71,15 @@ def _end(arrays: Iterable[Sequence[float]], at_once: int) -> float:
 
 
 def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch: int) -> float | None:
-    """The hours of one run with `epoch` images an epoch: at the speed of finished runs on as many processes, or at the cluster's tflops."""
+    """The hours of one run with `epoch` images an epoch: at the speed of finished runs on as many processes,
+    or at the cluster's tflops.
+    """
     images = epoch * config.recipe.epochs
-    speeds = [result.images_per_s for result in finished_results(config, runs) if result.processes == cluster.world and result.images_per_s]
+    speeds = [
+        result.images_per_s
+        for result in finished_results(config, runs)
+        if result.processes == cluster.world and result.images_per_s
+    ]
     if speeds:
         return images / fmean(speeds) / 3600
     if cluster.tflops is None or not cluster.gpus:

@@ -1,4 +1,6 @@
-"""What a Slurm job does: trains its runs one after the other, and says by its exit code whether it is to be queued again."""
+"""What a Slurm job does: trains its runs one after the other, and says by its exit code whether it is to be
+queued again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def train_runs(run_dirs: Sequence[str], snapshot: str, retries: int) -> None:
 def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int = 0) -> bool:
     """Whether this job, which ended with `code` after so many `restarts`, is to be queued again.
 
-    It is if one of its runs is worth another try, for it was stopped, or has crashed not too often in this job.
+    It is if one of its runs is worth another try, for it was stopped, or has crashed not too often in this
+    job.
     """
     left, job = [run for run in runs if status(run).state not in FINISHED], own_job()
     if code in (128 + 15, 128 + 2):  # cancelled: Slurm itself queues what it has preempted
@@ -41,11 +44,15 @@ def is_to_go_on(runs: Sequence[RunDir], code: int, retries: int, restarts: int =
     if all(crashes(run, job) > retries for run in left):
         return False
     begun = sum(read_attempt(path).get("job") == job for run in runs for path in attempts(run.path))
-    return code == STOPPED or restarts < begun + retries * (begun + 1)  # or a job that cannot begin would be queued for ever
+    # or a job that cannot begin would be queued for ever
+    return code == STOPPED or restarts < begun + retries * (begun + 1)
 
 
 def main() -> int:
-    """The last line of a job's script: queues the job again if it is to go on. Passes on the code it is given."""
+    """The last line of a job's script: queues the job again if it is to go on.
+
+    Passes on the code it is given.
+    """
     options = Parser(description="Queue this job again if its runs are not finished.")
     options.add_argument("code", type=int)
     options.add_argument("retries", type=int)

@@ -36,7 +36,10 @@ def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
     workers = max(0, min((workers or len(gpus()) or usable_cores()) - alive, todo))
-    console().print(f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for {count(todo, 'open run')}")
+    console().print(
+        f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for"
+        f" {count(todo, 'open run')}"
+    )
     jobs = start(runs, workers) if workers else []
     return watch(before, jobs)
 
@@ -54,12 +57,18 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)
             paths = [str(run.path.absolute()) for run in runs]
-            jobs.append(executor.submit(work_on, devices[number % len(devices)], paths) if devices else executor.submit(work, paths))
+            jobs.append(
+                executor.submit(work_on, devices[number % len(devices)], paths)
+                if devices
+                else executor.submit(work, paths)
+            )
     return jobs
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, by number or id, as CUDA_VISIBLE_DEVICES has them; told without importing torch."""
+    """The GPUs that this process may use, by number or id, as CUDA_VISIBLE_DEVICES has them; told without
+    importing torch.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         words = [word.strip() for word in visible.split(",")]
@@ -69,7 +78,9 @@ def gpus() -> list[str]:
 
 @contextlib.contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop instead."""
+    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop
+    instead.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -78,7 +89,9 @@ def ignoring_interrupts() -> Iterator[None]:
 
 
 def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
-    """Shows the runs until no worker is left, but not those that are finished in `found`; Ctrl-C has the workers save and stop."""
+    """Shows the runs until no worker is left, but not those that are finished in `found`; Ctrl-C has the
+    workers save and stop.
+    """
     said = {run.run.path for run in found if run.result is not None}
     screen, started, before, stopping = console(), time.monotonic(), len(said), False
     with Live(console=screen, auto_refresh=False, transient=True) as live:
@@ -90,18 +103,24 @@ def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
                     stop(alive)
                 working = bool(alive) or (not stopping and any(run.state == "running" for run in found))
                 announce(live, found, said)
-                live.update(picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal)
+                live.update(
+                    picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal
+                )
                 if not working:
                     break
                 time.sleep(1)
             except KeyboardInterrupt:
                 stopping = True
-                live.console.print("stopping: the workers started here save what they are at; submit again to go on")
+                live.console.print(
+                    "stopping: the workers started here save what they are at; submit again to go on"
+                )
     return conclude(found, jobs)
 
 
 def stop(jobs: Sequence[Any]) -> None:
-    """Asks workers to save and end; they may be asked again, for one that is only starting does not listen yet."""
+    """Asks workers to save and end; they may be asked again, for one that is only starting does not listen
+    yet.
+    """
     for job in jobs:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(job.job_id), signal.SIGTERM)
@@ -112,7 +131,10 @@ def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
     for run in found:
         if (run.result is not None or run.state == "failed") and run.run.path not in said:
             said.add(run.run.path)
-            live.console.print(f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state}, {progress_of(run)}")
+            live.console.print(
+                f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state},"
+                f" {progress_of(run)}"
+            )
 
 
 def picture(found: Sequence[Status], seconds: float, ended: int) -> Group:
@@ -120,7 +142,9 @@ def picture(found: Sequence[Status], seconds: float, ended: int) -> Group:
     running = [run for run in found if run.state == "running"]
     left = sum(run.result is None for run in found)
     forecast = f", about {timedelta(seconds=round(seconds / ended * left))} left" if ended else ""
-    return Group(overview(running, ""), Text(f"{counts(found)}; {timedelta(seconds=round(seconds))} so far{forecast}"))
+    return Group(
+        overview(running, ""), Text(f"{counts(found)}; {timedelta(seconds=round(seconds))} so far{forecast}")
+    )
 
 
 def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:

@@ -25,10 +25,17 @@ ASK_AGAIN_S = 5.0
 
 def show_log(arguments: argparse.Namespace) -> int:
     """Shows a log, or says why there is none."""
-    runs = of_seeds(of_steps(runs_of_experiment(arguments), arguments.runs, [arguments.step]), arguments.runs, [arguments.seed])
+    runs = of_seeds(
+        of_steps(runs_of_experiment(arguments), arguments.runs, [arguments.step]),
+        arguments.runs,
+        [arguments.seed],
+    )
     chosen = newest(runs)
     if len(runs) > 1:
-        print(f"{len(runs)} runs of {arguments.step} with seed {arguments.seed}, of which the last one at work is shown:")
+        print(
+            f"{len(runs)} runs of {arguments.step} with seed {arguments.seed}, of which the last one at work"
+            " is shown:"
+        )
         for one in runs:
             print(f"  {relative(one.path)}: {status(one).state}")
     try:
@@ -39,7 +46,9 @@ def show_log(arguments: argparse.Namespace) -> int:
 
 def newest(runs: Sequence[RunDir]) -> RunDir:
     """The run that was last begun, or made if none was begun."""
-    return max(runs, key=lambda one: (max(map(_changed, attempts(one.path)), default=0.0), _changed(one.config)))
+    return max(
+        runs, key=lambda one: (max(map(_changed, attempts(one.path)), default=0.0), _changed(one.config))
+    )
 
 
 def show(chosen: RunDir, arguments: argparse.Namespace) -> int:
@@ -86,7 +95,11 @@ def standing(run: RunDir) -> str:
     """Where a run stands, for whoever finds no log."""
     board = look([run])
     row = board.rows[0]
-    told = [row.state, *([f"job {row.job}"] if row.job and row.job not in (row.why or "") else []), *([row.why] if row.why else [])]
+    told = [
+        row.state,
+        *([f"job {row.job}"] if row.job and row.job not in (row.why or "") else []),
+        *([row.why] if row.why else []),
+    ]
     return "; ".join([f"{row.run.step} seed {row.run.seed}: {', '.join(told)}", *board.said])
 
 

@@ -14,11 +14,15 @@ def parser() -> argparse.ArgumentParser:
     options = Parser(description="Show the end of what the latest attempt at a run has logged.")
     options.add_argument("step", metavar="STEP", help="the run's step")
     options.add_argument("seed", metavar="SEED", type=int, help="the run's seed")
-    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
+    options.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)"
+    )
     add_experiment_options(options)
     options.add_argument("--follow", action="store_true", help="go on with what is logged until the run ends")
     options.add_argument("--all", action="store_true", help="show all lines")
-    options.add_argument("--out", action="store_true", help="show the standard output (default: the standard error)")
+    options.add_argument(
+        "--out", action="store_true", help="show the standard output (default: the standard error)"
+    )
     return options
 
 

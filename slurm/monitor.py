@@ -1,4 +1,6 @@
-"""Where runs stand: what their directories say, then what Slurm has queued, then how the jobs of the others have ended."""
+"""Where runs stand: what their directories say, then what Slurm has queued, then how the jobs of the others
+have ended.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ TAIL_BYTES = 4096
 
 @dataclass(frozen=True)
 class Place:
-    """A run's place in what was submitted: the job `job` in `folder`, which Slurm may never have heard of, trains all of `group`."""
+    """A run's place in what was submitted: the job `job` in `folder`, which Slurm may never have heard of,
+    trains all of `group`.
+    """
 
     folder: Path
     job: str | None
@@ -38,7 +42,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Row:
-    """Where a run stands; `seconds_left` are those of training alone, `where` is a node or host, `why` says what went wrong."""
+    """Where a run stands; `seconds_left` are those of training alone, `where` is a node or host, `why` says
+    what went wrong.
+    """
 
     run: RunDir
     state: str
@@ -60,7 +66,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The `seconds` of training until the end with `at_once` runs at a time, `guessed` of which were taken for average ones."""
+    """The `seconds` of training until the end with `at_once` runs at a time, `guessed` of which were taken
+    for average ones.
+    """
 
     seconds: float
     at_once: int
@@ -113,10 +121,16 @@ def places(jobs: Path) -> dict[str, Place]:
 
 
 def ask_slurm(found: Sequence[Status]) -> Slurm:
-    """What Slurm says of the runs that are not finished; it is asked only if one of them was ever submitted to it."""
+    """What Slurm says of the runs that are not finished; it is asked only if one of them was ever submitted
+    to it.
+    """
     slurm, left = Slurm(), [one for one in found if one.result is None]
     known = {jobs: places(jobs) for jobs in dict.fromkeys(jobs_of(one.run) for one in left)}
-    slurm.places = {one.run.path: known[jobs_of(one.run)][one.run.name] for one in left if one.run.name in known[jobs_of(one.run)]}
+    slurm.places = {
+        one.run.path: known[jobs_of(one.run)][one.run.name]
+        for one in left
+        if one.run.name in known[jobs_of(one.run)]
+    }
     if not slurm.places:
         return slurm
     try:
@@ -145,7 +159,15 @@ def row_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm) 
     """A run's row; `evaluation` is the last record of one."""
     run, result = found.run, found.result
     if result is not None:
-        return Row(run, found.state, result.epochs, pace.epochs, result.top1, result.images_per_s, attempts=result.attempts)
+        return Row(
+            run,
+            found.state,
+            result.epochs,
+            pace.epochs,
+            result.top1,
+            result.images_per_s,
+            attempts=result.attempts,
+        )
     record, files = found.record or {}, attempts(run.path)
     last = read_attempt(files[-1]) if files else {}
     state, why, job = verdict(found, last, slurm)
@@ -166,7 +188,9 @@ def row_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm) 
 
 
 def verdict(found: Status, last: dict[str, Any], slurm: Slurm) -> tuple[str, str | None, str | None]:
-    """An unfinished run's state, what is to be said of it, and its job, if one has to do with it; `last` is its last attempt."""
+    """An unfinished run's state, what is to be said of it, and its job, if one has to do with it; `last` is
+    its last attempt.
+    """
     place, task = slurm.places.get(found.run.path), slurm.tasks.get(found.run.path)
     if task is not None:
         return (*_in_queue(found, last, task, slurm), task.id)
@@ -204,7 +228,9 @@ def _in_queue(found: Status, last: dict[str, Any], task: Task, slurm: Slurm) -> 
 
 
 def _since(started: object, then: str) -> bool:
-    """Whether an attempt was `started`, in UTC, at or after `then`, in this cluster's time; False if either is unknown."""
+    """Whether an attempt was `started`, in UTC, at or after `then`, in this cluster's time; False if either
+    is unknown.
+    """
     try:
         return datetime.fromisoformat(str(started)).timestamp() >= datetime.fromisoformat(then).timestamp()
     except ValueError:
@@ -212,13 +238,19 @@ def _since(started: object, then: str) -> bool:
 
 
 def last_line(log: Path | None) -> str | None:
-    """The last line of a job's log that tells something, or None; Slurm closes every log with words of its own."""
-    lines = [line.strip() for line in tail(log, TAIL_BYTES).decode(errors="replace").splitlines()] if log else []
+    """The last line of a job's log that tells something, or None; Slurm closes every log with words of its
+    own.
+    """
+    lines = (
+        [line.strip() for line in tail(log, TAIL_BYTES).decode(errors="replace").splitlines()] if log else []
+    )
     return next((line for line in reversed(lines) if line and not line.startswith(CLOSING)), None)
 
 
 def forecast(rows: Sequence[Row], paces: dict[str, Pace]) -> Forecast | None:
-    """When what is being trained and what waits will be done, if as many as now go on being trained; None if that cannot be told."""
+    """When what is being trained and what waits will be done, if as many as now go on being trained; None if
+    that cannot be told.
+    """
     at_once = sum(row.state == "running" for row in rows)
     left = [row.seconds_left if row.epoch else paces[row.run.hash].whole for row in rows if row.goes_on]
     known = [seconds for seconds in left if seconds is not None]

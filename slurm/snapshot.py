@@ -1,4 +1,6 @@
-"""A copy of the source and the steps that a plan was submitted with, so that its jobs run those and no later edit."""
+"""A copy of the source and the steps that a plan was submitted with, so that its jobs run those and no later
+edit.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,11 @@ def tree_hash(root: Path = ROOT) -> str:
 
 
 def take(folder: Path) -> Path:
-    """A snapshot of this project in `folder`, named by its hash, or the one that is there; whole at any moment.
+    """A snapshot of this project in `folder`, named by its hash, or the one that is there; whole at any
+    moment.
 
-    It knows the commit that it was first taken from, which its hash does not cover: the same code is the same snapshot.
+    It knows the commit that it was first taken from, which its hash does not cover: the same code is the same
+    snapshot.
     """
     target = folder / f"source-{tree_hash()}"
     if target.is_dir():
@@ -51,14 +55,17 @@ def take(folder: Path) -> Path:
         aside.rename(target)
     except OSError as error:
         if not target.is_dir():  # somebody else may have been faster
-            raise ConfigError([Problem(relative(target), f"cannot be written: {reason(error, target)}")]) from error
+            raise ConfigError(
+                [Problem(relative(target), f"cannot be written: {reason(error, target)}")]
+            ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
 def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
-    """Where a steps file is found as it is now, with what it extends: in `folder`, or the project's own in the snapshot.
+    """Where a steps file is found as it is now, with what it extends: in `folder`, or the project's own in
+    the snapshot.
 
     ConfigError if it cannot be read or written.
     """
@@ -76,7 +83,15 @@ def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
 def verify(snapshot: Path) -> None:
     """ConfigError unless this process runs the code in `snapshot`, and it is as it was when it was taken."""
     if ROOT.resolve() != snapshot.resolve():
-        raise ConfigError([Problem(str(ROOT), f"is the code that was imported, and not {snapshot}; is PYTHONPATH set by the job's setup?")])
+        raise ConfigError(
+            [
+                Problem(
+                    str(ROOT),
+                    f"is the code that was imported, and not {snapshot}; is PYTHONPATH set by the job's"
+                    " setup?",
+                )
+            ]
+        )
     there, wanted = tree_hash(snapshot), snapshot.name.rpartition("-")[2]
     if there != wanted:
         raise ConfigError([Problem(str(snapshot), f"was changed after it was taken ({there}); submit again")])

@@ -12,14 +12,28 @@ from roadmap.cli.options import Parser, add_experiment_options, main_of
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
-        description="Show where runs stand: from their directories, and from Slurm if they were submitted to it. Times are those of "
-        "training; evaluation comes on top."
+        description=(
+            "Show where runs stand: from their directories, and from Slurm if they were submitted to it."
+            " Times are those of training; evaluation comes on top."
+        )
     )
-    options.add_argument("runs", type=Path, nargs="?", default=Path("runs"), metavar="RUNS", help="a folder of runs (default: runs)")
+    options.add_argument(
+        "runs",
+        type=Path,
+        nargs="?",
+        default=Path("runs"),
+        metavar="RUNS",
+        help="a folder of runs (default: runs)",
+    )
     add_experiment_options(options)
     how = options.add_mutually_exclusive_group()
     how.add_argument(
-        "--watch", type=float, nargs="?", const=5.0, metavar="SECONDS", help="look again every so often until all are finished (default: 5)"
+        "--watch",
+        type=float,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="look again every so often until all are finished (default: 5)",
     )
     how.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
     return options

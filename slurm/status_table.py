@@ -26,13 +26,17 @@ class HasState(Protocol):
     """A run's status, or its row."""
 
     @property
-    def state(self) -> str: ...  # noqa: D102
+    def state(self) -> str: ...
 
 
 def progress_of(run: Status) -> str:
     """How far a run is, or why it failed, in a few words."""
     if run.result is not None:
-        return f"top-1 {run.result.top1:.2f} %" if run.result.top1 is not None else f"loss not finite in epoch {run.result.epochs + 1}"
+        return (
+            f"top-1 {run.result.top1:.2f} %"
+            if run.result.top1 is not None
+            else f"loss not finite in epoch {run.result.epochs + 1}"
+        )
     if run.why or run.record is None:
         return run.why or ""
     figures = [f"epoch {run.record['epoch']}"]
@@ -49,30 +53,54 @@ def counts(runs: Iterable[HasState]) -> str:
 def overview(runs: Sequence[Status], title: str) -> Table:
     """A line for each run, from their directories alone."""
     return table(
-        ["step", ">seed", "state", "progress"], [(run.run.step, str(run.run.seed), run.state, progress_of(run)) for run in runs], title
+        ["step", ">seed", "state", "progress"],
+        [(run.run.step, str(run.run.seed), run.state, progress_of(run)) for run in runs],
+        title,
     )
 
 
 def picture(board: Board, roomy: bool = True) -> str:
-    """Totals, what could not be asked, and a line for each run; without room for all runs, those that are finished are left out."""
+    """Totals, what could not be asked, and a line for each run; without room for all runs, those that are
+    finished are left out.
+    """
     rows = [row for row in board.rows if roomy or row.state not in FINISHED]
     several = len({row.run.experiment for row in board.rows}) > 1
-    ambiguous = len({(*row.run.experiment, row.run.step, row.run.seed) for row in board.rows}) < len(board.rows)
+    ambiguous = len({(*row.run.experiment, row.run.step, row.run.seed) for row in board.rows}) < len(
+        board.rows
+    )
     columns = ["experiment"] * several + ["step", ">seed"] + ["hash"] * ambiguous
-    columns += ["state", ">epoch", ">top-1 (%)", ">images/s", ">time left", "where", ">attempts", "what happened"]
-    cells = [["/".join(row.run.experiment)] * several + [row.run.step, str(row.run.seed)] + [row.run.hash] * ambiguous for row in rows]
+    columns += [
+        "state",
+        ">epoch",
+        ">top-1 (%)",
+        ">images/s",
+        ">time left",
+        "where",
+        ">attempts",
+        "what happened",
+    ]
+    cells = [
+        ["/".join(row.run.experiment)] * several
+        + [row.run.step, str(row.run.seed)]
+        + [row.run.hash] * ambiguous
+        for row in rows
+    ]
     lines = [first + _cells(row) for first, row in zip(cells, rows, strict=True)]
     return "\n".join([totals(board), *board.said, *(["", *aligned(columns, lines)] if lines else [])])
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table as lines, columns that start with '>' to the right; rich would take a second over a thousand rows."""
+    """A table as lines, columns that start with '>' to the right; rich would take a second over a thousand
+    rows.
+    """
     names = [name.removeprefix(">") for name in columns]
     plain = [names, *([" ".join(shown(cell).split()) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*plain, strict=True)]
     for row in plain:
         cells = zip(columns, row, widths, strict=True)
-        yield "  ".join(cell.rjust(width) if name.startswith(">") else cell.ljust(width) for name, cell, width in cells).rstrip()
+        yield "  ".join(
+            cell.rjust(width) if name.startswith(">") else cell.ljust(width) for name, cell, width in cells
+        ).rstrip()
 
 
 def _cells(row: Row) -> list[str]:
@@ -99,8 +127,15 @@ def totals(board: Board) -> str:
     line = count(len(board.rows), "run") + (f": {counts(board.rows)}" if board.rows else "")
     if board.forecast is None:
         return line
-    guess = f"; {count(board.forecast.guessed, 'run')} of unknown length taken for average ones" if board.forecast.guessed else ""
-    return f"{line}; about {duration(board.forecast.seconds)} of training left with {board.forecast.at_once} at a time{guess}"
+    guess = (
+        f"; {count(board.forecast.guessed, 'run')} of unknown length taken for average ones"
+        if board.forecast.guessed
+        else ""
+    )
+    return (
+        f"{line}; about {duration(board.forecast.seconds)} of training left with {board.forecast.at_once} at"
+        f" a time{guess}"
+    )
 
 
 def document(board: Board) -> dict[str, Any]:
@@ -108,11 +143,22 @@ def document(board: Board) -> dict[str, Any]:
     runs = []
     for row in board.rows:
         roadmap, profile = row.run.experiment
-        names = {"roadmap": roadmap, "profile": profile, "step": row.run.step, "seed": row.run.seed, "hash": row.run.hash}
+        names = {
+            "roadmap": roadmap,
+            "profile": profile,
+            "step": row.run.step,
+            "seed": row.run.seed,
+            "hash": row.run.hash,
+        }
         figures = {key: value for key, value in vars(row).items() if key != "run"}
         runs.append(names | {"path": str(row.run.path)} | figures)
     forecast = vars(board.forecast) if board.forecast else None
-    return {"runs": runs, "totals": dict(Counter(row.state for row in board.rows)), "forecast": forecast, "said": board.said}
+    return {
+        "runs": runs,
+        "totals": dict(Counter(row.state for row in board.rows)),
+        "forecast": forecast,
+        "said": board.said,
+    }
 
 
 def show_status(arguments: argparse.Namespace) -> int:

@@ -55,16 +55,22 @@ def submit_runs(arguments: argparse.Namespace) -> int:
 
 
 def check_folder(runs: Path, cluster: Cluster) -> None:
-    """ConfigError for a folder of which submitit or Slurm take a part for a tag that they replace: logs and records would go elsewhere."""
+    """ConfigError for a folder of which submitit or Slurm take a part for a tag that they replace: logs and
+    records would go elsewhere.
+    """
     is_local = cluster.scheduler == "local"
     if tag := re.search(r"%[jtAa]" if is_local else r"[%\\\n]", str(runs.absolute())):
         who = "submitit, which starts the workers," if is_local else "Slurm"
-        message = f"holds {tag[0]!r}, which {who} replaces in the names of files; choose another folder, or a link to this one without it"
+        message = (
+            f"holds {tag[0]!r}, which {who} replaces in the names of files; choose another folder, or a link"
+            " to this one without it"
+        )
         raise ConfigError([Problem(f"--runs {runs.absolute()}:", message)])
 
 
 def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
-    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could not be trained.
+    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could
+    not be trained.
 
     What all seeds of a step have in common, which is all but the seed, is resolved and checked once.
     """
@@ -82,7 +88,10 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
 
 
 def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Those whose runs have failed, before they began, too, which Slurm knows. ConfigError if it does not answer where it must be asked."""
+    """Those whose runs have failed, before they began, too, which Slurm knows.
+
+    ConfigError if it does not answer where it must be asked.
+    """
     board = look([run_dir_of(runs, config) for config in configs])
     if any(row.state == "unknown" for row in board.rows):
         raise unanswered(board.said[0].partition(": ")[2])
@@ -93,21 +102,37 @@ def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def unanswered(why: object) -> ConfigError:
     """Why nothing is submitted while Slurm cannot be asked."""
-    return ConfigError([Problem("Slurm", f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}")])
+    return ConfigError(
+        [
+            Problem(
+                "Slurm",
+                f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}",
+            )
+        ]
+    )
 
 
 def tell_changed(runs: Sequence[RunDir]) -> None:
-    """Says which runs are there of the same steps and seeds, but of another configuration, such as one that was changed since."""
+    """Says which runs are there of the same steps and seeds, but of another configuration, such as one that
+    was changed since.
+    """
     folders = [folder for folder in dict.fromkeys(run.path.parent for run in runs) if folder.is_dir()]
     there = {(other.step, other.seed, other.hash) for folder in folders for other in find_runs(folder)}
     seeds, mine = {(run.step, run.seed) for run in runs}, {(run.step, run.seed, run.hash) for run in runs}
-    others = [f"{step}/seed{seed}-{digest}" for step, seed, digest in sorted(there - mine) if (step, seed) in seeds]
+    others = [
+        f"{step}/seed{seed}-{digest}" for step, seed, digest in sorted(there - mine) if (step, seed) in seeds
+    ]
     if others:
         names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
-        console().print(f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})", highlight=False)
+        console().print(
+            f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})",
+            highlight=False,
+        )
 
 
-def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]) -> int:
+def rehearse(
+    arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
+) -> int:
     """Prints what would be done; nothing is made."""
     found = [status(run) for run in runs]
     console().print(f"{count(len(runs), 'run')}: {counts(found)}")
@@ -119,7 +144,10 @@ def rehearse(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[
             longest = 1001
         source = f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
-            print(f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x {array.cluster.tasks} processes")
+            print(
+                f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x"
+                f" {array.cluster.tasks} processes"
+            )
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
             print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / source))
     for line in forecast(cluster, configs, arguments.runs):
@@ -144,10 +172,14 @@ def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: 
         raise unanswered(error) from error
 
 
-def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path) -> int:
+def _hand_over(
+    arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path
+) -> int:
     waiting, found = runs_in_queue(jobs, queued(retry=True)), [status(run) for run in runs]
     left = [state.run for state in found if is_open(state, waiting)]
-    console().print(f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit")
+    console().print(
+        f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit"
+    )
     if not left:
         return 0
     snapshot = take(jobs)
@@ -168,10 +200,15 @@ def _hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs:
     return 0
 
 
-def _submit_in_order(arrays: Sequence[Array], jobs: Path, name: str, cluster: Cluster, snapshot: Path) -> tuple[list[str], list[Problem]]:
-    """Submits arrays up to one that is refused, as where the queue is full; returns their jobs' ids, and why not all were submitted."""
+def _submit_in_order(
+    arrays: Sequence[Array], jobs: Path, name: str, cluster: Cluster, snapshot: Path
+) -> tuple[list[str], list[Problem]]:
+    """Submits arrays up to one that is refused, as where the queue is full; returns their jobs' ids, and why
+    not all were submitted.
+    """
     submitted: list[str] = []
-    lanes = [""] * (cluster.parallel or 0)  # Slurm limits an array alone; of several, each waits for those before it in its lanes
+    # Slurm limits an array alone; of several, each waits for those before it in its lanes
+    lanes = [""] * (cluster.parallel or 0)
     for array in arrays:
         taken, others = lanes[: len(array.groups)], lanes[len(array.groups) :]
         try:
@@ -180,7 +217,10 @@ def _submit_in_order(arrays: Sequence[Array], jobs: Path, name: str, cluster: Cl
             if not submitted:
                 raise
             rest = [run for left in arrays[len(submitted) :] for group in left.groups for run in group]
-            message = f"queued are the jobs {', '.join(submitted)}, but not {count(len(rest), 'run')} from {rest[0].name} on; "
+            message = (
+                f"queued are the jobs {', '.join(submitted)}, but not {count(len(rest), 'run')} from"
+                f" {rest[0].name} on; "
+            )
             message += "the same command submits those later"
             return submitted, [*error.problems, Problem(f"cluster '{name}':", message)]
         lanes = others + [job] * len(taken)
@@ -204,9 +244,19 @@ def describe(array: Array) -> str:
 
 
 def _collecting(arguments: argparse.Namespace, steps_file: Path) -> list[str]:
-    """The command that makes tables and figures of the plan, in a job whose code is the snapshot's; it reads nothing that may be edited."""
+    """The command that makes tables and figures of the plan, in a job whose code is the snapshot's; it reads
+    nothing that may be edited.
+    """
     out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
-    words = [sys.executable, "-m", "roadmap", "collect", str(arguments.runs.absolute()), "--out", str(out.absolute())]
+    words = [
+        sys.executable,
+        "-m",
+        "roadmap",
+        "collect",
+        str(arguments.runs.absolute()),
+        "--out",
+        str(out.absolute()),
+    ]
     words += ["--steps-file", str(steps_file), "--roadmap", arguments.roadmap]
     words += ["--profile", arguments.profile or NO_PROFILE]
     if arguments.ablate is not None:

@@ -1,4 +1,6 @@
-"""Trains all steps of the roadmap with several seeds, on a Slurm cluster or on this machine: python slurm/submit.py --seeds 3."""
+"""Trains all steps of the roadmap with several seeds, on a Slurm cluster or on this machine: python
+slurm/submit.py --seeds 3.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,56 @@ from slurm import CLUSTER_YAML
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
-        description="Train every step with several seeds. Runs that are finished, queued or being trained are left alone, so submitting "
-        "again does just what is missing."
+        description=(
+            "Train every step with several seeds. Runs that are finished, queued or being trained are left"
+            " alone, so submitting again does just what is missing."
+        )
     )
     add_config_options(options)
     options.add_argument("--steps", nargs="+", metavar="STEP", help="train these steps only (default: all)")
-    options.add_argument("--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)")
-    options.add_argument("--only", choices=["failed"], help="train the runs alone that have failed")
-    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
     options.add_argument(
-        "--cluster", metavar="NAME", help="an entry of the cluster file (default: slurm if there is an sbatch, else local)"
+        "--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)"
     )
-    options.add_argument("--cluster-file", type=Path, default=CLUSTER_YAML, metavar="FILE", help="clusters (default: slurm/cluster.yaml)")
-    options.add_argument("--workers", type=int, metavar="W", help="local: processes to train in (default: one a GPU, or a core)")
-    options.add_argument("--pack", type=int, default=1, metavar="N", help="Slurm: train N runs in a job, one after the other (default: 1)")
-    options.add_argument("--out", type=Path, metavar="DIR", help="Slurm: where tables and figures go when the last run has ended")
-    options.add_argument("--dry-run", action="store_true", help="print the plan, the forecast and the scripts; make and submit nothing")
+    options.add_argument("--only", choices=["failed"], help="train the runs alone that have failed")
+    options.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)"
+    )
+    options.add_argument(
+        "--cluster",
+        metavar="NAME",
+        help="an entry of the cluster file (default: slurm if there is an sbatch, else local)",
+    )
+    options.add_argument(
+        "--cluster-file",
+        type=Path,
+        default=CLUSTER_YAML,
+        metavar="FILE",
+        help="clusters (default: slurm/cluster.yaml)",
+    )
+    options.add_argument(
+        "--workers",
+        type=int,
+        metavar="W",
+        help="local: processes to train in (default: one a GPU, or a core)",
+    )
+    options.add_argument(
+        "--pack",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Slurm: train N runs in a job, one after the other (default: 1)",
+    )
+    options.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Slurm: where tables and figures go when the last run has ended",
+    )
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, the forecast and the scripts; make and submit nothing",
+    )
     return options
 
 

@@ -17,7 +17,7 @@ SUBMITTED = re.compile(r"(\d+)(_\d+)?_submitted\.pkl")
 
 @dataclass(frozen=True)
 class Submission:
-    """A job or array: the task at a place trains the runs in `groups` there; Slurm has `name` as its comment."""
+    """A job or array: the task at a place trains the runs in `groups` there; `name` is Slurm's comment."""
 
     name: str
     cluster: str
@@ -25,7 +25,7 @@ class Submission:
     groups: tuple[tuple[str, ...], ...]
 
     def write(self, jobs: Path) -> None:
-        """Puts it on record, which is done before Slurm hears of it: a kill in between leaves no job that nobody knows."""
+        """Puts it on record, before Slurm hears of it: a kill in between leaves no job that nobody knows."""
         write_json(jobs / f"{self.name}.json", asdict(self))
 
 
@@ -35,7 +35,9 @@ def submissions(jobs: Path) -> list[Submission]:
     for path in sorted(jobs.glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            submission = Submission(record["name"], record["cluster"], record["created"], tuple(map(tuple, record["groups"])))
+            submission = Submission(
+                record["name"], record["cluster"], record["created"], tuple(map(tuple, record["groups"]))
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if submission.name == path.stem:  # or it is a copy that somebody has made
@@ -44,8 +46,12 @@ def submissions(jobs: Path) -> list[Submission]:
 
 
 def submitted_jobs(folder: Path) -> list[tuple[str, bool]]:
-    """The ids of the jobs of which submitit has left a record in `folder`, and whether each is an array, by its tasks."""
-    found = [match for path in folder.iterdir() if (match := SUBMITTED.fullmatch(path.name))] if folder.is_dir() else []
+    """Ids of the jobs that submitit recorded in `folder`, and whether each is an array, by its tasks."""
+    found = (
+        [match for path in folder.iterdir() if (match := SUBMITTED.fullmatch(path.name))]
+        if folder.is_dir()
+        else []
+    )
     return [(match[1], match[2] is not None) for match in sorted(found, key=lambda match: match[0])]
 
 

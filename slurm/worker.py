@@ -1,4 +1,6 @@
-"""A worker takes the next unfinished run of a plan, trains it, and goes on until none is left that nobody works on."""
+"""A worker takes the next unfinished run of a plan, trains it, and goes on until none is left that nobody
+works on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ OPEN = {"pending", "stale", "failed"}
 
 @dataclass(frozen=True)
 class Shift:
-    """What a worker has done: the number of runs that it `finished`, and whether it was `stopped` by a signal."""
+    """What a worker has done: the number of runs that it `finished`, and whether it was `stopped` by a
+    signal.
+    """
 
     finished: int
     stopped: bool
@@ -34,12 +38,12 @@ class Shift:
 def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None = None) -> Shift:
     """Trains the runs in `run_dirs` that are open, in order, each at most once.
 
-    A job that may have died over one of them before says how many `retries` a run has: see `next_open`.
-    Many workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves while another
-    might die over one.
-    A run that fails leaves its reason in its attempt, and the worker goes on; SIGTERM saves the run at hand and ends the worker,
-    unless that run was cancelled: then the worker goes on with others.
-    Several processes that were launched together are one worker, which trains each run on all of them.
+    A job that may have died over one of them before says how many `retries` a run has: see `next_open`. Many
+    workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves
+    while another might die over one. A run that fails leaves its reason in its attempt, and the worker goes
+    on; SIGTERM saves the run at hand and ends the worker, unless that run was cancelled: then the worker goes
+    on with others. Several processes that were launched together are one worker, which trains each run on all
+    of them.
     """
     finished, tried = 0, set[Path]()
     with StopSignals() as stop, ExitStack() as stack:
@@ -55,7 +59,8 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 time.sleep(LOOK_AGAIN_S)
                 continue
             try:
-                config = world.share(partial(RunConfig.read, run.config))  # once, for a submission may replace it
+                # once, for a submission may replace it
+                config = world.share(partial(RunConfig.read, run.config))
                 with make_trackers(config, run.path) if world.first else Watch() as trackers:
                     train(config, run.path, stop=stop, watch=trackers, world=world)
                 finished += 1
@@ -70,7 +75,8 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
             except LeaseLost as reason:
                 logger.warning("%s: %s", run.path, reason)
             except Exception:
-                if world.size > 1:  # the others may wait for this process in vain: let the launcher end them all
+                # the others may wait for this process in vain: let the launcher end them all
+                if world.size > 1:
                     raise
                 logger.exception("%s failed", run.path)
             tried.add(run.path)
@@ -78,17 +84,23 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
 
 
 def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
-    """Works on the GPU `device` alone, a number or an id: submitit, which hides all of them, would let it see numbers only."""
+    """Works on the GPU `device` alone, a number or an id: submitit, which hides all of them, would let it see
+    numbers only.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     return work(run_dirs)
 
 
-def next_open(run_dirs: list[str], tried: set[Path], retries: int | None = None) -> tuple[RunDir | None, bool]:
-    """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being worked on.
+def next_open(
+    run_dirs: list[str], tried: set[Path], retries: int | None = None
+) -> tuple[RunDir | None, bool]:
+    """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being
+    worked on.
 
-    Finished runs are taken off `run_dirs`, or a worker would read all of them again before each run of a long plan.
-    What others work on may yet become open, for they can die. With `retries`, a run that crashed less often in this job comes
-    first, or one that kills the process would keep it from all others, and one that crashed more than `retries` times is left.
+    Finished runs are taken off `run_dirs`, or a worker would read all of them again before each run of a long
+    plan. What others work on may yet become open, for they can die. With `retries`, a run that crashed less
+    often in this job comes first, or one that kills the process would keep it from all others, and one that
+    crashed more than `retries` times is left.
     """
     waiting, job = False, own_job()
     found: list[tuple[int, RunDir]] = []
@@ -108,7 +120,8 @@ def next_open(run_dirs: list[str], tried: set[Path], retries: int | None = None)
 
 
 def crashes(run: RunDir, job: str | None) -> int:
-    """How many attempts of `job` in a row, up to now, have ended unasked and saved nothing new; `attempts` keeps why.
+    """How many attempts of `job` in a row, up to now, have ended unasked and saved nothing new; `attempts`
+    keeps why.
 
     Another job, as of whoever submits again, has all its retries.
     """

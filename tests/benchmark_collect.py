@@ -1,4 +1,6 @@
-"""How long it takes to plan, to look at and to collect many finished runs, and how much memory: python -m tests.benchmark_collect."""
+"""How long it takes to plan, to look at and to collect many finished runs, and how much memory: python -m
+tests.benchmark_collect.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +28,30 @@ before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
 code = main_of(script.parser(), script.run)
 seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
 cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-figures = {"code": code, "seconds": seconds, "cpu": cpu, "peak_mb": used.ru_maxrss / 1024, "imported_mb": before.ru_maxrss / 1024}
+figures = {"code": code, "seconds": seconds, "cpu": cpu, "peak_mb": used.ru_maxrss / 1024, \
+"imported_mb": before.ru_maxrss / 1024}
 print(json.dumps(figures), file=sys.stderr)
 """
 STEPS = len(load_roadmap().steps)
 REPORT = "roadmap.cli.collect,roadmap.report.tolerance,roadmap.report.write,roadmap.report.runs,scipy.stats"
 COMMANDS = {  # the module of the script and what else it imports, and the words that it is given
-    "dry run": ("slurm.submit,slurm.submission", "--cluster local --dry-run --profile {profile} --runs {runs} --seeds {seeds}"),
+    "dry run": (
+        "slurm.submit,slurm.submission",
+        "--cluster local --dry-run --profile {profile} --runs {runs} --seeds {seeds}",
+    ),
     "status": ("slurm.status,slurm.status_table", "{runs} --profile {profile}"),
     "tables": (REPORT, "{runs} --profile {profile} --out {out} --tables-only"),
-    "everything": (f"{REPORT},roadmap.report.figures.draw,roadmap.report.page.page", "{runs} --profile {profile} --out {out}"),
+    "everything": (
+        f"{REPORT},roadmap.report.figures.draw,roadmap.report.page.page",
+        "{runs} --profile {profile} --out {out}",
+    ),
 }
 
 
 def fill(runs: Path, number: int) -> None:
-    """Finished runs of all steps, as many as `number` in all, whose accuracies spread as in a real roadmap; nothing but results."""
+    """Finished runs of all steps, as many as `number` in all, whose accuracies spread as in a real roadmap;
+    nothing but results.
+    """
     roadmap = load_roadmap()
     hashes = {step: resolve(roadmap, step, profile=PROFILE) for step in roadmap.steps}
     for index in range(number):
@@ -48,12 +59,16 @@ def fill(runs: Path, number: int) -> None:
         run = run_dir_of(runs, hashes[step].model_copy(update={"seed": seed}))
         run.path.mkdir(parents=True)
         top1 = 80 + index % len(roadmap.steps) / 2 + (seed * 7919 % 1000) / 1000
-        document = result_of(step, seed, run.hash, top1, profile=PROFILE, dataset="cifar10").model_dump(mode="json")
+        document = result_of(step, seed, run.hash, top1, profile=PROFILE, dataset="cifar10").model_dump(
+            mode="json"
+        )
         run.result.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(command: str, folder: Path, number: int) -> dict[str, float]:
-    """Seconds after the imports, processor seconds, and megabytes, of a process that is given `number` runs."""
+    """Seconds after the imports, processor seconds, and megabytes,
+    of a process that is given `number` runs.
+    """
     modules, words = COMMANDS[command]
     given = {"runs": folder / "runs", "out": folder / "out", "profile": PROFILE, "seeds": -(-number // STEPS)}
     line = [sys.executable, "-c", TIMES, modules, *words.format(**given).split()]
@@ -67,11 +82,28 @@ def measure(command: str, folder: Path, number: int) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a line for each number of runs and command."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("runs", type=int, nargs="*", default=[1_000, 10_000], metavar="N", help="how many runs (default: 1000 10000)")
-    options.add_argument("--folder", type=Path, help="where they are made (default: a temporary folder)")
-    options.add_argument("--repeat", type=int, default=3, help="how often each is done, the fastest of which counts (default: 3)")
     options.add_argument(
-        "--commands", nargs="+", choices=COMMANDS, default=["tables"], metavar="C", help=f"what is done: {', '.join(COMMANDS)}"
+        "runs",
+        type=int,
+        nargs="*",
+        default=[1_000, 10_000],
+        metavar="N",
+        help="how many runs (default: 1000 10000)",
+    )
+    options.add_argument("--folder", type=Path, help="where they are made (default: a temporary folder)")
+    options.add_argument(
+        "--repeat",
+        type=int,
+        default=3,
+        help="how often each is done, the fastest of which counts (default: 3)",
+    )
+    options.add_argument(
+        "--commands",
+        nargs="+",
+        choices=COMMANDS,
+        default=["tables"],
+        metavar="C",
+        help=f"what is done: {', '.join(COMMANDS)}",
     )
     chosen = options.parse_args(arguments)
     for number in chosen.runs:
@@ -81,8 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 times = [measure(command, Path(name), number) for _ in range(chosen.repeat)]
                 found = min(times, key=lambda figures: figures["seconds"])
                 print(
-                    f"{command} of {number} runs: {found['seconds']:.2f} s after the imports ({found['cpu']:.2f} s of processor time), "
-                    f"{found['peak_mb']:.0f} MB at most, {found['imported_mb']:.0f} MB of them after the imports",
+                    f"{command} of {number} runs: {found['seconds']:.2f} s after the imports"
+                    f" ({found['cpu']:.2f} s of processor time), {found['peak_mb']:.0f} MB at most,"
+                    f" {found['imported_mb']:.0f} MB of them after the imports",
                     flush=True,
                 )
 

@@ -1,4 +1,6 @@
-"""What a depthwise convolution and its gradients take with PyTorch's own gradients and with ours: `python -m tests.benchmark_depthwise`."""
+"""What a depthwise convolution and its gradients take with PyTorch's own gradients and with ours: `python -m
+tests.benchmark_depthwise`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from roadmap.training.device import keep_memory
 
 
 class Shape(NamedTuple):
-    """A batch of `batch` maps of `channels` and `size` x `size` positions, and the convolution that it is given."""
+    """A batch of `batch` maps of `channels` and `size` x `size` positions, and the convolution that it is
+    given.
+    """
 
     batch: int
     channels: int
@@ -40,7 +44,9 @@ def shapes() -> Iterator[Shape]:
         for kernel in (3, 5, 7, 9, 11):
             yield from (Shape(batch, channels, size, kernel, stride=2) for channels, size in stages[:-1])
         for kernel in (3, 7):
-            yield from (Shape(batch, channels, size, kernel) for channels, size in ((4 * c, s) for c, s in stages[1:]))
+            yield from (
+                Shape(batch, channels, size, kernel) for channels, size in ((4 * c, s) for c, s in stages[1:])
+            )
         yield from (Shape(batch, channels // 4, size, dilation=3) for channels, size in stages)
     yield from (Shape(128, channels, size) for channels, size in IMAGENET[1:])
     yield from (Shape(64, channels, size, 3) for channels, size in ((8, 16), (16, 8), (32, 4), (64, 2)))
@@ -48,7 +54,9 @@ def shapes() -> Iterator[Shape]:
 
 def convolution(kind: type[nn.Conv2d], shape: Shape) -> nn.Conv2d:
     pad = shape.kernel // 2 * shape.dilation
-    conv = kind(shape.channels, shape.channels, shape.kernel, shape.stride, pad, shape.dilation, shape.channels)
+    conv = kind(
+        shape.channels, shape.channels, shape.kernel, shape.stride, pad, shape.dilation, shape.channels
+    )
     return conv.to(memory_format=torch.channels_last).train()
 
 
@@ -73,7 +81,9 @@ def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
     measurements = [partial(seconds_each, run, torch.device("cpu"), 1) for run in runs]
     plain, fast = take_turns(dict(zip(("plain", "fast"), measurements, strict=True)), seconds).values()
     ratio = ratio_of(fast, plain)
-    cells = [f"{value:4d}" for value in shape] + [f"{1e3 * spread_of(taken).median:8.2f}" for taken in (plain, fast)]
+    cells = [f"{value:4d}" for value in shape] + [
+        f"{1e3 * spread_of(taken).median:8.2f}" for taken in (plain, fast)
+    ]
     said = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), n = {ratio.n}"
     return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {said}"
 
@@ -82,7 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each shape and type")
-    parser.add_argument("--everywhere", action="store_true", help="ours even where the rules leave a convolution to PyTorch")
+    parser.add_argument(
+        "--everywhere", action="store_true", help="ours even where the rules leave a convolution to PyTorch"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_memory()

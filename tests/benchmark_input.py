@@ -1,8 +1,9 @@
-"""What one core makes of ImageNet's images in a second, by timm's pipeline and by ours: `python -m tests.benchmark_input`.
+"""What one core makes of ImageNet's images in a second, by timm's pipeline and by ours: `python -m
+tests.benchmark_input`.
 
-`tensor` is not like for like with the others: it leaves RandAugment to the device. So timm's pipeline is measured without
-RandAugment, too, and so is the device's part, here on the CPU. The images are made up: blurred noise of all scales, as large as
-ImageNet's usual ones and about as heavy.
+`tensor` is not like for like with the others: it leaves RandAugment to the device. So timm's pipeline is
+measured without RandAugment, too, and so is the device's part, here on the CPU. The images are made up:
+blurred noise of all scales, as large as ImageNet's usual ones and about as heavy.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from tests.images import CPU, write_tar
 
 SIZE, SHORTER, QUALITY = (500, 375), 256, 90
 BATCH, CLASSES = 32, 2
-OCTAVES, STEEPNESS = range(2, 10), 0.27  # blobs across, as powers of two, and how much fainter the small ones are
+# blobs across, as powers of two, and how much fainter the small ones are
+OCTAVES, STEEPNESS = range(2, 10), 0.27
 Batches = Iterator[Any]
 
 
@@ -45,7 +47,10 @@ def photograph(seed: int) -> Image.Image:
     random = np.random.default_rng(seed)
     width, height = SIZE
     y, x = np.mgrid[0:height, 0:width] / width
-    waves = [np.sin(2 * np.pi * (random.normal() * x + random.normal() * y) + random.uniform(0, 6)) for _ in range(3)]
+    waves = [
+        np.sin(2 * np.pi * (random.normal() * x + random.normal() * y) + random.uniform(0, 6))
+        for _ in range(3)
+    ]
     pixels = 128 + 60 * np.stack(waves, axis=2)
     for octave in OCTAVES:
         blobs = Image.fromarray(random.normal(size=(2**octave, 2**octave)).astype(np.float32))
@@ -65,19 +70,29 @@ def write_data(root: Path, images: int) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path, quality=QUALITY)
         small, file = SHORTER / min(SIZE), io.BytesIO()
-        image.resize((round(SIZE[0] * small), round(SIZE[1] * small)), Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+        image.resize((round(SIZE[0] * small), round(SIZE[1] * small)), Image.Resampling.BICUBIC).save(
+            file, "JPEG", quality=QUALITY
+        )
         members |= {f"{number:04d}.jpg": file.getvalue(), f"{number:04d}.cls": str(number % CLASSES).encode()}
         sizes.append((path.stat().st_size, len(file.getvalue())))
     for split in ("train", "val"):
         write_tar(root / "shards" / f"{split}-0.tar", members)
     whole, small = np.mean(sizes, axis=0) / 1000
-    return f"{images} images of {SIZE[0]} x {SIZE[1]}, {whole:.0f} kB each, {small:.0f} kB where the shorter side is {SHORTER}"
+    return (
+        f"{images} images of {SIZE[0]} x {SIZE[1]}, {whole:.0f} kB each, {small:.0f} kB where the shorter"
+        f" side is {SHORTER}"
+    )
 
 
 def config_of(root: Path, kind: str, **recipe: Any) -> RunConfig:
     """ConvNeXt-T's recipe, on the images."""
     splits = {"data.train_split": "train-0.tar", "data.val_split": "val-0.tar"} if kind == "shards" else {}
-    given = {"model.num_classes": CLASSES, "recipe.global_batch": BATCH, "recipe.local_batch": BATCH, "system.workers": 0}
+    given = {
+        "model.num_classes": CLASSES,
+        "recipe.global_batch": BATCH,
+        "recipe.local_batch": BATCH,
+        "system.workers": 0,
+    }
     where = {"data.dataset": kind, "system.data_dir": str(root / kind)}
     changed = {f"recipe.{name}": value for name, value in recipe.items()}
     return resolve(load_roadmap(), "separate_downsampling", overrides=given | splits | where | changed)
@@ -85,7 +100,9 @@ def config_of(root: Path, kind: str, **recipe: Any) -> RunConfig:
 
 def timms(config: RunConfig) -> Batches:
     """Batches of timm's data set, transform and collation."""
-    dataset = create_dataset("", root=config.system.data_dir, split="train", transform=build_transform(config, True))
+    dataset = create_dataset(
+        "", root=config.system.data_dir, split="train", transform=build_transform(config, True)
+    )
     loader: Any = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, collate_fn=fast_collate)
     while True:
         yield from loader
@@ -141,7 +158,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def rows(found: dict[str, Batches], rounds: int) -> Iterator[str]:
-    """A line a subject: the median of its speeds, and of its turns' ratios to the first, with the middle half."""
+    """A line a subject: the median of its speeds, and of its turns' ratios to the first, with the middle
+    half.
+    """
     turns = {name: partial(next, batches) for name, batches in found.items()}
     for run in turns.values():
         run()
@@ -149,13 +168,18 @@ def rows(found: dict[str, Batches], rounds: int) -> Iterator[str]:
     for name, taken in zip(turns, times.T, strict=True):
         low, middle, high = np.quantile(times[:, 0] / taken, [0.25, 0.5, 0.75])
         speed = BATCH / np.median(taken)
-        yield f"{name:<46} {speed:7.0f} {1000 / speed:7.2f}   {middle:.2f} ({low:.2f} to {high:.2f}), n = {rounds}"
+        yield (
+            f"{name:<46} {speed:7.0f} {1000 / speed:7.2f}   {middle:.2f} ({low:.2f} to {high:.2f}), n ="
+            f" {rounds}"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=60, help=f"turns of {BATCH} images that each pipeline gets")
+    parser.add_argument(
+        "--rounds", type=int, default=60, help=f"turns of {BATCH} images that each pipeline gets"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):

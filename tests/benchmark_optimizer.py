@@ -1,4 +1,6 @@
-"""What an optimizer step takes fused, as in training, and in PyTorch's loop: `python -m tests.benchmark_optimizer`."""
+"""What an optimizer step takes fused, as in training, and in PyTorch's loop: `python -m
+tests.benchmark_optimizer`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{cpu()}, {options.threads} threads; medians, and of the turns' ratios with the middle half of them")
+    print(
+        f"{cpu()}, {options.threads} threads; medians, and of the turns' ratios with the middle half of them"
+    )
     measure("as PyTorch is by default", options.seconds)
     keep_memory()  # which helps the loop, for it makes tensors at every step
     measure("with memory kept, as in runs", options.seconds)

@@ -1,4 +1,6 @@
-"""How long commands take to answer, a run to its first iteration, and what a run's time goes to: `python -m tests.benchmark_run`."""
+"""How long commands take to answer, a run to its first iteration, and what a run's time goes to: `python -m
+tests.benchmark_run`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from typing import Any
 
 from roadmap import ROOT
 
-HELP = ["run_step.py --help", "collect.py --help", "-m roadmap --help", "slurm/submit.py --help", "slurm/status.py --help"]
+HELP = [
+    "run_step.py --help",
+    "collect.py --help",
+    "-m roadmap --help",
+    "slurm/submit.py --help",
+    "slurm/status.py --help",
+]
 LOGIN = [
     "-m roadmap steps",
     "-m roadmap verify",
@@ -36,15 +44,28 @@ def seconds_of(command: str, folder: Path) -> float:
     """What one of our commands takes from its launch to its end."""
     began = time.perf_counter()
     words = command.format(runs=folder).split()
-    subprocess.run([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True
+    )
     return time.perf_counter() - began
 
 
 def first_iteration(step: str, folder: Path) -> float:
     """What it takes from the launch of a run to the record of its first iteration."""
-    words = ["run_step.py", step, "--profile", "digits_noisy", "--runs", str(folder), "--set", "system.log_every=1"]
+    words = [
+        "run_step.py",
+        step,
+        "--profile",
+        "digits_noisy",
+        "--runs",
+        str(folder),
+        "--set",
+        "system.log_every=1",
+    ]
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
         while not any(log.stat().st_size for log in folder.glob("**/metrics.jsonl")):
             assert run.poll() is None, "the run ended before its first iteration"
             time.sleep(0.01)
@@ -97,7 +118,9 @@ def main() -> None:
                 print(f"  {median(taken):6.3f} s  {command.format(runs='runs')}", flush=True)
         taken = [first_iteration(options.step, Path(name, str(number))) for number in range(options.times)]
         print(
-            f"first iteration of {options.step} on noisy digits: {median(taken):.2f} s after launch (median of {options.times})", flush=True
+            f"first iteration of {options.step} on noisy digits: {median(taken):.2f} s after launch (median"
+            f" of {options.times})",
+            flush=True,
         )
         for part, seconds in split_of(options.step, Path(name, "split")).items():
             print(f"  {seconds:6.2f} s  {part}")

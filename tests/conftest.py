@@ -5,7 +5,9 @@ import signal
 import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-CACHE = tempfile.TemporaryDirectory(prefix="roadmap-cache-")  # what a user has kept must not decide whether a test passes
+# what a user has kept must not decide whether a test passes
+CACHE = tempfile.TemporaryDirectory(prefix="roadmap-cache-")
 os.environ["XDG_CACHE_HOME"] = CACHE.name
-# a shell that runs the tests in its background has them ignore Ctrl-C, and with them the processes that are to be interrupted
+# a shell that runs the tests in its background has them ignore Ctrl-C, and with them the processes that are
+# to be interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -36,7 +36,11 @@ def texts_of(figure: Figure) -> Texts:
 
 def overlapping(texts: Texts) -> list[tuple[str, str]]:
     """Which of them cover each other."""
-    return [(one.get_text(), other.get_text()) for (one, box), (other, its) in combinations(texts, 2) if overlap(box, its)]
+    return [
+        (one.get_text(), other.get_text())
+        for (one, box), (other, its) in combinations(texts, 2)
+        if overlap(box, its)
+    ]
 
 
 def outside(texts: Texts, page: BboxBase) -> list[str]:
@@ -53,4 +57,9 @@ def overlap(one: Bbox, other: Bbox) -> bool:
 
 def within(box: Bbox, page: BboxBase) -> bool:
     """Whether one lies in the other."""
-    return bool(box.x0 >= page.x0 - SLACK and box.x1 <= page.x1 + SLACK and box.y0 >= page.y0 - SLACK and box.y1 <= page.y1 + SLACK)
+    return bool(
+        box.x0 >= page.x0 - SLACK
+        and box.x1 <= page.x1 + SLACK
+        and box.y0 >= page.y0 - SLACK
+        and box.y1 <= page.y1 + SLACK
+    )

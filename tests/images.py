@@ -38,13 +38,20 @@ TINY: dict[str, Any] = {
     "system.eval_batch": 4,
 }
 # No augmentation: what reaches the network is the picture itself.
-PLAIN: dict[str, Any] = {"recipe.crop_scale": None, "recipe.hflip": 0.0, "recipe.randaugment": None, "recipe.eval_crop_pct": 1.0}
+PLAIN: dict[str, Any] = {
+    "recipe.crop_scale": None,
+    "recipe.hflip": 0.0,
+    "recipe.randaugment": None,
+    "recipe.eval_crop_pct": 1.0,
+}
 
 Batch = tuple[Tensor, Tensor]
 
 
 def config_of(data_dir: Path | str | None, **overrides: Any) -> RunConfig:
-    """A tiny run of ConvNeXt on the images in `data_dir`; dots in names of values are written as two underscores."""
+    """A tiny run of ConvNeXt on the images in `data_dir`; dots in names of values are written as two
+    underscores.
+    """
     given = {name.replace("__", "."): value for name, value in overrides.items()}
     where = {"system.data_dir": str(data_dir) if data_dir else None}
     return resolve(ROADMAP, "separate_downsampling", overrides=TINY | where | given)
@@ -106,7 +113,10 @@ def write_shards(root: Path, train: int = 4, val: int = 2, each: int = 4) -> Pat
         for shard in range(shards):
             numbers = range(shard * each, (shard + 1) * each)
             members = [sample(number) for number in numbers]
-            write_tar(root / f"{split}-{shard:02d}.tar", {name: content for part in members for name, content in part.items()})
+            write_tar(
+                root / f"{split}-{shard:02d}.tar",
+                {name: content for part in members for name, content in part.items()},
+            )
     return root
 
 
@@ -116,7 +126,9 @@ def shards_of(root: Path | str, **overrides: Any) -> RunConfig:
     return config_of(root, data__dataset="shards", **given)
 
 
-def batches(config: RunConfig, split: Split = "train", epoch: int = 0, first: int = 0, **how: Any) -> list[Batch]:
+def batches(
+    config: RunConfig, split: Split = "train", epoch: int = 0, first: int = 0, **how: Any
+) -> list[Batch]:
     """The batches of a fresh loader."""
     return list(Loader(config, split, CPU, **how).epoch(epoch, first))
 

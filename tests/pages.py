@@ -68,7 +68,12 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
         file.write_text(page(ablations), encoding="utf-8")
         contexts.append(browser.new_context(**{"viewport": {"width": 1400, "height": 1000}} | options))
         found = Opened(contexts[-1].new_page())
-        found.page.on("console", lambda message: found.wrong.append(message.text) if message.type in ("error", "warning") else None)
+        found.page.on(
+            "console",
+            lambda message: (
+                found.wrong.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         found.page.on("pageerror", lambda error: found.wrong.append(str(error)))
         found.page.on("dialog", lambda dialog: found.wrong.append(dialog.message))
         found.page.on("request", lambda request: found.requested.append(request.url))
@@ -101,7 +106,13 @@ def runs_of(step: str, folder: Path, seeds: int = 3, epochs: int = 3, **more: An
         if epochs:
             run.path.mkdir(parents=True)
             lines = [
-                {"kind": "epoch", "epoch": epoch, "train_loss": 2.31234 / epoch + seed / 7, "val_loss": 2 / epoch, "top1": top1 - 9 / epoch}
+                {
+                    "kind": "epoch",
+                    "epoch": epoch,
+                    "train_loss": 2.31234 / epoch + seed / 7,
+                    "val_loss": 2 / epoch,
+                    "top1": top1 - 9 / epoch,
+                }
                 for epoch in range(1, epochs + 1)
             ]
             run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

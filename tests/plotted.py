@@ -30,8 +30,12 @@ REGRESSION = Reference(title="logistic regression on the pixels", top1=90.32)
 Tops = Mapping[str, Summary]
 
 
-def ours(tops: Tops, planned: int = 3, diverged: Sequence[str] = (), reference: Reference | None = None) -> Ablation:
-    """What the table of these means would hold; the first row's and every seventh's costs were not measured."""
+def ours(
+    tops: Tops, planned: int = 3, diverged: Sequence[str] = (), reference: Reference | None = None
+) -> Ablation:
+    """What the table of these means would hold;
+    the first row's and every seventh's costs were not measured.
+    """
     empty = measured(ROADMAP, "digits_noisy", {}, [])
     lost = {step: (finished(step, 0, "0" * 8, None),) for step in diverged}
     rows = []
@@ -41,7 +45,8 @@ def ours(tops: Tops, planned: int = 3, diverged: Sequence[str] = (), reference: 
         runs = tuple(
             finished(
                 row.step, seed, "0" * 8, mean, images_per_s=700.0 - 15 * index + 9 * ((index + 3 * seed) % 4),
-                train_seconds=3000.0 + 90 * index + 60 * seed * (index % 3), peak_memory_mb=900.0 + 31 * (5 * index % 7),
+                train_seconds=3000.0 + 90 * index + 60 * seed * (index % 3),
+                peak_memory_mb=900.0 + 31 * (5 * index % 7),
             )
             for seed in range(n)
         )  # fmt: skip
@@ -51,7 +56,11 @@ def ours(tops: Tops, planned: int = 3, diverged: Sequence[str] = (), reference: 
 
 def some(n: int = 3, std: float | None = 0.4) -> Tops:
     """Means that rise along the roadmap, as ours do, with gaps."""
-    return {step: Summary(80 + 0.71 * index - 2.3 * (index % 4 == 0), std, n) for index, step in enumerate(ROADMAP.steps) if index % 5 != 2}
+    return {
+        step: Summary(80 + 0.71 * index - 2.3 * (index % 4 == 0), std, n)
+        for index, step in enumerate(ROADMAP.steps)
+        if index % 5 != 2
+    }
 
 
 def equal(mean: float, std: float | None = 0.0, n: int = 3) -> Tops:
@@ -61,7 +70,10 @@ def equal(mean: float, std: float | None = 0.0, n: int = 3) -> Tops:
 def other(how: str) -> Ablation:
     """An ablation with its long titles, some of it finished."""
     empty = measured(load_roadmap(ablation=how), "digits_noisy", {}, [])
-    rows = [replace(row, top1=Summary(80 + index, 0.4, 3) if index % 3 else None, planned=3) for index, row in enumerate(empty.rows)]
+    rows = [
+        replace(row, top1=Summary(80 + index, 0.4, 3) if index % 3 else None, planned=3)
+        for index, row in enumerate(empty.rows)
+    ]
     return replace(empty, rows=tuple(rows))
 
 
@@ -69,7 +81,10 @@ ABLATIONS: dict[str, Callable[[], list[Ablation]]] = {
     "published": lambda: [published(ROADMAP)],
     "both regimes": lambda: [published(ROADMAP), published(BASE)],
     "ours and the paper's": lambda: [ours(some(), reference=REGRESSION), published(ROADMAP)],
-    "ours twice": lambda: [ours(some(), reference=REGRESSION), ours(some(n=2, std=1.5), reference=REGRESSION)],
+    "ours twice": lambda: [
+        ours(some(), reference=REGRESSION),
+        ours(some(n=2, std=1.5), reference=REGRESSION),
+    ],
     "the family": lambda: [published(FAMILY)],
     "three seeds, some rows missing": lambda: [ours(some(), diverged=["stage_ratio"], reference=REGRESSION)],
     "two seeds of three": lambda: [ours(some(n=2))],
@@ -79,10 +94,14 @@ ABLATIONS: dict[str, Callable[[], list[Ablation]]] = {
     "all equal": lambda: [ours(equal(91.5))],
     "all at 100 %": lambda: [ours(equal(100.0))],
     "all at chance": lambda: [ours(equal(0.1, None, 1))],
-    "far apart": lambda: [ours({step: Summary(10 + 5 * index, 0.3, 3) for index, step in enumerate(ROADMAP.steps)})],
+    "far apart": lambda: [
+        ours({step: Summary(10 + 5 * index, 0.3, 3) for index, step in enumerate(ROADMAP.steps)})
+    ],
     "one row": lambda: [ours({"gelu": Summary(91.5, 0.4, 3)})],
     "one row of one seed": lambda: [ours({"kernel_9": Summary(91.5, None, 1)})],
-    "two rows at one point": lambda: [ours({"gelu": Summary(91.5, 0.4, 3), "kernel_7": Summary(91.5, 0.4, 3)})],
+    "two rows at one point": lambda: [
+        ours({"gelu": Summary(91.5, 0.4, 3), "kernel_7": Summary(91.5, 0.4, 3)})
+    ],
     "none": lambda: [ours({}, planned=0, diverged=["gelu"])],
     "leave one out": lambda: [other("leave-one-out:separate_downsampling")],
     "one at a time": lambda: [other("one-at-a-time")],
@@ -90,11 +109,25 @@ ABLATIONS: dict[str, Callable[[], list[Ablation]]] = {
 }
 WIDTHS = (DOUBLE_COLUMN, SINGLE_COLUMN)
 UNMEASURED = {"published", "both regimes", "the family", "leave one out", "one at a time", "a random order"}
-NOTHING = {(kind, name) for kind in list(COSTS)[2:] for name in UNMEASURED} | {(kind, "none") for kind in COSTS}
-SOME = ["published", "both regimes", "three seeds, some rows missing", "one seed of ten, no spread", "one row of one seed"]
-# Two costs that are known without a run and that are measured are enough for the others, whose axes are like theirs.
+NOTHING = {(kind, name) for kind in list(COSTS)[2:] for name in UNMEASURED} | {
+    (kind, "none") for kind in COSTS
+}
+SOME = [
+    "published",
+    "both regimes",
+    "three seeds, some rows missing",
+    "one seed of ten, no spread",
+    "one row of one seed",
+]
+# Two costs that are known without a run and that are measured are enough for the others, whose axes are like
+# theirs.
 FULL = {"bars", "gmacs", "images_per_s"}
-CASES = [(kind, name) for kind in ("bars", *COSTS) for name in ABLATIONS if kind in FULL or name in [*SOME, "ours twice"]]
+CASES = [
+    (kind, name)
+    for kind in ("bars", *COSTS)
+    for name in ABLATIONS
+    if kind in FULL or name in [*SOME, "ours twice"]
+]
 DRAWN = [(*case, width) for case in CASES for width in WIDTHS if case not in NOTHING]
 
 

@@ -40,7 +40,13 @@ def start(size: int, function: Callable[..., None], *arguments: Any) -> list[Bas
     port = free_port()
     processes: list[BaseProcess] = []
     for rank in range(size):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         launch = {name: str(value) for name, value in names.items()}
         processes.append(SERVER.Process(target=_enter, args=(launch, function, arguments), daemon=True))
     for process in processes:
@@ -72,8 +78,12 @@ class Signals(Watch):
             os.kill(os.getpid(), self.number)
 
 
-def train_together(world: World, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None) -> None:
-    """Trains a run; its first process sends itself the signal `signal_at[0]` after `signal_at[1]` iterations."""
+def train_together(
+    world: World, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None
+) -> None:
+    """Trains a run;
+    its first process sends itself the signal `signal_at[0]` after `signal_at[1]` iterations.
+    """
     watch = Signals(*signal_at) if signal_at and world.first else None
     run: RunDir = world.share(lambda: prepare(runs, config))
     with StopSignals() as stop:

@@ -1,4 +1,6 @@
-"""Pictures of a report's page as a reader sees it: python -m tests.screenshots reports/digits_noisy/report.html reports/screenshots."""
+"""Pictures of a report's page as a reader sees it: python -m tests.screenshots
+reports/digits_noisy/report.html reports/screenshots.
+"""
 
 from __future__ import annotations
 

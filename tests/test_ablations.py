@@ -1,4 +1,6 @@
-"""Readings of the roadmap other than the path: which combinations they hold, what their ids mean, and what is refused."""
+"""Readings of the roadmap other than the path: which combinations they hold, what their ids mean, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_leaving_out_a_change_gives_its_leaves_back_to_those_before_it() -> None
     for change in CHANGES[:-1]:
         step = f"separate_downsampling-{change}" if change != "separate_downsampling" else "layer_norm"
         assert leaves(ablated, step) == leaves(ROADMAP, step)
-        without = [delta.settings for delta in ROADMAP.lineage("separate_downsampling") if delta.name != change]
+        without = [
+            delta.settings for delta in ROADMAP.lineage("separate_downsampling") if delta.name != change
+        ]
         expected = {path: setting.value for path, setting in ROADMAP.base.items()}
         for settings in without:
             expected |= {path: setting.value for path, setting in settings.items()}
@@ -64,15 +68,23 @@ def test_one_at_a_time_is_the_first_step_with_each_change() -> None:
     for step, change in zip(ablated.steps[1:], CHANGES, strict=True):
         assert ablated.tree[step].parent == "resnet50"
         root = leaves(ROADMAP, "resnet50")
-        expected = {path: setting.value for path, setting in ROADMAP.tree[change].settings.items() if setting.value != root[path]}
-        assert {path: new for path, (_, new) in changes(trace(ablated, "resnet50"), trace(ablated, step)).items()} == expected
+        expected = {
+            path: setting.value
+            for path, setting in ROADMAP.tree[change].settings.items()
+            if setting.value != root[path]
+        }
+        assert {
+            path: new for path, (_, new) in changes(trace(ablated, "resnet50"), trace(ablated, step)).items()
+        } == expected
 
 
 def test_an_order_adds_every_change_once_and_is_the_same_each_time() -> None:
     ablated, again = (load_roadmap(ablation="order:3") for _ in range(2))
     assert ablated.steps == again.steps
     assert ablated.steps != load_roadmap(ablation="order:4").steps
-    assert sorted(step.title for step in ablated.tree.values()) == sorted(ROADMAP.tree[step].title for step in ROADMAP.trunk)
+    assert sorted(step.title for step in ablated.tree.values()) == sorted(
+        ROADMAP.tree[step].title for step in ROADMAP.trunk
+    )
     for parent, step in zip(ablated.steps, ablated.steps[1:], strict=False):
         assert ablated.tree[step].parent == parent
 
@@ -81,7 +93,9 @@ def test_a_new_step_does_not_change_the_order_of_the_others(tmp_path: Path) -> N
     mine = tmp_path / "my.yaml"
     new = "{name: silu, title: silu, set: {model.block.act.kind: silu}}"
     mine.write_text(f"extends: steps.yaml\nroadmaps: {{convnext_t: {{steps: [{new}]}}}}", encoding="utf-8")
-    before, after = ([delta.name for delta in roadmap.shuffled(5)] for roadmap in (ROADMAP, load_roadmap(mine)))
+    before, after = (
+        [delta.name for delta in roadmap.shuffled(5)] for roadmap in (ROADMAP, load_roadmap(mine))
+    )
     assert [name for name in after if name != "silu"] == before
     assert "silu" in after
 
@@ -194,7 +208,9 @@ def test_the_family_has_ablations_too() -> None:
 def test_a_roadmap_of_one_step_has_an_ablation_of_one_step(tmp_path: Path) -> None:
     mine = tmp_path / "my.yaml"
     mine.write_text(
-        "extends: steps.yaml\nroadmaps: {one: {title: one, base: convnext_t/gelu, steps: [{name: only, title: only}]}}", encoding="utf-8"
+        "extends: steps.yaml\nroadmaps: {one: {title: one, base: convnext_t/gelu, steps: [{name: only, title:"
+        " only}]}}",
+        encoding="utf-8",
     )
     for how in EVERY:
         assert load_roadmap(mine, "one", ablation=how).steps == ("only",)
@@ -206,8 +222,23 @@ def test_the_command_lines_take_the_option(tmp_path: Path) -> None:
     for words, said in [
         (["-m", "roadmap", "steps", "--ablate", "order:3"], "gelu@order3"),
         (["-m", "roadmap", "explain", "resnet50+gelu"], "step 'gelu'"),
-        (["run_step.py", "multiscale_depthwise-gelu", "--ablate", "leave-one-out", "--profile", "digits", "--plan", *runs], "relu"),
-        (["run_step.py", "resnet50+gelu-gelu+layer_norm", "--profile", "digits", "--plan", *runs], "ln relu conv3 ln relu"),
+        (
+            [
+                "run_step.py",
+                "multiscale_depthwise-gelu",
+                "--ablate",
+                "leave-one-out",
+                "--profile",
+                "digits",
+                "--plan",
+                *runs,
+            ],
+            "relu",
+        ),
+        (
+            ["run_step.py", "resnet50+gelu-gelu+layer_norm", "--profile", "digits", "--plan", *runs],
+            "ln relu conv3 ln relu",
+        ),
     ]:
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
         assert said in done.stdout
@@ -223,6 +254,11 @@ def test_a_submission_plans_the_combinations_and_shares_the_paths_runs(tmp_path:
     path, ablation = planned(), planned("--ablate", "leave-one-out")
     assert len(path) == 2 * 19
     assert len(ablation) == 2 * 14
-    assert {name.split("/")[2] for name in path & ablation} == {"multiscale_depthwise", "separate_downsampling"}
+    assert {name.split("/")[2] for name in path & ablation} == {
+        "multiscale_depthwise",
+        "separate_downsampling",
+    }
     assert {name.split("/")[:2] == ["convnext_t", "digits"] for name in ablation} == {True}
-    assert planned("--steps", "resnet50+gelu") == planned("--steps", "resnet50+gelu", "--ablate", "one-at-a-time")
+    assert planned("--steps", "resnet50+gelu") == planned(
+        "--steps", "resnet50+gelu", "--ablate", "one-at-a-time"
+    )

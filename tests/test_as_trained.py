@@ -1,4 +1,6 @@
-"""Runs of another configuration than the steps file's are named with the options that take them, or taken as they were trained."""
+"""Runs of another configuration than the steps file's are named with the options that take them, or taken as
+they were trained.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from roadmap.steps import load_roadmap, resolve
 from tests.reports import result_of
 
 STEPS = ("resnet50", "enhanced_recipe", "increase_width", "gelu")
-OTHERS = {"recipe.epochs": 7, "recipe.label_smoothing": 0.1, "data.val_split": "it's 08"}  # all steps but the first smooth labels so
+# all steps but the first smooth labels so
+OTHERS = {"recipe.epochs": 7, "recipe.label_smoothing": 0.1, "data.val_split": "it's 08"}
 OPTIONS = "--set recipe.epochs=7 --set recipe.label_smoothing=0.1 --set 'data.val_split=it'\"'\"'s 08'"
 
 
@@ -54,20 +57,28 @@ def left_out() -> list[str]:
     return [note for note in table()["notes"] if "left out" in note]
 
 
-def test_what_all_runs_share_is_taken_from_them_where_none_is_as_the_steps_file_says(tmp_path: Path, call: Any) -> None:
+def test_what_all_runs_share_is_taken_from_them_where_none_is_as_the_steps_file_says(
+    tmp_path: Path, call: Any
+) -> None:
     for step in STEPS:
         train(tmp_path / "runs", step, overrides=OTHERS)
     assert call()[0] == 0
     assert seeds() == dict.fromkeys(STEPS, 1)
     assert table()["overrides"] == OTHERS
-    assert table()["notes"][0] == f"Collected with {OPTIONS}, as the runs were trained; none has the configuration of the steps file."
+    assert (
+        table()["notes"][0]
+        == f"Collected with {OPTIONS}, as the runs were trained; none has the configuration of the steps"
+        " file."
+    )
     assert left_out() == []
     as_default = table()
     assert call(*shlex.split(OPTIONS))[0] == 0
     assert (table()["rows"], table()["notes"]) == (as_default["rows"], as_default["notes"][1:])
 
 
-def test_runs_of_several_configurations_are_left_out_each_with_the_options_that_take_it(tmp_path: Path, call: Any) -> None:
+def test_runs_of_several_configurations_are_left_out_each_with_the_options_that_take_it(
+    tmp_path: Path, call: Any
+) -> None:
     runs = tmp_path / "runs"
     for step in STEPS:
         for seed in (0, 1):
@@ -77,13 +88,17 @@ def test_runs_of_several_configurations_are_left_out_each_with_the_options_that_
     assert call()[0] == 0
     assert seeds() == {"gelu": 1}
     assert left_out() == [
-        "8 runs of another configuration left out (resnet50, enhanced_recipe, increase_width and 1 more step); "
-        f"add {OPTIONS} to collect them.",
+        (
+            "8 runs of another configuration left out (resnet50, enhanced_recipe, increase_width and 1 more"
+            f" step); add {OPTIONS} to collect them."
+        ),
         "1 run of another configuration left out (gelu); add --set recipe.lr=1e-06 to collect it.",
     ]
     assert call("--set", "recipe.lr=1e-6")[0] == 0
     assert seeds() == {"gelu": 1}
-    assert left_out()[1:] == ["1 run of another configuration left out (gelu); leave --set out to collect it."]
+    assert left_out()[1:] == [
+        "1 run of another configuration left out (gelu); leave --set out to collect it."
+    ]
     assert call(*shlex.split(OPTIONS))[0] == 0
     assert seeds() == dict.fromkeys(STEPS, 2)
 
@@ -97,18 +112,25 @@ def test_a_table_without_runs_begins_with_where_they_are(tmp_path: Path, call: A
     assert table()["notes"][:2] == left_out()
 
 
-def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file_says(tmp_path: Path, call: Any) -> None:
+def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file_says(
+    tmp_path: Path, call: Any
+) -> None:
     for step in STEPS:
         train(tmp_path / "runs", step, overrides={"recipe.label_smoothing": 0.1})
     assert call()[0] == 0
     assert seeds() == dict.fromkeys(STEPS[1:], 1)
-    assert left_out() == ["1 run of another configuration left out (resnet50); add --set recipe.label_smoothing=0.1 to collect it."]
+    assert left_out() == [
+        "1 run of another configuration left out (resnet50); add --set recipe.label_smoothing=0.1 to"
+        " collect it."
+    ]
     assert call("--as-trained")[0] == 0
     assert seeds() == dict.fromkeys(STEPS, 1)
     assert table()["notes"][0] == "Collected with --set recipe.label_smoothing=0.1, as the runs were trained."
 
 
-def test_as_trained_changes_nothing_where_all_runs_are_as_the_steps_file_says(tmp_path: Path, call: Any) -> None:
+def test_as_trained_changes_nothing_where_all_runs_are_as_the_steps_file_says(
+    tmp_path: Path, call: Any
+) -> None:
     train(tmp_path / "runs", "gelu")
     assert call("--as-trained")[0] == 0
     assert (seeds(), table()["overrides"]) == ({"gelu": 1}, {})
@@ -130,7 +152,8 @@ def test_a_step_that_was_edited_since_is_named_as_such(tmp_path: Path, call: Any
     train(runs, "kernel_5", overrides={"recipe.epochs": 7})
     train(runs, "kernel_7", overrides={"recipe.epochs": 7, "model.block.spatial.kernel": 13})
     edited = (
-        "1 run left out, for kernel_7 was edited since: model.block.spatial.kernel was 13, is 7 now (trained with --set recipe.epochs=7)."
+        "1 run left out, for kernel_7 was edited since: model.block.spatial.kernel was 13, is 7 now (trained"
+        " with --set recipe.epochs=7)."
     )
     assert call()[0] == 0
     assert seeds() == {}, "not all runs share one set of options"
@@ -153,7 +176,12 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, call: Any)
     run.config.write_text(text.replace("  epochs: 7\n", "  epochs: 8\n"), encoding="utf-8")
     assert call()[0] == 0
     where = f"runs/{run.name}/config.yaml"
-    assert left_out() == [f"1 run of an unknown configuration left out (gelu): {where} gives another hash than {run.hash}."]
+    assert left_out() == [
+        f"1 run of an unknown configuration left out (gelu): {where} gives another hash than {run.hash}."
+    ]
     run.config.unlink()
     assert call()[0] == 0
-    assert left_out() == [f"1 run of an unknown configuration left out (gelu): {where} cannot be read: No such file or directory."]
+    assert left_out() == [
+        f"1 run of an unknown configuration left out (gelu): {where} cannot be read: No such file or"
+        " directory."
+    ]

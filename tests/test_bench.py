@@ -1,4 +1,6 @@
-"""Throughput: turns and their statistics, the device's file, its tables and figure, and the command that fills it."""
+"""Throughput: turns and their statistics, the device's file, its tables and figure, and the command that
+fills it.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,19 @@ TIMES = st.floats(1e-6, 1e3)
 QUICK = ["--profile", "digits_noisy", "--set", "model.depths=[1, 1, 1, 1]", "--seconds", "0.01"]
 
 
-def row(step: str = "resnet50", mode: str = "train", subject: str = "ours", speed: float = 50.0, **more: Any) -> Row:
+def row(
+    step: str = "resnet50", mode: str = "train", subject: str = "ours", speed: float = 50.0, **more: Any
+) -> Row:
     """A row that nobody measured, of 16 images unless `more` says otherwise."""
     ms = 1e3 * more.get("batch", 16) / speed
     figures: dict[str, Any] = {
-        "roadmap": "convnext_t", "step": step, "mode": mode, "subject": subject, "precision": "bf16", "memory_format": "channels_last",
-        "batch": 16, "image_size": 224, "n": 5, "ms": ms, "ms_low": 0.9 * ms, "ms_high": 1.25 * ms, "images_per_s": speed, "gmacs": 4.089,
-        "memory_mb": 1234.5, "tflops": 0.41, "peak_matmul_tflops": 0.9, "peak_conv_tflops": 1.2, "share_of_peak": 0.34, "threads": 2,
-        "hardware": "Some(R) Processor, 2 cores", "torch": "2.9", "timm": "1.0", "commit": "0123456789+changes", "date": "2026-01-02",
+        "roadmap": "convnext_t", "step": step, "mode": mode, "subject": subject,
+        "precision": "bf16", "memory_format": "channels_last", "batch": 16, "image_size": 224,
+        "n": 5, "ms": ms, "ms_low": 0.9 * ms, "ms_high": 1.25 * ms, "images_per_s": speed,
+        "gmacs": 4.089, "memory_mb": 1234.5, "tflops": 0.41, "peak_matmul_tflops": 0.9,
+        "peak_conv_tflops": 1.2, "share_of_peak": 0.34, "threads": 2,
+        "hardware": "Some(R) Processor, 2 cores", "torch": "2.9", "timm": "1.0",
+        "commit": "0123456789+changes", "date": "2026-01-02",
     }  # fmt: skip
     return Row.model_validate(figures | more)
 
@@ -76,16 +83,21 @@ def test_the_middle_half_is_around_the_median_whatever_the_order(values: list[fl
     assert min(values) <= found.low <= found.median <= found.high <= max(values)
     assert found.n == len(values)
     assert spread_of(values[::-1]) == found
-    reach = (len(values) - 1) // 4 + 1  # a quartile lies at the value of this rank from its end, or between it and the next
+    # a quartile lies at the value of this rank from its end, or between it and the next
+    reach = (len(values) - 1) // 4 + 1
     assert sum(value < found.low for value in values) <= reach <= sum(value <= found.low for value in values)
-    assert sum(value > found.high for value in values) <= reach <= sum(value >= found.high for value in values)
+    assert (
+        sum(value > found.high for value in values) <= reach <= sum(value >= found.high for value in values)
+    )
 
 
 @given(st.lists(st.tuples(TIMES, st.floats(0.1, 10)), min_size=1, max_size=20))
 def test_a_ratio_is_of_one_turn(turns: list[tuple[float, float]]) -> None:
     found = ratio_of([time * factor for time, factor in turns], [time for time, _ in turns])
     expected = spread_of([factor for _, factor in turns])
-    assert (found.low, found.median, found.high) == pytest.approx((expected.low, expected.median, expected.high))
+    assert (found.low, found.median, found.high) == pytest.approx(
+        (expected.low, expected.median, expected.high)
+    )
 
 
 def test_turns_that_lack_a_measurement_have_no_ratio() -> None:
@@ -156,7 +168,12 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
 def test_new_rows_replace_those_with_their_keys_and_stand_in_the_order_of_the_path() -> None:
     others = [row(step, roadmap="family") for step in ("convnext_s", "convnext_t")]
     old = [*others, row("gelu"), row("resnet50", batch=32), row("resnet50")]
-    new = [row("resnet50", speed=99.0), row("stage_ratio"), row("resnet50", "inference"), rival("resnet50", "train", 2.0)]
+    new = [
+        row("resnet50", speed=99.0),
+        row("stage_ratio"),
+        row("resnet50", "inference"),
+        rival("resnet50", "train", 2.0),
+    ]
     found = merged(old, new, "convnext_t", STEPS)
     assert [(one.step, one.mode, one.batch, one.subject) for one in found] == [
         ("resnet50", "train", 16, "ours"),
@@ -174,7 +191,10 @@ def test_new_rows_replace_those_with_their_keys_and_stand_in_the_order_of_the_pa
 
 def test_a_step_with_other_values_is_another_row() -> None:
     wide = row("gelu", speed=20.0, overrides="model.width_mult=2.0")
-    assert merged([row("gelu"), wide], [row("gelu", speed=60.0)], "convnext_t", STEPS) == [row("gelu", speed=60.0), wide]
+    assert merged([row("gelu"), wide], [row("gelu", speed=60.0)], "convnext_t", STEPS) == [
+        row("gelu", speed=60.0),
+        wide,
+    ]
 
 
 def test_a_file_without_overrides_is_read_and_has_them_from_then_on(tmp_path: Path) -> None:
@@ -210,7 +230,9 @@ TEXT = to_csv(ROWS)
 
 
 @given(st.integers(0, len(TEXT) - 1))
-def test_a_torn_file_is_refused_or_ends_with_a_whole_row(tmp_path_factory: pytest.TempPathFactory, length: int) -> None:
+def test_a_torn_file_is_refused_or_ends_with_a_whole_row(
+    tmp_path_factory: pytest.TempPathFactory, length: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "torn.csv"
     path.write_text(TEXT[:length], encoding="utf-8")
     said, found = "", []
@@ -218,7 +240,9 @@ def test_a_torn_file_is_refused_or_ends_with_a_whole_row(tmp_path_factory: pytes
         found = read_rows(path)
     except ConfigError as error:
         said = str(error)
-    assert to_csv(found) == TEXT[:length] or re.fullmatch(r".*torn\.csv is no table of this command: [^\n]+", said)
+    assert to_csv(found) == TEXT[:length] or re.fullmatch(
+        r".*torn\.csv is no table of this command: [^\n]+", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,7 +255,9 @@ def test_a_torn_file_is_refused_or_ends_with_a_whole_row(tmp_path_factory: pytes
         ("resnet50,,train", "resnet50,train", "line 2 does not have 31 columns"),
     ],
 )
-def test_a_file_that_is_not_ours_is_refused_and_stays(tmp_path: Path, before: str, after: str, why: str) -> None:
+def test_a_file_that_is_not_ours_is_refused_and_stays(
+    tmp_path: Path, before: str, after: str, why: str
+) -> None:
     path = tmp_path / "device.csv"
     assert before in TEXT
     path.write_text(text := TEXT.replace(before, after, 1), encoding="utf-8")
@@ -255,8 +281,9 @@ def test_the_table_of_training_says_what_was_measured() -> None:
     assert text.startswith("# Throughput on Some(R) Processor, 2 cores, 2 threads\n")
     resnet, gelu = cells(text, "ResNet-50 to ConvNeXt-T: training in bf16")
     assert resnet == {
-        "step": "ResNet-50", "batch": "16", "GMACs": "4.09", "images/s": "50.0", "middle half": "40.0 to 55.6", "TFLOP/s": "0.41",
-        "of peak": "34 %", "MiB": "1,234", "timm": "25.0", "ours / timm": "2.00 (1.60 to 2.50)", "timm's MiB": "1,234",
+        "step": "ResNet-50", "batch": "16", "GMACs": "4.09", "images/s": "50.0",
+        "middle half": "40.0 to 55.6", "TFLOP/s": "0.41", "of peak": "34 %", "MiB": "1,234",
+        "timm": "25.0", "ours / timm": "2.00 (1.60 to 2.50)", "timm's MiB": "1,234",
         "timm's defaults": "12.5", "ours / defaults": "4.00 (3.20 to 5.00)",
     }  # fmt: skip
     assert (gelu["step"], gelu["batch"], gelu["ours / timm"]) == ("ReLU to GELU", "8", "–")
@@ -279,9 +306,16 @@ def test_the_family_stands_beside_what_was_published() -> None:
         ("isotropic ConvNeXt-S", "50.0", "–"),
         ("Swin-T", "–", "1,325.6"),
     ]
-    assert "Published: images/s in inference on an A100 with TF32 and channels_last (arXiv 2201.03545, Table 12)." in text
     assert (
-        "published" not in cells(to_markdown([row("convnext_t", roadmap="family")], ROADMAPS), "the ConvNeXt family: training in bf16")[0]
+        "Published: images/s in inference on an A100 with TF32 and channels_last (arXiv 2201.03545, Table"
+        " 12)." in text
+    )
+    assert (
+        "published"
+        not in cells(
+            to_markdown([row("convnext_t", roadmap="family")], ROADMAPS),
+            "the ConvNeXt family: training in bf16",
+        )[0]
     )
 
 
@@ -293,7 +327,10 @@ def test_a_throughput_of_no_step_is_refused_where_it_stands(tmp_path: Path) -> N
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ConfigError) as refused:
         load_roadmap(path, "family")
-    said = f":{line + 1}:9 roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean 'convnext_xl'?"
+    said = (
+        f":{line + 1}:9 roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean"
+        " 'convnext_xl'?"
+    )
     assert [str(problem).removeprefix(str(path)) for problem in refused.value.problems] == [said]
 
 
@@ -320,9 +357,16 @@ def test_what_was_published_does_not_stand_beside_another_network() -> None:
 
 def test_the_loop_stands_beside_the_bare_step() -> None:
     ratio: dict[str, Any] = {"ratio_to": "bare bf16", "ratio": 0.8, "ratio_low": 0.75, "ratio_high": 0.85}
-    pair = [row(mode="loop", subject="loop", speed=40.0, **ratio), row(mode="loop", subject="bare", speed=50.0)]
+    pair = [
+        row(mode="loop", subject="loop", speed=40.0, **ratio),
+        row(mode="loop", subject="bare", speed=50.0),
+    ]
     (found,) = cells(to_markdown(pair, ROADMAPS), "ResNet-50 to ConvNeXt-T: the training loop in bf16")
-    assert (found["images/s"], found["bare step"], found["loop / bare"]) == ("40.0", "50.0", "0.80 (0.75 to 0.85)")
+    assert (found["images/s"], found["bare step"], found["loop / bare"]) == (
+        "40.0",
+        "50.0",
+        "0.80 (0.75 to 0.85)",
+    )
     assert throughput_figure(groups_of(pair, ROADMAPS)[0]) is None
 
 
@@ -356,9 +400,18 @@ def test_networks_of_several_sizes_and_batches_have_a_line_each() -> None:
     assert figure is not None
     assert f"224{GLUE}px{GLUE}unless{GLUE}said" in figure.get_suptitle().replace("\n", " ")
     training, inference = figure.axes
-    assert [label.get_text() for label in training.get_yticklabels()] == ["ResNet-50, 160 px", "ResNet-50", "ResNet-50", "ReLU to GELU"]
+    assert [label.get_text() for label in training.get_yticklabels()] == [
+        "ResNet-50, 160 px",
+        "ResNet-50",
+        "ResNet-50",
+        "ReLU to GELU",
+    ]
     assert [round(bar.get_y() + 0.35) for bar in training.patches] == [0, 1, 2]  # type: ignore[attr-defined]
-    assert [note.get_text() for note in training.texts] == ["50.0 · 34 %", "50.0 · 34 %", "50.0 · 34 %, batch 32"]
+    assert [note.get_text() for note in training.texts] == [
+        "50.0 · 34 %",
+        "50.0 · 34 %",
+        "50.0 · 34 %, batch 32",
+    ]
     assert [round(bar.get_y() + 0.35) for bar in inference.patches] == [1, 3]  # type: ignore[attr-defined]
     assert [note.get_text() for note in inference.texts] == ["50.0 · 34 %, batch 8", "50.0 · 34 %"]
 
@@ -389,15 +442,31 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         (["resnet5"], "steps.yaml unknown step 'resnet5'; did you mean 'resnet50'?"),
         (["gelu", "--batch", "0"], "--batch must be at least 1, not 0"),
         (["gelu", "--seconds", "nan"], "--seconds must be more than 0, not nan"),
-        (["gelu", "--loop", "--against", "timm"], "--against cannot be used with --loop, for timm has no such loop"),
+        (
+            ["gelu", "--loop", "--against", "timm"],
+            "--against cannot be used with --loop, for timm has no such loop",
+        ),
         (["gelu", "--loop", "--batch", "3", "--profile", "synthetic"], "must be even, not 3"),
-        (["separate_downsampling", "--set", "data.image_size=16"], "data.image_size: an image of 16 pixels is too small for this network"),
-        (["resnet50", *QUICK, "--set", "data.image_size=8", "--batch", "1"], "--batch the network refuses it: Expected more than 1 value"),
-        (["gelu", "--set", "recipe.precision=int8"], "recipe.precision: input should be 'fp32', 'bf16' or 'fp16', not 'int8'"),
+        (
+            ["separate_downsampling", "--set", "data.image_size=16"],
+            "data.image_size: an image of 16 pixels is too small for this network",
+        ),
+        (
+            ["resnet50", *QUICK, "--set", "data.image_size=8", "--batch", "1"],
+            "--batch the network refuses it: Expected more than 1 value",
+        ),
+        (
+            ["gelu", "--set", "recipe.precision=int8"],
+            "recipe.precision: input should be 'fp32', 'bf16' or 'fp16', not 'int8'",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(
-    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(monkeypatch, *words, "--out", str(tmp_path)) == 2
     output = capsys.readouterr()
@@ -417,11 +486,24 @@ def test_a_folder_that_cannot_be_written_is_refused(
 def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["resnet50", *QUICK, "--mode", "inference", "--batch", "2", "--set", "data.image_size=4000000", "--out", str(tmp_path)]
+    words = [
+        "resnet50",
+        *QUICK,
+        "--mode",
+        "inference",
+        "--batch",
+        "2",
+        "--set",
+        "data.image_size=4000000",
+        "--out",
+        str(tmp_path),
+    ]
     assert command(monkeypatch, *words) == 2
     output = capsys.readouterr()
     assert "resnet50, inference: out of memory with 2 images at a time; measured with 1" in output.out
-    assert output.err == "step 'resnet50' is too large for this device: out of memory with 1 images at a time\n"
+    assert (
+        output.err == "step 'resnet50' is too large for this device: out of memory with 1 images at a time\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -443,13 +525,20 @@ def test_overrides_are_told_in_one_spelling(words: list[str], told: str | None) 
 
 
 def test_the_loop_has_mixup_and_a_local_batch() -> None:
-    arguments = parser().parse_args(["bench", "--loop", "--set", "recipe.mixup=0.5", "--set", "recipe.local_batch=32"])
-    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, None), arguments) == "recipe.local_batch=32;recipe.mixup=0.5"
+    arguments = parser().parse_args(
+        ["bench", "--loop", "--set", "recipe.mixup=0.5", "--set", "recipe.local_batch=32"]
+    )
+    assert (
+        overrides_of(config_of(load_roadmap(), "gelu", arguments, None), arguments)
+        == "recipe.local_batch=32;recipe.mixup=0.5"
+    )
     arguments.batch = 64
     assert overrides_of(config_of(load_roadmap(), "gelu", arguments, 64), arguments) == "recipe.mixup=0.5"
 
 
-def test_measuring_with_other_values_leaves_the_step_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_measuring_with_other_values_leaves_the_step_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     words = ["gelu", *QUICK, "--mode", "inference", "--batch", "2", "--out", str(tmp_path)]
     assert command(monkeypatch, *words) == 0
     assert command(monkeypatch, *words, "--set", "system.grad_checkpointing=true") == 0
@@ -460,11 +549,25 @@ def test_measuring_with_other_values_leaves_the_step_itself(monkeypatch: pytest.
 
 def test_networks_are_measured_beside_timms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = ["model.depths=[1, 1, 1, 1]", "data.image_size=32", "model.num_classes=10"]
-    words = ["separate_downsampling", "--batch", "2", "--seconds", "0.01", "--against", "timm", "--mode", "train", "--out", str(tmp_path)]
+    words = [
+        "separate_downsampling",
+        "--batch",
+        "2",
+        "--seconds",
+        "0.01",
+        "--against",
+        "timm",
+        "--mode",
+        "train",
+        "--out",
+        str(tmp_path),
+    ]
     assert command(monkeypatch, *words, *(word for value in small for word in ("--set", value))) == 0
     (path,) = tmp_path.glob("*.csv")
     ours, timm, defaults = read_rows(path)
-    assert [(one.subject, one.precision, one.memory_format, one.ratio_to) for one in (ours, timm, defaults)] == [
+    assert [
+        (one.subject, one.precision, one.memory_format, one.ratio_to) for one in (ours, timm, defaults)
+    ] == [
         ("ours", "bf16", "channels_last", None),
         ("timm", "bf16", "channels_last", "ours bf16"),
         ("timm_defaults", "fp32", "contiguous", "ours bf16"),
@@ -478,15 +581,38 @@ def test_networks_are_measured_beside_timms(monkeypatch: pytest.MonkeyPatch, tmp
         if sys.platform == "linux":  # weights, gradients and two moments, at the least
             assert one.memory_mb is not None
             assert one.memory_mb > 4 * 4 * 4_000_000 / 2**20
-    spec = resolve(load_roadmap(), "separate_downsampling", overrides={"model.depths": (1, 1, 1, 1), "model.num_classes": 10}).model
+    spec = resolve(
+        load_roadmap(),
+        "separate_downsampling",
+        overrides={"model.depths": (1, 1, 1, 1), "model.num_classes": 10},
+    ).model
     assert ours.gmacs == pytest.approx(training_macs(spec, 32) / 1e9)
     assert path.with_suffix(".md").exists()
 
 
 def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert command(monkeypatch, "gelu", *QUICK, "--set", "data.copies=1", "--loop", "--batch", "32", "--out", str(tmp_path)) == 0
+    assert (
+        command(
+            monkeypatch,
+            "gelu",
+            *QUICK,
+            "--set",
+            "data.copies=1",
+            "--loop",
+            "--batch",
+            "32",
+            "--out",
+            str(tmp_path),
+        )
+        == 0
+    )
     loop, bare = read_rows(next(tmp_path.glob("*.csv")))
-    assert (loop.subject, loop.ratio_to, loop.batch, loop.profile) == ("loop", "bare fp32", 32, "digits_noisy")
+    assert (loop.subject, loop.ratio_to, loop.batch, loop.profile) == (
+        "loop",
+        "bare fp32",
+        32,
+        "digits_noisy",
+    )
     assert (bare.subject, bare.ratio, bare.share_of_peak) == ("bare", None, None)
     assert loop.ratio is not None
     assert loop.ratio_low is not None
@@ -497,10 +623,13 @@ def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     """In a real process; a shell's background would have it ignore the signal."""
     code = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('roadmap', run_name='__main__')"
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        " runpy.run_module('roadmap', run_name='__main__')"
     )
     words = ["resnet50", "gelu", *QUICK, "--set", "data.copies=1", "--loop", "--out", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-c", code, "bench", *words], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "bench", *words], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     said = ""
     while "images/s" not in said and (line := process.stdout.readline()):

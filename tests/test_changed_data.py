@@ -21,7 +21,11 @@ from tests.images import config_of, jpeg, plain, write_folder, write_shards
 from tests.stopping import StopAt
 
 EPOCHS, IMAGES, BATCH = 4, 42, 8  # five iterations an epoch, and two images left over
-BUDGET: dict[str, Any] = {"recipe__epochs": EPOCHS, "recipe__global_batch": BATCH, "recipe__local_batch": BATCH}
+BUDGET: dict[str, Any] = {
+    "recipe__epochs": EPOCHS,
+    "recipe__global_batch": BATCH,
+    "recipe__local_batch": BATCH,
+}
 
 
 @pytest.fixture
@@ -56,12 +60,27 @@ def renamed(data: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "more": (lambda data: more(data, 16), "training images: 42 then, 58 now; iterations an epoch: 5 then, 7 now"),
-    "many more": (lambda data: more(data, 80), "training images: 42 then, 122 now; iterations an epoch: 5 then, 15 now"),
-    "one more": (lambda data: more(data, 1), "training images: 42 then, 43 now; digest of the training images"),
+    "more": (
+        lambda data: more(data, 16),
+        "training images: 42 then, 58 now; iterations an epoch: 5 then, 7 now",
+    ),
+    "many more": (
+        lambda data: more(data, 80),
+        "training images: 42 then, 122 now; iterations an epoch: 5 then, 15 now",
+    ),
+    "one more": (
+        lambda data: more(data, 1),
+        "training images: 42 then, 43 now; digest of the training images",
+    ),
     "fewer": (fewer, "training images: 42 then, 24 now; iterations an epoch: 5 then, 3 now"),
-    "another label": (relabeled, r"digest of the training images' names and labels: \w{16} then, \w{16} now\)"),
-    "another validation image": (renamed, r"\(digest of the validation images' names and labels: \w{16} then, \w{16} now\)"),
+    "another label": (
+        relabeled,
+        r"digest of the training images' names and labels: \w{16} then, \w{16} now\)",
+    ),
+    "another validation image": (
+        renamed,
+        r"\(digest of the validation images' names and labels: \w{16} then, \w{16} now\)",
+    ),
 }
 
 
@@ -69,12 +88,20 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_data_that_has_changed_is_refused_and_nothing_lost(change: str, data: Path, tmp_path: Path) -> None:
     config = config_of(data, **BUDGET)
     run = stopped_run(config, tmp_path / "runs")
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and "attempts" not in path.parts}
+    before = {
+        path: path.read_bytes()
+        for path in run.path.rglob("*")
+        if path.is_file() and "attempts" not in path.parts
+    }
     shutil.copytree(data, tmp_path / "kept")
     alter, said = CHANGES[change]
     alter(data)
     with pytest.raises(
-        ConfigError, match=rf"^{re.escape(str(data))} has changed since iteration 12, in epoch 3, .*{said}.*; resume with the data as"
+        ConfigError,
+        match=(
+            rf"^{re.escape(str(data))} has changed since iteration 12, in epoch 3, .*{said}.*; resume with"
+            r" the data as"
+        ),
     ):
         train(config, run.path)
     assert {path: path.read_bytes() for path in before} == before
@@ -94,7 +121,9 @@ def forget(run: RunDir) -> None:
     checkpoints.save(state["engine"]["iteration"], state)
 
 
-@pytest.mark.parametrize(("alter", "said"), [(lambda data: None, None), (fewer, "an epoch has 3 iterations now")])
+@pytest.mark.parametrize(
+    ("alter", "said"), [(lambda data: None, None), (fewer, "an epoch has 3 iterations now")]
+)
 def test_a_checkpoint_that_knows_nothing_of_the_data_is_held_to_its_epochs(
     alter: Callable[[Path], None], said: str | None, data: Path, tmp_path: Path
 ) -> None:
@@ -114,9 +143,15 @@ def test_a_stream_resumes_with_as_many_readers_only(tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     root = write_shards(tmp_path / "shards", train=8, val=3)
     splits = {"data__train_split": "train-{00..07}.tar|32", "data__val_split": "val-{00..02}.tar|12"}
-    configs = [plain(root, data__dataset="wds/pictures", system__workers=workers, **splits, **BUDGET) for workers in (0, 2)]
+    configs = [
+        plain(root, data__dataset="wds/pictures", system__workers=workers, **splits, **BUDGET)
+        for workers in (0, 2)
+    ]
     run = stopped_run(configs[0], tmp_path / "runs", iterations=6)
-    with pytest.raises(ConfigError, match=r"processes x workers x images at a time that share the stream: 1 x 1 x 8 then, 1 x 2 x 8 now"):
+    with pytest.raises(
+        ConfigError,
+        match=r"processes x workers x images at a time that share the stream: 1 x 1 x 8 then, 1 x 2 x 8 now",
+    ):
         train(configs[1], run.path)
     assert train(configs[0], run.path).status == "done"
 

@@ -1,4 +1,6 @@
-"""The checkpoints of a folder are those that the suite wrote there; whatever else somebody keeps beside them stays as it is."""
+"""The checkpoints of a folder are those that the suite wrote there; whatever else somebody keeps beside them
+stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def saved(folder: Path, *iterations: int) -> Checkpoints:
     [
         ["best-epoch1.pt"],
         ["2026-11-27.pt", "2026-11-28.pt"],
-        ["999999999-copy.pt", "20261127-0123456789abcdef.pt", "000000036-0123456789abcdef.pt.bak", "999999999-0123456789ABCDEF.pt"],
+        [
+            "999999999-copy.pt",
+            "20261127-0123456789abcdef.pt",
+            "000000036-0123456789abcdef.pt.bak",
+            "999999999-0123456789ABCDEF.pt",
+        ],
         [".backup.tmp", ".best.pt.old.tmp"],
     ],
 )
@@ -61,7 +68,10 @@ def test_the_newest_checkpoint_is_that_of_the_latest_iteration(tmp_path: Path) -
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 18)
     left = aside(tmp_path / "000000036.pt")
-    others = left.with_name(left.name.replace(".tmp", "1.tmp")), left.with_name(".000000036.pt.node-7.cluster.example.4711.tmp")
+    others = (
+        left.with_name(left.name.replace(".tmp", "1.tmp")),
+        left.with_name(".000000036.pt.node-7.cluster.example.4711.tmp"),
+    )
     for path in (left, *others):
         path.write_bytes(b"torn")
     checkpoints.save(36, {ITERATION: 36})

@@ -1,4 +1,6 @@
-"""The order of classes travels with weights: through export and back, to timm, to other folders, and to fine-tuning."""
+"""The order of classes travels with weights: through export and back, to timm, to other folders, and to
+fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,16 @@ NUMBERS = [str(number) for number in range(1, 13)]  # as people count, and timm
 PLAIN = sorted(NUMBERS)  # 1, 10, 11, 12, 2, ..., as here and in torchvision
 SIZE = 32
 LEARNS: dict[str, Any] = {
-    "model__num_classes": 12, "model__drop_path": 0.0, "model__block__layer_scale": 0.5, "recipe__epochs": 12, "recipe__lr": 1e-2,
-    "recipe__lr_batch": 12, "recipe__lr_scale": 1.0, "recipe__global_batch": 12, "recipe__ema": None, "recipe__label_smoothing": 0.0,
+    "model__num_classes": 12, "model__drop_path": 0.0, "model__block__layer_scale": 0.5,
+    "recipe__epochs": 12, "recipe__lr": 1e-2, "recipe__lr_batch": 12, "recipe__lr_scale": 1.0,
+    "recipe__global_batch": 12, "recipe__ema": None, "recipe__label_smoothing": 0.0,
     "recipe__random_erasing": 0.0, "recipe__weight_decay": 0.0, "system__eval_batch": 24,
 }  # fmt: skip
 WORDS = [
     "separate_downsampling", *(f"--set={key}={value}" for key, value in {
-        "model.num_classes": 12, "model.drop_path": 0, "model.block.layer_scale": 0.5, "model.width_mult": 0.125,
-        "model.depths": "[1,1,1,1]", "data.image_size": SIZE, "recipe.eval_crop_pct": 1.0, "system.device": "cpu", "system.workers": 0,
+        "model.num_classes": 12, "model.drop_path": 0, "model.block.layer_scale": 0.5,
+        "model.width_mult": 0.125, "model.depths": "[1,1,1,1]", "data.image_size": SIZE,
+        "recipe.eval_crop_pct": 1.0, "system.device": "cpu", "system.workers": 0,
     }.items()),
 ]  # fmt: skip
 
@@ -93,7 +97,9 @@ def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 @pytest.fixture(scope="module", params=["safetensors", "pth"])
-def exported(run: RunDir, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Path, str]:
+def exported(
+    run: RunDir, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("exported") / f"twelve.{request.param}"
     return out, export(run.path, out)
 
@@ -121,13 +127,18 @@ class Evaluate(Protocol):
 
 @pytest.fixture
 def evaluate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> Evaluate:
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str | Path, root: Path) -> Done:
         caplog.clear()
-        monkeypatch.setattr(sys, "argv", ["run_step.py", *WORDS, f"--set=system.data_dir={root}", "--eval", *map(str, words)])
+        monkeypatch.setattr(
+            sys, "argv", ["run_step.py", *WORDS, f"--set=system.data_dir={root}", "--eval", *map(str, words)]
+        )
         code, done = main_of(parser(), run_step), capsys.readouterr()
         return Done(code, done.out, done.err + "".join(f"{message}\n" for message in caplog.messages))
 
@@ -164,7 +175,10 @@ def test_a_loader_names_the_classes_only_if_it_knows_them_all(root: Path, tmp_pa
 def test_export_writes_a_class_map_that_timm_reads(exported: tuple[Path, str]) -> None:
     out, sentence = exported
     path = out.with_name("twelve.classes.txt")
-    assert sentence.endswith(f"; {path} names its 12 classes in the order of its outputs, for timm's --class-map and for --init-from")
+    assert sentence.endswith(
+        f"; {path} names its 12 classes in the order of its outputs, for timm's --class-map and for"
+        " --init-from"
+    )
     assert load_class_map(str(path)) == {name: output for output, name in enumerate(PLAIN)}
     assert read_class_map(path) == PLAIN
 
@@ -180,7 +194,9 @@ def timms_accuracy(network: nn.Module, root: Path, **how: Any) -> float:
     return 100 * hits / len(dataset)
 
 
-def test_what_is_exported_has_its_accuracy_here_and_in_timm(exported: tuple[Path, str], root: Path, evaluate: Evaluate) -> None:
+def test_what_is_exported_has_its_accuracy_here_and_in_timm(
+    exported: tuple[Path, str], root: Path, evaluate: Evaluate
+) -> None:
     out, sentence = exported
     done = evaluate("--init-from", out, "--per-class", "out.csv", root=root)
     assert (done.code, done.err, done.top1) == (0, "", 100)
@@ -198,11 +214,16 @@ def test_weights_of_another_order_are_evaluated_by_name(
     """As timm would have trained them: the outputs stand in its order."""
     state = read_weights(run.path).states["raw"]
     places = [PLAIN.index(name) for name in order]
-    other = {name: value[places] if name.startswith("head.classifier") else value for name, value in state.items()}
+    other = {
+        name: value[places] if name.startswith("head.classifier") else value for name, value in state.items()
+    }
     torch.save(other, tmp_path / "other.pth")
     without = evaluate("--init-from", "other.pth", root=root)
     assert without.top1 < 20
-    assert "other.pth does not name its classes, and the order of the data's ('1', '10', '11', '12', '2' and 7 more) is" in without.err
+    assert (
+        "other.pth does not name its classes, and the order of the data's ('1', '10', '11', '12', '2' and 7"
+        " more) is" in without.err
+    )
     (tmp_path / "map.txt").write_text("\n".join(order), encoding="utf-8")
     shutil.copy(tmp_path / "map.txt", tmp_path / "other.classes.txt")
     for words in (["--class-map", "map.txt"], []):
@@ -210,9 +231,9 @@ def test_weights_of_another_order_are_evaluated_by_name(
         assert (done.code, done.top1) == (0, 100)
         assert "other.pth has its classes in another order" in done.err
         with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-            assert [(row["class"], row["name"], row["images"], row["top1"]) for row in csv.DictReader(file)] == [
-                (str(output), name, "2", "100.0000") for output, name in enumerate(order)
-            ]
+            assert [
+                (row["class"], row["name"], row["images"], row["top1"]) for row in csv.DictReader(file)
+            ] == [(str(output), name, "2", "100.0000") for output, name in enumerate(order)]
 
 
 # Some of the classes, as ImageNet-A has them.
@@ -220,7 +241,12 @@ def test_weights_of_another_order_are_evaluated_by_name(
 
 def by_hand(network: nn.Module, config: RunConfig) -> dict[str, float]:
     """The accuracy of each class of the split `hard`, among the outputs of its classes alone."""
-    source, found = make_source(config.model_copy(update={"data": config.data.model_copy(update={"train_split": "hard"})}), "val"), {}
+    source, found = (
+        make_source(
+            config.model_copy(update={"data": config.data.model_copy(update={"train_split": "hard"})}), "val"
+        ),
+        {},
+    )
     mean, std = (torch.tensor(getattr(config.data, name))[:, None, None] for name in ("mean", "std"))
     names = source.class_names
     assert names
@@ -266,7 +292,11 @@ def test_some_of_the_classes_are_evaluated_among_their_outputs(
         assert len(refused.err.splitlines()) == 1
         advice = "so does `LC_ALL=C ls FOLDER > FILE`"
         assert advice in refused.err
-        line = f"LC_ALL=C ls {root / 'train'} > names.txt" if source == "ls" else f"echo {' '.join(PLAIN)} | tr ' ' '\\n' > names.txt"
+        line = (
+            f"LC_ALL=C ls {root / 'train'} > names.txt"
+            if source == "ls"
+            else f"echo {' '.join(PLAIN)} | tr ' ' '\\n' > names.txt"
+        )
         subprocess.run(line, shell=True, check=True, cwd=tmp_path)
         words += ["--class-map", "names.txt"]
     done = evaluate(*words, "--set=data.val_split=hard", "--per-class", "out.csv", root=data)
@@ -277,7 +307,9 @@ def test_some_of_the_classes_are_evaluated_among_their_outputs(
     assert done.top1 == pytest.approx(sum(expected.values()) / 3, abs=6e-3)
     assert expected == {"10": 0, "2": 0, "7": 100}
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-        rows = [(row["class"], row["name"], row["images"], float(row["top1"])) for row in csv.DictReader(file)]
+        rows = [
+            (row["class"], row["name"], row["images"], float(row["top1"])) for row in csv.DictReader(file)
+        ]
     assert rows == [(str(PLAIN.index(name)), name, "3", expected[name]) for name in ("10", "2", "7")]
 
 
@@ -293,12 +325,19 @@ def shards_of(folder: Path, classes: list[str], images: int = 2) -> RunConfig:
     return config_of(folder, data__dataset="shards", data__val_split="val.tar")
 
 
-def test_shards_without_images_of_the_last_classes_are_evaluated_on_all_outputs(run: RunDir, tmp_path: Path) -> None:
+def test_shards_without_images_of_the_last_classes_are_evaluated_on_all_outputs(
+    run: RunDir, tmp_path: Path
+) -> None:
     config = shards_of(tmp_path, PLAIN[:10])
     torch.save(read_weights(run.path).states["raw"], tmp_path / "x.pth")
     for source, names in ((run.path, PLAIN), (tmp_path / "x.pth", None)):
         found = evaluate_found(find_file(str(source)), config)["raw"]
-        assert (found.scores.top1, found.scores.images, found.labels.names, found.labels.outputs) == (100, 20, names, None)
+        assert (found.scores.top1, found.scores.images, found.labels.names, found.labels.outputs) == (
+            100,
+            20,
+            names,
+            None,
+        )
         assert len(found.classes) == 12
 
 
@@ -313,8 +352,17 @@ def test_shards_of_some_of_the_classes_are_matched_by_name(run: RunDir, tmp_path
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ([*PLAIN[:-1], "13"], r"x\.pth has no class '9' of the data, but '1', '10', '11', '12', '2' and 7 more; --class-map FILE gives"),
-        ([f"n{name}" for name in PLAIN], r"x\.pth has no classes '1', '10', '11', '12', '2' and 7 more of the data, but 'n1'"),
+        (
+            [*PLAIN[:-1], "13"],
+            (
+                r"x\.pth has no class '9' of the data, but '1', '10', '11', '12', '2' and 7 more; --class-map"
+                r" FILE gives"
+            ),
+        ),
+        (
+            [f"n{name}" for name in PLAIN],
+            r"x\.pth has no classes '1', '10', '11', '12', '2' and 7 more of the data, but 'n1'",
+        ),
         (PLAIN[1:], "names 11 classes, the model has 12 outputs"),
         ([*PLAIN, "1"], r"x\.classes\.txt names '1' in line 1 and again in line 13$"),
         (["", *PLAIN], r"x\.classes\.txt has no class name in line 1$"),
@@ -334,17 +382,23 @@ def test_names_that_do_not_match_are_refused(
     assert (done.code, "x.pth" in done.err, "--class-map FILE" in done.err) == (2, False, False), done.err
 
 
-def test_a_class_map_that_contradicts_the_file_beside_it_is_refused(run: RunDir, root: Path, tmp_path: Path, evaluate: Evaluate) -> None:
+def test_a_class_map_that_contradicts_the_file_beside_it_is_refused(
+    run: RunDir, root: Path, tmp_path: Path, evaluate: Evaluate
+) -> None:
     export(run.path, tmp_path / "x.safetensors")
     with safetensors.safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["classes"]) == PLAIN
     (tmp_path / "x.classes.txt").rename(tmp_path / "right.txt")
-    assert read_weights(tmp_path / "x.safetensors").classes == PLAIN  # in the Hub's cache there is no file beside it
+    # in the Hub's cache there is no file beside it
+    assert read_weights(tmp_path / "x.safetensors").classes == PLAIN
     (tmp_path / "x.classes.txt").write_text(to_class_map(NUMBERS) or "", encoding="utf-8")
     done = evaluate("--init-from", "x.safetensors", root=root)
     assert (done.code, done.err) == (
         2,
-        "x.classes.txt names other classes than x.safetensors itself, or in another order; move it away, or choose with --class-map\n",
+        (
+            "x.classes.txt names other classes than x.safetensors itself, or in another order; move it away,"
+            " or choose with --class-map\n"
+        ),
     )
     chosen = evaluate("--init-from", "x.safetensors", "--class-map", "right.txt", root=root)
     assert (chosen.code, chosen.top1) == (0, 100)
@@ -363,14 +417,20 @@ def test_names_that_are_no_lines_make_no_class_map(names: list[str], run: RunDir
     state = Checkpoints(copy.checkpoints).newest()
     assert state is not None
     Checkpoints(copy.checkpoints).save(10**6, state | {"data": {"classes": names}})
-    assert export(copy.path, tmp_path / "x.pth").endswith("; it has no class map, for a name of its classes is no line of text")
+    assert export(copy.path, tmp_path / "x.pth").endswith(
+        "; it has no class map, for a name of its classes is no line of text"
+    )
     assert not class_map_beside(tmp_path / "x.pth").exists()
     del state["data"]  # as checkpoints of before had none
     Checkpoints(copy.checkpoints).save(10**6 + 1, state)
-    assert export(copy.path, tmp_path / "x.pth").endswith("; it has no class map, for the checkpoint does not name the classes")
+    assert export(copy.path, tmp_path / "x.pth").endswith(
+        "; it has no class map, for the checkpoint does not name the classes"
+    )
 
 
-def test_data_without_names_keeps_its_labels_and_has_the_names_of_the_weights(run: RunDir, root: Path) -> None:
+def test_data_without_names_keeps_its_labels_and_has_the_names_of_the_weights(
+    run: RunDir, root: Path
+) -> None:
     source = make_source(config_of(root), "val")
     items = Pictures([(source[number][0], source[number][1]) for number in range(len(source))])
     config, found = config_of(None, data__dataset="custom/numbers"), find_run(config_of(root), run)
@@ -384,26 +444,33 @@ def test_data_without_names_keeps_its_labels_and_has_the_names_of_the_weights(ru
 # Fine-tuning.
 
 
-def test_fine_tuning_matches_the_classifier_by_name(run: RunDir, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fine_tuning_matches_the_classifier_by_name(
+    run: RunDir, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Weights whose outputs are in timm's order start as accurate as they are."""
     places = [PLAIN.index(name) for name in NUMBERS]
     state = read_weights(run.path).states["raw"]
-    torch.save({name: value[places] if "classifier" in name else value for name, value in state.items()}, tmp_path / "x.pth")
-    config = named(config_of(root, system__init_from=str(tmp_path / "x.pth"), recipe__epochs=1, recipe__lr=1e-12))
+    torch.save(
+        {name: value[places] if "classifier" in name else value for name, value in state.items()},
+        tmp_path / "x.pth",
+    )
+    config = named(
+        config_of(root, system__init_from=str(tmp_path / "x.pth"), recipe__epochs=1, recipe__lr=1e-12)
+    )
     wrong = train(config, prepare(tmp_path / "wrong", config).path)
     assert wrong.top1 is not None
     assert wrong.top1 < 20
     assert caplog.messages == [
-        f"{tmp_path / 'x.pth'} does not name its classes, and the order of the data's ('1', '10', '11', '12', '2' and 7 more) is that of "
-        "torchvision and of this project, not timm's: if it was trained elsewhere, its outputs may stand for other classes; a class map "
-        "settles it"
+        f"{tmp_path / 'x.pth'} does not name its classes, and the order of the data's ('1', '10', '11', '12',"
+        " '2' and 7 more) is that of torchvision and of this project, not timm's: if it was trained"
+        " elsewhere, its outputs may stand for other classes; a class map settles it"
     ]
     caplog.clear()
     (tmp_path / "x.classes.txt").write_text(to_class_map(NUMBERS) or "", encoding="utf-8")
     assert train(config, prepare(tmp_path / "right", config).path).top1 == 100
     assert caplog.messages == [
-        f"{tmp_path / 'x.pth'} has its classes in another order ('1', '2', '3', '4', '5' and 7 more) than the data "
-        "('1', '10', '11', '12', '2' and 7 more); they are matched by name"
+        f"{tmp_path / 'x.pth'} has its classes in another order ('1', '2', '3', '4', '5' and 7 more) than the"
+        " data ('1', '10', '11', '12', '2' and 7 more); they are matched by name"
     ]
 
 
@@ -414,7 +481,10 @@ def test_fine_tuning_matches_the_classifier_by_name(run: RunDir, root: Path, tmp
         (PLAIN, None),
         (
             [f"n{name}" for name in PLAIN],
-            "the classifier starts from that of other classes: {} has '1', .* and 7 more, the data 'n1', 'n10'",
+            (
+                "the classifier starts from that of other classes: {} has '1', .* and 7 more, the data 'n1',"
+                " 'n10'"
+            ),
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""The command lines: what they print, and that bad input is one clear line a problem, exit code 2, and nothing left behind."""
+"""The command lines: what they print, and that bad input is one clear line a problem, exit code 2, and
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ COMMANDS = {
     "logs": [str(ROOT / "slurm" / "logs.py")],
 }
 VERIFIED = (
-    "15 of 17 published rows match to the printed digit, 18 of 18 have the parameters and GMACs counted elsewhere, 2 flagged, 0 wrong"
+    "15 of 17 published rows match to the printed digit, 18 of 18 have the parameters and GMACs counted"
+    " elsewhere, 2 flagged, 0 wrong"
 )
 WHERE = r"[^:]+\.yaml:\d+:\d+ "
 
@@ -164,14 +167,20 @@ def test_verify_takes_all_roadmaps(call: Call, edited: Edit) -> None:
     assert (done.code, done.err) == (0, "")
     assert [line for line in done.out.splitlines() if " flagged, " in line] == [
         VERIFIED,
-        "17 of 17 published rows match to the printed digit, 17 of 17 have the parameters and GMACs counted elsewhere, 0 flagged, 0 wrong",
+        (
+            "17 of 17 published rows match to the printed digit, 17 of 17 have the parameters and GMACs"
+            " counted elsewhere, 0 flagged, 0 wrong"
+        ),
         "11 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 0 wrong",
     ]
     assert rows(done.out)["convnext_s_384"] == ["50.224", "25.5180", "–", "nothing to compare with"]
     wrong = call("roadmap", "verify", "--all", "--steps-file", edited("gmacs: 16.896}", "gmacs: 16.897}"))
     assert wrong.code == 1
     assert rows(wrong.out)["isotropic_b"][-1] == "DOES NOT MATCH what was counted: 87.084 M, 16.897 GMACs"
-    assert wrong.out.splitlines()[-1] == "10 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 1 wrong"
+    assert (
+        wrong.out.splitlines()[-1]
+        == "10 of 11 have the parameters and GMACs counted elsewhere, 0 flagged, 1 wrong"
+    )
 
 
 def test_verify_fails_where_a_figure_is_wrong(call: Call, edited: Edit) -> None:
@@ -198,7 +207,17 @@ def line_of(text: str) -> int:
 
 
 def test_explain_names_who_set_each_value_and_where(call: Call) -> None:
-    done = call("roadmap", "explain", "kernel_7", "--profile", "digits", "--set", "recipe.epochs=9", "--set", "recipe.clip_grad=0.5")
+    done = call(
+        "roadmap",
+        "explain",
+        "kernel_7",
+        "--profile",
+        "digits",
+        "--set",
+        "recipe.epochs=9",
+        "--set",
+        "recipe.clip_grad=0.5",
+    )
     table = rows(done.out)
     assert (done.code, done.err) == (0, "")
     assert {
@@ -210,17 +229,25 @@ def test_explain_names_who_set_each_value_and_where(call: Call) -> None:
         "recipe.epochs": ["9", "--set"],
         "recipe.clip_grad": ["0.5", "--set"],
     }.items() <= {key: cells[:2] for key, cells in table.items()}.items()
-    for key, text in (("model.width", "set: {model.width: 96}"), ("data.copies", "copies: 4"), ("data.noise", "data.noise: 0.0")):
+    for key, text in (
+        ("model.width", "set: {model.width: 96}"),
+        ("data.copies", "copies: 4"),
+        ("data.noise", "data.noise: 0.0"),
+    ):
         assert table[key][2].split(":")[-2] == str(line_of(text))
     assert set(table) >= set(load_roadmap().base)
-    config = resolve(load_roadmap(), "kernel_7", profile="digits", overrides={"recipe.epochs": 9, "recipe.clip_grad": 0.5})
+    config = resolve(
+        load_roadmap(), "kernel_7", profile="digits", overrides={"recipe.epochs": 9, "recipe.clip_grad": 0.5}
+    )
     assert config.hash in done.out
 
 
 def test_diff_shows_only_the_values_that_differ(call: Call) -> None:
     done = call("roadmap", "diff", "kernel_5", "kernel_11")
     assert (done.code, done.err) == (0, "")
-    assert [cells for key, cells in rows(done.out).items() if "." in key] == [["5", "11", "step 'kernel_5'", "step 'kernel_11'"]]
+    assert [cells for key, cells in rows(done.out).items() if "." in key] == [
+        ["5", "11", "step 'kernel_5'", "step 'kernel_11'"]
+    ]
     assert done.out.startswith("1 value")
     assert call("roadmap", "diff", "gelu", "gelu").out.startswith("0 values differ")
 
@@ -228,11 +255,24 @@ def test_diff_shows_only_the_values_that_differ(call: Call) -> None:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ("kernel_7", ["dw7 bn relu pw(4w) bn relu pw(1w) bn + relu", "0.434 M", "0.0062 GMACs", "3 epochs, batch 64, adamw at lr 0.003"]),
-        ("multiscale_depthwise", ["ms(3,7,7d3) ln pw(4w) gelu pw(1w) +", "0.469 M", "0.0064 GMACs", "3 x 4,792 images"]),
+        (
+            "kernel_7",
+            [
+                "dw7 bn relu pw(4w) bn relu pw(1w) bn + relu",
+                "0.434 M",
+                "0.0062 GMACs",
+                "3 epochs, batch 64, adamw at lr 0.003",
+            ],
+        ),
+        (
+            "multiscale_depthwise",
+            ["ms(3,7,7d3) ln pw(4w) gelu pw(1w) +", "0.469 M", "0.0064 GMACs", "3 x 4,792 images"],
+        ),
     ],
 )
-def test_a_plan_is_printed_and_nothing_is_written(step: str, said: list[str], call: Call, tmp_path: Path) -> None:
+def test_a_plan_is_printed_and_nothing_is_written(
+    step: str, said: list[str], call: Call, tmp_path: Path
+) -> None:
     done = call("run_step", step, "--plan", "--profile", "digits_noisy")
     assert (done.code, done.err) == (0, "")
     assert [words for words in said if words not in done.out] == []
@@ -245,7 +285,14 @@ def test_a_plan_at_full_size_imports_no_torch(tmp_path: Path) -> None:
     script += "sys.exit = lambda code: print(code, 'torch' in sys.modules)\n"
     script += f"runpy.run_path({str(ROOT / 'run_step.py')!r}, run_name='__main__')"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "dw7 bn gelu pw(4w) bn gelu pw(1w) bn + gelu" in done.stdout
     assert "25.863 M" in done.stdout
     assert done.stdout.splitlines()[-1] == "0 False"
@@ -257,11 +304,17 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
     folder = tmp_path / "runs" / "convnext_t" / "digits_noisy" / "gelu" / f"seed1-{config.hash}"
     folder.mkdir(parents=True)
     texts = {"step": "gelu"} | dict.fromkeys(("roadmap", "dataset", "finished"), "")
-    counts = dict.fromkeys(("seed", "epochs", "iterations", "global_batch", "image_size", "params", "macs", "attempts"), 1)
-    unknown = dict.fromkeys(("profile", "top1", "top5", "val_loss", "train_loss", "ema_top1", "peak_memory_mb", "commit"))
+    counts = dict.fromkeys(
+        ("seed", "epochs", "iterations", "global_batch", "image_size", "params", "macs", "attempts"), 1
+    )
+    unknown = dict.fromkeys(
+        ("profile", "top1", "top5", "val_loss", "train_loss", "ema_top1", "peak_memory_mb", "commit")
+    )
     known = {"format": 1, "status": "diverged", "hash": config.hash, "versions": {}}
     measured = {"images_per_s": 479.2, "train_seconds": 30.0, "hardware": "one core"}
-    (folder / "result.json").write_text(json.dumps({**texts, **counts, **unknown, **known, **measured}), encoding="utf-8")
+    (folder / "result.json").write_text(
+        json.dumps({**texts, **counts, **unknown, **known, **measured}), encoding="utf-8"
+    )
     done = call("run_step", "gelu", "--plan", "--profile", "digits_noisy")
     assert "30 s at 479 images/s (n = 1, one core)" in done.out
 
@@ -269,7 +322,9 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
 def test_output_that_nobody_reads_to_the_end_is_no_error(tmp_path: Path) -> None:
     line = [sys.executable, *COMMANDS["roadmap"], "explain", "gelu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert started.stdout is not None
     assert started.stderr is not None
     started.stdout.close()
@@ -305,45 +360,70 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
-        case("run_step", "kernel_8", *RUN, said=[r"steps\.yaml unknown step 'kernel_8'; did you mean 'kernel_\d'\?"]),
+        case("run_step", "kernel_8", *RUN,
+             said=[r"steps\.yaml unknown step 'kernel_8'; did you mean 'kernel_\d'\?"]),
         case("run_step", "kernel_8", "--plan", said=["unknown step 'kernel_8'"]),
         case("run_step", "kernel_8", "--eval", said=["unknown step 'kernel_8'"]),
-        case("roadmap", "explain", "zzz", said=["unknown step 'zzz'; there are resnet50, .*, multiscale_depthwise"]),
+        case("roadmap", "explain", "zzz",
+             said=["unknown step 'zzz'; there are resnet50, .*, multiscale_depthwise"]),
         case("roadmap", "diff", "gelu", "gelo", said=["unknown step 'gelo'; did you mean 'gelu'"]),
         case("submit", "--steps", "gelu", "gelo", *RUN, said=["unknown step 'gelo'; did you mean 'gelu'"]),
-        case("run_step", "gelu", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
+        case("run_step", "gelu", "--profile", "digit",
+             said=["unknown profile 'digit'; did you mean 'digits'"]),
         case("submit", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
-        case("roadmap", "explain", "gelu", "--profile", "digit", said=["unknown profile 'digit'; did you mean 'digits'"]),
-        case("run_step", "gelu", "--roadmap", "convnext", said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
-        case("roadmap", "verify", "--roadmap", "convnext", said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
-        case("collect", *GOOD_COLLECT, "--roadmap", "convnext", said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
-        case("submit", "--roadmap", "convnext", said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.epoch=3", said=[r"^--set unknown key 'recipe\.epoch'; did you mean 'epochs'"]),
-        case("run_step", "gelu", *RUN, "--set", "epochs=3", said=[r"unknown key 'epochs'; did you mean 'recipe\.epochs'"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe=3", said=["'recipe' is a section, not a value; set recipe.epochs"]),
+        case("roadmap", "explain", "gelu", "--profile", "digit",
+             said=["unknown profile 'digit'; did you mean 'digits'"]),
+        case("run_step", "gelu", "--roadmap", "convnext",
+             said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
+        case("roadmap", "verify", "--roadmap", "convnext",
+             said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
+        case("collect", *GOOD_COLLECT, "--roadmap", "convnext",
+             said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
+        case("submit", "--roadmap", "convnext",
+             said=["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.epoch=3",
+             said=[r"^--set unknown key 'recipe\.epoch'; did you mean 'epochs'"]),
+        case("run_step", "gelu", *RUN, "--set", "epochs=3",
+             said=[r"unknown key 'epochs'; did you mean 'recipe\.epochs'"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe=3",
+             said=["'recipe' is a section, not a value; set recipe.epochs"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.epochs=ten", said=[f"^--set {EPOCHS}"]),
-        case("run_step", "gelu", *RUN, "--set", "model.num_classes=5", said=["^dataset 'digits' has 10 classes, the model 5"]),
-        case("submit", *RUN, "--set", "recipe.global_batch=128000", said=["has 4792 training images, less than a batch of 128000"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.randaugment=rnd-m9", said=["recipe.randaugment: string should match pattern"]),
+        case("run_step", "gelu", *RUN, "--set", "model.num_classes=5",
+             said=["^dataset 'digits' has 10 classes, the model 5"]),
+        case("submit", *RUN, "--set", "recipe.global_batch=128000",
+             said=["has 4792 training images, less than a batch of 128000"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.randaugment=rnd-m9",
+             said=["recipe.randaugment: string should match pattern"]),
         case("submit", *RUN, "--set", "recipe.epochs=ten", said=[EPOCHS]),
         case("roadmap", "explain", "gelu", "--set", "recipe.epochs=ten", said=[EPOCHS]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.epochs", said=["^--set recipe.epochs: write it as key=value"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.lr=0.1", "--set", "recipe.lr=0.2", said=["'recipe.lr' is set twice"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.betas=[0.9", said=[r"^--set recipe\.betas:\d+:\d+ is not YAML"]),
-        case("run_step", "gelu", *RUN, "--set", "a=1", "--set", "recipe.b=2", said=["unknown key 'a'", "unknown key 'recipe.b'"]),
-        case("run_step", "gelu", *RUN, "--set", "recipe.lr=0", "--set", "recipe.epochs=0", said=["epochs: .* greater", "lr: .* greater"]),
-        case("run_step", "gelu", *RUN, "--set", "model.block.order=[pw2, pw1, spatial]", said=["pw1 must come before pw2"]),
-        case("run_step", "gelu", *RUN, "--seed", "-1", said=["seed: input should be greater than or equal to 0, not -1"]),
-        case("run_step", "gelu", *RUN, "--seed", "-1", "--plan", said=["seed: input should be greater than or equal to 0, not -1"]),
-        case("run_step", "gelu", *RUN, "--seed", "4294967296", said=["seed: input should be less than 4294967296"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.epochs",
+             said=["^--set recipe.epochs: write it as key=value"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.lr=0.1", "--set", "recipe.lr=0.2",
+             said=["'recipe.lr' is set twice"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.betas=[0.9",
+             said=[r"^--set recipe\.betas:\d+:\d+ is not YAML"]),
+        case("run_step", "gelu", *RUN, "--set", "a=1", "--set", "recipe.b=2",
+             said=["unknown key 'a'", "unknown key 'recipe.b'"]),
+        case("run_step", "gelu", *RUN, "--set", "recipe.lr=0", "--set", "recipe.epochs=0",
+             said=["epochs: .* greater", "lr: .* greater"]),
+        case("run_step", "gelu", *RUN, "--set", "model.block.order=[pw2, pw1, spatial]",
+             said=["pw1 must come before pw2"]),
+        case("run_step", "gelu", *RUN, "--seed", "-1",
+             said=["seed: input should be greater than or equal to 0, not -1"]),
+        case("run_step", "gelu", *RUN, "--seed", "-1", "--plan",
+             said=["seed: input should be greater than or equal to 0, not -1"]),
+        case("run_step", "gelu", *RUN, "--seed", "4294967296",
+             said=["seed: input should be less than 4294967296"]),
         case("run_step", "gelu", *RUN, "--eval", said=["has no checkpoint to evaluate; train it first"]),
-        case("run_step", "gelu", "--steps-file", "none.yaml", said=[r"^none\.yaml cannot be read: No such file or directory"]),
+        case("run_step", "gelu", "--steps-file", "none.yaml",
+             said=[r"^none\.yaml cannot be read: No such file or directory"]),
         case("run_step", "gelu", "--steps-file", ".", said=[r"^\. cannot be read: Is a directory"]),
         case("roadmap", "steps", "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
         case("collect", *GOOD_COLLECT, "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
         case("submit", "--steps-file", "none.yaml", said=["^none.yaml cannot be read"]),
         case("submit", *RUN, "--seeds", "0", said=["^--seeds must be at least 1, not 0"]),
-        case("submit", *RUN, "--cluster", "moon", said=["^.*cluster.yaml unknown cluster 'moon'; there are local, testbed, example"]),
+        case("submit", *RUN, "--cluster", "moon",
+             said=["^.*cluster.yaml unknown cluster 'moon'; there are local, testbed, example"]),
         case("submit", *RUN, "--pack", "0", said=["^--pack must be at least 1, not 0"]),
         case("submit", *RUN, "--workers", "-2", said=["^--workers must be at least 1, not -2"]),
         case("submit", "--steps", "gelu", "--seeds", "1", "--workers", "1", said=[r""]),
@@ -351,7 +431,9 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("collect", "none", "--out", "out", said=["none cannot be read as a folder of runs"]),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_a_problem(command: str, words: list[str], said: list[str], call: Call, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_a_problem(
+    command: str, words: list[str], said: list[str], call: Call, tmp_path: Path
+) -> None:
     assert_refused(call(command, *words), said, tmp_path)
 
 
@@ -375,7 +457,9 @@ def test_bad_input_is_one_line_a_problem(command: str, words: list[str], said: l
         ("status", ["--js"]),
     ],
 )
-def test_words_that_make_no_sense_get_the_usage(command: str, words: list[str], call: Call, tmp_path: Path) -> None:
+def test_words_that_make_no_sense_get_the_usage(
+    command: str, words: list[str], call: Call, tmp_path: Path
+) -> None:
     done = call(command, *words)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("usage: ")
@@ -390,28 +474,66 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
         "model.widht: 96}",
         [f"^{WHERE}step 'increase_width': unknown key 'model.widht'; did you mean 'width'"],
     ),
-    ("a step's key", "title: ReLU to GELU", "titel: ReLU to GELU", [f"^{WHERE}.*'title' is missing", f"^{WHERE}unknown key .*titel"]),
-    ("duplicate key", "    width: 64\n", "    width: 64\n    width: 64\n", [f"^{WHERE}duplicate key 'width', first given in line 16"]),
+    (
+        "a step's key",
+        "title: ReLU to GELU",
+        "titel: ReLU to GELU",
+        [f"^{WHERE}.*'title' is missing", f"^{WHERE}unknown key .*titel"],
+    ),
+    (
+        "duplicate key",
+        "    width: 64\n",
+        "    width: 64\n    width: 64\n",
+        [f"^{WHERE}duplicate key 'width', first given in line 16"],
+    ),
     (
         "no change",
         "model.width: 96}",
         "model.width: 64}",
         [f"^{WHERE}step 'increase_width': 'model.width' changes nothing: it already is 64"],
     ),
-    ("wrong type", "model.width: 96}", "model.width: wide}", [f"^{WHERE}step 'increase_width': model.width: .*not 'wide'"]),
-    ("unknown parent", "parent: kernel_7", "parent: kernel_8", [f"^{WHERE}step 'gelu': unknown parent 'kernel_8'; did you mean 'kernel_"]),
+    (
+        "wrong type",
+        "model.width: 96}",
+        "model.width: wide}",
+        [f"^{WHERE}step 'increase_width': model.width: .*not 'wide'"],
+    ),
+    (
+        "unknown parent",
+        "parent: kernel_7",
+        "parent: kernel_8",
+        [f"^{WHERE}step 'gelu': unknown parent 'kernel_8'; did you mean 'kernel_"],
+    ),
     ("own ancestor", "parent: kernel_7", "parent: gelu", [f"^{WHERE}step 'gelu': is its own ancestor"]),
-    ("two problems", "set: {model.width: 96}", "set: {model.widht: 96, model.dephts: [1]}", ["'model.widht'", "'model.dephts'"]),
+    (
+        "two problems",
+        "set: {model.width: 96}",
+        "set: {model.widht: 96, model.dephts: [1]}",
+        ["'model.widht'", "'model.dephts'"],
+    ),
     ("not YAML", "set: {model.width: 96}", "set: {model.width: 96", [f"^{WHERE}is not YAML"]),
     ("a tab", "    width: 64\n", "\twidth: 64\n", [f"^{WHERE}is not YAML"]),
-    ("a mapping for a number", "model.width: 96}", "model.width: {a: 96}}", [f"^{WHERE}step 'increase_width': .*'model.width.a'"]),
+    (
+        "a mapping for a number",
+        "model.width: 96}",
+        "model.width: {a: 96}}",
+        [f"^{WHERE}step 'increase_width': .*'model.width.a'"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [broken[1:] for broken in BROKEN], ids=[broken[0] for broken in BROKEN])
-def test_a_broken_steps_file_says_where(old: str, new: str, said: list[str], call: Call, edited: Edit, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "said"), [broken[1:] for broken in BROKEN], ids=[broken[0] for broken in BROKEN]
+)
+def test_a_broken_steps_file_says_where(
+    old: str, new: str, said: list[str], call: Call, edited: Edit, tmp_path: Path
+) -> None:
     path = edited(old, new)
-    line = next(number for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if new.splitlines()[0] in line)
+    line = next(
+        number
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if new.splitlines()[0] in line
+    )
     done = call("run_step", "gelu", *RUN, "--steps-file", path)
     assert_refused(done, said, tmp_path)
     found = [int(place) for place in re.findall(r"\.yaml:(\d+):\d+ ", done.err)]
@@ -432,10 +554,17 @@ NO_STEPS_FILES = {
 
 
 @pytest.mark.parametrize("text", list(NO_STEPS_FILES.values()), ids=NO_STEPS_FILES)
-def test_a_file_that_is_no_steps_file_is_refused(text: str, call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_a_file_that_is_no_steps_file_is_refused(
+    text: str, call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
     path = tmp_path_factory.mktemp("steps") / "odd.yaml"
     path.write_text(text, encoding="utf-8")
-    for command, words in (("roadmap", ["verify"]), ("run_step", ["gelu"]), ("collect", GOOD_COLLECT), ("submit", ["--steps", "gelu"])):
+    for command, words in (
+        ("roadmap", ["verify"]),
+        ("run_step", ["gelu"]),
+        ("collect", GOOD_COLLECT),
+        ("submit", ["--steps", "gelu"]),
+    ):
         done = call(command, *words, "--steps-file", path)
         assert (done.code, done.out) == (2, "")
         assert done.err.strip()
@@ -443,7 +572,9 @@ def test_a_file_that_is_no_steps_file_is_refused(text: str, call: Call, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_steps_file_that_is_no_text_is_refused(call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+def test_a_steps_file_that_is_no_text_is_refused(
+    call: Call, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
     path = tmp_path_factory.mktemp("steps") / "odd.yaml"
     path.write_bytes(b"base: \xff\xfe")
     assert_refused(call("roadmap", "steps", "--steps-file", path), [rf"{path} is not UTF-8 text"], tmp_path)

@@ -1,4 +1,6 @@
-"""Clusters are checked before anything is submitted, and a dry run shows what would be, without Slurm and without a trace."""
+"""Clusters are checked before anything is submitted, and a dry run shows what would be, without Slurm and
+without a trace.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,16 @@ def cluster(**values: Any) -> Cluster:
 
 def runs(folder: Path, steps: list[str], seeds: int = 1) -> list[RunDir]:
     roadmap = load_roadmap()
-    return [prepare(folder, resolve(roadmap, step, profile="digits", seed=seed)) for seed in range(seeds) for step in steps]
+    return [
+        prepare(folder, resolve(roadmap, step, profile="digits", seed=seed))
+        for seed in range(seeds)
+        for step in steps
+    ]
 
 
 @pytest.mark.parametrize(
-    ("time", "minutes"), [("90", 90), ("10:30", 10), ("1:30:00", 90), ("2-00:00:00", 2880), ("2-12", 3600), ("0-00:05:00", 5)]
+    ("time", "minutes"),
+    [("90", 90), ("10:30", 10), ("1:30:00", 90), ("2-00:00:00", 2880), ("2-12", 3600), ("0-00:05:00", 5)],
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(time: str, minutes: int) -> None:
     assert minutes_of(time) == minutes
@@ -58,11 +65,23 @@ def test_the_shipped_clusters_are_whole() -> None:
 
 
 BAD = {
-    "unknown key": ("{scheduler: slurm, partitoin: gpu}", "c.yaml:3:28 cluster 'mine': unknown key 'partitoin'; did you mean 'partition'?"),
+    "unknown key": (
+        "{scheduler: slurm, partitoin: gpu}",
+        "c.yaml:3:28 cluster 'mine': unknown key 'partitoin'; did you mean 'partition'?",
+    ),
     "no scheduler": ("{nodes: 2}", "c.yaml:3:3 cluster 'mine': scheduler: 'scheduler' is missing"),
-    "bad time": ("{scheduler: slurm, time: soon}", "c.yaml:3:28 cluster 'mine': time: write a time limit as days-hours:minutes:seconds"),
-    "no time left": ("{scheduler: slurm, time: 00:01:00, signal_seconds: 60}", "signal_seconds 60 leaves nothing of a time of 00:01:00"),
-    "two numbers of processes": ("{scheduler: slurm, gpus_per_node: 8, tasks_per_node: 4}", "a process drives one GPU"),
+    "bad time": (
+        "{scheduler: slurm, time: soon}",
+        "c.yaml:3:28 cluster 'mine': time: write a time limit as days-hours:minutes:seconds",
+    ),
+    "no time left": (
+        "{scheduler: slurm, time: 00:01:00, signal_seconds: 60}",
+        "signal_seconds 60 leaves nothing of a time of 00:01:00",
+    ),
+    "two numbers of processes": (
+        "{scheduler: slurm, gpus_per_node: 8, tasks_per_node: 4}",
+        "a process drives one GPU",
+    ),
     "bad step": (
         "{scheduler: slurm, steps: {gelu: {nods: 2}}}",
         "c.yaml:3:43 cluster 'mine': steps.gelu.nods: unknown key; did you mean 'nodes'?",
@@ -72,29 +91,50 @@ BAD = {
         "c.yaml:3:43 cluster 'mine': steps.gelu.nodes: input should be greater than or equal to 1, not 0",
     ),
     "steps of steps": ("{scheduler: slurm, steps: {gelu: {steps: {}}}}", "steps.gelu.steps: unknown key"),
-    "bad key to collect": ("{scheduler: slurm, collect: {nods: 1}}", "c.yaml:3:38 cluster 'mine': collect.nods: unknown key"),
+    "bad key to collect": (
+        "{scheduler: slurm, collect: {nods: 1}}",
+        "c.yaml:3:38 cluster 'mine': collect.nods: unknown key",
+    ),
     "bad value to collect": (
         "{scheduler: slurm, collect: {nodes: 0}}",
         "c.yaml:3:38 cluster 'mine': collect.nodes: input should be greater",
     ),
     "two kinds of memory": (
         "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
-        "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: is given beside memory_gb; memory is each node's, each CPU's or each GPU's",
+        (
+            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: is given beside memory_gb; memory is each node's,"
+            " each CPU's or each GPU's"
+        ),
     ),
     "memory of GPUs that are not there": (
         "{scheduler: slurm, memory_per_gpu_gb: 2}",
-        "c.yaml:3:28 cluster 'mine': memory_per_gpu_gb: needs gpus_per_node, the number of GPUs; null where there are none",
+        (
+            "c.yaml:3:28 cluster 'mine': memory_per_gpu_gb: needs gpus_per_node, the number of GPUs; null"
+            " where there are none"
+        ),
     ),
-    "a type of no GPUs": ("{scheduler: slurm, gpu_type: a100}", "c.yaml:3:28 cluster 'mine': gpu_type: needs gpus_per_node"),
+    "a type of no GPUs": (
+        "{scheduler: slurm, gpu_type: a100}",
+        "c.yaml:3:28 cluster 'mine': gpu_type: needs gpus_per_node",
+    ),
     "a step without GPUs": (
         "{scheduler: slurm, gpus_per_node: 1, gpu_type: a100, steps: {gelu: {gpus_per_node: 0}}}",
-        "cluster 'mine': steps.gelu.gpu_type: needs gpus_per_node, the number of GPUs; null where there are none",
+        (
+            "cluster 'mine': steps.gelu.gpu_type: needs gpus_per_node, the number of GPUs; null where there"
+            " are none"
+        ),
     ),
     "a type with a number": (
         "{scheduler: slurm, gpus_per_node: 4, gpu_type: 'a100:4'}",
-        "c.yaml:3:46 cluster 'mine': gpu_type: write the type alone, such as a100, and their number as gpus_per_node, not 'a100:4'",
+        (
+            "c.yaml:3:46 cluster 'mine': gpu_type: write the type alone, such as a100, and their number as"
+            " gpus_per_node, not 'a100:4'"
+        ),
     ),
-    "no options": ("{scheduler: slurm, sbatch: [exclusive]}", "c.yaml:3:28 cluster 'mine': sbatch: write options as `name: value`"),
+    "no options": (
+        "{scheduler: slurm, sbatch: [exclusive]}",
+        "c.yaml:3:28 cluster 'mine': sbatch: write options as `name: value`",
+    ),
     "an option that a key sets": (
         "{scheduler: slurm, sbatch: {exclusive: true, mem_per_gpu: 4G}}",
         "c.yaml:3:54 cluster 'mine': sbatch.mem_per_gpu: is set by the key memory_per_gpu_gb",
@@ -105,9 +145,15 @@ BAD = {
     ),
     "GPUs as resources": (
         "{scheduler: slurm, sbatch: {gres: 'lscratch:100,gpu:a100:4'}}",
-        "c.yaml:3:37 cluster 'mine': sbatch.gres: ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them",
+        (
+            "c.yaml:3:37 cluster 'mine': sbatch.gres: ask for GPUs by gpus_per_node and gpu_type;"
+            " gpu_request: gres makes --gres of them"
+        ),
     ),
-    "an option with its dashes": ("{scheduler: slurm, sbatch: {--mail-type: END}}", "sbatch.--mail-type: is no long name of an option"),
+    "an option with its dashes": (
+        "{scheduler: slurm, sbatch: {--mail-type: END}}",
+        "sbatch.--mail-type: is no long name of an option",
+    ),
     "an option of one letter": (
         "{scheduler: slurm, sbatch: {w: node1}}",
         "c.yaml:3:37 cluster 'mine': sbatch.w: is no long name of an option",
@@ -118,16 +164,26 @@ BAD = {
     ),
     "a list of values": (
         "{scheduler: slurm, sbatch: {mail-type: [END, FAIL]}}",
-        "sbatch.mail-type: write a text, a number, true or false, and a list as Slurm does, with commas, not [END, FAIL]",
+        (
+            "sbatch.mail-type: write a text, a number, true or false, and a list as Slurm does, with commas,"
+            " not [END, FAIL]"
+        ),
     ),
-    "a value of two lines": ('{scheduler: slurm, sbatch: {mail-user: "a\\nb"}}', "sbatch.mail-user: holds a backslash or a line break"),
+    "a value of two lines": (
+        '{scheduler: slurm, sbatch: {mail-user: "a\\nb"}}',
+        "sbatch.mail-user: holds a backslash or a line break",
+    ),
 }
 
 
 @pytest.mark.parametrize(("entry", "message"), BAD.values(), ids=BAD)
-def test_a_bad_entry_is_refused_at_its_place(entry: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_entry_is_refused_at_its_place(
+    entry: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(f"clusters:\n  local: {{scheduler: local}}\n  mine: {entry}\n", encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(
+        f"clusters:\n  local: {{scheduler: local}}\n  mine: {entry}\n", encoding="utf-8"
+    )
     with pytest.raises(ConfigError) as refused:
         load_cluster("mine", Path("c.yaml"))
     assert message in str(refused.value)
@@ -138,17 +194,35 @@ def test_runs_with_the_same_resources_share_an_array_cut_to_length(tmp_path: Pat
     planned = runs(tmp_path, ["resnet50", "gelu", "layer_norm"], seeds=3)
     arrays = arrays_of(cluster(steps={"gelu": {"nodes": 2}}), planned, pack=1, longest=4)
     assert [(array.cluster.nodes, len(array.groups)) for array in arrays] == [(1, 4), (1, 2), (2, 3)]
-    assert sorted(run.path for array in arrays for group in array.groups for run in group) == sorted(run.path for run in planned)
+    assert sorted(run.path for array in arrays for group in array.groups for run in group) == sorted(
+        run.path for run in planned
+    )
     packed = arrays_of(cluster(), planned, pack=4, longest=100)
     assert [[len(group) for group in array.groups] for array in packed] == [[4, 4, 1]]
 
 
 def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
     plain = parameters(cluster(), "name", "submission", tmp_path)
-    asked = {"partition", "account", "qos", "mem", "mem_per_cpu", "mem_per_gpu", "constraint", "exclude", "dependency"}
+    asked = {
+        "partition",
+        "account",
+        "qos",
+        "mem",
+        "mem_per_cpu",
+        "mem_per_gpu",
+        "constraint",
+        "exclude",
+        "dependency",
+    }
     assert asked & plain.keys() == set()
     assert (plain["wckey"], plain["additional_parameters"]) == (None, {"requeue": True})
-    full = parameters(cluster(partition="p", gpus_per_node=2, memory_gb=1.5, reservation="r"), "name", "submission", tmp_path, ["7", "8"])
+    full = parameters(
+        cluster(partition="p", gpus_per_node=2, memory_gb=1.5, reservation="r"),
+        "name",
+        "submission",
+        tmp_path,
+        ["7", "8"],
+    )
     assert (full["partition"], full["ntasks_per_node"], full["mem"]) == ("p", 2, "1536MB")
     assert full["dependency"] == "afterany:7:8"
     assert full["additional_parameters"] == {"requeue": True, "reservation": "r", "gpus-per-node": "2"}
@@ -157,7 +231,9 @@ def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
 def options(given: Cluster, folder: Path) -> set[str]:
     """What is asked of sbatch, but for what all jobs ask."""
     text = script(Array(given, (tuple(runs(folder, ["gelu"])),)), folder / "jobs", folder / "source")
-    lines = [shlex.split(line)[1].removeprefix("--") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    lines = [
+        shlex.split(line)[1].removeprefix("--") for line in text.splitlines() if line.startswith("#SBATCH ")
+    ]
     common = "comment cpus-per-task error job-name nodes ntasks-per-node open-mode output requeue signal time"
     return {line for line in lines if line.partition("=")[0] not in common.split()}
 
@@ -171,12 +247,27 @@ SITES: dict[str, tuple[dict[str, Any], set[str]]] = {
         {"gpus_per_node": 4, "gpu_type": "a100", "gpu_request": "gres", "sbatch": {"gres": "lscratch:9"}},
         {"gres=gpu:a100:4,lscratch:9"},
     ),
-    "other resources beside GPUs": ({"gpus_per_node": 1, "sbatch": {"gres": "gpu_ram:9"}}, {"gpus-per-node=1", "gres=gpu_ram:9"}),
+    "other resources beside GPUs": (
+        {"gpus_per_node": 1, "sbatch": {"gres": "gpu_ram:9"}},
+        {"gpus-per-node=1", "gres=gpu_ram:9"},
+    ),
     "memory of a CPU": ({"memory_per_cpu_gb": 3.5}, {"mem-per-cpu=3584MB"}),
-    "memory of a GPU": ({"gpus_per_node": 1, "memory_per_gpu_gb": 60}, {"gpus-per-node=1", "mem-per-gpu=61440MB"}),
+    "memory of a GPU": (
+        {"gpus_per_node": 1, "memory_per_gpu_gb": 60},
+        {"gpus-per-node=1", "mem-per-gpu=61440MB"},
+    ),
     "all memory": ({"memory_gb": 0}, {"mem=0MB"}),
     "other options": (
-        {"sbatch": {"mail_type": "END,FAIL", "nice": 100, "exclusive": True, "contiguous": False, "hint": None, "wckey": "a b"}},
+        {
+            "sbatch": {
+                "mail_type": "END,FAIL",
+                "nice": 100,
+                "exclusive": True,
+                "contiguous": False,
+                "hint": None,
+                "wckey": "a b",
+            }
+        },
         {"mail-type=END,FAIL", "nice=100", "exclusive", "wckey=a b"},
     ),
 }
@@ -201,15 +292,32 @@ def test_no_option_has_two_homes(option: str) -> None:
 def test_options_are_refused_for_keys_that_there_are() -> None:
     assert set(KEYS) <= Cluster.model_fields.keys()
     assert all(
-        cluster(sbatch={name: "1"}).options == {name: "1"} for name in ("mem-bind", "time-min", "wait-all-nodes", "gpu-freq", *GENERAL)
+        cluster(sbatch={name: "1"}).options == {name: "1"}
+        for name in ("mem-bind", "time-min", "wait-all-nodes", "gpu-freq", *GENERAL)
     )
 
 
 def test_a_step_adds_options_and_replaces_memory(tmp_path: Path) -> None:
     own = {"memory_per_gpu_gb": 9, "gpu_type": "h100", "sbatch": {"mail_type": None, "exclusive": True}}
-    given = cluster(gpus_per_node=2, gpu_type="a100", memory_gb=99, sbatch={"mail-type": "END", "nice": 5}, steps={"gelu": own})
-    assert options(given.of("resnet50"), tmp_path) == {"gpus-per-node=a100:2", "mem=101376MB", "mail-type=END", "nice=5"}
-    assert options(given.of("gelu"), tmp_path) == {"gpus-per-node=h100:2", "mem-per-gpu=9216MB", "exclusive", "nice=5"}
+    given = cluster(
+        gpus_per_node=2,
+        gpu_type="a100",
+        memory_gb=99,
+        sbatch={"mail-type": "END", "nice": 5},
+        steps={"gelu": own},
+    )
+    assert options(given.of("resnet50"), tmp_path) == {
+        "gpus-per-node=a100:2",
+        "mem=101376MB",
+        "mail-type=END",
+        "nice=5",
+    }
+    assert options(given.of("gelu"), tmp_path) == {
+        "gpus-per-node=h100:2",
+        "mem-per-gpu=9216MB",
+        "exclusive",
+        "nice=5",
+    }
 
 
 def test_the_job_that_collects_is_small(tmp_path: Path) -> None:
@@ -226,12 +334,30 @@ def test_the_job_that_collects_is_small(tmp_path: Path) -> None:
         sbatch=hardware | {"mail_type": "END", "wckey": "w"},
     )
     small = given.collecting()
-    assert options(small, tmp_path) == {"partition=gpu", "account=a", "mem=61440MB", "mail-type=END", "wckey=w"}
+    assert options(small, tmp_path) == {
+        "partition=gpu",
+        "account=a",
+        "mem=61440MB",
+        "mail-type=END",
+        "wckey=w",
+    }
     assert (small.nodes, small.tasks, small.gpus, minutes_of(small.time)) == (1, 1, 0, 60)
     changed = given.model_copy(
-        update={"collect": {"partition": "cpu", "memory_per_cpu_gb": 2, "sbatch": {"wckey": None, "exclusive": True}}}
+        update={
+            "collect": {
+                "partition": "cpu",
+                "memory_per_cpu_gb": 2,
+                "sbatch": {"wckey": None, "exclusive": True},
+            }
+        }
     )
-    assert options(changed.collecting(), tmp_path) == {"partition=cpu", "account=a", "mem-per-cpu=2048MB", "mail-type=END", "exclusive"}
+    assert options(changed.collecting(), tmp_path) == {
+        "partition=cpu",
+        "account=a",
+        "mem-per-cpu=2048MB",
+        "mail-type=END",
+        "exclusive",
+    }
     assert options(cluster(memory_gb=0).collecting(), tmp_path) == set()
     assert options(cluster(memory_per_cpu_gb=2).collecting(), tmp_path) == {"mem-per-cpu=2048MB"}
 
@@ -251,7 +377,11 @@ def test_a_script_quotes_the_folder_of_runs_whatever_its_letters(tmp_path: Path)
     text = script(Array(cluster(), (tuple(planned),)), tmp_path / ODD / "jobs", tmp_path / ODD / "source")
     assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=True).stderr == ""
     options = dict(
-        word.split("=", 1) for line in text.splitlines() if line.startswith("#SBATCH") for word in shlex.split(line)[1:] if "=" in word
+        word.split("=", 1)
+        for line in text.splitlines()
+        if line.startswith("#SBATCH")
+        for word in shlex.split(line)[1:]
+        if "=" in word
     )
     assert options["--output"] == str(tmp_path / ODD / "jobs/SUBMISSION/%j_0_log.out")
     assert options["--error"] == str(tmp_path / ODD / "jobs/SUBMISSION/%j_0_log.err")
@@ -268,7 +398,9 @@ def test_a_job_that_ends_names_its_own_runs_whatever_their_letters(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     groups = [[tmp_path / ODD / "one", tmp_path / "two"], [tmp_path / "three", tmp_path / ODD / "*"]]
-    (tmp_path / ODD / "runs.txt").write_text("".join(shlex.join(map(str, group)) + "\n" for group in groups), encoding="utf-8")
+    (tmp_path / ODD / "runs.txt").write_text(
+        "".join(shlex.join(map(str, group)) + "\n" for group in groups), encoding="utf-8"
+    )
     lines = teardown(Array(cluster(retries=3), ((),)), tmp_path / ODD)
     environment = {"PATH": os.environ["PATH"]} | ({} if task is None else {"SLURM_ARRAY_TASK_ID": str(task)})
     shell = ["bash", "-c", "\n".join(["(exit 75)", *lines])]
@@ -278,14 +410,28 @@ def test_a_job_that_ends_names_its_own_runs_whatever_their_letters(
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "folder", "tag"), [("local", "a%jb", "%j"), ("local", "%A", "%A"), ("slurm", "100%", "%"), ("slurm", "a\nb", "\n")]
+    ("scheduler", "folder", "tag"),
+    [("local", "a%jb", "%j"), ("local", "%A", "%A"), ("slurm", "100%", "%"), ("slurm", "a\nb", "\n")],
 )
 def test_a_folder_that_would_be_read_as_a_pattern_is_refused_before_anything_is_written(
     scheduler: str, folder: str, tag: str, tmp_path: Path
 ) -> None:
     (tmp_path / "c.yaml").write_text(f"clusters: {{mine: {{scheduler: {scheduler}}}}}\n", encoding="utf-8")
-    words = ["--profile", "digits", "--steps", "gelu", "--cluster", "mine", "--cluster-file", "c.yaml", "--runs", folder]
-    done = subprocess.run([sys.executable, str(ROOT / "slurm/submit.py"), *words], capture_output=True, text=True, cwd=tmp_path)
+    words = [
+        "--profile",
+        "digits",
+        "--steps",
+        "gelu",
+        "--cluster",
+        "mine",
+        "--cluster-file",
+        "c.yaml",
+        "--runs",
+        folder,
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "slurm/submit.py"), *words], capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{tmp_path / folder}: holds {tag!r}, which " in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
@@ -300,7 +446,9 @@ def test_a_folder_that_would_be_read_as_a_pattern_is_refused_before_anything_is_
         ("/mine", {"environment": {"PYTHONPATH": "/from file"}}, ":/from file"),
     ],
 )
-def test_the_snapshot_comes_before_what_is_on_the_path(before: str | None, values: dict[str, Any], after: str, tmp_path: Path) -> None:
+def test_the_snapshot_comes_before_what_is_on_the_path(
+    before: str | None, values: dict[str, Any], after: str, tmp_path: Path
+) -> None:
     lines = parameters(cluster(**values), "name", "submission", tmp_path / "a snapshot")["setup"]
     environment = {"PATH": os.environ["PATH"]} | ({} if before is None else {"PYTHONPATH": before})
     shell = ["bash", "-euc", "\n".join([*lines, 'printf %s "$PYTHONPATH"'])]
@@ -312,7 +460,9 @@ def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
     snapshot = take(tmp_path)
     assert (snapshot.name, take(tmp_path)) == (f"source-{tree_hash()}", snapshot)
     assert [path.name for path in tmp_path.iterdir()] == [snapshot.name]
-    check = "import sys; from pathlib import Path; from slurm.snapshot import verify; verify(Path(sys.argv[1]))"
+    check = (
+        "import sys; from pathlib import Path; from slurm.snapshot import verify; verify(Path(sys.argv[1]))"
+    )
     environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-B", "-c", check, str(snapshot)]
     assert subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path).returncode == 0
@@ -356,7 +506,9 @@ def test_a_job_goes_on_while_one_of_its_runs_is_worth_it_and_it_can_begin_at_all
 
 
 def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
-    """A long run on nodes that fail often gets on all the same; one that always fails at the same place does not."""
+    """A long run on nodes that fail often gets on all the same; one that always fails at the same place does
+    not.
+    """
     run = runs(tmp_path, ["gelu"])[0]
     counted = []
     for number, saved in enumerate([None, 40, 80, None, 80, 90, None], 1):
@@ -378,8 +530,16 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert "57 runs: 57 pending" in done.stdout
     assert re.findall(r"#SBATCH --array=(\S+)", done.stdout) == ["0-2%3", "0-53%4"]
     assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4"]
-    assert done.stdout.count("#SBATCH --gpus-per-node=a100:8") == done.stdout.count("#SBATCH --ntasks-per-node=8") == 2
-    assert done.stdout.count("#SBATCH --exclusive\n") == done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n") == 2
+    assert (
+        done.stdout.count("#SBATCH --gpus-per-node=a100:8")
+        == done.stdout.count("#SBATCH --ntasks-per-node=8")
+        == 2
+    )
+    assert (
+        done.stdout.count("#SBATCH --exclusive\n")
+        == done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n")
+        == 2
+    )
     assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
 
 
@@ -396,14 +556,21 @@ def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None
     assert asked
     for option in (asked[1], "--mem-per-gpu=92160MB", "--gpu-bind=single:1"):
         assert f"#SBATCH {option}\n" in done.stdout
-    assert set(re.findall(r"`([a-z-]+)`", page.partition("not about the hardware")[2].partition("`collect`")[0])) == GENERAL
+    assert (
+        set(re.findall(r"`([a-z-]+)`", page.partition("not about the hardware")[2].partition("`collect`")[0]))
+        == GENERAL
+    )
 
 
 def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> None:
     """Four at a time: three small jobs, then four large ones."""
     given = cluster(gpus_per_node=1, tflops=17, parallel=4, steps={"resnet50": {"memory_gb": 1}})
     roadmap = load_roadmap()
-    plan = [resolve(roadmap, step, seed=seed) for step, seeds in (("resnet50", 3), ("gelu", 4)) for seed in range(seeds)]
+    plan = [
+        resolve(roadmap, step, seed=seed)
+        for step, seeds in (("resnet50", 3), ("gelu", 4))
+        for seed in range(seeds)
+    ]
     lines = "\n".join(forecast(given, plan, tmp_path))
     found = re.search(r"([\d.]+) hours with up to 4 runs at a time; a run takes ([\d.]+) to ([\d.]+)", lines)
     assert found
@@ -412,7 +579,9 @@ def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> No
 
 
 def test_a_batch_that_the_cluster_cannot_share_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("clusters: {odd: {scheduler: slurm, nodes: 3, gpus_per_node: 8}}", encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(
+        "clusters: {odd: {scheduler: slurm, nodes: 3, gpus_per_node: 8}}", encoding="utf-8"
+    )
     done = rehearse(tmp_path, "--cluster", "odd", "--cluster-file", "c.yaml", "--profile", "imagenet")
     assert done.returncode == 2
     assert done.stderr.startswith("recipe.global_batch 256 on 24 processes: does not divide evenly")
@@ -432,4 +601,7 @@ def test_runs_of_a_configuration_that_was_changed_are_told(tmp_path: Path) -> No
     changed = resolve(load_roadmap(), "gelu", profile="digits", seed=1, overrides={"recipe.epochs": 7})
     old = prepare(tmp_path / "runs", changed)
     done = rehearse(tmp_path, "--cluster", "local", "--profile", "digits", "--seeds", "2", "--steps", "gelu")
-    assert f"stale, of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending" in done.stdout
+    assert (
+        f"stale, of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending"
+        in done.stdout
+    )

@@ -59,7 +59,14 @@ PRESENT = {
 }
 
 
-def write_run(runs: Path, step: str, seed: int, *, profile: str = "digits_noisy", overrides: Mapping[str, Any] | None = None) -> RunDir:
+def write_run(
+    runs: Path,
+    step: str,
+    seed: int,
+    *,
+    profile: str = "digits_noisy",
+    overrides: Mapping[str, Any] | None = None,
+) -> RunDir:
     """A run that has not begun."""
     return prepare(runs, resolve(ROADMAP, step, profile=profile, seed=seed, overrides=overrides))
 
@@ -125,8 +132,15 @@ print("MODULES", *sys.modules)
 
 
 def settings_of_a_user(folder: Path) -> dict[str, str]:
-    """What changes how programs print and draw: a dark matplotlibrc with LaTeX, a notebook's backend, a terminal without UTF-8."""
-    matplotlibrc = {"text.usetex": "True", "figure.facecolor": "black", "axes.facecolor": "black", "lines.linewidth": "5"}
+    """What changes how programs print and draw: a dark matplotlibrc with LaTeX, a notebook's backend, a
+    terminal without UTF-8.
+    """
+    matplotlibrc = {
+        "text.usetex": "True",
+        "figure.facecolor": "black",
+        "axes.facecolor": "black",
+        "lines.linewidth": "5",
+    }
     matplotlibrc |= {
         "text.color": "white",
         "font.size": "20",
@@ -134,23 +148,60 @@ def settings_of_a_user(folder: Path) -> dict[str, str]:
         "savefig.bbox": "tight",
         "axes.formatter.use_locale": "True",
     }
-    (folder / "matplotlibrc").write_text("".join(f"{key}: {value}\n" for key, value in matplotlibrc.items()), encoding="utf-8")
-    terminal = {"PYTHONIOENCODING": "ascii", "COLUMNS": "30", "NO_COLOR": "1", "TERM": "dumb", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    (folder / "matplotlibrc").write_text(
+        "".join(f"{key}: {value}\n" for key, value in matplotlibrc.items()), encoding="utf-8"
+    )
+    terminal = {
+        "PYTHONIOENCODING": "ascii",
+        "COLUMNS": "30",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+    }
     others = {"PYTHONHASHSEED": "2", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "0", "PYTHONCOERCECLOCALE": "0"}
-    return terminal | others | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(folder / "matplotlibrc")}
+    return (
+        terminal
+        | others
+        | {
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "MATPLOTLIBRC": str(folder / "matplotlibrc"),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Collected twice, by processes that iterate sets in different orders, and the second one with a user's own settings."""
+    """Collected twice, by processes that iterate sets in different orders, and the second one with a user's
+    own settings.
+    """
     folder = tmp_path_factory.mktemp("collect")
     runs, out, again = folder / "runs", folder / "reports" / "one", folder / "reports" / "again"
     fill(runs)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     first = [sys.executable, COLLECT, str(runs), "--out", str(out)]
-    second = [sys.executable, "-c", NAMES_MODULES, COLLECT, str(runs), "--out", str(again), "--profile", "digits_noisy"]
-    subprocess.run(first, cwd=folder, env=environment | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True)
-    done = subprocess.run(second, cwd=folder, env=environment | settings_of_a_user(folder), capture_output=True, text=True, check=True)
+    second = [
+        sys.executable,
+        "-c",
+        NAMES_MODULES,
+        COLLECT,
+        str(runs),
+        "--out",
+        str(again),
+        "--profile",
+        "digits_noisy",
+    ]
+    subprocess.run(
+        first, cwd=folder, env=environment | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True
+    )
+    done = subprocess.run(
+        second,
+        cwd=folder,
+        env=environment | settings_of_a_user(folder),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return Report(runs, out, again, set(done.stdout.rpartition("MODULES")[2].split()))
 
 
@@ -188,10 +239,18 @@ def collect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         ("gelu", "act.kind relu → gelu", "0/3", "–", "–", "–"),
     ],
 )
-def test_markdown_rows(report: Report, step: str, change: str, n: str, top1: str, delta: str, resolved: str) -> None:
+def test_markdown_rows(
+    report: Report, step: str, change: str, n: str, top1: str, delta: str, resolved: str
+) -> None:
     heads, _, *rows = [line.strip("| ").split(" | ") for line in report.markdown if line.startswith("| ")]
     (row,) = [dict(zip(heads, cells, strict=True)) for cells in rows if cells[0] == step]
-    assert [row[head] for head in ("what changed", "n", "top-1 (%)", "Δ to parent", "resolved?")] == [change, n, top1, delta, resolved]
+    assert [row[head] for head in ("what changed", "n", "top-1 (%)", "Δ to parent", "resolved?")] == [
+        change,
+        n,
+        top1,
+        delta,
+        resolved,
+    ]
 
 
 def test_the_markdown_has_a_row_for_every_step_in_order(report: Report) -> None:
@@ -206,18 +265,30 @@ def test_ablation_csv_is_in_full_precision(report: Report, step: str) -> None:
     speeds = [SPEEDS[seed] for seed in TOP1[step]]
     assert (row["n"], row["planned"]) == (str(len(values)), "3")
     assert row["diverged"] == str(sum(value is None for value in TOP1[step].values()))
-    assert number(row["top1_mean"]) == (pytest.approx(statistics.fmean(values), rel=1e-14) if values else None)
-    assert number(row["top1_std"]) == (pytest.approx(statistics.stdev(values), rel=1e-12) if len(values) > 1 else None)
+    assert number(row["top1_mean"]) == (
+        pytest.approx(statistics.fmean(values), rel=1e-14) if values else None
+    )
+    assert number(row["top1_std"]) == (
+        pytest.approx(statistics.stdev(values), rel=1e-12) if len(values) > 1 else None
+    )
     assert number(row["images_per_s"]) == (pytest.approx(statistics.fmean(speeds)) if speeds else None)
 
 
 @pytest.mark.parametrize(
     ("step", "parent", "paired"),
-    [("enhanced_recipe", "resnet50", True), ("stage_ratio", "enhanced_recipe", False), ("patchify_stem", "stage_ratio", True)],
+    [
+        ("enhanced_recipe", "resnet50", True),
+        ("stage_ratio", "enhanced_recipe", False),
+        ("patchify_stem", "stage_ratio", True),
+    ],
 )
-def test_differences_are_scipys_in_full_precision(report: Report, step: str, parent: str, paired: bool) -> None:
+def test_differences_are_scipys_in_full_precision(
+    report: Report, step: str, parent: str, paired: bool
+) -> None:
     row = report.step(step)
-    ours, theirs = ([value for _, value in sorted(TOP1[name].items()) if value is not None] for name in (step, parent))
+    ours, theirs = (
+        [value for _, value in sorted(TOP1[name].items()) if value is not None] for name in (step, parent)
+    )
     test = stats.ttest_rel(ours, theirs) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
     interval = test.confidence_interval(0.95)
     assert row["parent"] == parent
@@ -248,8 +319,12 @@ def test_runs_csv_has_a_row_for_every_run(report: Report) -> None:
     assert Counter(row["state"] for row in rows) == {"done": 12, "diverged": 4, "pending": 4, "newer": 1}
     finished = [row for row in rows if row["state"] == "done"]
     assert [number(row["top1"]) for row in finished[:3]] == list(TOP1["resnet50"].values())
-    assert {(row["commit"], row["scikit_learn"], row["hardware"]) for row in finished} == {(COMMIT, "1.7.0", "one core")}
-    assert [bool(row["why"]) for row in rows] == ["depthwise_conv" in row["run"] or "no_such_step" in row["run"] for row in rows]
+    assert {(row["commit"], row["scikit_learn"], row["hardware"]) for row in finished} == {
+        (COMMIT, "1.7.0", "one core")
+    }
+    assert [bool(row["why"]) for row in rows] == [
+        "depthwise_conv" in row["run"] or "no_such_step" in row["run"] for row in rows
+    ]
 
 
 def test_runs_csv_counts_in_whole_numbers(report: Report) -> None:
@@ -265,13 +340,20 @@ def test_runs_csv_counts_in_whole_numbers(report: Report) -> None:
 
 
 def test_runs_of_another_configuration_are_left_out_and_named(report: Report) -> None:
-    assert "1 run of another configuration left out (gelu); add --set recipe.epochs=7 to collect it." in report.notes
+    assert (
+        "1 run of another configuration left out (gelu); add --set recipe.epochs=7 to collect it."
+        in report.notes
+    )
     assert report.step("gelu")["top1_mean"] == ""
 
 
 @pytest.mark.parametrize(
     ("seed", "what"),
-    [(0, "is empty"), (1, "is damaged"), (2, "was written by a later version (format 99, this one reads 1); update this code")],
+    [
+        (0, "is empty"),
+        (1, "is damaged"),
+        (2, "was written by a later version (format 99, this one reads 1); update this code"),
+    ],
 )
 def test_a_result_that_cannot_be_read_is_named_and_not_counted(report: Report, seed: int, what: str) -> None:
     config = resolve(ROADMAP, "depthwise_conv", profile="digits_noisy")
@@ -292,13 +374,18 @@ def test_a_folder_that_is_no_step_is_named(report: Report) -> None:
 def test_the_notes_count_runs_and_say_where_they_come_from(report: Report) -> None:
     counted = sum(value is not None for results in TOP1.values() for value in results.values())
     assert report.notes[0].startswith(f"{counted} of {3 * len(ROADMAP.steps)} runs;")
-    assert {"Hardware: one core.", "Versions: python 3.11.7, scikit-learn 1.7.0.", f"Code: {COMMIT}."} <= set(report.notes)
+    assert {"Hardware: one core.", "Versions: python 3.11.7, scikit-learn 1.7.0.", f"Code: {COMMIT}."} <= set(
+        report.notes
+    )
     assert not any("MIXED" in note for note in report.notes)
 
 
 def test_the_rank_correlation_with_the_paper_is_spearmans(report: Report) -> None:
     # four steps of the path have a mean, the last two in the other order: 1 - 6 * 2 / (4 * 15)
-    assert "Spearman's rank correlation with the paper's top-1 along the path: +0.80 [-0.82, +1.00] (n = 4 steps)." in report.notes
+    assert (
+        "Spearman's rank correlation with the paper's top-1 along the path: +0.80 [-0.82, +1.00] (n = 4"
+        " steps)." in report.notes
+    )
 
 
 def test_a_logistic_regression_is_the_reference(report: Report) -> None:
@@ -310,7 +397,11 @@ def test_a_logistic_regression_is_the_reference(report: Report) -> None:
 def test_two_collections_write_the_same_bytes_whatever_the_users_settings(report: Report) -> None:
     names = {path.name for path in report.out.iterdir()}
     assert names == {path.name for path in report.again.iterdir()}
-    assert [name for name in sorted(names) if (report.out / name).read_bytes() != (report.again / name).read_bytes()] == []
+    assert [
+        name
+        for name in sorted(names)
+        if (report.out / name).read_bytes() != (report.again / name).read_bytes()
+    ] == []
 
 
 def drawn(out: Path) -> set[str]:
@@ -348,7 +439,9 @@ def test_the_terminal_shows_the_table_the_notes_and_where_the_files_are(collect:
     assert [path for path in files if path not in re.split(r"[,\s]+", done.out)] == []
 
 
-@pytest.mark.parametrize("start", [f"{ROADMAP.name}", f"{ROADMAP.name}/digits_noisy", f"{ROADMAP.name}/digits_noisy/resnet50"])
+@pytest.mark.parametrize(
+    "start", [f"{ROADMAP.name}", f"{ROADMAP.name}/digits_noisy", f"{ROADMAP.name}/digits_noisy/resnet50"]
+)
 def test_a_folder_below_the_runs_may_be_named_from_within(
     start: str, collect: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,11 +458,16 @@ def test_runs_that_differ_in_hardware_are_marked(collect: Any, tmp_path: Path) -
         finish(run, "resnet50", seed, 80.0 + seed)
         result = json.loads(run.result.read_text(encoding="utf-8")) | {"hardware": hardware}
         run.result.write_text(json.dumps(result), encoding="utf-8")
-    assert "Hardware: one core; two cores. MIXED." in collect("runs", "--out", "out", "--tables-only", *SET_SMALL).out
+    assert (
+        "Hardware: one core; two cores. MIXED."
+        in collect("runs", "--out", "out", "--tables-only", *SET_SMALL).out
+    )
 
 
 def test_a_result_of_another_run_is_not_counted(collect: Any, tmp_path: Path) -> None:
-    run, other = (write_run(tmp_path / "runs", step, 0, overrides=SMALL) for step in ("enhanced_recipe", "resnet50"))
+    run, other = (
+        write_run(tmp_path / "runs", step, 0, overrides=SMALL) for step in ("enhanced_recipe", "resnet50")
+    )
     finish(other, "resnet50", 0, 81.234)
     other.result.replace(run.result)  # as if files had been copied by hand
     done = collect("runs", "--out", "out", "--tables-only", *SET_SMALL)
@@ -381,10 +479,18 @@ def test_the_paper_needs_no_runs(collect: Any, tmp_path: Path) -> None:
     done = collect("--paper", "--out", "out")
     assert (done.code, done.err) == (0, "")
     assert {"roadmap", "accuracy_vs_gmacs"} <= drawn(tmp_path / "out")
-    assert TABLES | {"report.html"} == {path.name for path in (tmp_path / "out").iterdir() if path.suffix.strip(".") not in KINDS}
+    assert TABLES | {"report.html"} == {
+        path.name for path in (tmp_path / "out").iterdir() if path.suffix.strip(".") not in KINDS
+    }
     lines = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8").splitlines()
-    assert any(line.startswith("| └ kernel_9 | spatial.kernel 3 → 9 | 3 | 80.57 ± 0.06 | +0.65 ± 0.17 | yes | ") for line in lines)
-    assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| ") and "*" in line] == ["4.46* |", "4.49* |"]
+    assert any(
+        line.startswith("| └ kernel_9 | spatial.kernel 3 → 9 | 3 | 80.57 ± 0.06 | +0.65 ± 0.17 | yes | ")
+        for line in lines
+    )
+    assert [line.rpartition(" | ")[2] for line in lines if line.startswith("| ") and "*" in line] == [
+        "4.46* |",
+        "4.49* |",
+    ]
 
 
 def nothing(runs: Path) -> None:
@@ -406,7 +512,12 @@ def two_roadmaps(runs: Path) -> None:
 
 
 REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
-    ("two profiles", two_profiles, ["runs"], ["runs holds runs of the profiles digits, digits_noisy", "--profile"]),
+    (
+        "two profiles",
+        two_profiles,
+        ["runs"],
+        ["runs holds runs of the profiles digits, digits_noisy", "--profile"],
+    ),
     (
         "another profile",
         lambda runs: write_run(runs, "gelu", 0),
@@ -420,30 +531,79 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         ["unknown profile 'old'"],
     ),
     ("no folder", nothing, ["runs"], ["runs cannot be read as a folder of runs"]),
-    ("a file", lambda runs: runs.write_text("", encoding="utf-8"), ["runs"], ["runs cannot be read as a folder of runs"]),
+    (
+        "a file",
+        lambda runs: runs.write_text("", encoding="utf-8"),
+        ["runs"],
+        ["runs cannot be read as a folder of runs"],
+    ),
     ("an empty folder", lambda runs: runs.mkdir(), ["runs"], ["runs holds no runs"]),
     ("no RUNS", nothing, [], ["either a folder of RUNS, or two, or --paper"]),
     ("RUNS and --paper", one_run, ["runs", "--paper"], ["either a folder of RUNS, or two, or --paper"]),
     ("three folders", one_run, ["runs", "runs", "runs"], ["compares two folders of RUNS"]),
-    ("three papers", nothing, ["--paper", "convnext_t", "convnext_b", "family"], ["two roadmaps of the paper, not more"]),
-    ("two roadmaps", two_roadmaps, ["runs"], ["runs holds runs of the roadmaps convnext_b, convnext_t; choose one with --roadmap"]),
-    ("another roadmap", one_run, ["runs", "--roadmap", "family"], ["no runs of roadmap 'family', but of convnext_t"]),
-    ("unknown roadmap", nothing, ["--paper", "convnext"], ["unknown roadmap 'convnext'; did you mean 'convnext_t'"]),
-    ("unknown column", nothing, ["runs", "--columns", "step,topp1"], ["--columns unknown key 'topp1'; did you mean 'top1'"]),
+    (
+        "three papers",
+        nothing,
+        ["--paper", "convnext_t", "convnext_b", "family"],
+        ["two roadmaps of the paper, not more"],
+    ),
+    (
+        "two roadmaps",
+        two_roadmaps,
+        ["runs"],
+        ["runs holds runs of the roadmaps convnext_b, convnext_t; choose one with --roadmap"],
+    ),
+    (
+        "another roadmap",
+        one_run,
+        ["runs", "--roadmap", "family"],
+        ["no runs of roadmap 'family', but of convnext_t"],
+    ),
+    (
+        "unknown roadmap",
+        nothing,
+        ["--paper", "convnext"],
+        ["unknown roadmap 'convnext'; did you mean 'convnext_t'"],
+    ),
+    (
+        "unknown column",
+        nothing,
+        ["runs", "--columns", "step,topp1"],
+        ["--columns unknown key 'topp1'; did you mean 'top1'"],
+    ),
     ("no column", nothing, ["runs", "--columns", " , "], ["--columns names nothing; there are step, title"]),
     ("unknown axis", nothing, ["runs", "--x", "gmac"], ["--x unknown key 'gmac'; did you mean 'gmacs'"]),
     ("--watch 0", one_run, ["runs", "--watch", "0"], ["--watch must be more than 0, not 0"]),
     ("--check nan", one_run, ["runs", "--check", "nan"], ["--check must be more than 0, not nan"]),
-    ("--against alone", one_run, ["runs", "--against", "a.csv"], ["--against is what --check TOLERANCE checks against"]),
+    (
+        "--against alone",
+        one_run,
+        ["runs", "--against", "a.csv"],
+        ["--against is what --check TOLERANCE checks against"],
+    ),
     ("--check of two", one_run, ["runs", "runs", "--check", "1"], ["--check takes one folder of RUNS"]),
-    ("--check of digits", one_run, ["runs", "--check", "1", *SET_SMALL], ["data set 'digits', 32 px", "--against"]),
+    (
+        "--check of digits",
+        one_run,
+        ["runs", "--check", "1", *SET_SMALL],
+        ["data set 'digits', 32 px", "--against"],
+    ),
     ("--paper and --holm", nothing, ["--paper", "--holm"], ["--paper takes no --holm"]),
-    ("--paper twice", nothing, ["--paper", "convnext_b", "--roadmap", "convnext_t"], ["--roadmap is not needed"]),
+    (
+        "--paper twice",
+        nothing,
+        ["--paper", "convnext_b", "--roadmap", "convnext_t"],
+        ["--roadmap is not needed"],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("make", "words", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
-def test_bad_input_is_one_line_and_writes_nothing(make: Any, words: list[str], said: list[str], collect: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "words", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    make: Any, words: list[str], said: list[str], collect: Any, tmp_path: Path
+) -> None:
     make(tmp_path / "runs")
     before = sorted(tmp_path.rglob("*"))
     done = collect(*words, "--out", "out")

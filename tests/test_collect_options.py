@@ -1,4 +1,6 @@
-"""What collect.py finds out by itself, what its options choose, and that it opens no more files than it needs."""
+"""What collect.py finds out by itself, what its options choose, and that it opens no more files than it
+needs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ TOP1 = {
 }
 
 
-def finish(runs: Path, step: str, seed: int, top1: float | None, *, roadmap: str = "convnext_t", profile: str | None = "cifar10") -> RunDir:
+def finish(
+    runs: Path,
+    step: str,
+    seed: int,
+    top1: float | None,
+    *,
+    roadmap: str = "convnext_t",
+    profile: str | None = "cifar10",
+) -> RunDir:
     run = prepare(runs, resolve(load_roadmap(name=roadmap), step, profile=profile, seed=seed))
     document = result_of(step, seed, run.hash, top1, roadmap=roadmap, profile=profile).model_dump(mode="json")
     run.result.write_text(json.dumps(document), encoding="utf-8")
@@ -43,7 +53,8 @@ def fill(runs: Path) -> None:
 TELLS = """
 import json, runpy, sys
 opened = []
-sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event in ("open", "os.scandir", "os.listdir") else None)
+sys.addaudithook(lambda event, found: opened.append(str(found[0])) \
+if event in ("open", "os.scandir", "os.listdir") else None)
 del sys.argv[0]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -75,7 +86,11 @@ def heads(out: Path) -> Sequence[str]:
 def test_of_finished_runs_only_the_result_is_opened_and_no_folder_of_theirs(tmp_path: Path) -> None:
     fill(tmp_path / "runs")
     told = json.loads(collect(tmp_path, "runs", "--tables-only").rpartition("TOLD ")[2])
-    inside = [Path(path) for path in told["opened"] if "seed" in Path(path).as_posix().removeprefix(tmp_path.as_posix())]
+    inside = [
+        Path(path)
+        for path in told["opened"]
+        if "seed" in Path(path).as_posix().removeprefix(tmp_path.as_posix())
+    ]
     assert {path.name for path in inside} == {"result.json"}
     assert len(inside) == len(set(inside)) == sum(map(len, TOP1.values()))
     assert not {"torch", "torchvision", "timm", "sklearn", "matplotlib"} & set(told["modules"])
@@ -96,12 +111,16 @@ def test_holm_adjusts_the_verdicts_of_all_steps_together(tmp_path: Path) -> None
     assert [row["p_holm"] for row in plain.values()] == [""] * 3
     said = collect(tmp_path, "runs", "--tables-only", "--holm")
     rows = {row["step"]: row for row in table(tmp_path / "out") if row["p"]}
-    assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx(holm([float(row["p"]) for row in plain.values()]))
+    assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx(
+        holm([float(row["p"]) for row in plain.values()])
+    )
     assert "(Holm)" in said
     needed = [(int(plain[step]["seeds_needed"]), int(rows[step]["seeds_needed"])) for step in rows]
     assert all(together >= alone for alone, together in needed)
     assert sum(together for _, together in needed) > sum(alone for alone, _ in needed)
-    assert all(rows[step][key] == plain[step][key] for step in rows for key in ("delta", "delta_margin_95", "p"))
+    assert all(
+        rows[step][key] == plain[step][key] for step in rows for key in ("delta", "delta_margin_95", "p")
+    )
     assert "with at least 80 % probability" in said
 
 
@@ -127,7 +146,8 @@ def test_a_copied_run_counts_once_and_the_copy_is_named(tmp_path: Path) -> None:
     for step in ("resnet50", "gelu"):
         finish(tmp_path / "runs" / "old", step, 0, 80.0 if step == "resnet50" else 86.5)
     name = finish(tmp_path / "runs" / "old", "enhanced_recipe", 1, 20.0).name
-    prepare(tmp_path / "runs" / "now", resolve(load_roadmap(), "gelu", profile="cifar10"))  # has no result, unlike its copy
+    # has no result, unlike its copy
+    prepare(tmp_path / "runs" / "now", resolve(load_roadmap(), "gelu", profile="cifar10"))
     said = collect(tmp_path, "runs", "--tables-only")
     assert f"- old/{name} is the same run as now/{name}, and left out, though their results differ.\n" in said
     assert said.count("is the same run as") == 3
@@ -150,10 +170,13 @@ def test_a_folder_of_copies_is_a_few_notes(tmp_path: Path) -> None:
 def test_runs_of_a_later_version_are_named_and_not_counted(tmp_path: Path) -> None:
     fill(tmp_path / "runs")
     run = finish(tmp_path / "runs", "gelu", 0, 99.5)
-    run.result.write_text(run.result.read_text(encoding="utf-8").replace('"format": 1', '"format": 2'), encoding="utf-8")
+    run.result.write_text(
+        run.result.read_text(encoding="utf-8").replace('"format": 1', '"format": 2'), encoding="utf-8"
+    )
     said = collect(tmp_path, "runs", "--tables-only")
     assert (
-        f"- {run.name}/result.json was written by a later version (format 2, this one reads 1); update this code to collect it.\n" in said
+        f"- {run.name}/result.json was written by a later version (format 2, this one reads 1); update this"
+        " code to collect it.\n" in said
     )
     assert "99.5" not in said
     assert [row["state"] for row in table(tmp_path / "out", "runs") if row["step"] == "gelu"] == ["newer"]

@@ -1,4 +1,6 @@
-"""Collecting while runs go on: something is written when something has changed, and nothing stops it but Ctrl-C or the end."""
+"""Collecting while runs go on: something is written when something has changed, and nothing stops it but
+Ctrl-C or the end.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,19 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-        command = [sys.executable, str(ROOT / "collect.py"), "runs", "--out", "out", "--watch", str(INTERVAL), *words]
-        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True))
+        command = [
+            sys.executable,
+            str(ROOT / "collect.py"),
+            "runs",
+            "--out",
+            "out",
+            "--watch",
+            str(INTERVAL),
+            *words,
+        ]
+        started.append(
+            subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield start
@@ -71,14 +84,17 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(INTERVAL / 4)
 
 
-def test_watching_writes_what_has_changed_and_ends_with_the_last_run(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_watching_writes_what_has_changed_and_ends_with_the_last_run(
+    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+) -> None:
     runs = [write_run(tmp_path / "runs", "gelu", seed) for seed in range(3)]
     finish(runs[0], 80.0)
     process, table = watch("--tables-only"), tmp_path / "out" / "ablation.md"
     assert line_of(process) == "3 runs: 2 pending, 1 done"
     assert "| 1/3 | 80.00 |" in table.read_text(encoding="utf-8")
     before = times(tmp_path / "out")
-    runs[1].metrics.write_text('{"kind": "epoch", "epoch": 1}\n', encoding="utf-8")  # a run that gets on changes no table
+    # a run that gets on changes no table
+    runs[1].metrics.write_text('{"kind": "epoch", "epoch": 1}\n', encoding="utf-8")
     time.sleep(8 * INTERVAL)
     assert times(tmp_path / "out") == before
     runs[1].result.write_text('{"format": 1, "sta', encoding="utf-8")
@@ -90,17 +106,23 @@ def test_watching_writes_what_has_changed_and_ends_with_the_last_run(tmp_path: P
     assert line_of(process) == "2 runs: 1 done, 1 diverged"
     assert process.wait(PATIENCE) == 0
     assert "1 of 38 runs" in table.read_text(encoding="utf-8")
-    assert set(times(tmp_path / "out")) == {f"ablation.{kind}" for kind in ("csv", "html", "json", "md", "tex")} | {"runs.csv"}
+    assert set(times(tmp_path / "out")) == {
+        f"ablation.{kind}" for kind in ("csv", "html", "json", "md", "tex")
+    } | {"runs.csv"}
 
 
-def test_watching_draws_the_figures_and_the_page_too(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_watching_draws_the_figures_and_the_page_too(
+    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+) -> None:
     finish(write_run(tmp_path / "runs", "gelu", 0), 80.0)
     process = watch()
     assert process.wait(PATIENCE) == 0
     assert {"roadmap.png", "report.html", "ablation.md"} <= set(times(tmp_path / "out"))
 
 
-def test_runs_of_a_later_version_are_not_waited_for(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_runs_of_a_later_version_are_not_waited_for(
+    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+) -> None:
     write_run(tmp_path / "runs", "gelu", 0).result.write_text('{"format": 2}', encoding="utf-8")
     process = watch("--tables-only")
     assert line_of(process) == "1 run: 1 newer"

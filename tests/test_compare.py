@@ -50,7 +50,11 @@ B: Top1 = {
 
 def runs_of(top1: Top1, profile: str) -> list[Status]:
     hashes = {step: resolve(ROADMAP, step, profile=profile).hash for step in top1}
-    return [finished(step, seed, hashes[step], value) for step, values in top1.items() for seed, value in values.items()]
+    return [
+        finished(step, seed, hashes[step], value)
+        for step, values in top1.items()
+        for seed, value in values.items()
+    ]
 
 
 def ablation_of(top1: Top1, profile: str = "cifar10") -> Ablation:
@@ -58,7 +62,9 @@ def ablation_of(top1: Top1, profile: str = "cifar10") -> Ablation:
 
 
 def pair_of(step: str, a: Top1 = A, b: Top1 = B) -> Pair:
-    return next(pair for pair in compare(ablation_of(a), ablation_of(b, "cifar100")).pairs if pair.step == step)
+    return next(
+        pair for pair in compare(ablation_of(a), ablation_of(b, "cifar100")).pairs if pair.step == step
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,26 +84,45 @@ def test_effects_agree_contradict_or_are_open(step: str, effects: str) -> None:
 
 def test_two_unresolved_effects_are_open_whatever_their_signs() -> None:
     noisy = {"resnet50": {0: 80.0, 1: 84.0}, "enhanced_recipe": {0: 82.0, 1: 82.5}}
-    assert pair_of("enhanced_recipe", noisy, {step: {0: 90 - top1[0], 1: 90 - top1[1]} for step, top1 in noisy.items()}).effects == "open"
+    assert (
+        pair_of(
+            "enhanced_recipe",
+            noisy,
+            {step: {0: 90 - top1[0], 1: 90 - top1[1]} for step, top1 in noisy.items()},
+        ).effects
+        == "open"
+    )
 
 
 def test_no_change_has_no_sign() -> None:
     third = 100 / 3
-    falls = {"resnet50": {0: 50.0}, "enhanced_recipe": {0: 40.0}, "stage_ratio": {0: 30.0}, "patchify_stem": {0: 20.0}}
+    falls = {
+        "resnet50": {0: 50.0},
+        "enhanced_recipe": {0: 40.0},
+        "stage_ratio": {0: 30.0},
+        "patchify_stem": {0: 20.0},
+    }
     stays = {
         "resnet50": {0: third},
         "enhanced_recipe": {0: third},
         "stage_ratio": {0: math.nextafter(third, 0)},
         "patchify_stem": {0: 10.0},
     }
-    assert "Resolved or not, 1 of 3 have the same sign." in compare(ablation_of(falls), ablation_of(stays, "cifar100")).notes
-    assert "Resolved or not, 0 of 3 have the same sign." in compare(*[ablation_of({step: {0: 50.0} for step in falls})] * 2).notes
+    assert (
+        "Resolved or not, 1 of 3 have the same sign."
+        in compare(ablation_of(falls), ablation_of(stays, "cifar100")).notes
+    )
+    assert (
+        "Resolved or not, 0 of 3 have the same sign."
+        in compare(*[ablation_of({step: {0: 50.0} for step in falls})] * 2).notes
+    )
 
 
 def test_the_difference_of_paired_effects_is_welchs_on_the_pairs() -> None:
     found = pair_of("enhanced_recipe").difference
     ours, theirs = (
-        [float(side["enhanced_recipe"][seed] or 0) - float(side["resnet50"][seed] or 0) for seed in range(3)] for side in (A, B)
+        [float(side["enhanced_recipe"][seed] or 0) - float(side["resnet50"][seed] or 0) for seed in range(3)]
+        for side in (A, B)
     )
     test = stats.ttest_ind(theirs, ours, equal_var=False)
     interval = test.confidence_interval(0.95)
@@ -109,10 +134,17 @@ def test_the_difference_of_paired_effects_is_welchs_on_the_pairs() -> None:
 
 def test_the_difference_of_an_effect_in_pairs_and_one_of_four_means_has_satterthwaites_freedom() -> None:
     found = pair_of("patchify_stem").difference
-    one = stats.describe([float(A["patchify_stem"][seed] or 0) - float(A["stage_ratio"][seed] or 0) for seed in range(3)])
-    groups = [stats.describe([float(value or 0) for value in B[step].values()]) for step in ("patchify_stem", "stage_ratio")]
+    one = stats.describe(
+        [float(A["patchify_stem"][seed] or 0) - float(A["stage_ratio"][seed] or 0) for seed in range(3)]
+    )
+    groups = [
+        stats.describe([float(value or 0) for value in B[step].values()])
+        for step in ("patchify_stem", "stage_ratio")
+    ]
     errors = [each.variance / each.nobs for each in (one, *groups)]
-    freedom = sum(errors) ** 2 / sum(error**2 / (each.nobs - 1) for error, each in zip(errors, (one, *groups), strict=True))
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (each.nobs - 1) for error, each in zip(errors, (one, *groups), strict=True)
+    )
     assert found is not None
     assert found.value == pytest.approx(groups[0].mean - groups[1].mean - one.mean)
     assert found.margin == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(errors)))
@@ -132,7 +164,10 @@ def test_the_other_way_round_all_differences_change_their_sign() -> None:
     for there, back in zip(compare(one, other).pairs, compare(other, one).pairs, strict=True):
         assert swapped.get(there.effects, there.effects) == back.effects
         if there.difference and back.difference:
-            assert (there.difference.value, there.difference.margin) == (-back.difference.value, back.difference.margin)
+            assert (there.difference.value, there.difference.margin) == (
+                -back.difference.value,
+                back.difference.margin,
+            )
 
 
 def test_steps_without_a_counterpart_stand_alone_at_the_end() -> None:
@@ -144,7 +179,8 @@ def test_steps_without_a_counterpart_stand_alone_at_the_end() -> None:
 def test_the_two_regimes_of_the_paper_order_the_changes_much_alike() -> None:
     regimes = [published(load_roadmap(name=name)) for name in ("convnext_t", "convnext_b")]
     found = compare(*regimes)
-    values = [[round(row.delta.value, 6) for row in each.rows if row.delta] for each in regimes]  # two decimals are printed
+    # two decimals are printed
+    values = [[round(row.delta.value, 6) for row in each.rows if row.delta] for each in regimes]
     assert found.agreement is not None
     assert found.agreement.n == 16
     assert found.agreement.value == pytest.approx(stats.spearmanr(*values).statistic)
@@ -155,23 +191,36 @@ def test_the_two_regimes_of_the_paper_order_the_changes_much_alike() -> None:
 
 
 def test_a_step_with_another_parent_is_named() -> None:
-    rows = tuple(replace(row, parent="kernel_5") if row.step == "gelu" else row for row in ablation_of(A).rows)
+    rows = tuple(
+        replace(row, parent="kernel_5") if row.step == "gelu" else row for row in ablation_of(A).rows
+    )
     odd = replace(ablation_of(A), rows=rows)
-    assert "gelu: Δ is against kernel_5 in A, against kernel_7 in B." in compare(odd, ablation_of(B, "cifar100")).notes
+    assert (
+        "gelu: Δ is against kernel_5 in A, against kernel_7 in B."
+        in compare(odd, ablation_of(B, "cifar100")).notes
+    )
 
 
 def test_the_files_say_the_same_in_full_precision(tmp_path: Path) -> None:
     comparison = compare(ablation_of(A), ablation_of(B, "cifar100"))
     files = write_comparison(comparison, tmp_path / "out")
-    assert {path.name for path in files} == {f"comparison.{kind}" for kind in ("csv", "html", "json", "md", "tex")}
+    assert {path.name for path in files} == {
+        f"comparison.{kind}" for kind in ("csv", "html", "json", "md", "tex")
+    }
     with (tmp_path / "out" / "comparison.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["step"]: row for row in csv.DictReader(file)}
-    document = json.loads((tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    document = json.loads(
+        (tmp_path / "out" / "comparison.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
     assert list(rows) == [row["step"] for row in document["rows"]] == list(ROADMAP.steps)
     pair = next(pair for pair in comparison.pairs if pair.step == "stage_ratio")
     assert pair.difference is not None
     assert float(rows["stage_ratio"]["delta_difference"]) == pair.difference.value
-    assert (rows["stage_ratio"]["effects"], rows["resnet50"]["effects"], rows["kernel_7"]["b_n"]) == ("contradict", "", "2")
+    assert (rows["stage_ratio"]["effects"], rows["resnet50"]["effects"], rows["kernel_7"]["b_n"]) == (
+        "contradict",
+        "",
+        "2",
+    )
     texts = next(cells for cells in to_grid(comparison).rows if cells[0] == "stage_ratio")
     assert f"| {' | '.join(texts)} |" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
@@ -183,7 +232,9 @@ def paper(**means: float) -> Expected:
 def test_a_mean_out_of_tolerance_is_told_with_both_figures_and_their_n() -> None:
     verdict = check(ablation_of(A), paper(resnet50=80.5, enhanced_recipe=85.0, gelu=82.0), 0.6)
     assert verdict.lines == ["gelu: 82.93 ± 2.00 (n = 3) here, 82.00 ± 0.10 (n = 3) in the paper: 0.93 above"]
-    assert verdict.summary == "2 of 3 steps within 0.6 points of the paper; 3 steps that the paper does not have"
+    assert (
+        verdict.summary == "2 of 3 steps within 0.6 points of the paper; 3 steps that the paper does not have"
+    )
     assert not verdict.passed
 
 
@@ -194,14 +245,22 @@ def test_exactly_the_tolerance_is_within_it() -> None:
     assert check(ablation_of(A), paper(kernel_7=83.31), 0.3).lines[0].endswith("0.31 below")
 
 
-@pytest.mark.parametrize(("step", "why"), [("increase_width", "diverged"), ("layer_norm", "no result"), ("nonesuch", "no such step")])
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [("increase_width", "diverged"), ("layer_norm", "no result"), ("nonesuch", "no such step")],
+)
 def test_a_step_without_a_result_is_out(step: str, why: str) -> None:
-    assert check(ablation_of(A), paper(**{step: 80.0}), 50).lines == [f"{step}: {why} here, 80.00 ± 0.10 (n = 3) in the paper"]
+    assert check(ablation_of(A), paper(**{step: 80.0}), 50).lines == [
+        f"{step}: {why} here, 80.00 ± 0.10 (n = 3) in the paper"
+    ]
 
 
 def test_only_the_papers_own_task_can_be_checked_against_the_paper() -> None:
     with pytest.raises(
-        ConfigError, match=r"^--check the paper has no figures for these runs \(data set 'torch/cifar10', 32 px\).*--against"
+        ConfigError,
+        match=(
+            r"^--check the paper has no figures for these runs \(data set 'torch/cifar10', 32 px\).*--against"
+        ),
     ):
         published_figures(ablation_of(A))
     on_imagenet = measured(ROADMAP, "imagenet", {}, [])
@@ -225,7 +284,9 @@ def test_only_the_papers_own_task_can_be_checked_against_the_paper() -> None:
         (b"\xff\xfe\x00", "is no CSV file"),
     ],
 )
-def test_a_table_that_cannot_be_checked_against_is_one_clear_error(text: bytes, said: str, tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_checked_against_is_one_clear_error(
+    text: bytes, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "old.csv").write_bytes(text)
     with pytest.raises(ConfigError) as error:
         read_expected(tmp_path / "old.csv")
@@ -254,8 +315,21 @@ def test_checking_exits_with_0_or_3_and_writes_the_tables_either_way(tmp_path: P
     lines = against_paper.stdout.splitlines()
     assert lines[-1] == "check: 2 of 17 steps within 0.2 points of the paper"
     assert "gelu: no result here, 80.62 ± 0.14 (n = 3) in the paper" in lines
-    again = collect("runs", "--out", "two", "--tables-only", "--check", "0.01", "--against", "out/ablation.csv", cwd=tmp_path)
-    assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "check: 2 of 2 steps within 0.01 points of out/ablation.csv")
+    again = collect(
+        "runs",
+        "--out",
+        "two",
+        "--tables-only",
+        "--check",
+        "0.01",
+        "--against",
+        "out/ablation.csv",
+        cwd=tmp_path,
+    )
+    assert (again.returncode, again.stdout.splitlines()[-1]) == (
+        0,
+        "check: 2 of 2 steps within 0.01 points of out/ablation.csv",
+    )
     assert (tmp_path / "out" / "ablation.md").read_bytes() == (tmp_path / "two" / "ablation.md").read_bytes()
 
 
@@ -266,18 +340,39 @@ def test_two_folders_make_a_comparison_and_the_same_one_every_time(tmp_path: Pat
         done = collect(one, other, "--out", f"out{seed}", cwd=tmp_path, seed=seed)
         assert (done.returncode, done.stderr) == (0, "")
         assert "contradict" in done.stdout
-    files = {path.relative_to(tmp_path / "out0").as_posix() for path in (tmp_path / "out0").rglob("*") if path.is_file()}
-    wanted = {"comparison.md", "a-cifar10/ablation.md", "b-cifar100/ablation.json", "b-cifar100/runs.csv", "roadmap.pdf", "report.html"}
+    files = {
+        path.relative_to(tmp_path / "out0").as_posix()
+        for path in (tmp_path / "out0").rglob("*")
+        if path.is_file()
+    }
+    wanted = {
+        "comparison.md",
+        "a-cifar10/ablation.md",
+        "b-cifar100/ablation.json",
+        "b-cifar100/runs.csv",
+        "roadmap.pdf",
+        "report.html",
+    }
     assert wanted <= files
     assert not any(name.startswith("ablation") for name in files)
-    assert [name for name in sorted(files) if (tmp_path / "out0" / name).read_bytes() != (tmp_path / "out1" / name).read_bytes()] == []
+    assert [
+        name
+        for name in sorted(files)
+        if (tmp_path / "out0" / name).read_bytes() != (tmp_path / "out1" / name).read_bytes()
+    ] == []
 
 
 def test_two_roadmaps_of_the_paper_make_a_comparison(tmp_path: Path) -> None:
     done = collect("--paper", "convnext_t", "convnext_b", "--out", "out", "--tables-only", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     kinds = ("csv", "html", "json", "md", "tex")
-    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(tmp_path / "out").as_posix()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
     tables = {f"{roadmap}/ablation.{kind}" for roadmap in ("convnext_t", "convnext_b") for kind in kinds}
     assert names == tables | {f"comparison.{kind}" for kind in kinds}
-    assert "+0.64 [+0.16, +0.87] (n = 16 steps)" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert "+0.64 [+0.16, +0.87] (n = 16 steps)" in (tmp_path / "out" / "comparison.md").read_text(
+        encoding="utf-8"
+    )

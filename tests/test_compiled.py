@@ -22,7 +22,13 @@ from roadmap.training.compiled import compare, randomized
 from roadmap.training.engine import Engine
 
 CPU = torch.device("cpu")
-SMALL = {"model.width_mult": 0.125, "model.depths": [1, 1, 1, 1], "recipe.global_batch": 16, "recipe.local_batch": 16, "recipe.epochs": 1}
+SMALL = {
+    "model.width_mult": 0.125,
+    "model.depths": [1, 1, 1, 1],
+    "recipe.global_batch": 16,
+    "recipe.local_batch": 16,
+    "recipe.epochs": 1,
+}
 FEW: dict[str, Any] = {"recipe__global_batch": 256, "recipe__local_batch": 256}  # iterations
 
 
@@ -32,14 +38,18 @@ def config_of(step: str = "separate_downsampling", **overrides: Any) -> RunConfi
 
 
 class Faulty(nn.Module):
-    """What a compiler makes of a network if it loses the gradients of all before the head, or of one stage."""
+    """What a compiler makes of a network if it loses the gradients of all before the head,
+    or of one stage.
+    """
 
     def __init__(self, network: Any, place: str) -> None:
         super().__init__()
         self.network, self.place = network, place
 
     def forward(self, x: Tensor) -> Tensor:
-        lost = self.network.get_submodule(self.place).register_forward_hook(lambda *call: call[-1].detach().requires_grad_())
+        lost = self.network.get_submodule(self.place).register_forward_hook(
+            lambda *call: call[-1].detach().requires_grad_()
+        )
         try:
             logits: Tensor = self.network(x)
         finally:
@@ -55,32 +65,51 @@ class Broken(nn.Module):
 
 
 FAULTS: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
-    "all before the head": (lambda network: Faulty(network, "stages"), r"wrong: 'st.*' is off by 100 %.* tensors are wrong"),
+    "all before the head": (
+        lambda network: Faulty(network, "stages"),
+        r"wrong: 'st.*' is off by 100 %.* tensors are wrong",
+    ),
     "one stage": (lambda network: Faulty(network, "stages.0"), r"wrong: 'st.*' is off by 100 %"),
-    "no code": (lambda network: Broken(), "PyTorch cannot compile the network: UnboundLocalError: cannot access local variable 'buf7'"),
+    "no code": (
+        lambda network: Broken(),
+        "PyTorch cannot compile the network: UnboundLocalError: cannot access local variable 'buf7'",
+    ),
 }
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("step", ["resnet50", "patchify_stem", "separate_downsampling"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_compiler_that_is_wrong_is_found_by_name(step: str, precision: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_wrong_is_found_by_name(
+    step: str, precision: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, message = FAULTS[fault]
     monkeypatch.setattr(engine, "compile_network", build)
     found = Engine(config_of(step, system__compile=True, recipe__precision=precision), CPU, 10)
-    with pytest.raises(ConfigError, match=rf"system.compile: .*{message}.*PyTorch {re.escape(torch.__version__)}.*system.compile=false"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"system.compile: .*{message}.*PyTorch {re.escape(torch.__version__)}.*system.compile=false",
+    ):
         found.check_compiled()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("step", ["resnet50", "patchify_stem", "gelu", "multiscale_depthwise"])
-def test_a_right_compiler_passes_and_the_network_stays_as_it_was(step: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_right_compiler_passes_and_the_network_stays_as_it_was(
+    step: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "compile_network", lambda network: network)
-    found = Engine(config_of(step, system__compile=True, recipe__precision=precision, model__drop_path=0.5), CPU, 10)
+    found = Engine(
+        config_of(step, system__compile=True, recipe__precision=precision, model__drop_path=0.5), CPU, 10
+    )
     before = {name: tensor.clone() for name, tensor in found.model.state_dict().items()}
     report = found.check_compiled()
     assert report is not None
-    assert (report["trained"], report["wrong"], report["tensors"]) == ("compiled", 0, 1 + len(list(found.model.parameters())))
+    assert (report["trained"], report["wrong"], report["tensors"]) == (
+        "compiled",
+        0,
+        1 + len(list(found.model.parameters())),
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.model.state_dict().items())
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
@@ -133,7 +162,9 @@ def test_a_wrong_compiler_leaves_no_result(tmp_path: Any, monkeypatch: pytest.Mo
 def tensors(**changes: Tensor) -> dict[str, Tensor]:
     draws = torch.Generator().manual_seed(0)
     return (
-        {name: torch.randn(8, 8, generator=draws) for name in ("a", "b", "c")} | {"zero": 1e-4 * torch.randn(8, generator=draws)} | changes
+        {name: torch.randn(8, 8, generator=draws) for name in ("a", "b", "c")}
+        | {"zero": 1e-4 * torch.randn(8, generator=draws)}
+        | changes
     )
 
 
@@ -147,11 +178,15 @@ def tensors(**changes: Tensor) -> dict[str, Tensor]:
         (tensors(b=tensors()["b"] / 0), tensors(), "b"),
         (tensors(zero=-tensors()["zero"]), tensors(), None),  # rounding is all there is
         (tensors(b=1.3 * tensors()["b"]), tensors(b=1.1 * tensors()["b"]), None),  # rounding explains it
-        (tensors(b=0 * tensors()["b"]), tensors(b=-tensors()["b"]), "b"),  # rounding explains any gradient but none
-        (tensors(b=tensors()["b"] / 0), tensors(b=tensors()["b"] / 0), None),  # the eager network overflows, too
+        # rounding explains any gradient but none
+        (tensors(b=0 * tensors()["b"]), tensors(b=-tensors()["b"]), "b"),
+        # the eager network overflows, too
+        (tensors(b=tensors()["b"] / 0), tensors(b=tensors()["b"] / 0), None),
     ],
 )
-def test_what_rounding_explains_is_right(found: dict[str, Tensor], rounded: dict[str, Tensor], worst: str | None) -> None:
+def test_what_rounding_explains_is_right(
+    found: dict[str, Tensor], rounded: dict[str, Tensor], worst: str | None
+) -> None:
     check = compare(found, rounded, tensors())
     assert (check.wrong, check.worst if check.wrong else None) == (int(worst is not None), worst)
 

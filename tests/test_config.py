@@ -37,8 +37,12 @@ def place(text: str, marked: str) -> tuple[int, int]:
 
 
 def expected(text: str, message: str) -> str:
-    """`message` with the place for each `@<words ^ words>`, and the line alone for each `#<words ^ words>`."""
-    message = re.sub(r"@<(.+?)>", lambda match: "steps.yaml:{}:{}".format(*place(text, match[1])), message, flags=re.DOTALL)
+    """`message` with the place for each `@<words ^ words>`,
+    and the line alone for each `#<words ^ words>`.
+    """
+    message = re.sub(
+        r"@<(.+?)>", lambda match: "steps.yaml:{}:{}".format(*place(text, match[1])), message, flags=re.DOTALL
+    )
     return re.sub(r"#<(.+?)>", lambda match: str(place(text, match[1])[0]), message, flags=re.DOTALL)
 
 
@@ -51,7 +55,10 @@ def errors(attempt: Callable[[], Any]) -> list[str]:
 BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     "unknown key": (
         [(KERNEL_7, "set: {model.block.spatial.kernal: 7}")],
-        ["@<set: {^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?"],
+        [
+            "@<set: {^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
+            " did you mean 'kernel'?"
+        ],
     ),
     "unknown key of a profile": (
         [("      data.noise: 0.0\n", "      data.niose: 0.0\n")],
@@ -60,8 +67,8 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     "section": (
         [(KERNEL_7, "set: {model.block.spatial: 7}")],
         [
-            "@<set: {^model.block.spatial: 7}> step 'kernel_7': 'model.block.spatial' is a section, not a value; "
-            "set model.block.spatial.kind, model.block.spatial.kernel"
+            "@<set: {^model.block.spatial: 7}> step 'kernel_7': 'model.block.spatial' is a section, not a"
+            " value; set model.block.spatial.kind, model.block.spatial.kernel"
         ],
     ),
     "text for a number": (
@@ -73,7 +80,10 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     ),
     "fraction for an integer": (
         [(WIDTH, "set: {model.width: 96.5}")],
-        ["@<set: {^model.width: 96.5> step 'increase_width': model.width: input should be a valid integer, not 96.5"],
+        [
+            "@<set: {^model.width: 96.5> step 'increase_width': model.width: input should be a valid integer,"
+            " not 96.5"
+        ],
     ),
     "even kernel": (
         [(KERNEL_7, "set: {model: {block.spatial.kernel: 8}}")],
@@ -83,8 +93,16 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         ],
     ),
     "duplicate key": (
-        [(KERNEL_7, "set:\n          model.block.spatial.kernel: 7\n          model.block.spatial.kernel: 9")],
-        ["@<^model.block.spatial.kernel: 9\n> duplicate key 'model.block.spatial.kernel', first given in line #<^kernel: 7\n>"],
+        [
+            (
+                KERNEL_7,
+                "set:\n          model.block.spatial.kernel: 7\n          model.block.spatial.kernel: 9",
+            )
+        ],
+        [
+            "@<^model.block.spatial.kernel: 9\n> duplicate key 'model.block.spatial.kernel', first given in"
+            " line #<^kernel: 7\n>"
+        ],
     ),
     "the same leaf dotted and nested": (
         [(KERNEL_7, "set: {model.block.spatial.kernel: 7, model: {block: {spatial: {kernel: 9}}}}")],
@@ -95,7 +113,10 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     ),
     "a delta that changes nothing": (
         [(KERNEL_7, "set: {model.block.spatial.kernel: 3}")],
-        ["@<set: {^model.block.spatial.kernel: 3> step 'kernel_7': 'model.block.spatial.kernel' changes nothing: it already is 3"],
+        [
+            "@<set: {^model.block.spatial.kernel: 3> step 'kernel_7': 'model.block.spatial.kernel' changes"
+            " nothing: it already is 3"
+        ],
     ),
     "a leaf that changes nothing": (
         [(RATIO, "set: {model.depths: [3, 3, 9, 3], recipe.betas: [0.9, 0.999]}")],
@@ -103,11 +124,17 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     ),
     "a profile that changes nothing": (
         [("recipe.precision: bf16", "recipe.precision: fp32")],
-        ["@<^recipe.precision: fp32> profile 'imagenet': 'recipe.precision' changes nothing: it already is fp32"],
+        [
+            "@<^recipe.precision: fp32> profile 'imagenet': 'recipe.precision' changes nothing: it already is"
+            " fp32"
+        ],
     ),
     "an empty delta": (
         [(f"        {RATIO}\n", "")],
-        ["@<name: ^stage_ratio\n        title: stage ratio\n> step 'stage_ratio': changes nothing: `set` is empty"],
+        [
+            "@<name: ^stage_ratio\n        title: stage ratio\n> step 'stage_ratio': changes nothing: `set`"
+            " is empty"
+        ],
     ),
     "unknown parent": (
         [("parent: kernel_7", "parent: kernel_77")],
@@ -115,15 +142,26 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     ),
     "unknown parent of a profile": (
         [("parent: digits_noisy", "parent: digits_nosy")],
-        ["@<parent: ^digits_nosy> profile 'digits': unknown parent 'digits_nosy'; did you mean 'digits_noisy'?"],
+        [
+            "@<parent: ^digits_nosy> profile 'digits': unknown parent 'digits_nosy'; did you mean"
+            " 'digits_noisy'?"
+        ],
     ),
     "cycle": (
         [("title: move up depthwise conv", "title: move up depthwise conv\n        parent: gelu")],
         [
-            "@<parent: ^gelu> step 'move_up_depthwise': is its own ancestor: move_up_depthwise -> gelu -> kernel_7 -> move_up_depthwise",
-            "@<parent: ^move_up_depthwise\n        set: {model.block.spatial.kernel: 7}> step 'kernel_7': is its own ancestor: "
-            "kernel_7 -> move_up_depthwise -> gelu -> kernel_7",
-            "@<parent: ^kernel_7> step 'gelu': is its own ancestor: gelu -> kernel_7 -> move_up_depthwise -> gelu",
+            (
+                "@<parent: ^gelu> step 'move_up_depthwise': is its own ancestor: move_up_depthwise -> gelu ->"
+                " kernel_7 -> move_up_depthwise"
+            ),
+            (
+                "@<parent: ^move_up_depthwise\n        set: {model.block.spatial.kernel: 7}> step 'kernel_7':"
+                " is its own ancestor: kernel_7 -> move_up_depthwise -> gelu -> kernel_7"
+            ),
+            (
+                "@<parent: ^kernel_7> step 'gelu': is its own ancestor: gelu -> kernel_7 -> move_up_depthwise"
+                " -> gelu"
+            ),
         ],
     ),
     "a step is its own parent": (
@@ -140,15 +178,16 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
     "a step that the other roadmap shares is renamed": (
         [("- name: kernel_9\n        title", "- name: kernel_13\n        title")],
         [
-            "@<- ^name: kernel_9\n        paper> step 'kernel_9': 'title' is missing, and convnext_t has no step of this name; "
-            "did you mean 'kernel_7'?"
+            "@<- ^name: kernel_9\n        paper> step 'kernel_9': 'title' is missing, and convnext_t has no"
+            " step of this name; did you mean 'kernel_7'?"
         ],
     ),
     "unknown kind": (
         [("spatial.kind: depthwise", "spatial.kind: dephtwise")],
         [
-            "@<set: {^model.block.spatial.kind: dephtwise> step 'depthwise_conv': model.block.spatial.kind: "
-            "unknown spatial kind 'dephtwise', not one of conv, depthwise, multiscale; did you mean 'depthwise'?"
+            "@<set: {^model.block.spatial.kind: dephtwise> step 'depthwise_conv': model.block.spatial.kind:"
+            " unknown spatial kind 'dephtwise', not one of conv, depthwise, multiscale; did you mean"
+            " 'depthwise'?"
         ],
     ),
     "unknown place": (
@@ -173,25 +212,43 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         [
             "@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?",
             "@<name: ^increase_width\n        title> step 'increase_width': changes nothing: `set` is empty",
-            "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?",
+            (
+                "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
+                " did you mean 'kernel'?"
+            ),
             "@<parent: ^kernel_77> step 'gelu': unknown parent 'kernel_77'; did you mean 'kernel_7'?",
             "@<^model.block.act.knd> step 'gelu': unknown key 'model.block.act.knd'; did you mean 'kind'?",
         ],
     ),
     "several values at once": (
-        [(WIDTH, "set: {model.width: 64}"), (GELU, "set: {model.block.act.kind: gleu}"), (RATIO, "set: {model.depths: [3, 3, 9, 0]}")],
         [
-            "@<^model.depths: [3, 3, 9, 0]> step 'stage_ratio': model.depths: input should be greater than or equal to 1, not 0",
+            (WIDTH, "set: {model.width: 64}"),
+            (GELU, "set: {model.block.act.kind: gleu}"),
+            (RATIO, "set: {model.depths: [3, 3, 9, 0]}"),
+        ],
+        [
+            (
+                "@<^model.depths: [3, 3, 9, 0]> step 'stage_ratio': model.depths: input should be greater"
+                " than or equal to 1, not 0"
+            ),
             "@<^model.width: 64> step 'increase_width': 'model.width' changes nothing: it already is 64",
-            "@<^model.block.act.kind: gleu> step 'gelu': model.block.act.kind: "
-            "unknown act kind 'gleu', not one of relu, gelu, silu, hard_swish; did you mean 'gelu'?",
+            (
+                "@<^model.block.act.kind: gleu> step 'gelu': model.block.act.kind: "
+                "unknown act kind 'gleu', not one of relu, gelu, silu, hard_swish; did you mean 'gelu'?"
+            ),
         ],
     ),
     "an unknown key and a wrong value at once": (
         [(KERNEL_7, "set: {model.block.spatial.kernal: 7}"), (WIDTH, 'set: {model.width: "96"}')],
         [
-            "@<^model.width: \"96\"> step 'increase_width': model.width: input should be a valid integer, not '96'",
-            "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal'; did you mean 'kernel'?",
+            (
+                "@<^model.width: \"96\"> step 'increase_width': model.width: input should be a valid integer,"
+                " not '96'"
+            ),
+            (
+                "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
+                " did you mean 'kernel'?"
+            ),
         ],
     ),
 }
@@ -206,7 +263,10 @@ def test_bad_steps_file(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert errors(lambda: load_roadmap("steps.yaml")) == [expected(text, message) for message in messages]
 
 
-BASE_ONLY = "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title: a\n    steps: [{name: a, title: b}]\n"
+BASE_ONLY = (
+    "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title: a\n    steps: [{name: a, title:"
+    " b}]\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -219,10 +279,16 @@ BASE_ONLY = "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title
             "base: {}\nprofiles: {}\nroadmaps: {convnext_t: 4}\n",
             ["steps.yaml:3:12 roadmaps.convnext_t: input should be a valid dictionary, not 4"],
         ),
-        ("base: 3\nprofiles: {}\nroadmaps: {}\n", ["steps.yaml:1:1 base: input should be a valid dictionary, not 3"]),
+        (
+            "base: 3\nprofiles: {}\nroadmaps: {}\n",
+            ["steps.yaml:1:1 base: input should be a valid dictionary, not 3"],
+        ),
         (
             "base: {}\nroadmaps: {}\nprofile: {}\n",
-            ["steps.yaml:1:1 the file: 'profiles' is missing", "steps.yaml:3:1 unknown key 'profile'; did you mean 'profiles'?"],
+            [
+                "steps.yaml:1:1 the file: 'profiles' is missing",
+                "steps.yaml:3:1 unknown key 'profile'; did you mean 'profiles'?",
+            ],
         ),
         (
             BASE_ONLY.replace("{name: a", "{nam: a"),
@@ -233,7 +299,9 @@ BASE_ONLY = "base: {model: 3}\nprofiles: {}\nroadmaps:\n  convnext_t:\n    title
         ),
     ],
 )
-def test_steps_file_of_another_form(text: str, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_file_of_another_form(
+    text: str, messages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("steps.yaml").write_text(text, encoding="utf-8")
     assert errors(lambda: load_roadmap("steps.yaml")) == messages
@@ -242,7 +310,11 @@ def test_steps_file_of_another_form(text: str, messages: list[str], tmp_path: Pa
 def test_each_problem_of_a_broken_base_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("steps.yaml").write_text(BASE_ONLY, encoding="utf-8")
-    assert [message for message in errors(lambda: load_roadmap("steps.yaml")) if not message.startswith("steps.yaml:1:")] == []
+    assert [
+        message
+        for message in errors(lambda: load_roadmap("steps.yaml"))
+        if not message.startswith("steps.yaml:1:")
+    ] == []
 
 
 def test_a_roadmap_without_steps_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +338,10 @@ def command_line(*words: str) -> RunConfig:
         (["recipe.epochs=1", "recipe.epochs=2"], ["--set recipe.epochs=2: 'recipe.epochs' is set twice"]),
         (
             ["model.stem=patchify"],
-            ["--set 'model.stem' is a section, not a value; set model.stem.kind, model.stem.stride, model.stem.norm"],
+            [
+                "--set 'model.stem' is a section, not a value; set model.stem.kind, model.stem.stride,"
+                " model.stem.norm"
+            ],
         ),
         (["recipe.epochs=x"], ["--set recipe.epochs: input should be a valid integer, not 'x'"]),
         (["recipe.epochs="], ["--set recipe.epochs: input should be a valid integer, not null"]),
@@ -274,7 +349,10 @@ def command_line(*words: str) -> RunConfig:
         (["recipe.lr=.nan"], ["--set recipe.lr: input should be a finite number, not .nan"]),
         (
             ["data.val_split=a\udcff"],
-            ["--set data.val_split character 2 is not UTF-8, or not in this locale; PYTHONUTF8=1 reads UTF-8 in any"],
+            [
+                "--set data.val_split character 2 is not UTF-8, or not in this locale; PYTHONUTF8=1 reads"
+                " UTF-8 in any"
+            ],
         ),
         (["model.depths=[1"], ["--set model.depths:2:1 is not YAML: did not find expected ',' or ']'"]),
         (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 leaves nothing of 300 epochs"]),
@@ -299,7 +377,9 @@ def test_bad_set_option(words: list[str], messages: list[str]) -> None:
     assert errors(lambda: command_line(*words)) == messages
 
 
-@pytest.mark.parametrize("word", ["model.width_mult=1e308", pytest.param(f"recipe.epochs={'1' * 5000}", id="5000 digits")])
+@pytest.mark.parametrize(
+    "word", ["model.width_mult=1e308", pytest.param(f"recipe.epochs={'1' * 5000}", id="5000 digits")]
+)
 def test_an_absurd_value_is_a_message_not_a_crash(word: str) -> None:
     assert [message[:6] for message in errors(lambda: command_line(word))] == ["--set "]
 
@@ -308,9 +388,18 @@ def test_an_absurd_value_is_a_message_not_a_crash(word: str) -> None:
     ("attempt", "message"),
     [
         (lambda: resolve(ROADMAP, "kernel7"), "unknown step 'kernel7'; did you mean 'kernel_7'?"),
-        (lambda: resolve(ROADMAP, "kernel_7", profile="digit"), "unknown profile 'digit'; did you mean 'digits'?"),
-        (lambda: load_roadmap(name="convnext_tt"), "unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?"),
-        (lambda: resolve(ROADMAP, "kernel_7", drop=["gelu"]), "'gelu' is not on the way to 'kernel_7', so it cannot be dropped"),
+        (
+            lambda: resolve(ROADMAP, "kernel_7", profile="digit"),
+            "unknown profile 'digit'; did you mean 'digits'?",
+        ),
+        (
+            lambda: load_roadmap(name="convnext_tt"),
+            "unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?",
+        ),
+        (
+            lambda: resolve(ROADMAP, "kernel_7", drop=["gelu"]),
+            "'gelu' is not on the way to 'kernel_7', so it cannot be dropped",
+        ),
     ],
 )
 def test_unknown_name(attempt: Callable[[], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +515,11 @@ def test_overrides_win_over_the_profile_and_the_profile_over_the_step() -> None:
     assert (step.recipe.epochs, step.model.num_classes, step.model.block.spatial.kernel) == (300, 1000, 7)
     assert profiled.recipe.epochs < 300
     assert (profiled.model.num_classes, profiled.model.block.spatial.kernel) == (10, 7)
-    assert (overridden.recipe.epochs, overridden.model.num_classes, overridden.model.block.spatial.kernel) == (7, 10, 5)
+    assert (
+        overridden.recipe.epochs,
+        overridden.model.num_classes,
+        overridden.model.block.spatial.kernel,
+    ) == (7, 10, 5)
 
 
 def test_a_profile_wins_over_its_parent() -> None:
@@ -481,14 +574,18 @@ def test_hash_ignores_where_a_run_executes() -> None:
     assert moved.hash == command_line().hash
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"step": "other"}, {"roadmap": "other"}, {"profile": "other"}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"step": "other"}, {"roadmap": "other"}, {"profile": "other"}]
+)
 def test_hash_ignores_names_and_the_seed(other: dict[str, Any]) -> None:
     config = command_line()
     assert config.model_copy(update=other).hash == config.hash
 
 
 def test_hash_is_of_the_values_not_of_how_they_came_about() -> None:
-    reached = resolve(ROADMAP, "move_up_depthwise", overrides=parse_overrides(["model.block.spatial.kernel=7"]))
+    reached = resolve(
+        ROADMAP, "move_up_depthwise", overrides=parse_overrides(["model.block.spatial.kernel=7"])
+    )
     assert reached.hash == resolve(ROADMAP, "kernel_7").hash
     assert command_line("recipe.lr=1").hash == command_line("recipe.lr=1.0").hash
 
@@ -496,10 +593,19 @@ def test_hash_is_of_the_values_not_of_how_they_came_about() -> None:
 def test_runs_made_before_a_leaf_was_added_are_still_the_same(tmp_path: Path) -> None:
     config = resolve(ROADMAP, "gelu", profile="digits_noisy")
     assert config.hash == "e0e42005"  # as in the first reports
-    assert config.model_copy(update={"recipe": config.recipe.model_copy(update={"pipeline": "tensor"})}).hash != config.hash
+    assert (
+        config.model_copy(update={"recipe": config.recipe.model_copy(update={"pipeline": "tensor"})}).hash
+        != config.hash
+    )
     written = tmp_path / "config.yaml"
-    assert config.model_copy(update={"recipe": config.recipe.model_copy(update={"init_weights": "ema"})}).hash != config.hash
-    written.write_text(config.to_yaml().replace("  pipeline: pillow\n", "").replace("  init_weights: raw\n", ""), encoding="utf-8")
+    assert (
+        config.model_copy(update={"recipe": config.recipe.model_copy(update={"init_weights": "ema"})}).hash
+        != config.hash
+    )
+    written.write_text(
+        config.to_yaml().replace("  pipeline: pillow\n", "").replace("  init_weights: raw\n", ""),
+        encoding="utf-8",
+    )
     assert not re.search("pipeline|init_weights", written.read_text(encoding="utf-8"))
     assert RunConfig.read(written) == config
 
@@ -556,7 +662,8 @@ def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) ->
 
 def test_a_wrong_figure_and_a_wrong_key_are_told_together(tmp_path: Path) -> None:
     text = edited(
-        STEPS_YAML.read_text(encoding="utf-8"), [("top1: 80.62", "top1: high"), (KERNEL_7, "set: {model.block.spatial.kernal: 7}")]
+        STEPS_YAML.read_text(encoding="utf-8"),
+        [("top1: 80.62", "top1: high"), (KERNEL_7, "set: {model.block.spatial.kernal: 7}")],
     )
     said = problems_of(text, tmp_path)
     assert len(said) == 2
@@ -566,5 +673,7 @@ def test_a_wrong_figure_and_a_wrong_key_are_told_together(tmp_path: Path) -> Non
 
 def test_the_name_for_running_without_a_profile_is_taken(tmp_path: Path) -> None:
     text = edited(STEPS_YAML.read_text(encoding="utf-8"), [("  imagenet:\n", "  paper:\n")])
-    assert problems_of(text, tmp_path)[0].endswith("profile 'paper': the name stands for running without a profile; choose another")
+    assert problems_of(text, tmp_path)[0].endswith(
+        "profile 'paper': the name stands for running without a profile; choose another"
+    )
     assert resolve(load_roadmap(), "gelu", profile="paper").hash == resolve(load_roadmap(), "gelu").hash

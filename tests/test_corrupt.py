@@ -1,4 +1,6 @@
-"""What cannot be read is named, counted and left out, until it is too much; signals are left to the process that trains."""
+"""What cannot be read is named, counted and left out, until it is too much; signals are left to the process
+that trains.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,19 @@ import torch
 
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
-from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, plain, plan_of, write_folder
+from tests.images import (
+    CLASSES,
+    CPU,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    labels_of,
+    numbers_of,
+    plain,
+    plan_of,
+    write_folder,
+)
 
 VAL = 9
 SPAWN = multiprocessing.get_context("spawn")
@@ -37,7 +51,9 @@ def damage(folder: Path, split: str, *names: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_in_training_the_next_image_takes_the_place_of_a_corrupt_one(folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_training_the_next_image_takes_the_place_of_a_corrupt_one(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = plain(folder)
     before = [numbers_of(batches(whole, epoch=epoch), whole) for epoch in range(2)]
     damage(folder, "train", "ant/0.jpg", "bee/1.jpg", "bee/2.jpg")
@@ -45,13 +61,16 @@ def test_in_training_the_next_image_takes_the_place_of_a_corrupt_one(folder: Pat
     loader = Loader(config, "train", CPU)
     replaced = {0: 1, 6: 8, 7: 8}
     for epoch in range(2):
-        assert numbers_of(list(loader.epoch(epoch)), config) == [replaced.get(number, number) for number in before[epoch]]
+        assert numbers_of(list(loader.epoch(epoch)), config) == [
+            replaced.get(number, number) for number in before[epoch]
+        ]
     assert loader.corrupt == 3
     if not workers:
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == 3
         assert all(
-            any(f"{name} is not an image that can be read" in line for line in said) for name in ("ant/0.jpg", "bee/1.jpg", "bee/2.jpg")
+            any(f"{name} is not an image that can be read" in line for line in said)
+            for name in ("ant/0.jpg", "bee/1.jpg", "bee/2.jpg")
         )
 
 
@@ -79,7 +98,9 @@ def test_more_corrupt_images_than_allowed_end_the_run(folder: Path, workers: int
     assert "\n" not in line
     count = int(line.partition(" ")[0])
     assert 4 < count <= loader.corrupt <= 12
-    assert line.startswith(f"{count} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/")
+    assert line.startswith(
+        f"{count} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/"
+    )
     assert line.endswith(f" and {count - 3} more; --set system.corrupt_images={count} leaves these out")
     assert line.count(".jpg") == 3
 
@@ -89,12 +110,22 @@ def test_an_image_is_called_left_out_only_if_it_is(
     allowed: int, named: int, left_out: int, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(folder, "val", "ant/1.jpg", "bee/1.jpg", "cat/1.jpg")
-    expected = nullcontext() if left_out == 3 else pytest.raises(CorruptImages, match=rf"corrupt_images={named} leaves (it|these) out$")
+    expected = (
+        nullcontext()
+        if left_out == 3
+        else pytest.raises(CorruptImages, match=rf"corrupt_images={named} leaves (it|these) out$")
+    )
     with expected:
         batches(plain(folder, system__corrupt_images=allowed), "val")
-    said = [record.getMessage() for record in caplog.records if "is not an image that can be read" in record.getMessage()]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if "is not an image that can be read" in record.getMessage()
+    ]
     assert len(said) == named
-    assert [line.endswith("; it is left out") for line in said] == [True] * left_out + [False] * (named - left_out)
+    assert [line.endswith("; it is left out") for line in said] == [True] * left_out + [False] * (
+        named - left_out
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -114,14 +145,19 @@ def test_training_and_validation_share_what_is_allowed(folder: Path, workers: in
         else:
             files = rf"{folder}/train/ant/0\.jpg, {folder}/train/bee/1\.jpg, {folder}/val/cat/2\.jpg"
             hint = r"--set system\.corrupt_images=3 leaves these out"
-            with pytest.raises(CorruptImages, match=rf"^3 images cannot be read, system\.corrupt_images lets 2 pass: {files}; {hint}$"):
+            with pytest.raises(
+                CorruptImages,
+                match=rf"^3 images cannot be read, system\.corrupt_images lets 2 pass: {files}; {hint}$",
+            ):
                 list(val.epoch())
         train.close()
         val.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_could_not_be_read_is_known_after_a_resume(folder: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_could_not_be_read_is_known_after_a_resume(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     damage(folder, "train", "ant/0.jpg", "bee/1.jpg")
     config = plain(folder, system__corrupt_images=2, system__workers=workers)
     loader, again = Loader(config, "train", CPU), Loader(config, "train", CPU)
@@ -148,7 +184,10 @@ def test_more_known_images_than_allowed_are_refused_where_they_are_checked(folde
     train.check_corrupt()
     train.restore_corrupt([2])
     for loader in (train, val):
-        with pytest.raises(CorruptImages, match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg; --set "):
+        with pytest.raises(
+            CorruptImages,
+            match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg; --set ",
+        ):
             loader.check_corrupt()
     with pytest.raises(CorruptImages):
         next(train.epoch())
@@ -208,7 +247,8 @@ with StopSignals() as stop:
 
 def test_signals_to_all_processes_are_left_to_the_one_that_trains(folder: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], cwd=Path(__file__).parent.parent, text=True, start_new_session=True,
+        [sys.executable, "-c", SCRIPT, str(folder)], cwd=Path(__file__).parent.parent,
+        text=True, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -1,4 +1,6 @@
-"""Accuracy against cost: labels that cover nothing, and points, arrows and a front that are where the table says."""
+"""Accuracy against cost: labels that cover nothing, and points, arrows and a front that are where the table
+says.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from roadmap.report.rows import Row
 from tests.drawn import SLACK, outside, overlap
 from tests.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
 
-every_scatter = pytest.mark.parametrize(("kind", "name", "width"), [case for case in DRAWN if case[0] != "bars"])
+every_scatter = pytest.mark.parametrize(
+    ("kind", "name", "width"), [case for case in DRAWN if case[0] != "bars"]
+)
 
 
 def crosses(start: Any, end: Any, box: Bbox) -> bool:
@@ -32,10 +36,14 @@ def crosses(start: Any, end: Any, box: Bbox) -> bool:
 def test_labels_cover_no_point_no_arrow_and_no_error_bar(kind: str, name: str, width: float) -> None:
     drawing = draw(kind, name, width)
     area = drawing.axes.get_window_extent().padded(2)
-    covered = [text.get_text() for text, box in drawing.labels for marker in markers(drawing) if overlap(box, marker)]
+    covered = [
+        text.get_text() for text, box in drawing.labels for marker in markers(drawing) if overlap(box, marker)
+    ]
     lines = [drawing.pixels([arrow.xyann, arrow.xy]) for arrow in arrows(drawing)]
     lines += [drawing.pixels(span) for span in error_bars(drawing.axes)]
-    crossed = [text.get_text() for text, box in drawing.labels for start, end in lines if crosses(start, end, box)]
+    crossed = [
+        text.get_text() for text, box in drawing.labels for start, end in lines if crosses(start, end, box)
+    ]
     assert (covered, crossed, outside(drawing.labels, area)) == ([], [], [])
 
 
@@ -55,22 +63,33 @@ def offset(bubble: PathCollection) -> tuple[float, float]:
 
 
 def arrows(drawing: Drawing) -> list[Annotation]:
-    return [text for text in drawing.axes.texts if isinstance(text, Annotation) and text.arrow_patch is not None]
+    return [
+        text for text in drawing.axes.texts if isinstance(text, Annotation) and text.arrow_patch is not None
+    ]
 
 
 @every_scatter
 def test_every_row_with_the_cost_is_a_numbered_point_of_the_key(kind: str, name: str, width: float) -> None:
     drawing = draw(kind, name, width)
-    rows = [row for ablation in drawing.ablations for row in ablation.rows if row.top1 and COSTS[kind].of(row) is not None]
+    rows = [
+        row
+        for ablation in drawing.ablations
+        for row in ablation.rows
+        if row.top1 and COSTS[kind].of(row) is not None
+    ]
     expected = sorted((COSTS[kind].of(row), row.top1.mean) for row in rows if row.top1)
     assert sorted(offset(found) for found in drawing.bubbles) == expected
     numbers = [text.get_text() for text, _ in drawing.labels if text.get_text().isdigit()]
     assert len(numbers) == len(rows)
-    assert set(numbers) <= {text.get_text() for text, _ in drawing.texts if text.axes is drawing.figure.axes[1]}
+    assert set(numbers) <= {
+        text.get_text() for text, _ in drawing.texts if text.axes is drawing.figure.axes[1]
+    }
     if len(drawing.ablations) == 1:
         key = " ".join(drawing.words)
         assert all(row.title in key for row in drawing.ablations[0].rows)
-        assert numbers == [str(place) for place, row in enumerate(drawing.ablations[0].rows, 1) if row in rows]
+        assert numbers == [
+            str(place) for place, row in enumerate(drawing.ablations[0].rows, 1) if row in rows
+        ]
 
 
 @pytest.mark.parametrize(("kind", "name"), sorted(NOTHING))
@@ -81,9 +100,15 @@ def test_there_is_no_figure_of_what_nobody_measured(kind: str, name: str) -> Non
 @pytest.mark.parametrize("kind", COSTS)
 def test_arrows_lead_from_parents_to_children(kind: str) -> None:
     drawing = draw(kind, "three seeds, some rows missing")
-    found: dict[str, Any] = {row.step: (COSTS[kind].of(row), row.top1.mean) for row in drawing.ablations[0].rows if row.top1}
+    found: dict[str, Any] = {
+        row.step: (COSTS[kind].of(row), row.top1.mean) for row in drawing.ablations[0].rows if row.top1
+    }
     known = {step: point for step, point in found.items() if point[0] is not None}
-    expected = [(known[row.parent], known[row.step]) for row in drawing.ablations[0].rows if row.parent in known and row.step in known]
+    expected = [
+        (known[row.parent], known[row.step])
+        for row in drawing.ablations[0].rows
+        if row.parent in known and row.step in known
+    ]
     assert len(expected) >= 5
     assert [(arrow.xyann, arrow.xy) for arrow in arrows(drawing)] == expected
 
@@ -93,18 +118,28 @@ def test_the_front_passes_through_the_points_that_no_other_beats(kind: str) -> N
     drawing = draw(kind, "three seeds, some rows missing")
     sign = -1 if kind == "images_per_s" else 1
     points = [offset(found) for found in drawing.bubbles]
-    best = {one for one in points if not any(sign * x <= sign * one[0] and y >= one[1] and (x, y) != one for x, y in points)}
+    best = {
+        one
+        for one in points
+        if not any(sign * x <= sign * one[0] and y >= one[1] and (x, y) != one for x, y in points)
+    }
     (front,) = [line for line in drawing.axes.lines if to_hex(line.get_color()) == "#009e73"]
     on_it = {tuple(map(float, corner)) for corner in np.asarray(front.get_xydata())}
     assert {point for point in points if point in on_it} == best
 
 
-@pytest.mark.parametrize(("kind", "of"), [("gmacs", lambda row: row.cost.params), ("params", lambda row: row.cost.gmacs)])
+@pytest.mark.parametrize(
+    ("kind", "of"), [("gmacs", lambda row: row.cost.params), ("params", lambda row: row.cost.gmacs)]
+)
 def test_the_area_of_a_bubble_is_the_other_cost(kind: str, of: Callable[[Row], float]) -> None:
     drawing = draw(kind, "both regimes")
     rows = [row for ablation in drawing.ablations for row in ablation.rows]
-    share = [np.pi / 4 if index < len(drawing.ablations[0].rows) else 1.0 for index in range(len(rows))]  # of its square: circles, squares
-    per_unit = [found.get_sizes()[0] * part / of(row) for found, part, row in zip(drawing.bubbles, share, rows, strict=True)]
+    # of its square: circles, squares
+    share = [np.pi / 4 if index < len(drawing.ablations[0].rows) else 1.0 for index in range(len(rows))]
+    per_unit = [
+        found.get_sizes()[0] * part / of(row)
+        for found, part, row in zip(drawing.bubbles, share, rows, strict=True)
+    ]
     assert per_unit == pytest.approx([per_unit[0]] * len(rows))
 
 
@@ -127,4 +162,6 @@ def test_hollow_points_mark_exactly_the_side_branches(name: str) -> None:
     drawing = draw("gmacs", name)
     hollow = [offset(point) for point in drawing.bubbles if np.all(np.asarray(point.get_facecolor()) == 1)]
     rows = [row for ablation in drawing.ablations for row in ablation.rows]
-    assert hollow == [(row.cost.gmacs, row.top1.mean) for row in rows if row.top1 and row.step in SIDE_BRANCHES]
+    assert hollow == [
+        (row.cost.gmacs, row.top1.mean) for row in rows if row.top1 and row.step in SIDE_BRANCHES
+    ]

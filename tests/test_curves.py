@@ -14,12 +14,19 @@ from tests.trained import FEW, ROADMAP, messy, record, trained
 def test_curves_come_by_row_and_seed_finished_or_not(tmp_path: Path) -> None:
     ablation = messy(tmp_path)
     curves = curves_of(ablation)
-    assert [(curve.step, curve.seed) for curve in curves] == [(row.step, seed) for row in ablation.rows for seed in range(5) if row.runs]
+    assert [(curve.step, curve.seed) for curve in curves] == [
+        (row.step, seed) for row in ablation.rows for seed in range(5) if row.runs
+    ]
     ends = {curve.step: curve.top1[-1] for curve in curves if curve.seed == 0}
     assert ends["resnet50"] == ablation.row("resnet50").seeds[0]
     assert {len(curve.epoch) for curve in curves if curve.step == "layer_norm"} == {3, 4, 5, 6, 7}
     assert all(
-        len(curve.epoch) == len(curve.top1) == len(curve.train_loss) == len(curve.val_loss) == len(curve.ema_top1) for curve in curves
+        len(curve.epoch)
+        == len(curve.top1)
+        == len(curve.train_loss)
+        == len(curve.val_loss)
+        == len(curve.ema_top1)
+        for curve in curves
     )
 
 
@@ -51,12 +58,19 @@ TRAIN = '{"kind": "train", "epoch": 3, "iteration": 5, "lr": 0.1, "train_loss": 
         (GOOD + '{"kind": "epoch", "epoch": 3}\n', (1, 2, 3), (10.0, 20.0, None)),
         (GOOD + f'{{"kind": "epoch", "epoch": 3, "top1": 1{"0" * 400}}}\n', (1, 2, 3), (10.0, 20.0, None)),
         (GOOD + '{"kind": "epoch", "epoch": 3, "top1": true}\n', (1, 2, 3), (10.0, 20.0, None)),
-        (GOOD + '{"kind": "epoch", "epoch": "3"}\n{"kind": "epoch", "epoch": 0}\n{"kind": "epoch", "epoch": true}\n', (1, 2), (10.0, 20.0)),
+        (
+            GOOD
+            + '{"kind": "epoch", "epoch": "3"}\n'
+            '{"kind": "epoch", "epoch": 0}\n'
+            '{"kind": "epoch", "epoch": true}\n',
+            (1, 2),
+            (10.0, 20.0),
+        ),
         (GOOD + '[1, 2]\n"epoch"\n{"epoch": 7}\n\x00\xff\n', (1, 2), (10.0, 20.0)),
     ],
     ids=[
-        "whole", "training", "torn at the end", "torn at the start", "twice", "out of order", "no accuracy", "not finite", "no figures",
-        "beyond floats", "no number", "no epoch", "something else",
+        "whole", "training", "torn at the end", "torn at the start", "twice", "out of order", "no accuracy",
+        "not finite", "no figures", "beyond floats", "no number", "no epoch", "something else",
     ],
 )  # fmt: skip
 def test_what_is_no_record_of_an_epoch_is_left_out(
@@ -71,10 +85,14 @@ def test_what_is_no_record_of_an_epoch_is_left_out(
 
 def test_runs_without_a_log_have_no_curve(tmp_path: Path) -> None:
     ablation = trained(tmp_path, ["gelu", "kernel_7"], seeds=2)
-    first, second = (run.run.metrics for run in sorted(ablation.row("gelu").runs, key=lambda run: run.run.seed))
+    first, second = (
+        run.run.metrics for run in sorted(ablation.row("gelu").runs, key=lambda run: run.run.seed)
+    )
     first.unlink()
     second.write_text("{", "utf-8")
-    third, fourth = (run.run.metrics for run in sorted(ablation.row("kernel_7").runs, key=lambda run: run.run.seed))
+    third, fourth = (
+        run.run.metrics for run in sorted(ablation.row("kernel_7").runs, key=lambda run: run.run.seed)
+    )
     third.unlink()
     third.mkdir()
     assert [curve.seed for curve in curves_of(ablation)] == [1]
@@ -84,7 +102,9 @@ def test_runs_without_a_log_have_no_curve(tmp_path: Path) -> None:
 def test_a_row_has_the_curves_of_another_step_that_trains_the_same(tmp_path: Path) -> None:
     """As where `model.depths` is set for all steps."""
     overrides = {"model.depths": [1, 1, 1, 1]}
-    runs = [run for row in trained(tmp_path, ["enhanced_recipe"], overrides=overrides).rows for run in row.runs]
+    runs = [
+        run for row in trained(tmp_path, ["enhanced_recipe"], overrides=overrides).rows for run in row.runs
+    ]
     curves = curves_of(measured(ROADMAP, "digits_noisy", overrides, runs[:3]))
     assert [(curve.step, curve.seed) for curve in curves] == [
         (step, seed) for step in ("enhanced_recipe", "stage_ratio") for seed in range(3)

@@ -79,7 +79,9 @@ def write_images(root: Path, split: str, each: int, classes: tuple[str, ...] = C
             pixels = np.full((40, 48, 3), float(grey(split, index, label)))
             if split == "train":
                 pixels += 30 * noise.standard_normal(pixels.shape)
-            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / split / name / f"{index}.jpg", quality=95)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(
+                root / split / name / f"{index}.jpg", quality=95
+            )
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,9 @@ def config_of(data_dir: Path | None, seed: int = 0, **overrides: Any) -> RunConf
     return resolve(ROADMAP, "resnet50", seed=seed, overrides=TINY | AUGMENTED | where | given)
 
 
-def batches(config: RunConfig, epoch: int = 0, first: int = 0, split: Split = "train") -> list[tuple[Tensor, Tensor]]:
+def batches(
+    config: RunConfig, epoch: int = 0, first: int = 0, split: Split = "train"
+) -> list[tuple[Tensor, Tensor]]:
     return list(Loader(config, split, CPU).epoch(epoch, first))
 
 
@@ -111,7 +115,12 @@ def test_a_folder_trains_to_a_result_with_everything_on(folder: Path, tmp_path: 
     run = prepare(tmp_path, config)
     result = train(config, run.path)
     iterations = len(CLASSES) * TRAIN_EACH // BATCH
-    assert (result.status, result.epochs, result.iterations, result.dataset) == ("done", 1, iterations, "folder")
+    assert (result.status, result.epochs, result.iterations, result.dataset) == (
+        "done",
+        1,
+        iterations,
+        "folder",
+    )
     accuracies = [result.top1, result.top5, result.ema_top1]
     shares = [100 * right / (len(CLASSES) * VAL_EACH) for right in range(len(CLASSES) * VAL_EACH + 1)]
     assert all(any(accuracy == pytest.approx(share) for share in shares) for accuracy in accuracies)
@@ -165,12 +174,16 @@ def test_other_random_draws_between_batches_change_nothing(folder: Path) -> None
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0)])
-def test_another_epoch_or_seed_has_another_order_and_other_augmentation(folder: Path, seed: int, epoch: int) -> None:
+def test_another_epoch_or_seed_has_another_order_and_other_augmentation(
+    folder: Path, seed: int, epoch: int
+) -> None:
     length = len(CLASSES) * TRAIN_EACH
     assert permutation(length, 0, 0) != permutation(length, seed, epoch)
     first, other = batches(config_of(folder)), batches(config_of(folder, seed), epoch)
     assert [labels.tolist() for _, labels in first] != [labels.tolist() for _, labels in other]
-    pictures = [{image.numpy().tobytes() for images, _ in found for image in images} for found in (first, other)]
+    pictures = [
+        {image.numpy().tobytes() for images, _ in found for image in images} for found in (first, other)
+    ]
     assert not pictures[0] & pictures[1]
 
 
@@ -186,7 +199,9 @@ def test_evaluation_sees_each_image_once_and_the_last_batch_in_part(folder: Path
     found = batches(config, split="val")
     assert [len(labels) for _, labels in found] == [4, 4, 1]
     images, labels = torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
-    greys = 255 * (images * torch.tensor(config.data.std).view(3, 1, 1) + torch.tensor(config.data.mean).view(3, 1, 1)).mean((1, 2, 3))
+    greys = 255 * (
+        images * torch.tensor(config.data.std).view(3, 1, 1) + torch.tensor(config.data.mean).view(3, 1, 1)
+    ).mean((1, 2, 3))
     expected = [grey("val", index, label) for label in range(len(CLASSES)) for index in range(VAL_EACH)]
     assert greys.tolist() == pytest.approx(expected, abs=3)
     assert labels.tolist() == [label for label in range(len(CLASSES)) for _ in range(VAL_EACH)]
@@ -205,7 +220,9 @@ def without(folder: Path, tmp_path: Path, *missing: str) -> Path:
 
 
 def test_a_class_count_that_is_not_the_models_says_both(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has 3 classes in train, the model 1000; --set model\.num_classes=3"):
+    with pytest.raises(
+        ConfigError, match=r"has 3 classes in train, the model 1000; --set model\.num_classes=3"
+    ):
         Loader(config_of(folder, model__num_classes=1000), "train", CPU)
 
 
@@ -281,9 +298,15 @@ def test_noisy_digits_have_a_fixed_size(split: Split, size: int) -> None:
 def test_training_and_validation_digits_are_disjoint_and_all_there() -> None:
     found = [load_digits(spec(copies=1, noise=0.0), split) for split in ("train", "val")]
     originals, targets = datasets.load_digits(return_X_y=True)
-    ours = Counter((image.tobytes(), int(label)) for images, labels in found for image, label in zip(images, labels, strict=True))
+    ours = Counter(
+        (image.tobytes(), int(label))
+        for images, labels in found
+        for image, label in zip(images, labels, strict=True)
+    )
     stored = np.rint(85 + 85 * originals / 16).astype(np.uint8)
-    assert ours == Counter((image.tobytes(), int(label)) for image, label in zip(stored, targets, strict=True))
+    assert ours == Counter(
+        (image.tobytes(), int(label)) for image, label in zip(stored, targets, strict=True)
+    )
     train_pictures, val_pictures = ({image.tobytes() for image in images} for images, _ in found)
     assert not train_pictures & val_pictures
 
@@ -297,10 +320,15 @@ def test_two_calls_give_the_same_digits(split: Split) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_each_digit_is_there_four_times_under_different_noise(split: Split) -> None:
-    (noisy, labels), (clean, originals) = load_digits(spec(), split), load_digits(spec(copies=1, noise=0.0), split)
+    (noisy, labels), (clean, originals) = (
+        load_digits(spec(), split),
+        load_digits(spec(copies=1, noise=0.0), split),
+    )
     assert np.array_equal(labels, np.repeat(originals, 4))
     assert len({image.tobytes() for image in noisy}) == len(noisy)
-    noise = ((noisy.astype(float) - np.repeat(clean.astype(float), 4, axis=0)) / 85).reshape(len(clean), 4, 64)
+    noise = ((noisy.astype(float) - np.repeat(clean.astype(float), 4, axis=0)) / 85).reshape(
+        len(clean), 4, 64
+    )
     assert noise.std() == pytest.approx(0.3, abs=0.01)
     assert noise.mean() == pytest.approx(0, abs=0.005)
     copies = np.corrcoef([noise[:, copy].ravel() for copy in range(4)])
@@ -310,7 +338,10 @@ def test_each_digit_is_there_four_times_under_different_noise(split: Split) -> N
 def test_training_and_validation_noise_is_not_the_same() -> None:
     parts = []
     for split in ("train", "val"):
-        (noisy, _), (clean, _) = load_digits(spec(copies=1), split), load_digits(spec(copies=1, noise=0.0), split)
+        (noisy, _), (clean, _) = (
+            load_digits(spec(copies=1), split),
+            load_digits(spec(copies=1, noise=0.0), split),
+        )
         parts.append((noisy.astype(float) - clean)[:500].ravel())
     assert abs(np.asarray(np.corrcoef(parts))[0, 1]) < 0.02
 

@@ -1,4 +1,6 @@
-"""Each kind of data set gives its images with the right labels; what cannot be read is counted and left out."""
+"""Each kind of data set gives its images with the right labels;
+what cannot be read is counted and left out.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_is_read_in_the_order_of_timm(folder: Path) -> None:
     for number in (11, 100):
-        (folder / "train" / "bee" / f"{number}.JPEG").write_bytes((folder / "train" / "bee" / "1.jpg").read_bytes())
+        (folder / "train" / "bee" / f"{number}.JPEG").write_bytes(
+            (folder / "train" / "bee" / "1.jpg").read_bytes()
+        )
     (folder / "train" / "bee" / "notes.txt").write_text("no image", encoding="utf-8")
     reader = create_dataset("", root=str(folder), split="train").reader
     source = Folder(config_of(folder), "train")
@@ -126,7 +130,9 @@ def test_a_model_for_another_number_of_classes_is_refused(folder: Path) -> None:
         check_data(config_of(folder, data__classes=["cat", "ant"]))
 
 
-def test_the_check_looks_only_into_folders_of_classes_that_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_looks_only_into_folders_of_classes_that_are_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, scandir = [], os.scandir
 
     def look(path: Path) -> Any:
@@ -154,7 +160,9 @@ def test_a_folder_with_fewer_images_than_a_batch_is_refused(folder: Path) -> Non
     with pytest.raises(ConfigError, match=f"^{folder} has 15 training images, less than a batch of 16$"):
         check_data(config_of(folder, recipe__global_batch=16))
     with pytest.raises(ConfigError, match="has 10 training images, less than a batch of 12"):
-        check_data(config_of(folder, recipe__global_batch=12, data__classes=["cat", "ant"], model__num_classes=2))
+        check_data(
+            config_of(folder, recipe__global_batch=12, data__classes=["cat", "ant"], model__num_classes=2)
+        )
     check_data(config_of(folder, recipe__global_batch=15))
 
 
@@ -166,7 +174,9 @@ def test_a_folder_with_fewer_images_than_a_batch_is_refused(folder: Path) -> Non
         ("/proc/x", r"^system\.stage_dir /proc/x cannot be made: "),
     ],
 )
-def test_a_stage_folder_that_cannot_be_is_refused_where_the_run_is_trained(folder: Path, stage_dir: str, said: str) -> None:
+def test_a_stage_folder_that_cannot_be_is_refused_where_the_run_is_trained(
+    folder: Path, stage_dir: str, said: str
+) -> None:
     config = config_of(folder, system__stage_dir=stage_dir.format(folder=folder))
     with pytest.raises(ConfigError, match=said):
         check_data(config)
@@ -186,11 +196,19 @@ def test_the_plan_counts_the_images_of_a_folder_that_are_trained_on(folder: Path
     (folder / "train").rename(folder / "learn")
     assert training_images(config_of(folder)) is None
     assert training_images(config_of(folder, data__train_split="learn")) == TRAIN
-    assert training_images(config_of(folder, data__train_split="learn", data__classes=["ant", "eel"], model__num_classes=2)) is None
+    assert (
+        training_images(
+            config_of(folder, data__train_split="learn", data__classes=["ant", "eel"], model__num_classes=2)
+        )
+        is None
+    )
 
 
 def test_the_plan_counts_the_images_of_shards_that_have_an_index(tmp_path: Path) -> None:
-    config, chosen = (shards_of(write_shards(tmp_path), **more) for more in ({}, {"data__classes": ["0", "2"], "model__num_classes": 2}))
+    config, chosen = (
+        shards_of(write_shards(tmp_path), **more)
+        for more in ({}, {"data__classes": ["0", "2"], "model__num_classes": 2})
+    )
     assert training_images(config) is None
     assert not [*tmp_path.glob(".index*")]
     assert len(make_source(config, "train")) == training_images(config) == 16
@@ -211,7 +229,12 @@ def test_the_plan_counts_no_images_of_other_data(folder: Path) -> None:
 
 
 def synthetic(**overrides: Any) -> RunConfig:
-    given = {"data__dataset": "synthetic", "data__images": [60, 30], "data__noise": 0.3, "model__num_classes": 5}
+    given = {
+        "data__dataset": "synthetic",
+        "data__images": [60, 30],
+        "data__noise": 0.3,
+        "model__num_classes": 5,
+    }
     return plain(None, **given | overrides)
 
 
@@ -226,17 +249,29 @@ def test_a_made_up_image_depends_on_split_and_number_alone() -> None:
         assert np.array_equal(pixels(train, number), pixels(again, number))
         assert np.array_equal(pixels(train, number), pixels(longer, number))
     assert not np.array_equal(pixels(train, 0), pixels(val, 0))
-    assert len({pixels(source, number).tobytes() for source in (train, val) for number in range(len(source))}) == 90
+    assert (
+        len({pixels(source, number).tobytes() for source in (train, val) for number in range(len(source))})
+        == 90
+    )
 
 
 def test_a_made_up_image_is_its_class_under_noise() -> None:
     noisy, clean = (Synthetic(synthetic(data__noise=noise), "val") for noise in (0.3, 0.0))
-    assert {number: label for number in range(5) for label in [clean[number][1]]} == {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
+    assert {number: label for number in range(5) for label in [clean[number][1]]} == {
+        0: 0,
+        1: 1,
+        2: 2,
+        3: 3,
+        4: 4,
+    }
     assert np.array_equal(pixels(clean, 1), pixels(clean, 6))
     noise = np.stack([pixels(noisy, number) - pixels(clean, number) for number in range(30)]) / 85
     assert noise.std() == pytest.approx(0.3, abs=0.01)
     assert noise.mean() == pytest.approx(0, abs=0.01)
-    nearest = [min(range(5), key=lambda label: np.abs(pixels(noisy, number) - pixels(clean, label)).sum()) for number in range(30)]
+    nearest = [
+        min(range(5), key=lambda label: np.abs(pixels(noisy, number) - pixels(clean, label)).sum())
+        for number in range(30)
+    ]
     assert nearest == [noisy[number][1] for number in range(30)]
 
 
@@ -265,7 +300,9 @@ def write_mnist(root: Path) -> None:
     raw.mkdir(parents=True)
     for prefix, count in (("train", 6), ("t10k", 3)):
         greys = np.repeat(np.arange(count, dtype=np.uint8) * 40, 28 * 28)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, count, 28, 28) + greys.tobytes())
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
+            struct.pack(">IIII", 0x803, count, 28, 28) + greys.tobytes()
+        )
         labels = (np.arange(count) % 3).astype(np.uint8)
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
 
@@ -284,18 +321,31 @@ def test_a_dataset_of_torchvision_is_read(tmp_path: Path) -> None:
 
 def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    config = plain(tmp_path, data__dataset="torch/mnist", data__classes=["2 - two", "0 - zero"], model__num_classes=2)
+    config = plain(
+        tmp_path, data__dataset="torch/mnist", data__classes=["2 - two", "0 - zero"], model__num_classes=2
+    )
     assert labels_of(batches(config, "val")) == [0, 1]
     source = make_source(config, "train")
     assert [(source[number][0].getpixel((0, 0)), source[number][1]) for number in range(len(source))] == [
         ((grey, grey, grey), label) for grey, label in ((0, 0), (80, 1), (120, 0), (200, 1))
     ]
     with pytest.raises(ConfigError, match="has no class '2 - tow'; did you mean '2 - two'"):
-        make_source(plain(tmp_path, data__dataset="torch/mnist", data__classes=["2 - tow", "0 - zero"], model__num_classes=2), "val")
+        make_source(
+            plain(
+                tmp_path,
+                data__dataset="torch/mnist",
+                data__classes=["2 - tow", "0 - zero"],
+                model__num_classes=2,
+            ),
+            "val",
+        )
 
 
 def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"split 'train' cannot be had: Dataset not found.*--set system\.download=true may fetch it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"split 'train' cannot be had: Dataset not found.*--set system\.download=true may fetch it",
+    ):
         make_source(config_of(tmp_path, data__dataset="torch/cifar10"), "train")
     with pytest.raises(ConfigError, match="is 'trian'; torchvision calls it train"):
         make_source(config_of(tmp_path, data__dataset="torch/cifar10", data__train_split="trian"), "train")
@@ -303,7 +353,11 @@ def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_pat
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("cifar11", "; did you mean 'cifar10'?"), ("zzz", f": {', '.join(TORCH)}"), ("fashionmnist", "; did you mean 'fashion_mnist'?")],
+    [
+        ("cifar11", "; did you mean 'cifar10'?"),
+        ("zzz", f": {', '.join(TORCH)}"),
+        ("fashionmnist", "; did you mean 'fashion_mnist'?"),
+    ],
 )
 def test_a_dataset_that_torchvision_does_not_have_is_refused(tmp_path: Path, name: str, said: str) -> None:
     config = config_of(tmp_path, data__dataset=f"torch/{name}")
@@ -325,7 +379,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hfds(folder: Path, **overrides: Any) -> RunConfig:
-    given = {"data__dataset": f"hfds/{folder}", "data__val_split": "validation", "system__data_dir": str(folder.parent / "cache")}
+    given = {
+        "data__dataset": f"hfds/{folder}",
+        "data__val_split": "validation",
+        "system__data_dir": str(folder.parent / "cache"),
+    }
     return plain(None, **given | overrides)
 
 
@@ -360,11 +418,16 @@ def test_a_dataset_of_hugging_face_that_cannot_be_had_says_why(folder: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["hfds", "hfids", "wds", "tfds"])
-def test_a_package_that_is_not_installed_is_named(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_is_named(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(looking.PACKAGES, kind, ("no_such_module", "no-such-package"))
     config = config_of(tmp_path, data__dataset=f"{kind}/something")
     for look in (check_data, lambda config: Loader(config, "train", CPU)):
-        with pytest.raises(ConfigError, match=rf"^dataset '{kind}/something' is read by a package that is not there: pip install no-such"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^dataset '{kind}/something' is read by a package that is not there: pip install no-such",
+        ):
             look(config)
 
 
@@ -388,7 +451,9 @@ def test_items_handed_over_may_be_pictures_arrays_or_tensors() -> None:
 
 @pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), "a.jpg"])
 def test_items_of_another_form_are_refused(image: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^item 0 of dataset 'custom/pictures' .*(uint8|must be a PIL image)"):
+    with pytest.raises(
+        ConfigError, match=r"^item 0 of dataset 'custom/pictures' .*(uint8|must be a PIL image)"
+    ):
         batches(custom(), "val", source=Pictures([(image, 0)]))
 
 
@@ -433,9 +498,17 @@ def test_what_a_dataset_calls_as_torchvision_does_may_be_something_else(attribut
 
 
 def test_a_dataset_of_the_form_of_torchvision_is_known(tmp_path: Path) -> None:
-    source = make_source(custom(), "train", create_dataset("torch/image_folder", root=str(write_folder(tmp_path / "data")), split="train"))
+    source = make_source(
+        custom(),
+        "train",
+        create_dataset("torch/image_folder", root=str(write_folder(tmp_path / "data")), split="train"),
+    )
     assert source.labels is not None
-    assert (source.num_classes, source.class_names, source.labels.tolist()) == (3, list(CLASSES), [0] * 5 + [1] * 5 + [2] * 5)
+    assert (source.num_classes, source.class_names, source.labels.tolist()) == (
+        3,
+        list(CLASSES),
+        [0] * 5 + [1] * 5 + [2] * 5,
+    )
     assert source.name(6) == f"{tmp_path}/data/train/bee/1.jpg"
 
 
@@ -477,7 +550,9 @@ def test_a_label_that_the_model_has_no_class_for_is_one_clear_error(label: int, 
     pictures = Pictures([(picture(number), label if number == 6 else 0) for number in range(8)])
     for split in ("train", "val"):
         loader = Loader(custom(system__workers=workers), split, CPU, source=pictures)
-        with pytest.raises(ConfigError, match=f"^dataset 'custom/pictures' has label {label} in {split}, but the 3 classes"):
+        with pytest.raises(
+            ConfigError, match=f"^dataset 'custom/pictures' has label {label} in {split}, but the 3 classes"
+        ):
             list(loader.epoch())
 
 

@@ -1,4 +1,6 @@
-"""Grey images of more than 8 bits: the same picture by every way to the network, or a reason why there is none."""
+"""Grey images of more than 8 bits: the same picture by every way to the network, or a reason why there is
+none.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,18 @@ from roadmap.data.datasets import make_source
 from roadmap.data.decoder import PillowDecoder
 from roadmap.data.loader import Loader
 from roadmap.data.tensor_decoder import TensorDecoder
-from tests.images import CLASSES, CPU, Pictures, batches, config_of, custom, numbers_of, plain, shards_of, write_tar
+from tests.images import (
+    CLASSES,
+    CPU,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    numbers_of,
+    plain,
+    shards_of,
+    write_tar,
+)
 
 LEVELS = np.array([[0, 255, 256, 32768], [40 * 257, 65280, 65534, 65535]], dtype=np.uint16)
 SHOWN = np.array([[0, 0, 1, 128], [40, 255, 255, 255]])
@@ -40,16 +53,26 @@ def test_a_file_of_16_bits_is_scaled_and_not_clipped(kind: str, mode: str) -> No
     wanted = np.stack([SHOWN] * len(mode), axis=2)
     pillow = PillowDecoder(mode).decode(io.BytesIO(file), "the file")
     assert np.array_equal(np.asarray(pillow).reshape(wanted.shape), wanted)
-    assert np.array_equal(TensorDecoder(mode).decode(io.BytesIO(file), "the file").permute(1, 2, 0).numpy(), wanted)
+    assert np.array_equal(
+        TensorDecoder(mode).decode(io.BytesIO(file), "the file").permute(1, 2, 0).numpy(), wanted
+    )
 
 
 def test_a_tiff_of_12_bits_is_scaled_by_its_own_white() -> None:
     levels = (0, 2048, 4095, 16)
     pixels = int("".join(f"{level:012b}" for level in levels), 2).to_bytes(6, "big")
     width, height, bits, offset, size = (256, 4), (257, 1), (258, 12), (273, 8), (279, len(pixels))
-    entries = (width, height, bits, (259, 1), (262, 1), offset, (277, 1), (278, 1), size)  # the others: no compression, grey, one strip
+    # the others: no compression, grey, one strip
+    entries = (width, height, bits, (259, 1), (262, 1), offset, (277, 1), (278, 1), size)
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
-    file = b"II*\0" + struct.pack("<I", 16) + pixels.ljust(8, b"\0") + struct.pack("<H", len(entries)) + table + bytes(4)
+    file = (
+        b"II*\0"
+        + struct.pack("<I", 16)
+        + pixels.ljust(8, b"\0")
+        + struct.pack("<H", len(entries))
+        + table
+        + bytes(4)
+    )
     for decoder in (PillowDecoder("L"), TensorDecoder("L")):
         assert np.asarray(decoder.decode(io.BytesIO(file), "the file")).ravel().tolist() == [0, 128, 255, 1]
 
@@ -61,8 +84,13 @@ def test_bytes_in_either_order_are_the_same_levels() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [(np.float32, "F"), (np.int32, "I")])
-def test_levels_whose_range_nobody_knows_are_refused(dtype: type, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    why = rf"is not an image that can be read: its grey levels are of 32 bits \(mode {mode}\), and nothing says which of them is white"
+def test_levels_whose_range_nobody_knows_are_refused(
+    dtype: type, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    why = (
+        rf"is not an image that can be read: its grey levels are of 32 bits \(mode {mode}\), and nothing says"
+        r" which of them is white"
+    )
     pixels: np.ndarray = LEVELS.astype(dtype)
     for decoder in (PillowDecoder("RGB"), TensorDecoder("RGB")):
         with pytest.raises(OSError, match=rf"^the file {why}"):
@@ -80,7 +108,9 @@ def test_levels_whose_range_nobody_knows_are_refused(dtype: type, mode: str, tmp
 def prepare(source: Path, out: Path, *words: str) -> int:
     """The exit code of the command for `val`, in this process and one worker's."""
     options = parser()
-    given = options.parse_args(["prepare", str(source), str(out), "--splits", "val", "--workers", "1", *words])
+    given = options.parse_args(
+        ["prepare", str(source), str(out), "--splits", "val", "--workers", "1", *words]
+    )
     options.parse_args = lambda: given  # type: ignore[assignment, method-assign]
     return main_of(options, run)
 

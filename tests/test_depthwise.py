@@ -1,4 +1,6 @@
-"""The fast depthwise convolution is conv2d with its gradients to rounding, and takes part in everything that conv2d does."""
+"""The fast depthwise convolution is conv2d with its gradients to rounding, and takes part in everything that
+conv2d does.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,17 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tensors(shape: tuple[int, ...], geometry: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous") -> tuple[Tensor, ...]:
+def tensors(
+    shape: tuple[int, ...], geometry: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous"
+) -> tuple[Tensor, ...]:
     """A map of (batch, channels) = `shape`, a weight and a bias, which ask for gradients."""
     height, width, kernel = geometry[:3]
     torch.manual_seed(0)
     x = torch.randn(*shape, height, width, dtype=dtype).contiguous(memory_format=LAYOUTS[layout])
-    weight, bias = torch.randn(shape[1], 1, kernel, kernel, dtype=dtype) / kernel, torch.randn(shape[1], dtype=dtype)
+    weight, bias = (
+        torch.randn(shape[1], 1, kernel, kernel, dtype=dtype) / kernel,
+        torch.randn(shape[1], dtype=dtype),
+    )
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
@@ -74,31 +81,50 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def test_gradients_are_those_of_numerical_differences(geometry: tuple[int, ...], layout: str) -> None:
     x, weight, bias = tensors((2, 2), geometry, torch.float64, layout)
     *_, stride, dilation = geometry
-    assert torch.autograd.gradcheck(lambda *inputs: Depthwise.apply(*inputs, stride, dilation), (x, weight, bias), fast_mode=True)
-    assert torch.autograd.gradcheck(lambda *inputs: Depthwise.apply(*inputs, None, stride, dilation), (x, weight), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: Depthwise.apply(*inputs, stride, dilation), (x, weight, bias), fast_mode=True
+    )
+    assert torch.autograd.gradcheck(
+        lambda *inputs: Depthwise.apply(*inputs, None, stride, dilation), (x, weight), fast_mode=True
+    )
 
 
-@pytest.mark.parametrize("geometry", [(4, 4, 5, 1, 1), (4, 5, 3, 2, 1), (7, 7, 3, 1, 3), (5, 5, 5, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "geometry", [(4, 4, 5, 1, 1), (4, 5, 3, 2, 1), (7, 7, 3, 1, 3), (5, 5, 5, 2, 3)], ids=str
+)
 @pytest.mark.usefixtures("path")
 def test_second_derivatives_are_those_of_numerical_differences(geometry: tuple[int, ...]) -> None:
     x, weight, bias = tensors((2, 2), geometry, torch.float64)
     *_, stride, dilation = geometry
-    assert torch.autograd.gradgradcheck(lambda *inputs: Depthwise.apply(*inputs, stride, dilation), (x, weight, bias), fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda *inputs: Depthwise.apply(*inputs, stride, dilation), (x, weight, bias), fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("dtype", ERRORS, ids=str)
 @pytest.mark.parametrize("batch", [1, 5])
 # of the last of these, oneDNN 3.13 computes weight gradients in bf16 that are not even near
-@pytest.mark.parametrize("geometry", [*GEOMETRIES, (16, 16, 7, 1, 1), (14, 13, 7, 1, 3), (28, 28, 7, 2, 1), (32, 32, 7, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [*GEOMETRIES, (16, 16, 7, 1, 1), (14, 13, 7, 1, 3), (28, 28, 7, 2, 1), (32, 32, 7, 1, 3)],
+    ids=str,
+)
 @pytest.mark.usefixtures("path")
-def test_results_are_those_of_conv2d_to_rounding(geometry: tuple[int, ...], batch: int, dtype: torch.dtype) -> None:
+def test_results_are_those_of_conv2d_to_rounding(
+    geometry: tuple[int, ...], batch: int, dtype: torch.dtype
+) -> None:
     *_, stride, dilation = geometry
     inputs = tensors((batch, 6), geometry, dtype, "channels_last")
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    ours, ideal = Depthwise.apply(*inputs, stride, dilation), plain(exact[0], exact[1], exact[2], stride, dilation)
+    ours, ideal = (
+        Depthwise.apply(*inputs, stride, dilation),
+        plain(exact[0], exact[1], exact[2], stride, dilation),
+    )
     grad = torch.randn_like(ours)
     pairs = [(ours, ideal)]
-    pairs += zip(torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(ideal, exact, grad.double()), strict=True)
+    pairs += zip(
+        torch.autograd.grad(ours, inputs, grad), torch.autograd.grad(ideal, exact, grad.double()), strict=True
+    )
     for result, wanted in pairs:
         assert result.dtype == dtype
         assert result.shape == wanted.shape
@@ -150,7 +176,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     ],
 )
 def test_the_rule_chooses_by_shape_and_type(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, ...], geometry: tuple[int, int, int], paid: bool
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    geometry: tuple[int, int, int],
+    paid: bool,
 ) -> None:
     monkeypatch.setattr(depthwise, "SMALL_WORK", SMALL_WORK)
     assert depthwise.pays(dtype, torch.Size(shape), *geometry) == paid
@@ -174,7 +204,9 @@ def elsewhere(conv: nn.Conv2d) -> None:
 
 
 @pytest.mark.parametrize("use", [frozen, without_gradients, in_eval, elsewhere])
-def test_conv2d_is_left_alone_where_nothing_is_to_be_gained(calls: list[Any], use: Callable[[nn.Conv2d], None]) -> None:
+def test_conv2d_is_left_alone_where_nothing_is_to_be_gained(
+    calls: list[Any], use: Callable[[nn.Conv2d], None]
+) -> None:
     use(module())
     assert calls == []
     module()(images())
@@ -224,11 +256,16 @@ SMALL = [(7, 1, 1), (5, 1, 3)]
 
 def network(kernel: int, stride: int, dilation: int) -> nn.Sequential:
     torch.manual_seed(4)
-    return nn.Sequential(nn.Conv2d(3, 8, 1), module(kernel, stride, dilation), GELU(), nn.Conv2d(8, 2, 1)).train()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), module(kernel, stride, dilation), GELU(), nn.Conv2d(8, 2, 1)
+    ).train()
 
 
 def gradients(forward: Callable[[Tensor], Tensor], model: nn.Module) -> list[Tensor]:
-    return [gradient.clone() for gradient in torch.autograd.grad(forward(images(3)).square().sum(), list(model.parameters()))]
+    return [
+        gradient.clone()
+        for gradient in torch.autograd.grad(forward(images(3)).square().sum(), list(model.parameters()))
+    ]
 
 
 def assert_close(ours: list[Tensor], theirs: list[Tensor]) -> None:
@@ -242,7 +279,10 @@ def model(request: pytest.FixtureRequest) -> nn.Sequential:
 
 
 def test_two_runs_agree_bit_by_bit(model: nn.Sequential) -> None:
-    assert all(torch.equal(one, other) for one, other in zip(gradients(model, model), gradients(model, model), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(gradients(model, model), gradients(model, model), strict=True)
+    )
 
 
 def test_gradients_lie_in_memory_as_their_parameters(model: nn.Sequential) -> None:
@@ -255,7 +295,9 @@ def test_gradients_lie_in_memory_as_their_parameters(model: nn.Sequential) -> No
 
 def test_it_is_checkpointed(model: nn.Sequential) -> None:
     recomputed = gradients(lambda x: checkpoint(model, x, use_reentrant=False), model)
-    assert all(torch.equal(one, other) for one, other in zip(recomputed, gradients(model, model), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(recomputed, gradients(model, model), strict=True)
+    )
 
 
 def test_it_keeps_no_more_than_conv2d() -> None:
@@ -273,7 +315,9 @@ def test_it_keeps_no_more_than_conv2d() -> None:
 
 
 def test_it_is_called_with_other_parameters(model: nn.Sequential) -> None:
-    others = {name: 2 * parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    others = {
+        name: 2 * parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()
+    }
     scaled = copy.deepcopy(model)
     scaled.load_state_dict(others)
     assert torch.equal(functional_call(model, others, (images(3),)), scaled(images(3)))
@@ -294,12 +338,16 @@ def test_gradients_of_single_samples_sum_up(model: nn.Sequential) -> None:
         result: Tensor = functional_call(model, values, (image.unsqueeze(0),)).square().sum()
         return result
 
-    samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(dict(model.named_parameters()), images(3))
+    samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
+        dict(model.named_parameters()), images(3)
+    )
     assert_close([gradient.sum(0) for gradient in samples.values()], gradients(model, model))
 
 
 @pytest.mark.parametrize("geometry", [*SMALL, (7, 2, 1), (5, 2, 3)])
-def test_forward_mode_derivatives_are_those_of_conv2d(geometry: tuple[int, int, int], calls: list[Any]) -> None:
+def test_forward_mode_derivatives_are_those_of_conv2d(
+    geometry: tuple[int, int, int], calls: list[Any]
+) -> None:
     """Along a tangent of everything, and of the gradient along it: a product with the Hessian."""
     kernel, stride, dilation = geometry
     ours, tangent = network(*geometry), images(3)
@@ -366,7 +414,9 @@ def test_it_is_scripted_and_traced_by_torchscript(model: nn.Sequential, train: b
 @pytest.mark.parametrize("train", [False, True])
 def test_it_is_exported_as_conv2d(model: nn.Sequential, train: bool) -> None:
     exported = torch.export.export(model.train(train), (images(3),))
-    assert [node.target for node in exported.graph.nodes if "conv" in str(node.target)] == [torch.ops.aten.conv2d.default] * 3
+    assert [node.target for node in exported.graph.nodes if "conv" in str(node.target)] == [
+        torch.ops.aten.conv2d.default
+    ] * 3
     assert_close([exported.module()(images(3))], [model(images(3))])
 
 

@@ -19,7 +19,8 @@ def counted():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def faults():
-    return int(statistics.median(counted() for _ in range(21)))  # the kernel may take pages away for reasons of its own
+    return int(statistics.median(counted() for _ in range(21)))\
+  # the kernel may take pages away for reasons of its own
 
 given_back = faults()
 keep_memory()
@@ -30,7 +31,9 @@ print(given_back, faults())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
 def test_memory_that_is_freed_is_kept() -> None:
-    done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     given_back, kept = map(int, done.stdout.split())
     assert kept < 100

@@ -1,4 +1,6 @@
-"""A full disk is one clear message that says which, and how much is missing; nothing is lost, and with room all goes on."""
+"""A full disk is one clear message that says which, and how much is missing; nothing is lost, and with room
+all goes on.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,22 @@ def test_a_run_on_a_full_disk_keeps_what_it_saved_and_ends_with_room_as_if_there
     config = config_of()
     undisturbed = prepare(tmp_path / "undisturbed", config)
     train(config, undisturbed.path)
-    (newest, *_) = Checkpoints(undisturbed.checkpoints).files()
+    newest, *_ = Checkpoints(undisturbed.checkpoints).files()
     size = newest.stat().st_size
     assert "needs" not in caplog.text
     with mounted(tmp_path / "disk", f"size={4 * size}") as disk:
         run = prepare(disk, config)
         filler = fill(disk, int(1.6 * size))
         lack = rf"no space left on {disk} \(needed [\d.]+ MB, free [\d.,]+ (MB|bytes)\)"
-        with caplog.at_level(logging.WARNING), pytest.raises(DiskError, match=rf"checkpoint/0000000\d\d\.pt cannot be written: {lack}$"):
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(DiskError, match=rf"checkpoint/0000000\d\d\.pt cannot be written: {lack}$"),
+        ):
             train(config, run.path)
-        assert re.search(rf"checkpoint needs [\d.]+ MB for 2 checkpoints of [\d.]+ MB, and {disk} has [\d.,]+ MB free", caplog.text)
+        assert re.search(
+            rf"checkpoint needs [\d.]+ MB for 2 checkpoints of [\d.]+ MB, and {disk} has [\d.,]+ MB free",
+            caplog.text,
+        )
         kept = Checkpoints(run.checkpoints)
         assert len(list(kept.load())) == len(list(run.checkpoints.iterdir())) == 1
         assert status(run).state == "failed"
@@ -61,14 +69,20 @@ def test_a_run_on_a_full_disk_keeps_what_it_saved_and_ends_with_room_as_if_there
         assert metrics(run) == metrics(undisturbed)
         ours, theirs = kept.newest(), Checkpoints(undisturbed.checkpoints).newest()
         assert ours is not None and theirs is not None  # noqa: PT018
-        assert all(torch.equal(tensor, theirs["engine"]["model"][name]) for name, tensor in ours["engine"]["model"].items())
+        assert all(
+            torch.equal(tensor, theirs["engine"]["model"][name])
+            for name, tensor in ours["engine"]["model"].items()
+        )
 
 
 def test_what_is_short_is_what_the_files_take_that_are_there_at_a_time(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=4m") as disk:
         checkpoints, state = Checkpoints(disk / "checkpoint"), {"x": torch.zeros(250_000)}
         assert checkpoints.shortage(1_000_000, 100) is None
-        assert checkpoints.shortage(5_000_000, 1) == f"{disk}/checkpoint needs 5.0 MB for a checkpoint, and {disk} has 4.2 MB free"
+        assert (
+            checkpoints.shortage(5_000_000, 1)
+            == f"{disk}/checkpoint needs 5.0 MB for a checkpoint, and {disk} has 4.2 MB free"
+        )
         assert "needs 4.5 MB for 3 checkpoints of 1.5 MB" in str(checkpoints.shortage(1_500_000, 100))
         checkpoints.save(1, state)
         assert checkpoints.shortage(1_500_000, 100) is None  # the one that is there says how large they are
@@ -90,38 +104,53 @@ WAYS: dict[str, Callable[[Path], Any]] = {
     "log": append_to_log,
     "lease": lambda path: Lease(path.parent).__enter__(),
     "checkpoint of large tensors": lambda path: Checkpoints(path.parent).save(1, {"x": torch.zeros(10**6)}),
-    "checkpoint of small tensors": lambda path: Checkpoints(path.parent).save(1, {str(i): torch.zeros(100) for i in range(1000)}),
+    "checkpoint of small tensors": (
+        lambda path: Checkpoints(path.parent).save(1, {str(i): torch.zeros(100) for i in range(1000)})
+    ),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_is_written_to_a_full_disk_says_so_and_leaves_nothing_half_written(way: str, tmp_path: Path) -> None:
+def test_whatever_is_written_to_a_full_disk_says_so_and_leaves_nothing_half_written(
+    way: str, tmp_path: Path
+) -> None:
     with mounted(tmp_path / "disk", "size=64k") as disk:
         filler = fill(disk)
-        with pytest.raises(DiskError, match=rf" cannot be written: no space left on {disk} \((needed .*, )?free 0 bytes\)$") as caught:
+        with pytest.raises(
+            DiskError, match=rf" cannot be written: no space left on {disk} \((needed .*, )?free 0 bytes\)$"
+        ) as caught:
             WAYS[way](disk / "name")
         assert caught.value.errno == errno.ENOSPC
         filler.unlink()
         assert [path.name for path in disk.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
-def test_a_run_that_is_finished_is_no_failure_where_its_end_cannot_be_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_is_finished_is_no_failure_where_its_end_cannot_be_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with mounted(tmp_path / "disk", "size=64k") as disk:
         with Lease(disk) as lease:
             lease.outcome = "done"
             fill(disk)
         assert (
-            f"the end of the attempt is not on record: {disk}/attempts/0001.json cannot be written: no space left on {disk}" in caplog.text
+            f"the end of the attempt is not on record: {disk}/attempts/0001.json cannot be written: no space"
+            f" left on {disk}" in caplog.text
         )
 
 
 def test_read_only_and_without_inodes(tmp_path: Path) -> None:
-    with mounted(tmp_path / "read-only", "ro") as disk, pytest.raises(ConfigError) as caught, written(disk / "a.csv"):
+    with (
+        mounted(tmp_path / "read-only", "ro") as disk,
+        pytest.raises(ConfigError) as caught,
+        written(disk / "a.csv"),
+    ):
         write_atomic(disk / "a.csv", "x")
     assert str(caught.value) == f"{disk}/a.csv cannot be written: {disk} is mounted read-only"
     with mounted(tmp_path / "crowded", "nr_inodes=2") as disk:
         (disk / "one").touch()
-        with pytest.raises(DiskError, match=rf"no space left on {disk} for another file \(all 2 inodes are taken\)"):
+        with pytest.raises(
+            DiskError, match=rf"no space left on {disk} for another file \(all 2 inodes are taken\)"
+        ):
             write_atomic(disk / "a.csv", "x")
 
 
@@ -134,7 +163,10 @@ def test_the_cause_is_found_beneath_what_a_library_makes_of_it(tmp_path: Path) -
 
     where = file_system(tmp_path)
     quota = rf"the disk quota on {where} is used up \(needed 2\.0 MB, free unknown\)"
-    with pytest.raises(DiskError, match=rf"^{tmp_path}/a cannot be written: {quota}$"), explaining(tmp_path / "a", 2_000_000):
+    with (
+        pytest.raises(DiskError, match=rf"^{tmp_path}/a cannot be written: {quota}$"),
+        explaining(tmp_path / "a", 2_000_000),
+    ):
         hide(errno.EDQUOT)
     with pytest.raises(OSError, match="File too large"), explaining(tmp_path / "a"):
         hide(errno.EFBIG)
@@ -146,24 +178,37 @@ def test_the_cause_is_found_beneath_what_a_library_makes_of_it(tmp_path: Path) -
 def test_shards_exports_and_submissions_name_the_full_disk(tmp_path: Path) -> None:
     source, config = noise(tmp_path / "data", 3, 1), config_of()
     run = prepare(tmp_path, config)
-    Checkpoints(run.checkpoints).save(1, {"engine": {"iteration": 1, "model": {"x": torch.zeros(4 * PAGE)}, "ema": None}})
+    Checkpoints(run.checkpoints).save(
+        1, {"engine": {"iteration": 1, "model": {"x": torch.zeros(4 * PAGE)}, "ema": None}}
+    )
     with mounted(tmp_path / "disk", "size=64k") as disk:
         out = disk / "shards"
         out.mkdir()
         fill(disk, 3 * PAGE)
         lack = rf"no space left on {disk} \((needed .*, )?free [\d,]+ bytes\)"
         done = make_shards(source, out, "--splits", "train", code=2)
-        assert re.search(rf"^{out}/train-000000\.tar cannot be written: {lack}; the finished shards are kept", done.stderr, re.MULTILINE)
+        assert re.search(
+            rf"^{out}/train-000000\.tar cannot be written: {lack}; the finished shards are kept",
+            done.stderr,
+            re.MULTILINE,
+        )
         with pytest.raises(ConfigError, match=rf"^{disk}/weights\.pt cannot be written: {lack}$"):
             export(run.path, disk / "weights.pt", names="ours")
         fill(disk)
         with pytest.raises(ConfigError, match=lack):
-            submit(Array(Cluster(scheduler="slurm"), ((RunDir(run.path),),)), disk / "jobs", "slurm", tmp_path)
+            submit(
+                Array(Cluster(scheduler="slurm"), ((RunDir(run.path),),)), disk / "jobs", "slurm", tmp_path
+            )
         with pytest.raises(ConfigError, match=rf"cannot be made: {lack}$"):
             prepare(disk, config)
 
 
 def test_a_log_on_a_full_disk_ends_no_command() -> None:
-    code = "import sys\nfrom roadmap.cli.options import print_anywhere\nprint_anywhere()\nprint('epoch 1', file=sys.stderr)\nsys.exit(3)"
+    code = (
+        "import sys\nfrom roadmap.cli.options import print_anywhere\nprint_anywhere()\nprint('epoch 1',"
+        " file=sys.stderr)\nsys.exit(3)"
+    )
     with Path("/dev/full").open("wb") as full:
-        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=full, check=False).returncode == 3
+        assert (
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=full, check=False).returncode == 3
+        )

@@ -38,7 +38,8 @@ from tests.images import config_of as images_of
 from tests.processes import finish, free_port, start, train_together
 from tests.stopping import StopAt
 
-# All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be taken in turns.
+# All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be
+# taken in turns.
 BUSY: dict[str, Any] = {
     "data.copies": 1,
     "model.depths": [1, 1, 2, 1],
@@ -57,7 +58,16 @@ BUSY: dict[str, Any] = {
     "system.eval_batch": 77,
 }
 STEP = "separate_downsampling"
-LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SUBMITIT_EXECUTOR")
+LAUNCH = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_STEP_NUM_TASKS",
+    "SUBMITIT_EXECUTOR",
+)
 
 
 def config_of(step: str = STEP, **overrides: Any) -> RunConfig:
@@ -95,13 +105,16 @@ def test_any_number_of_processes_and_turns_makes_the_same_iterations(
     (quiet, expected), ours = alone, losses(run)
     assert (result.processes, result.micro_batch, result.accumulation) == (size, micro, 64 // size // micro)
     assert len(ours) == 18
-    assert max(abs(one - other) / other for one, other in zip(ours, losses(quiet), strict=True)) < 1e-5  # 1e-7 where it was measured
+    # 1e-7 where it was measured
+    assert max(abs(one - other) / other for one, other in zip(ours, losses(quiet), strict=True)) < 1e-5
     assert result.top1 == pytest.approx(expected.top1, abs=0.4)  # two of 599 images
     assert result.val_loss == pytest.approx(expected.val_loss, rel=1e-3)
 
 
 def test_two_processes_under_bn_differ_by_their_running_statistics_only(tmp_path: Path) -> None:
-    """Each group of 16 is normalised by itself on either; the first process's statistics are evaluated with."""
+    """Each group of 16 is normalised by itself on either;
+    the first process's statistics are evaluated with.
+    """
     one, other = (trained(config_of("gelu"), tmp_path / str(size), size)[0] for size in (1, 2))
     assert max(abs(a - b) / b for a, b in zip(losses(one)[:9], losses(other)[:9], strict=True)) < 1e-4
 
@@ -126,7 +139,9 @@ def test_every_validation_image_is_counted_once(size: int, tmp_path: Path) -> No
     for world in (1, size):
         assert finish(start(world, scores, config, tmp_path)) == [0] * world
     whole = json.loads((tmp_path / "1-0.json").read_text(encoding="utf-8"))
-    shares = [json.loads((tmp_path / f"{size}-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
+    shares = [
+        json.loads((tmp_path / f"{size}-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)
+    ]
     assert sum(share["seen"] for share in shares) == whole["seen"] == 599  # which neither 2 nor 4 divide
     for share in shares:
         assert share["scores"] == pytest.approx(whole["scores"], rel=1e-6)
@@ -134,7 +149,9 @@ def test_every_validation_image_is_counted_once(size: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("target", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_one_process_stops_all_at_the_same_iteration(target: int, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_iteration(
+    target: int, number: signal.Signals, tmp_path: Path
+) -> None:
     config = config_of(recipe__epochs=40)
     run = run_dir_of(tmp_path, config)
     processes = start(2, train_together, config, tmp_path)
@@ -186,7 +203,9 @@ def refuse(world: World, folder: Path) -> None:
 
 def test_all_processes_see_the_error_of_the_first(tmp_path: Path) -> None:
     assert finish(start(3, refuse, tmp_path)) == [0, 0, 0]
-    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {"steps.yaml:3:4 is wrong\nin two ways"}
+    assert {path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        "steps.yaml:3:4 is wrong\nin two ways"
+    }
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -270,8 +289,15 @@ def endure(world: World, config: RunConfig, runs: Path, stop_after: int | None =
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_corrupt_images_are_counted_once_over_processes_splits_and_attempts(size: int, tmp_path: Path) -> None:
-    values: dict[str, Any] = {"data__dataset": "custom/torn", "model__num_classes": 2, "recipe__global_batch": 32, "system__workers": 0}
+def test_corrupt_images_are_counted_once_over_processes_splits_and_attempts(
+    size: int, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {
+        "data__dataset": "custom/torn",
+        "model__num_classes": 2,
+        "recipe__global_batch": 32,
+        "system__workers": 0,
+    }
     config = config_of(**values, recipe__epochs=2, system__corrupt_images=16)
     assert finish(start(size, endure, config, tmp_path, 3)) == [0] * size
     assert finish(start(size, endure, config, tmp_path)) == [0] * size
@@ -286,7 +312,9 @@ def blow(world: World, config: RunConfig, runs: Path) -> None:
 
 
 def test_the_record_names_what_ended_the_process_that_failed_first(tmp_path: Path) -> None:
-    config = config_of(data__dataset="custom/fuse", model__num_classes=2, recipe__global_batch=32, system__workers=0)
+    config = config_of(
+        data__dataset="custom/fuse", model__num_classes=2, recipe__global_batch=32, system__workers=0
+    )
     codes = finish(start(2, blow, config, tmp_path), timeout=90)
     assert all(codes), codes
     run = run_dir_of(tmp_path, config)
@@ -310,7 +338,10 @@ def test_one_process_lists_the_images_of_a_folder_for_all(tmp_path: Path) -> Non
     data = write_folder(tmp_path / "data", train=6)
     config = images_of(data, recipe__global_batch=6, recipe__local_batch=6, model__drop_path=0.0)
     assert finish(start(2, note_folders, config, tmp_path / "two")) == [0, 0]
-    assert [(tmp_path / "two" / f"listed-{rank}").read_text("utf-8") for rank in (0, 1)] == [str(2 * len(CLASSES)), "0"]
+    assert [(tmp_path / "two" / f"listed-{rank}").read_text("utf-8") for rank in (0, 1)] == [
+        str(2 * len(CLASSES)),
+        "0",
+    ]
     train_together(World(), config, tmp_path / "one")
     results = [read_result(run_dir_of(tmp_path / name, config)) for name in ("one", "two")]
     assert results[0] is not None
@@ -335,7 +366,9 @@ def test_a_process_that_nobody_launched_is_alone(nobody: pytest.MonkeyPatch) -> 
 def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> None:
     nobody.setenv("RANK", "0")
     nobody.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="RANK and WORLD_SIZE set, but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+    with pytest.raises(
+        ConfigError, match="RANK and WORLD_SIZE set, but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
+    ):
         launched()
 
 
@@ -347,7 +380,9 @@ def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> 
         ("MASTER_PORT", "x", "MASTER_PORT is 'x', which is no number"),
     ],
 )
-def test_a_launch_that_cannot_be_is_refused(name: str, value: str, message: str, nobody: pytest.MonkeyPatch) -> None:
+def test_a_launch_that_cannot_be_is_refused(
+    name: str, value: str, message: str, nobody: pytest.MonkeyPatch
+) -> None:
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
     for key, text in (given | {name: value}).items():
         nobody.setenv(key, text)
@@ -358,7 +393,13 @@ def test_a_launch_that_cannot_be_is_refused(name: str, value: str, message: str,
 @contextmanager
 def waiting_for_another(runs: Path) -> Iterator[subprocess.Popen[str]]:
     """The first process of a run of two, whose other one never comes."""
-    places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    places = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(runs)]
     with subprocess.Popen(command, env=os.environ | places, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -372,7 +413,8 @@ def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tm
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
         process.terminate()
-        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)  # before Python listens, or while it imports PyTorch
+        # before Python listens, or while it imports PyTorch
+        assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
@@ -384,7 +426,14 @@ def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: P
 
 
 def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.MonkeyPatch) -> None:
-    values = {"JOB_ID": "4711", "STEP_ID": "0", "STEP_NUM_TASKS": "16", "PROCID": "9", "LOCALID": "1", "JOB_NODELIST": "gpu[07-08]"}
+    values = {
+        "JOB_ID": "4711",
+        "STEP_ID": "0",
+        "STEP_NUM_TASKS": "16",
+        "PROCID": "9",
+        "LOCALID": "1",
+        "JOB_NODELIST": "gpu[07-08]",
+    }
     for name, value in values.items():
         nobody.setenv(f"SLURM_{name}", value)
     nobody.setattr("socket.getaddrinfo", lambda *_: [])
@@ -404,7 +453,15 @@ TINY = [f"{key}={json.dumps(value)}" for key, value in BUSY.items()]
 
 
 def test_torchrun_trains_a_step(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     command += [str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
     command += [word for value in TINY for word in ("--set", value)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -417,11 +474,29 @@ def test_torchrun_trains_a_step(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
-    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path / "runs")]
+    environment = os.environ | {
+        "RANK": "0",
+        "WORLD_SIZE": "3",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        STEP,
+        "--profile",
+        "digits",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 2
-    assert done.stderr == "recipe.global_batch 64 on 3 processes: does not divide evenly; choose a number of processes that divides it\n"
+    assert (
+        done.stderr
+        == "recipe.global_batch 64 on 3 processes: does not divide evenly; choose a number of processes that"
+        " divides it\n"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -455,14 +530,21 @@ def test_submitits_tasks_are_one_worker(tmp_path: Path) -> None:
     ],
 )
 def test_a_batch_is_shared_in_pairs(plan: BatchPlan, positions: list[list[int]]) -> None:
-    assert [plan.positions(rank, turn) for rank in range(plan.world) for turn in range(plan.accumulation)] == positions
+    assert [
+        plan.positions(rank, turn) for rank in range(plan.world) for turn in range(plan.accumulation)
+    ] == positions
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
 def test_the_papers_batch_is_the_same_on_any_number_of_gpus(world: int) -> None:
     plan = plan_batches(resolve(load_roadmap(), "layer_norm"), world)
     assert (plan.micro, plan.micro * plan.accumulation * plan.world) == (128, 4096)
-    seen = [position for rank in range(world) for turn in range(plan.accumulation) for position in plan.positions(rank, turn)]
+    seen = [
+        position
+        for rank in range(world)
+        for turn in range(plan.accumulation)
+        for position in plan.positions(rank, turn)
+    ]
     assert sorted(seen) == list(range(4096))
 
 
@@ -473,15 +555,24 @@ def test_the_papers_batch_is_the_same_on_any_number_of_gpus(world: int) -> None:
         (
             64,
             {},
-            "BN is to see at once, and it would see 64; --set recipe.local_batch=64 makes that the recipe, or --set system.sync_bn=true",
+            (
+                "BN is to see at once, and it would see 64; --set recipe.local_batch=64 makes that the"
+                " recipe, or --set system.sync_bn=true"
+            ),
         ),
         (8, {"system.micro_batch": 100}, "leaves each 512 images, no multiple of system.micro_batch 100"),
-        (8, {"system.micro_batch": 256}, "BN is to see at once, and it would see 256; .*or --set system.micro_batch=128"),
+        (
+            8,
+            {"system.micro_batch": 256},
+            "BN is to see at once, and it would see 256; .*or --set system.micro_batch=128",
+        ),
         (8, {"system.sync_bn": True, "system.micro_batch": 32}, "it would see 256"),
         (8, {"system.micro_batch": 1, "model.block.norm.kind": "ln"}, "it must be even"),
     ],
 )
-def test_a_batch_that_cannot_be_shared_is_refused_with_a_way_out(world: int, overrides: dict[str, Any], message: str) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused_with_a_way_out(
+    world: int, overrides: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_batches(resolve(load_roadmap(), "gelu", overrides=overrides), world)
 

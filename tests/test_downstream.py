@@ -1,4 +1,6 @@
-"""Every step as the backbone of detection and segmentation: pyramids at strides 4 to 32, and heads that learn on them."""
+"""Every step as the backbone of detection and segmentation: pyramids at strides 4 to 32, and heads that learn
+on them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_pyramids_feed_a_feature_pyramid_network(name: str) -> None:
     maps = backbone(images)
     neck = FeaturePyramidNetwork(backbone.feature_info.channels(), 16)
     pyramid = neck({f"stride{stride}": x for stride, x in zip(STRIDES, maps, strict=True)})
-    assert {name: x.shape for name, x in pyramid.items()} == {f"stride{stride}": (2, 16, 64 // stride, 64 // stride) for stride in STRIDES}
+    assert {name: x.shape for name, x in pyramid.items()} == {
+        f"stride{stride}": (2, 16, 64 // stride, 64 // stride) for stride in STRIDES
+    }
     sum(x.square().mean() for x in pyramid.values()).backward()
     assert without_gradient(backbone) == []
 
@@ -49,7 +53,11 @@ def test_pyramids_feed_a_feature_pyramid_network(name: str) -> None:
 def without_gradient(backbone: Any) -> list[str]:
     gradients = {name: parameter.grad for name, parameter in backbone.named_parameters()}
     assert any(name.startswith("stages_3") for name in gradients)
-    return [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all() or not gradient.any()]
+    return [
+        name
+        for name, gradient in gradients.items()
+        if gradient is None or not gradient.isfinite().all() or not gradient.any()
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if registered[name].roadmap == "convnext_t"])

@@ -1,4 +1,6 @@
-"""An iteration: taken in turns or at once, clipped, in any precision, compiled, and without waiting for the device."""
+"""An iteration: taken in turns or at once, clipped, in any precision, compiled, and without waiting for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import Engine
 
 CPU = torch.device("cpu")
-TINY = {"model.depths": [1, 1], "model.width_mult": 0.125, "recipe.global_batch": 16, "recipe.local_batch": 16, "system.device": "cpu"}
+TINY = {
+    "model.depths": [1, 1],
+    "model.width_mult": 0.125,
+    "recipe.global_batch": 16,
+    "recipe.local_batch": 16,
+    "system.device": "cpu",
+}
 EVERYTHING = {
     "model.drop_path": 0.2,
     "recipe.mixup": 0.8,
@@ -33,7 +41,12 @@ EVERYTHING = {
     "recipe.clip_grad": 1.0,
 }
 
-SGD: dict[str, Any] = {"recipe__optimizer": "sgd", "recipe__schedule": "step", "recipe__warmup_epochs": 0.0, "recipe__lr": 1.0}
+SGD: dict[str, Any] = {
+    "recipe__optimizer": "sgd",
+    "recipe__schedule": "step",
+    "recipe__warmup_epochs": 0.0,
+    "recipe__lr": 1.0,
+}
 
 
 def config_of(step: str = "separate_downsampling", **overrides: Any) -> RunConfig:
@@ -45,7 +58,9 @@ def batch(config: RunConfig) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     size, channels = config.data.image_size, config.model.in_chans
     images = torch.randn(config.recipe.global_batch, channels, size, size, generator=generator)
-    return images, torch.randint(0, config.model.num_classes, (config.recipe.global_batch,), generator=generator)
+    return images, torch.randint(
+        0, config.model.num_classes, (config.recipe.global_batch,), generator=generator
+    )
 
 
 def in_turns(engine: Engine, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -74,7 +89,12 @@ def moved(engine: Engine) -> Tensor:
 @pytest.mark.parametrize("micro", [2, 4, 8])
 def test_accumulation_is_the_large_batch(micro: int) -> None:
     """With SGD, whose step is proportional to the gradient; mixup and erasing included."""
-    mixed: dict[str, Any] = {"recipe__mixup": 0.8, "recipe__cutmix": 1.0, "recipe__random_erasing": 0.5, "recipe__clip_grad": 0.5}
+    mixed: dict[str, Any] = {
+        "recipe__mixup": 0.8,
+        "recipe__cutmix": 1.0,
+        "recipe__random_erasing": 0.5,
+        "recipe__clip_grad": 0.5,
+    }
     whole, losses = steps(config_of(**SGD, **mixed))
     turns, parts = steps(config_of(system__micro_batch=micro, **SGD, **mixed))
     assert turns.plan.accumulation == 16 // micro
@@ -86,7 +106,9 @@ def test_accumulation_is_the_large_batch(micro: int) -> None:
 def test_each_group_is_mixed_by_itself() -> None:
     """A batch of two groups has two draws of mixup; as one group it has one."""
     two = moved(steps(config_of(recipe__local_batch=8, **SGD, recipe__mixup=0.8))[0])
-    turns = moved(steps(config_of(recipe__local_batch=8, system__micro_batch=16, **SGD, recipe__mixup=0.8))[0])
+    turns = moved(
+        steps(config_of(recipe__local_batch=8, system__micro_batch=16, **SGD, recipe__mixup=0.8))[0]
+    )
     one = moved(steps(config_of(**SGD, recipe__mixup=0.8))[0])
     torch.testing.assert_close(turns, two, rtol=1e-4, atol=1e-5)
     assert (one - two).norm() > 1e-2 * two.norm()
@@ -95,7 +117,9 @@ def test_each_group_is_mixed_by_itself() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_gradients_are_clipped_in_every_precision(precision: str) -> None:
     """The first step of SGD is lr x gradient, so its length is lr x the clipped norm."""
-    config = config_of("resnet50", recipe__precision=precision, recipe__clip_grad=1e-2, recipe__weight_decay=0.0)
+    config = config_of(
+        "resnet50", recipe__precision=precision, recipe__clip_grad=1e-2, recipe__weight_decay=0.0
+    )
     engine, losses = steps(config)
     assert float(moved(engine).norm()) == pytest.approx(engine.lr() * 1e-2, rel=2e-2)
     assert losses[0] == pytest.approx(steps(config_of("resnet50"))[1][0], rel=2e-2)
@@ -121,14 +145,23 @@ def test_a_first_step_that_overflows_in_half_precision_leaves_no_trace(optimizer
     engine.step(in_turns(engine, *batch(config)))
     assert engine.scaler.get_scale() == 2.0**39
     assert moved(engine).norm() == 0
-    kept = [value for state in engine.optimizer.state.values() for value in state.values() if value is not None]
+    kept = [
+        value for state in engine.optimizer.state.values() for value in state.values() if value is not None
+    ]
     assert all(torch.count_nonzero(value) == 0 for value in kept)
 
 
 def test_checkpointed_gradients_are_the_same() -> None:
-    plain, losses = steps(config_of("gelu", **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), 2)
+    plain, losses = steps(
+        config_of("gelu", **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), 2
+    )
     spared, again = steps(
-        config_of("gelu", system__grad_checkpointing=True, **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), 2
+        config_of(
+            "gelu",
+            system__grad_checkpointing=True,
+            **{key.replace(".", "__"): value for key, value in EVERYTHING.items()},
+        ),
+        2,
     )
     assert all(stage.grad_checkpointing for stage in spared.model.stages if isinstance(stage, Stage))
     assert again == losses
@@ -161,7 +194,9 @@ class Syncs(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @pytest.mark.parametrize("step", ["gelu", "separate_downsampling"])
 def test_an_iteration_reads_nothing_from_the_device(step: str) -> None:
-    engine = Engine(config_of(step, **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), CPU, 10)
+    engine = Engine(
+        config_of(step, **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), CPU, 10
+    )
     images, labels = batch(engine.config)
     engine.step(in_turns(engine, images, labels))  # the first fills the optimizer's state
     with Syncs() as syncs:
@@ -216,12 +251,24 @@ except OutOfMemory as error:
             {},
             "try --set system.grad_checkpointing=true, or --set system.micro_batch=512, 512 images at a time",
         ),
-        ("gelu", {}, "try --set system.grad_checkpointing=true, or --set recipe.local_batch=512, 512 images at a time"),
-        ("gelu", {"system__grad_checkpointing": True}, "try --set recipe.local_batch=512, 512 images at a time"),
+        (
+            "gelu",
+            {},
+            "try --set system.grad_checkpointing=true, or --set recipe.local_batch=512, 512 images at a time",
+        ),
+        (
+            "gelu",
+            {"system__grad_checkpointing": True},
+            "try --set recipe.local_batch=512, 512 images at a time",
+        ),
     ],
 )
-def test_too_little_memory_is_told_with_what_to_try(step: str, overrides: dict[str, Any], advice: str, tmp_path: Path) -> None:
-    config = config_of(step, model__width_mult=1.0, recipe__global_batch=1024, recipe__local_batch=1024, **overrides)
+def test_too_little_memory_is_told_with_what_to_try(
+    step: str, overrides: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    config = config_of(
+        step, model__width_mult=1.0, recipe__global_batch=1024, recipe__local_batch=1024, **overrides
+    )
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-c", OOM, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)

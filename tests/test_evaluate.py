@@ -1,4 +1,6 @@
-"""Evaluation of runs and of weights from anywhere: figures computed a second way, other resolutions and crops, and clear refusals."""
+"""Evaluation of runs and of weights from anywhere: figures computed a second way, other resolutions and
+crops, and clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ SMALL: dict[str, Any] = {
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     """Blobs of colour, so that resizing is no matter of luck."""
-    coarse = torch.randint(0, 256, (5, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    coarse = torch.randint(
+        0, 256, (5, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     return Image.fromarray(coarse.numpy()).resize(size, Image.Resampling.BICUBIC)
 
 
@@ -67,7 +71,11 @@ IMAGES = sum(map(len, NAMES))
 
 
 def config_of(root: Path, **more: Any) -> RunConfig:
-    overrides = SMALL | {"system.data_dir": str(root)} | {key.replace("__", "."): value for key, value in more.items()}
+    overrides = (
+        SMALL
+        | {"system.data_dir": str(root)}
+        | {key.replace("__", "."): value for key, value in more.items()}
+    )
     return resolve(load_roadmap(), STEP, overrides=overrides)
 
 
@@ -108,7 +116,9 @@ class Figures:
         return -chosen.mean().item()
 
 
-def by_hand(network: nn.Module, config: RunConfig, root: Path, size: int, pct: float, squash: bool) -> Figures:
+def by_hand(
+    network: nn.Module, config: RunConfig, root: Path, size: int, pct: float, squash: bool
+) -> Figures:
     logits, labels = [], []
     resized = math.floor(size / pct)
     for label, name in enumerate(NAMES):
@@ -116,11 +126,19 @@ def by_hand(network: nn.Module, config: RunConfig, root: Path, size: int, pct: f
             image = Image.open(path).convert("RGB")
             width, height = image.size
             short = min(width, height)
-            width, height = (resized, resized) if squash else (int(resized * width / short), int(resized * height / short))
+            width, height = (
+                (resized, resized)
+                if squash
+                else (int(resized * width / short), int(resized * height / short))
+            )
             left, top = round((width - size) / 2), round((height - size) / 2)
-            image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+            image = image.resize((width, height), Image.Resampling.BICUBIC).crop(
+                (left, top, left + size, top + size)
+            )
             x = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-            x = (x - torch.tensor(config.data.mean)[:, None, None]) / torch.tensor(config.data.std)[:, None, None]
+            x = (x - torch.tensor(config.data.mean)[:, None, None]) / torch.tensor(config.data.std)[
+                :, None, None
+            ]
             with torch.no_grad():
                 logits.append(network.eval()(x[None])[0])
             labels.append(label)
@@ -132,7 +150,12 @@ VIEWS: list[tuple[dict[str, Any], int, float, bool]] = [
     ({"data__image_size": 96}, 96, 0.875, False),
     ({"recipe__eval_crop_pct": 1.0}, 64, 1.0, False),
     ({"recipe__eval_crop_mode": "squash"}, 64, 0.875, True),
-    ({"data__image_size": 80, "recipe__eval_crop_pct": 1.0, "recipe__eval_crop_mode": "squash"}, 80, 1.0, True),
+    (
+        {"data__image_size": 80, "recipe__eval_crop_pct": 1.0, "recipe__eval_crop_mode": "squash"},
+        80,
+        1.0,
+        True,
+    ),
 ]
 
 
@@ -144,7 +167,8 @@ def test_the_figures_are_those_of_one_image_after_the_other(
     found = evaluate_found(find_file(str(weights)), config)
     assert list(found) == ["raw", "ema"]
     for kind, seed in (("raw", 0), ("ema", 1)):
-        evaluation, expected = found[kind], by_hand(network_of(config, seed), config, photos, size, pct, squash)  # type: ignore[index]
+        evaluation = found[kind]  # type: ignore[index]
+        expected = by_hand(network_of(config, seed), config, photos, size, pct, squash)
         scores = evaluation.scores
         assert (scores.images, evaluation.unreadable) == (IMAGES, 0)
         assert scores.loss == pytest.approx(expected.loss, rel=1e-4)
@@ -152,20 +176,32 @@ def test_the_figures_are_those_of_one_image_after_the_other(
         assert scores.top5 == pytest.approx(expected.hits(5))
         assert [row[0] for row in evaluation.classes] == [len(name) for name in NAMES]
         for label, (count, first, five) in enumerate(evaluation.classes):
-            assert (100 * first / count, 100 * five / count) == pytest.approx((expected.hits(1, label), expected.hits(5, label)))
+            assert (100 * first / count, 100 * five / count) == pytest.approx(
+                (expected.hits(1, label), expected.hits(5, label))
+            )
     assert 0 < found["raw"].scores.top1 < found["raw"].scores.top5 < 100
 
 
 def test_different_views_have_different_figures(photos: Path, weights: Path) -> None:
     """Otherwise the test before could not tell them apart."""
-    losses = {evaluate_found(find_file(str(weights)), config_of(photos, **view), "raw")["raw"].scores.loss for view, *_ in VIEWS}
+    losses = {
+        evaluate_found(find_file(str(weights)), config_of(photos, **view), "raw")["raw"].scores.loss
+        for view, *_ in VIEWS
+    }
     assert len({round(loss, 3) for loss in losses}) == len(VIEWS)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 1000])
 def test_the_size_of_a_batch_changes_nothing(batch: int, photos: Path, weights: Path) -> None:
-    one, other = (evaluate_found(find_file(str(weights)), config_of(photos, system__eval_batch=size), "raw")["raw"] for size in (batch, 4))
-    assert (one.classes, one.scores.top1, one.scores.top5) == (other.classes, other.scores.top1, other.scores.top5)
+    one, other = (
+        evaluate_found(find_file(str(weights)), config_of(photos, system__eval_batch=size), "raw")["raw"]
+        for size in (batch, 4)
+    )
+    assert (one.classes, one.scores.top1, one.scores.top5) == (
+        other.classes,
+        other.scores.top1,
+        other.scores.top5,
+    )
     assert one.scores.loss == pytest.approx(other.scores.loss, rel=1e-5)
 
 
@@ -192,7 +228,10 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(
     (root / "val" / "bee" / "1.jpg").write_bytes(b"no image")
     config = config_of(root, system__corrupt_images=1)
     assert evaluate_run(config, tmp_path / "runs", source=str(weights), kind="raw") == 0
-    assert f": {IMAGES - 1} images of 64 px, crop 0.875 center, 1 unreadable left out\n" in capsys.readouterr().out
+    assert (
+        f": {IMAGES - 1} images of 64 px, crop 0.875 center, 1 unreadable left out\n"
+        in capsys.readouterr().out
+    )
     (evaluation,) = evaluate_found(find_file(str(weights)), config, "raw").values()
     assert (evaluation.scores.images, evaluation.unreadable) == (IMAGES - 1, 1)
     assert [row[0] for row in evaluation.classes] == [3, 2, 9, 3, 3, 3, 3]
@@ -235,7 +274,9 @@ def runs_of(run: RunDir) -> Path:
     return run.path.parents[3]
 
 
-def test_a_run_has_the_figures_that_its_training_had(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_has_the_figures_that_its_training_had(
+    finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = read_result(finished)
     assert result is not None
     found = find_run(digits(), finished)
@@ -276,7 +317,10 @@ def test_the_newest_whole_checkpoint_is_evaluated(finished: RunDir, tmp_path: Pa
 
 def test_the_checkpoint_of_another_configuration_is_refused(finished: RunDir, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(finished.path, tmp_path / "run")))
-    with pytest.raises(ConfigError, match=r"config\.yaml belongs to another configuration \(recipe\.ema: 0\.9 there, 0\.8 now\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.yaml belongs to another configuration \(recipe\.ema: 0\.9 there, 0\.8 now\)",
+    ):
         find_run(digits(recipe__ema=0.8), run)
     run.config.unlink()
     wider = digits(model__width=192)
@@ -289,33 +333,52 @@ def test_the_checkpoint_of_another_configuration_is_refused(finished: RunDir, tm
 
 def command(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "run_step.py"), *map(str, words)]
-    return subprocess.run(line, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        line, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
 
 
 def words_of(root: Path, *more: str) -> list[str]:
     """A command line for the photos; what is set in `more` is set once."""
     usual = SMALL | {"system.data_dir": str(root)}
-    usual = {key: value for key, value in usual.items() if not any(word.startswith(f"--set={key}=") for word in more)}
+    usual = {
+        key: value
+        for key, value in usual.items()
+        if not any(word.startswith(f"--set={key}=") for word in more)
+    }
     return [STEP, *(f"--set={key}={json.dumps(value)}" for key, value in usual.items()), *more]
 
 
-def test_the_command_line_evaluates_weights_at_another_resolution(photos: Path, weights: Path, tmp_path: Path) -> None:
-    done = command(*words_of(photos, "--eval", "--init-from", str(weights), "--image-size", "384", "--per-class", "out.csv"), cwd=tmp_path)
+def test_the_command_line_evaluates_weights_at_another_resolution(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    done = command(
+        *words_of(
+            photos, "--eval", "--init-from", str(weights), "--image-size", "384", "--per-class", "out.csv"
+        ),
+        cwd=tmp_path,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0] == f"{weights}: {IMAGES} images of 384 px, crop 1 squash"
     config = config_of(photos, data__image_size=384)
     figures = [by_hand(network_of(config, seed), config, photos, 384, 1.0, squash=True) for seed in (0, 1)]
-    for line, title, expected in zip(done.stdout.splitlines()[1:3], ("weights", "moving average"), figures, strict=True):
+    for line, title, expected in zip(
+        done.stdout.splitlines()[1:3], ("weights", "moving average"), figures, strict=True
+    ):
         found = re.fullmatch(rf"{title}: top-1 (\S+) %, top-5 (\S+) %, loss (\S+)", line)
         assert found
-        assert [float(figure) for figure in found.groups()] == pytest.approx([expected.hits(1), expected.hits(5), expected.loss], abs=6e-3)
+        assert [float(figure) for figure in found.groups()] == pytest.approx(
+            [expected.hits(1), expected.hits(5), expected.loss], abs=6e-3
+        )
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["class", "name", "images", "top1", "top5", "ema_top1", "ema_top5"]
     for label, (row, name) in enumerate(zip(rows, NAMES, strict=True)):
         assert (row["class"], row["name"], row["images"]) == (str(label), name, str(len(name)))
         wanted = [expected.hits(most, label) for expected in figures for most in (1, 5)]
-        assert [float(row[key]) for key in ("top1", "top5", "ema_top1", "ema_top5")] == pytest.approx(wanted, abs=1e-4)
+        assert [float(row[key]) for key in ("top1", "top5", "ema_top1", "ema_top5")] == pytest.approx(
+            wanted, abs=1e-4
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
@@ -329,7 +392,12 @@ def test_classes_that_shards_have_no_images_of_are_numbered(tmp_path: Path) -> N
     write_tar(tmp_path / "a.tar", members)
     config = plain(tmp_path, data__dataset="shards", data__train_split="a.tar", data__val_split="a.tar")
     torch.save(network_of(config).state_dict(), tmp_path / "weights.pth")
-    assert evaluate_run(config, tmp_path / "runs", source=str(tmp_path / "weights.pth"), per_class=tmp_path / "out.csv") == 0
+    assert (
+        evaluate_run(
+            config, tmp_path / "runs", source=str(tmp_path / "weights.pth"), per_class=tmp_path / "out.csv"
+        )
+        == 0
+    )
     rows = [line.split(",") for line in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()]
     assert [row[:3] for row in rows[1:]] == [["0", "0", "2"], ["1", "1", "2"], ["2", "2", "0"]]
 
@@ -346,19 +414,32 @@ def test_classes_that_shards_have_no_images_of_are_numbered(tmp_path: Path) -> N
         (["--set=data.image_size=384", "--image-size", "384"], "384 px, crop 0.875 center"),
     ],
 )
-def test_the_whole_image_is_seen_where_another_large_resolution_is_asked_for(words: list[str], crop: str, photos: Path) -> None:
+def test_the_whole_image_is_seen_where_another_large_resolution_is_asked_for(
+    words: list[str], crop: str, photos: Path
+) -> None:
     arguments = parser().parse_args(words_of(photos, "--eval", *words))
     view = eval_choices_of(arguments, configured(arguments, STEP, 0))["view"]
-    assert f"{view.data.image_size} px, crop {view.recipe.eval_crop_pct:g} {view.recipe.eval_crop_mode}" == crop
+    assert (
+        f"{view.data.image_size} px, crop {view.recipe.eval_crop_pct:g} {view.recipe.eval_crop_mode}" == crop
+    )
 
 
 def test_the_command_line_evaluates_a_run_and_names_its_classes(finished: RunDir, tmp_path: Path) -> None:
-    like = ["gelu", "--profile", "digits", *(f"--set={key}={json.dumps(value)}" for key, value in DIGITS.items())]
-    done = command(*like, "--runs", runs_of(finished), "--eval", "--ema", "--per-class", "out.csv", cwd=tmp_path)
+    like = [
+        "gelu",
+        "--profile",
+        "digits",
+        *(f"--set={key}={json.dumps(value)}" for key, value in DIGITS.items()),
+    ]
+    done = command(
+        *like, "--runs", runs_of(finished), "--eval", "--ema", "--per-class", "out.csv", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     result = read_result(finished)
     assert result is not None
-    assert re.fullmatch(rf"moving average: top-1 {result.ema_top1:.2f} %, top-5 .* %, loss .*", done.stdout.splitlines()[1])
+    assert re.fullmatch(
+        rf"moving average: top-1 {result.ema_top1:.2f} %, top-5 .* %, loss .*", done.stdout.splitlines()[1]
+    )
     assert done.stdout.splitlines()[2:] == ["out.csv holds the 10 classes"]
     rows = [line.split(",") for line in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()]
     assert rows[0] == ["class", "name", "images", "ema_top1", "ema_top5"]
@@ -368,27 +449,52 @@ def test_the_command_line_evaluates_a_run_and_names_its_classes(finished: RunDir
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no checkpoint": (["--eval"], r"^runs/convnext_t/paper/\S* has no checkpoint to evaluate; train it first, or name weights"),
-    "a resolution that is too small": (["--eval", "--image-size", "16"], "^--image-size an image of 16 pixels is too small"),
-    "no resolution": (["--eval", "--image-size", "0"], "^--image-size input should be greater than or equal to 8, not 0$"),
-    "a crop of more than all": (["--eval", "--crop-pct", "1.5"], r"^--crop-pct input should be less than or equal to 1, not 1\.5$"),
+    "no checkpoint": (
+        ["--eval"],
+        r"^runs/convnext_t/paper/\S* has no checkpoint to evaluate; train it first, or name weights",
+    ),
+    "a resolution that is too small": (
+        ["--eval", "--image-size", "16"],
+        "^--image-size an image of 16 pixels is too small",
+    ),
+    "no resolution": (
+        ["--eval", "--image-size", "0"],
+        "^--image-size input should be greater than or equal to 8, not 0$",
+    ),
+    "a crop of more than all": (
+        ["--eval", "--crop-pct", "1.5"],
+        r"^--crop-pct input should be less than or equal to 1, not 1\.5$",
+    ),
     "a size without --eval": (["--image-size", "320"], "^--image-size cannot be used without --eval$"),
     "much without --eval": (
         ["--plan", "--crop-pct", "1", "--crop-mode", "squash", "--per-class", "x.csv"],
         "^--crop-pct, --crop-mode, --per-class cannot be used without --eval$",
     ),
-    "no such folder": (["--eval", "--init-from", "W", "--per-class", "none/x.csv"], r"^none/x\.csv cannot be written: No such file"),
+    "no such folder": (
+        ["--eval", "--init-from", "W", "--per-class", "none/x.csv"],
+        r"^none/x\.csv cannot be written: No such file",
+    ),
     "a class map without --eval": (["--class-map", "W"], "^--class-map cannot be used without --eval$"),
     "no class map": (["--eval", "--class-map", "none.txt"], r"^none\.txt cannot be read: No such file"),
-    "a class map that is none": (["--eval", "--class-map", "W"], r"both\.pth is no class map, a text file of one class name per line"),
-    "a folder for a file": (["--eval", "--init-from", "W", "--per-class", "."], r"^\. cannot be written: Is a directory$"),
+    "a class map that is none": (
+        ["--eval", "--class-map", "W"],
+        r"both\.pth is no class map, a text file of one class name per line",
+    ),
+    "a folder for a file": (
+        ["--eval", "--init-from", "W", "--per-class", "."],
+        r"^\. cannot be written: Is a directory$",
+    ),
     "another network": (["--eval", "--init-from", "W", "--set=model.depths=[1,1,2,1]"], "does not fit: "),
     "other classes in the weights": (
-        ["--eval", "--init-from", "W", "--set=model.num_classes=5"], r"head.classifier.weight is \[7, 64\] there, \[5, 64\] here",
+        ["--eval", "--init-from", "W", "--set=model.num_classes=5"],
+        r"head.classifier.weight is \[7, 64\] there, \[5, 64\] here",
     ),
-    "other classes in the data": (["--eval", "--init-from", "W", "--set=data.classes=[ant, bee]"], "has 2 classes in val, the model 7"),
+    "other classes in the data": (
+        ["--eval", "--init-from", "W", "--set=data.classes=[ant, bee]"],
+        "has 2 classes in val, the model 7",
+    ),
     "no data": (["--eval", "--init-from", "W", "--set=system.data_dir=null"], "^system.data_dir is not set"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("words", "said"), REFUSED.values(), ids=REFUSED)
@@ -413,16 +519,28 @@ def test_what_cannot_be_evaluated_is_refused_in_one_message(
 
 
 def test_bad_options_are_refused_before_torch_is_imported(photos: Path, tmp_path: Path) -> None:
-    for words, code in ((["--eval", "--image-size", "16"], 2), (["--raw"], 2), (["--eval", "--ema", "--raw"], 2)):
+    for words, code in (
+        (["--eval", "--image-size", "16"], 2),
+        (["--raw"], 2),
+        (["--eval", "--ema", "--raw"], 2),
+    ):
         line = ["-X", "importtime", str(ROOT / "run_step.py"), *words_of(photos, *words)]
-        done = subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == code
-        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+        imported = {
+            line.rpartition("|")[2].strip()
+            for line in done.stderr.splitlines()
+            if line.startswith("import time:")
+        }
         assert "roadmap.cli.options" in imported
         assert "torch" not in imported
 
 
-def test_weights_of_a_run_are_evaluated_without_that_runs_configuration(finished: RunDir, tmp_path: Path) -> None:
+def test_weights_of_a_run_are_evaluated_without_that_runs_configuration(
+    finished: RunDir, tmp_path: Path
+) -> None:
     config = digits(recipe__lr=1.0)
     found = find_file(str(finished.path))
     assert digest_of(finished.path) == digest_of(max(finished.checkpoints.glob("*.pt")))

@@ -1,4 +1,6 @@
-"""Steps files of users: what they take over from the file that they extend, and what is said about bad ones."""
+"""Steps files of users: what they take over from the file that they extend,
+and what is said about bad ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from roadmap.steps import flat_text, load_roadmap, load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError
 
 SHIPPED = load_roadmaps()
-STEP = "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind: hard_swish}}"
+STEP = (
+    "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind:"
+    " hard_swish}}"
+)
 MORE_STEPS = f"extends: steps.yaml\nroadmaps:\n  convnext_t:\n    steps:\n      - {STEP}\n"
 
 
@@ -26,7 +31,9 @@ def said(path: Path, name: str = "convnext_t") -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_roadmap(path, name)
     return [
-        line.replace(str(path), path.name).replace(str(STEPS_YAML), "shipped").replace(" steps.yaml:", " shipped:")
+        line.replace(str(path), path.name)
+        .replace(str(STEPS_YAML), "shipped")
+        .replace(" steps.yaml:", " shipped:")
         for line in str(caught.value).splitlines()
     ]
 
@@ -46,8 +53,14 @@ def test_the_first_new_step_follows_the_last_one_there(tmp_path: Path) -> None:
 
 
 def test_the_text_of_a_file_reads_the_same_in_another_folder(tmp_path: Path) -> None:
-    mine = MORE_STEPS.replace("title: hard swish", "title: '1e-6 für ☃ 😀'").replace("steps.yaml", "../base.yaml")
-    write(tmp_path, "extends: steps.yaml\nprofiles:\n  mine: {title: t, parent: digits, set: {recipe.lr: 1e-6}}\n", "base.yaml")
+    mine = MORE_STEPS.replace("title: hard swish", "title: '1e-6 für ☃ 😀'").replace(
+        "steps.yaml", "../base.yaml"
+    )
+    write(
+        tmp_path,
+        "extends: steps.yaml\nprofiles:\n  mine: {title: t, parent: digits, set: {recipe.lr: 1e-6}}\n",
+        "base.yaml",
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "elsewhere").mkdir()
     path = write(tmp_path / "mine", mine)
@@ -102,20 +115,32 @@ roadmaps:
     assert resolve(narrow, "stage_ratio").model.depths == (1, 1, 5, 1)
     assert resolve(narrow, "gelu", profile="flowers").recipe.epochs == 50
     assert resolve(mine["after"], "start").model == resolve(narrow, "gelu").model
-    assert complexity(resolve(mine["after"], "wide").model).params > complexity(resolve(narrow, "gelu").model).params
+    assert (
+        complexity(resolve(mine["after"], "wide").model).params
+        > complexity(resolve(narrow, "gelu").model).params
+    )
 
 
 def test_branches_of_a_shared_roadmap_stay_branches_behind_a_root_of_its_own(tmp_path: Path) -> None:
     steps = (
-        "[{name: own, title: own, set: {model.depths: [2, 2, 2, 2]}}, {name: kernel_5}, {name: kernel_7}, {name: kernel_9}, {name: gelu}]"
+        "[{name: own, title: own, set: {model.depths: [2, 2, 2, 2]}}, {name: kernel_5}, {name: kernel_7},"
+        " {name: kernel_9}, {name: gelu}]"
     )
-    mine = load_roadmap(write(tmp_path, f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, steps: {steps}}}}}"), "n")
+    mine = load_roadmap(
+        write(
+            tmp_path, f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, steps: {steps}}}}}"
+        ),
+        "n",
+    )
     assert [step.parent for step in mine.tree.values()] == [None, "own", "own", "own", "kernel_7"]
 
 
 def test_a_file_beside_it_comes_before_the_projects(tmp_path: Path) -> None:
     write(tmp_path, MORE_STEPS, "lab.yaml")
-    text = "extends: lab.yaml\nroadmaps: {convnext_t: {steps: [{name: silu, title: silu, set: {model.block.act.kind: silu}}]}}"
+    text = (
+        "extends: lab.yaml\nroadmaps: {convnext_t: {steps: [{name: silu, title: silu, set:"
+        " {model.block.act.kind: silu}}]}}"
+    )
     mine = load_roadmap(write(tmp_path, text))
     assert mine.steps[-2:] == ("hard_swish", "silu")
     assert mine.tree["silu"].parent == "hard_swish"
@@ -132,16 +157,26 @@ def adding(step: str, parent: str, file: str) -> str:
 
 @pytest.mark.parametrize(
     ("parent", "moves"),
-    [("multiscale_depthwise", True), ("separate_downsampling", True), ("layer_norm", False), ("kernel_9", False), ("resnet50", False)],
+    [
+        ("multiscale_depthwise", True),
+        ("separate_downsampling", True),
+        ("layer_norm", False),
+        ("kernel_9", False),
+        ("resnet50", False),
+    ],
 )
-def test_the_path_ends_in_an_added_step_only_if_that_is_no_earlier(parent: str, moves: bool, tmp_path: Path) -> None:
+def test_the_path_ends_in_an_added_step_only_if_that_is_no_earlier(
+    parent: str, moves: bool, tmp_path: Path
+) -> None:
     write(tmp_path, adding("silu", parent, "steps.yaml"), "lab.yaml")
     lab, whole = load_roadmap(tmp_path / "lab.yaml"), SHIPPED["convnext_t"]
     assert load_roadmap(write(tmp_path, flat_text(tmp_path / "lab.yaml"), "flat.yaml")).trunk == lab.trunk
     assert lab.trunk == ((*whole.trunk[: whole.trunk.index(parent) + 1], "silu") if moves else whole.trunk)
     more = load_roadmap(write(tmp_path, adding("hard_swish", "silu", "lab.yaml")))
     assert more.trunk == (
-        (*whole.trunk[: whole.trunk.index(parent) + 1], "silu", "hard_swish") if moves or parent == "layer_norm" else whole.trunk
+        (*whole.trunk[: whole.trunk.index(parent) + 1], "silu", "hard_swish")
+        if moves or parent == "layer_norm"
+        else whole.trunk
     )
 
 
@@ -153,10 +188,15 @@ def test_the_path_of_a_file_ends_in_its_last_step_whatever_its_branches() -> Non
 
 def test_a_path_may_end_in_a_step_that_is_named(tmp_path: Path) -> None:
     steps = "[{name: resnet50}, {name: kernel_7}, {name: gelu}]"
-    text = f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, end: kernel_7, steps: {steps}}}}}"
+    text = (
+        f"extends: steps.yaml\nroadmaps: {{n: {{title: n, like: convnext_t, end: kernel_7, steps: {steps}}}}}"
+    )
     mine = load_roadmap(write(tmp_path, text), "n")
     assert (mine.trunk, mine.steps) == (("resnet50", "kernel_7"), ("resnet50", "kernel_7", "gelu"))
-    with pytest.raises(ConfigError, match=r"my\.yaml:2:\d+ roadmap 'n': end: unknown step 'kernel_77'; did you mean 'kernel_7'\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"my\.yaml:2:\d+ roadmap 'n': end: unknown step 'kernel_77'; did you mean 'kernel_7'\?",
+    ):
         load_roadmap(write(tmp_path, text.replace("end: kernel_7", "end: kernel_77")), "n")
 
 
@@ -164,7 +204,10 @@ def test_a_shared_change_is_placed_where_it_is_written() -> None:
     setting = SHIPPED["convnext_b"].tree["gelu"].settings["model.block.act.kind"]
     assert setting == SHIPPED["convnext_t"].tree["gelu"].settings["model.block.act.kind"]
     own = SHIPPED["convnext_b"].tree["increase_width"].settings["model.width"]
-    assert (own.value, SHIPPED["convnext_t"].tree["increase_width"].settings["model.width"].value) == (128, 96)
+    assert (own.value, SHIPPED["convnext_t"].tree["increase_width"].settings["model.width"].value) == (
+        128,
+        96,
+    )
 
 
 def test_the_regimes_share_every_change_but_their_own_depths_and_widths() -> None:
@@ -172,7 +215,10 @@ def test_the_regimes_share_every_change_but_their_own_depths_and_widths() -> Non
     own = {"no_downsampling_norms", "multiscale_depthwise"}
     assert large.steps == ("resnet200", *(step for step in small.steps[1:] if step not in own))
     for step in large.steps[1:]:
-        one, other = (resolve(roadmap, step).model_dump(include={"model", "recipe", "data"}) for roadmap in (small, large))
+        one, other = (
+            resolve(roadmap, step).model_dump(include={"model", "recipe", "data"})
+            for roadmap in (small, large)
+        )
         del one["model"]["depths"], other["model"]["depths"], one["model"]["width"], other["model"]["width"]
         assert one == other
 
@@ -184,7 +230,10 @@ BAD = {
     ),
     "no percentage": (
         MORE_STEPS.replace("title: hard swish", "title: hard swish, paper: {top1: 810, n: 3}"),
-        ["my.yaml:5:55 roadmaps.convnext_t.steps.hard_swish.paper.top1: input should be less than or equal to 100, not 810"],
+        [
+            "my.yaml:5:55 roadmaps.convnext_t.steps.hard_swish.paper.top1: input should be less than or equal"
+            " to 100, not 810"
+        ],
     ),
     "unknown kind": (
         MORE_STEPS.replace("kind: hard_swish", "kind: hard_swich"),
@@ -195,7 +244,10 @@ BAD = {
     ),
     "unknown parent": (
         MORE_STEPS.replace("parent: sep", "parent: seb"),
-        ["my.yaml:5:55 step 'hard_swish': unknown parent 'sebarate_downsampling'; did you mean 'separate_downsampling'?"],
+        [
+            "my.yaml:5:55 step 'hard_swish': unknown parent 'sebarate_downsampling'; did you mean"
+            " 'separate_downsampling'?"
+        ],
     ),
     "changes nothing": (
         MORE_STEPS.replace("kind: hard_swish", "kind: gelu"),
@@ -219,7 +271,10 @@ BAD = {
     ),
     "a title of what is there": (
         MORE_STEPS.replace("    steps:", "    title: mine\n    steps:"),
-        ["my.yaml:4:5 roadmap 'convnext_t': is defined at shipped:@ already; only its `steps` can be added to"],
+        [
+            "my.yaml:4:5 roadmap 'convnext_t': is defined at shipped:@ already; only its `steps` can be"
+            " added to"
+        ],
     ),
     "a profile that is there": (
         f"{MORE_STEPS}profiles: {{digits: {{title: mine, set: {{data.noise: 0.1}}}}}}",
@@ -229,21 +284,30 @@ BAD = {
         MORE_STEPS.replace("steps.yaml", "stebs.yaml"),
         ["my.yaml:1:10 extends: there is no 'stebs.yaml' in @, nor in the project"],
     ),
-    "no name": (MORE_STEPS.replace("steps.yaml", "[steps.yaml]"), ["my.yaml:1:10 extends: name the steps file that this one adds to@"]),
+    "no name": (
+        MORE_STEPS.replace("steps.yaml", "[steps.yaml]"),
+        ["my.yaml:1:10 extends: name the steps file that this one adds to@"],
+    ),
     "unknown key of the file": (
         MORE_STEPS.replace("roadmaps:", "roadmap:"),
         ["my.yaml:2:1 unknown key 'roadmap'; did you mean 'roadmaps'?"],
     ),
     "a misspelled roadmap": (
         MORE_STEPS.replace("convnext_t:", "convnext_x:"),
-        ["my.yaml:3:3 roadmap 'convnext_x': is not in the extended file, and a new one needs a title; did you mean 'convnext_t'?"],
+        [
+            "my.yaml:3:3 roadmap 'convnext_x': is not in the extended file, and a new one needs a title; did"
+            " you mean 'convnext_t'?"
+        ],
     ),
     "unknown roadmap to share": (
         "extends: steps.yaml\nroadmaps: {new: {title: new, like: convnext_x, steps: [{name: gelu}]}}",
         ["my.yaml:2:36 roadmap 'new': like: 'convnext_x' is unknown; did you mean 'convnext_t'?"],
     ),
     "unknown step to start from": (
-        "extends: steps.yaml\nroadmaps: {new: {title: new, base: convnext_t/gleu, steps: [{name: a, title: a}]}}",
+        (
+            "extends: steps.yaml\nroadmaps: {new: {title: new, base: convnext_t/gleu, steps: [{name: a,"
+            " title: a}]}}"
+        ),
         ["my.yaml:2:36 roadmap 'new': base: convnext_t has no step 'gleu'; did you mean 'gelu'?"],
     ),
     "a roadmap that starts from itself": (
@@ -255,8 +319,14 @@ BAD = {
         ["my.yaml:2:30 roadmaps.new.base: string should match pattern@"],
     ),
     "a shared step that is not there": (
-        "extends: steps.yaml\nroadmaps: {new: {title: new, like: convnext_t, steps: [{name: resnet50}, {name: gleu}]}}",
-        ["my.yaml:2:74 step 'gleu': 'title' is missing, and convnext_t has no step of this name; did you mean 'gelu'?"],
+        (
+            "extends: steps.yaml\nroadmaps: {new: {title: new, like: convnext_t, steps: [{name: resnet50},"
+            " {name: gleu}]}}"
+        ),
+        [
+            "my.yaml:2:74 step 'gleu': 'title' is missing, and convnext_t has no step of this name; did you"
+            " mean 'gelu'?"
+        ],
     ),
 }
 
@@ -280,7 +350,12 @@ def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["extends: steps.yaml\nroadmaps: 3", "extends: steps.yaml\nprofiles: []", "extends: steps.yaml\nroadmaps: {convnext_t: 3}"]
+    "text",
+    [
+        "extends: steps.yaml\nroadmaps: 3",
+        "extends: steps.yaml\nprofiles: []",
+        "extends: steps.yaml\nroadmaps: {convnext_t: 3}",
+    ],
 )
 def test_a_file_of_another_form_is_told_where(text: str, tmp_path: Path) -> None:
     assert all(line.startswith("my.yaml:2:") for line in said(write(tmp_path, text)))

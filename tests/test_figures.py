@@ -1,4 +1,5 @@
-"""Training curves, agreement with the paper and the strip of seeds: they can be read, and what is drawn is what the runs say.
+"""Training curves, agreement with the paper and the strip of seeds: they can be read, and what is drawn is
+what the runs say.
 
 The images in tests/golden/figures are drawn anew by `python -m tests.test_figures`.
 """
@@ -62,7 +63,10 @@ def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:
 
 
 def overlap(one: Bbox, other: Bbox) -> bool:
-    across, down = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+    across, down = (
+        min(one.x1, other.x1) - max(one.x0, other.x0),
+        min(one.y1, other.y1) - max(one.y0, other.y0),
+    )
     return bool(across > SLACK and down > SLACK)
 
 

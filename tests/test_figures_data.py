@@ -32,11 +32,17 @@ def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range() -> None:
     for panel, name in ((axes[0], "top1"), (axes[1], "train_loss")):
         bands = [band for band in panel.collections if isinstance(band, PolyCollection)]
         for number, (step, band) in enumerate(zip(ROADMAP.steps, bands, strict=True), 1):
-            by_epoch = list(zip(*[getattr(curve, name) for curve in curves if curve.step == step], strict=True))
+            by_epoch = list(
+                zip(*[getattr(curve, name) for curve in curves if curve.step == step], strict=True)
+            )
             assert line(panel, str(number))[:, 0].tolist() == [1, 2, 3, 4, 5]
-            assert line(panel, str(number))[:, 1] == pytest.approx([statistics.fmean(values) for values in by_epoch])
+            assert line(panel, str(number))[:, 1] == pytest.approx(
+                [statistics.fmean(values) for values in by_epoch]
+            )
             corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices)}
-            assert {(epoch, end) for epoch, values in enumerate(by_epoch, 1) for end in (min(values), max(values))} <= corners
+            assert {
+                (epoch, end) for epoch, values in enumerate(by_epoch, 1) for end in (min(values), max(values))
+            } <= corners
 
 
 def test_a_mean_ends_where_a_seed_does_and_a_diverged_one_is_in_none() -> None:
@@ -45,20 +51,28 @@ def test_a_mean_ends_where_a_seed_does_and_a_diverged_one_is_in_none() -> None:
     of = {step: str(number) for step, number in numbers([ablation]).of[0].items()}
     top1 = {(curve.step, curve.seed): curve.top1 for curve in curves_of(ablation)}
     assert line(axes, of["layer_norm"])[:, 0].tolist() == [1, 2, 3]  # of 3, 4, 5, 6 and 7 epochs
-    assert line(axes, of["gelu"])[-1, 1] == pytest.approx(statistics.fmean(top1["gelu", seed][-1] or 0 for seed in (0, 2, 3, 4)))
+    assert line(axes, of["gelu"])[-1, 1] == pytest.approx(
+        statistics.fmean(top1["gelu", seed][-1] or 0 for seed in (0, 2, 3, 4))
+    )
     labels = [line.get_label() for line in axes.lines]
     assert of["stage_ratio"] not in labels
     assert of["no_downsampling_norms"] not in labels
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
     assert len(crosses) == 1 + len(ALL_LOST)
-    alone = [tuple(np.asarray(line.get_xydata())[:, 0]) for line in axes.lines if line.get_linewidth() < 1 and line not in crosses]
+    alone = [
+        tuple(np.asarray(line.get_xydata())[:, 0])
+        for line in axes.lines
+        if line.get_linewidth() < 1 and line not in crosses
+    ]
     assert sorted(alone) == sorted([*[(1, 2)] * 6, *[tuple(range(3, end)) for end in (5, 6, 7, 8)] * 2])
 
 
 def test_side_branches_are_dashed_and_later_steps_lighter() -> None:
     axes = made("curves", case("all")).axes[0]
     drawn = {ROADMAP.steps[int(str(line.get_label())) - 1]: line for line in axes.lines}
-    assert {step for step, line in drawn.items() if line.get_linestyle() != "-"} == set(ROADMAP.steps) - set(ROADMAP.trunk)
+    assert {step for step, line in drawn.items() if line.get_linestyle() != "-"} == set(ROADMAP.steps) - set(
+        ROADMAP.trunk
+    )
     greens = [mpl.colors.to_rgb(drawn[step].get_color())[1] for step in ROADMAP.trunk]
     assert greens == sorted(greens)
     assert len(set(greens)) == len(greens)
@@ -69,14 +83,21 @@ def test_the_lines_to_the_numbers_lie_outside_the_axes_and_are_grey(epochs: int,
     figure = made("curves", [trained(tmp_path, FEW, epochs=epochs, lost=[("gelu", 1)] if epochs > 1 else [])])
     figure.draw_without_rendering()
     for axes in figure.axes:
-        area, leaders = axes.get_window_extent(), [text.arrow_patch for text in axes.texts if isinstance(text, Annotation)]
+        area, leaders = (
+            axes.get_window_extent(),
+            [text.arrow_patch for text in axes.texts if isinstance(text, Annotation)],
+        )
         assert len(leaders) == len(FEW)
         for leader in leaders:
             assert leader is not None
             assert leader.get_window_extent().x0 >= area.x1 - 1
             assert len(set(mpl.colors.to_rgb(leader.get_edgecolor()))) == 1
         assert 0.95 < axes.transAxes.inverted().transform(axes.transData.transform((epochs, 0)))[0] < 1
-        assert all(1 <= tick <= epochs for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1])
+        assert all(
+            1 <= tick <= epochs
+            for tick in axes.get_xticks()
+            if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]
+        )
 
 
 def bars(axes: Axes) -> list[tuple[float, ...]]:
@@ -99,16 +120,24 @@ def test_agreement_draws_what_the_rows_say(name: str) -> None:
     axes = made("agreement", case(name)).axes
     for ablation, first, second in zip(case(name), axes[::2], axes[1::2], strict=True):
         both = [(row.paper, row.top1) for row in ablation.rows if row.paper and row.top1]
-        assert np.array(bars(first)) == pytest.approx(np.array([(x.mean, y.mean, x.std or 0, y.std or 0) for x, y in both]))
+        assert np.array(bars(first)) == pytest.approx(
+            np.array([(x.mean, y.mean, x.std or 0, y.std or 0) for x, y in both])
+        )
         changes = [(row.paper_delta, row.delta) for row in ablation.rows if row.paper_delta and row.delta]
-        assert np.array(bars(second)) == pytest.approx(np.array([(x.value, y.value, x.margin or 0, y.margin or 0) for x, y in changes]))
+        assert np.array(bars(second)) == pytest.approx(
+            np.array([(x.value, y.value, x.margin or 0, y.margin or 0) for x, y in changes])
+        )
         same_task = any(row.gap is not None for row in ablation.rows)
         assert same_task is (ablation.profile is None)
         assert ("y = x" in [line.get_label() for line in first.lines]) is same_task
         assert (first.get_xlim() == first.get_ylim()) is same_task
         start, end = line(second, "y = x")
         assert start[0] == start[1] < end[0] == end[1]
-        words = " ".join(text.get_text() for text in first.texts).replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
+        words = (
+            " ".join(text.get_text() for text in first.texts)
+            .replace("\N{NO-BREAK SPACE}", " ")
+            .replace("\n", " ")
+        )
         assert f"ρ = {ablation.agreement}" in words
         assert ablation.agreement is not None
         assert f"n = {ablation.agreement.n} steps" in words
@@ -117,7 +146,9 @@ def test_agreement_draws_what_the_rows_say(name: str) -> None:
 @pytest.mark.parametrize("name", ["messy", "one seed", "two roadmaps"])
 def test_the_strip_has_every_seed_the_mean_and_its_interval(name: str) -> None:
     for ablation, axes in zip(case(name), made("seeds", case(name)).axes, strict=True):
-        intervals = [bar for group in axes.containers if isinstance(group, ErrorbarContainer) for bar in group.lines[2]]
+        intervals = [
+            bar for group in axes.containers if isinstance(group, ErrorbarContainer) for bar in group.lines[2]
+        ]
         spans = [tuple(bar.get_segments()[0][:, 0]) for bar in intervals]
         known = [list(row.seeds.values()) for row in ablation.rows if len(row.seeds) > 1]
         expected = [stats.t.interval(0.95, len(tops) - 1, np.mean(tops), stats.sem(tops)) for tops in known]
@@ -126,7 +157,9 @@ def test_the_strip_has_every_seed_the_mean_and_its_interval(name: str) -> None:
             if row.results:
                 assert line(axes, row.step)[:, 0].tolist() == list(row.seeds.values())
         ticks = [
-            float(np.asarray(line.get_xydata())[0, 0]) for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 9
+            float(np.asarray(line.get_xydata())[0, 0])
+            for line in axes.lines
+            if line.get_marker() == "|" and line.get_markersize() == 9
         ]
         assert ticks == pytest.approx([row.top1.mean for row in ablation.rows if row.top1])
 

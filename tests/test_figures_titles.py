@@ -36,7 +36,9 @@ def drawn(title: str) -> Iterator[tuple[str, Figure]]:
     of = dict.fromkeys(READINGS, Difference(1.0, 0.5))
     yield "worth", worth_points([Worth("gelu", title, of, dict.fromkeys(READINGS, 3))], title)
     (group,) = groups_of(ROWS, load_roadmaps())
-    entries = {mode: [replace(entry, title=title) for entry in found] for mode, found in group.entries.items()}
+    entries = {
+        mode: [replace(entry, title=title) for entry in found] for mode, found in group.entries.items()
+    }
     figure = throughput_figure(replace(group, title=title, entries=entries))
     assert figure is not None
     yield "throughput", figure
@@ -44,12 +46,16 @@ def drawn(title: str) -> Iterator[tuple[str, Figure]]:
 
 @pytest.mark.parametrize("title", TITLES)
 def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str, tmp_path: Path) -> None:
-    """A digit of this font is as wide as a dollar sign; a formula has another width, or none where it cannot be read."""
+    """A digit of this font is as wide as a dollar sign; a formula has another width, or none where it cannot
+    be read.
+    """
     plain = dict(drawn(title.replace("$", "0")))
     for name, figure in drawn(title):
         literal, expected = texts_of(figure), texts_of(plain[name])
         assert any("$" in text.get_text() for text, _ in literal)
-        assert [text.get_text().replace("$", "0") for text, _ in literal] == [text.get_text() for text, _ in expected]
+        assert [text.get_text().replace("$", "0") for text, _ in literal] == [
+            text.get_text() for text, _ in expected
+        ]
         assert [box.width for _, box in literal] == pytest.approx([box.width for _, box in expected], abs=1.5)
         assert [path.suffix for path in save(figure, tmp_path / name)] == [".png", ".svg", ".pdf"]
 

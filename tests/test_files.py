@@ -77,7 +77,9 @@ def test_a_lock_leaves_what_is_in_its_file(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8") == "kept"
 
 
-def test_measurements_are_kept_where_a_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_are_kept_where_a_file_system_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 

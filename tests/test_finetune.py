@@ -1,4 +1,6 @@
-"""Fine-tuning: learning rates that fall from layer to layer, and trainings that start from weights that are named by their bytes."""
+"""Fine-tuning: learning rates that fall from layer to layer, and trainings that start from weights that are
+named by their bytes.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ from tests.test_weights import Original
 CONVNEXT = {"model.width": 8, "model.width_mult": 1.0}
 
 
-def config_of(overrides: dict[str, Any], step: str = "separate_downsampling", roadmap: str = "convnext_t") -> RunConfig:
+def config_of(
+    overrides: dict[str, Any], step: str = "separate_downsampling", roadmap: str = "convnext_t"
+) -> RunConfig:
     return resolve(load_roadmap(name=roadmap), step, overrides=overrides)
 
 
@@ -126,18 +130,24 @@ def narrow(step: str, roadmap: str) -> RunConfig:
         ("isotropic_s", "family", ISOTROPIC),
     ],
 )
-def test_the_groups_of_layers_are_the_ones_written_down(step: str, roadmap: str, table: dict[str, int]) -> None:
+def test_the_groups_of_layers_are_the_ones_written_down(
+    step: str, roadmap: str, table: dict[str, int]
+) -> None:
     assert groups_of(narrow(step, roadmap)) == table
 
 
 def test_a_group_can_be_a_stage() -> None:
-    stages = {"stem": 0, "head_norm": 5, "head": 5} | {name: int(name[7]) + 1 for name in T if name.startswith("stages")}
+    stages = {"stem": 0, "head_norm": 5, "head": 5} | {
+        name: int(name[7]) + 1 for name in T if name.startswith("stages")
+    }
     assert groups_of(narrow("separate_downsampling", "convnext_t"), "stage") == stages
     assert set(groups_of(narrow("isotropic_s", "family"), "stage").values()) == {0, 1, 2}
 
 
 def original_layer(name: str) -> int:
-    """facebookresearch/ConvNeXt, optim_factory.get_num_layer_for_convnext, word for word but for the types."""
+    """facebookresearch/ConvNeXt, optim_factory.get_num_layer_for_convnext,
+    word for word but for the types.
+    """
     num_max_layer = 12
     if name.startswith("downsample_layers"):
         stage_id = int(name.split(".")[1])
@@ -171,8 +181,15 @@ def test_without_layer_decay_the_optimizer_is_what_it_always_was() -> None:
     config = config_of(CONVNEXT)
     network = network_of(config)
     optimizer = build_optimizer(config.recipe, network)
-    flat = [name for name, parameter in network.named_parameters() if parameter.ndim <= 1 or name.endswith(".bias")]
-    assert members(optimizer, network) == [flat, [name for name, _ in network.named_parameters() if name not in flat]]
+    flat = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.ndim <= 1 or name.endswith(".bias")
+    ]
+    assert members(optimizer, network) == [
+        flat,
+        [name for name, _ in network.named_parameters() if name not in flat],
+    ]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05]
     assert all("lr_scale" not in group for group in optimizer.param_groups)
     config = config_of({"model.width": 8}, "resnet50")
@@ -183,7 +200,14 @@ def test_without_layer_decay_the_optimizer_is_what_it_always_was() -> None:
 
 
 def tuned(**more: Any) -> RunConfig:
-    recipe = {"layer_decay": 0.7, "lr": 1e-3, "lr_batch": 64, "global_batch": 64, "local_batch": 64, "weight_decay": 0.05} | more
+    recipe = {
+        "layer_decay": 0.7,
+        "lr": 1e-3,
+        "lr_batch": 64,
+        "global_batch": 64,
+        "local_batch": 64,
+        "weight_decay": 0.05,
+    } | more
     return config_of(CONVNEXT | {f"recipe.{key}": value for key, value in recipe.items()})
 
 
@@ -192,10 +216,13 @@ def test_each_parameter_has_the_scale_of_its_group_and_the_decay_of_its_kind() -
     network = network_of(config)
     optimizer = build_optimizer(config.recipe, network)
     found = members(optimizer, network)
-    assert sorted(name for group in found for name in group) == sorted(name for name, _ in network.named_parameters())
+    assert sorted(name for group in found for name in group) == sorted(
+        name for name, _ in network.named_parameters()
+    )
     shapes = {name: parameter.ndim for name, parameter in network.named_parameters()}
+    pattern = r"stem|head_norm|head|stages\.\d+\.(downsample|blocks\.\d+)"
     for group, names in zip(optimizer.param_groups, found, strict=True):
-        modules = {re.match(r"stem|head_norm|head|stages\.\d+\.(downsample|blocks\.\d+)", name)[0] for name in names}  # type: ignore[index]
+        modules = {re.match(pattern, name)[0] for name in names}  # type: ignore[index]
         assert {T[module] for module in modules} == {7 - round(math.log(group["lr_scale"], 0.7))}
         assert group["lr_scale"] == 0.7 ** (7 - T[modules.pop()])
         assert {0.0 if shapes[name] == 1 else 0.05 for name in names} == {group["weight_decay"]}
@@ -209,7 +236,12 @@ def test_a_layer_scale_is_a_vector_and_is_not_decayed() -> None:
         gammas = {id(parameter) for name, parameter in network.named_parameters() if name.endswith("gamma")}
         assert len(gammas) == 18
         assert {parameter.ndim for parameter in network.parameters() if id(parameter) in gammas} == {1}
-        decayed = {id(parameter) for group in optimizer.param_groups for parameter in group["params"] if group["weight_decay"]}
+        decayed = {
+            id(parameter)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if group["weight_decay"]
+        }
         assert decayed
         assert not gammas & decayed
 
@@ -218,7 +250,9 @@ def test_a_recipe_may_decay_norms_and_biases_too() -> None:
     config = tuned(decay_norm_and_bias=True, optimizer="sgd")
     optimizer = build_optimizer(config.recipe, network_of(config))
     assert type(optimizer) is torch.optim.SGD
-    assert [(group["weight_decay"], group["momentum"]) for group in optimizer.param_groups] == [(0.05, 0.9)] * 8
+    assert [(group["weight_decay"], group["momentum"]) for group in optimizer.param_groups] == [
+        (0.05, 0.9)
+    ] * 8
 
 
 def test_what_is_frozen_is_not_trained() -> None:
@@ -244,12 +278,21 @@ def test_the_schedule_keeps_the_distance_between_the_groups(iteration: int) -> N
     optimizer = build_optimizer(config.recipe, network_of(config))
     build_schedule(config.recipe, optimizer, 4).step_update(iteration)
     rates = [group["lr"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([cosine(iteration) * 0.7**below for below in range(8) for _ in range(2)], rel=1e-9)
+    assert rates == pytest.approx(
+        [cosine(iteration) * 0.7**below for below in range(8) for _ in range(2)], rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("iteration", "rate"), [(0, 1e-3), (11, 1e-3), (12, 1e-4), (24, 1e-5)])
 def test_a_schedule_of_steps_keeps_it_too(iteration: int, rate: float) -> None:
-    config = tuned(epochs=10, schedule="step", warmup_epochs=0.0, step_epochs=3.0, optimizer="sgd", layer_decay_by="stage")
+    config = tuned(
+        epochs=10,
+        schedule="step",
+        warmup_epochs=0.0,
+        step_epochs=3.0,
+        optimizer="sgd",
+        layer_decay_by="stage",
+    )
     optimizer = build_optimizer(config.recipe, network_of(config))
     build_schedule(config.recipe, optimizer, 4).step_update(iteration)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -292,14 +335,18 @@ def state_of(network: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("classes", [1000, 21841])
 @pytest.mark.parametrize("scale", [1.0, 0.001])
-def test_a_classifier_of_other_classes_starts_fresh(classes: int, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_classifier_of_other_classes_starts_fresh(
+    classes: int, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     released(tmp_path / "big.pth", classes)
     config = tiny(tmp_path / "big.pth", model__num_classes=10, recipe__head_init_scale=scale)
     network = network_of(config)
     fresh = state_of(network)
     with caplog.at_level(logging.WARNING):
         initialise_from(network, config)
-    assert caplog.messages == [f"the classifier starts fresh, for 10 classes: {tmp_path / 'big.pth'} has {classes}"]
+    assert caplog.messages == [
+        f"the classifier starts fresh, for 10 classes: {tmp_path / 'big.pth'} has {classes}"
+    ]
     after, rename = network.state_dict(), DIALECTS["original_convnext"].rename
     there = read_state_dict(tmp_path / "big.pth")
     for name, value in after.items():
@@ -312,20 +359,27 @@ def test_a_classifier_of_other_classes_starts_fresh(classes: int, scale: float, 
 
 @pytest.mark.parametrize("dialect", ["ours", "timm_convnext", "original_convnext"])
 @pytest.mark.parametrize("scale", [1.0, 0.001])
-def test_a_missing_classifier_starts_fresh(dialect: str, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_classifier_starts_fresh(
+    dialect: str, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     there = network_of(tiny())
     randomise(there)
     state = {name: value for name, value in state_of(there).items() if not name.startswith("head.classifier")}
-    torch.save({DIALECTS[dialect].rename(name): value for name, value in state.items()}, tmp_path / "headless.pth")
+    torch.save(
+        {DIALECTS[dialect].rename(name): value for name, value in state.items()}, tmp_path / "headless.pth"
+    )
     config = tiny(tmp_path / "headless.pth", model__num_classes=10, recipe__head_init_scale=scale)
     network = network_of(config)
     fresh = state_of(network)
     with caplog.at_level(logging.WARNING):
         initialise_from(network, config)
-    assert caplog.messages == [f"the classifier starts fresh, for 10 classes: {tmp_path / 'headless.pth'} has no classifier"]
+    assert caplog.messages == [
+        f"the classifier starts fresh, for 10 classes: {tmp_path / 'headless.pth'} has no classifier"
+    ]
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name] if name in state else fresh[name] * scale), name
-    with pytest.raises(ConfigError, match=r"missing: head\.classifier\.weight, head\.classifier\.bias"):  # but not to be evaluated
+    # but not to be evaluated
+    with pytest.raises(ConfigError, match=r"missing: head\.classifier\.weight, head\.classifier\.bias"):
         load_weights(network, tmp_path / "headless.pth")
 
 
@@ -355,7 +409,9 @@ def test_without_weights_only_the_classifier_is_scaled() -> None:
     initialise_from(network, tiny())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     initialise_from(network, tiny(recipe__head_init_scale=0.5))
-    scaled = {name: value * 0.5 if name.startswith("head.classifier") else value for name, value in before.items()}
+    scaled = {
+        name: value * 0.5 if name.startswith("head.classifier") else value for name, value in before.items()
+    }
     assert all(torch.equal(value, scaled[name]) for name, value in network.state_dict().items())
     assert any(not torch.equal(scaled[name], before[name]) for name in before)
 
@@ -365,11 +421,16 @@ def test_without_weights_only_the_classifier_is_scaled() -> None:
     [
         (lambda state: state.pop("stem.norm.bias"), "missing: stem.norm.bias"),
         (lambda state: state.update(extra=torch.ones(1)), "unexpected: extra"),
-        (lambda state: state.update({"stem.conv.weight": torch.ones(8, 1, 4, 4)}), r"mis-shaped: stem.conv.weight is \[8, 1, 4, 4\] there"),
+        (
+            lambda state: state.update({"stem.conv.weight": torch.ones(8, 1, 4, 4)}),
+            r"mis-shaped: stem.conv.weight is \[8, 1, 4, 4\] there",
+        ),
         (lambda state: state.pop("head.classifier.bias"), "missing: head.classifier.bias"),
     ],
 )
-def test_anything_else_that_does_not_fit_is_refused_and_nothing_is_copied(spoil: Any, said: str, tmp_path: Path) -> None:
+def test_anything_else_that_does_not_fit_is_refused_and_nothing_is_copied(
+    spoil: Any, said: str, tmp_path: Path
+) -> None:
     there = network_of(tiny(model__num_classes=7))
     randomise(there)
     state = state_of(there)
@@ -388,7 +449,14 @@ def test_only_a_tensor_that_may_differ_is_left_out(tmp_path: Path) -> None:
     there = state_of(network_of(tiny(model__num_classes=7)))
     with pytest.raises(ConfigError, match="does not fit"):
         copy_weights(network, there, "x", may_differ=["head.classifier.weight"])
-    assert len(copy_weights(network, there, "x", may_differ=["head.classifier.weight", "head.classifier.bias"]).misshaped) == 2
+    assert (
+        len(
+            copy_weights(
+                network, there, "x", may_differ=["head.classifier.weight", "head.classifier.bias"]
+            ).misshaped
+        )
+        == 2
+    )
 
 
 # Which weights they are.
@@ -421,7 +489,10 @@ def test_weights_that_are_not_the_ones_named_are_refused(tmp_path: Path) -> None
     assert config.recipe.init_digest == "7692c3ad3540bb80"
     check_init(config)
     path.write_bytes(b"another")
-    assert re.match(rf"{path} has the digest {sha(path)}, and recipe.init_digest wants 7692c3ad3540bb80", said_by_check(config))
+    assert re.match(
+        rf"{path} has the digest {sha(path)}, and recipe.init_digest wants 7692c3ad3540bb80",
+        said_by_check(config),
+    )
     with pytest.raises(ConfigError, match="wants 7692c3ad3540bb80"):
         initialise_from(network_of(config), config)
     path.unlink()
@@ -430,10 +501,16 @@ def test_weights_that_are_not_the_ones_named_are_refused(tmp_path: Path) -> None
 
 def test_a_digest_and_a_place_need_each_other(tmp_path: Path) -> None:
     alone = config_of({"recipe.init_digest": "0123456789abcdef"})
-    assert said_by_check(alone).startswith("recipe.init_digest names the weights 0123456789abcdef; --set system.init_from=FILE")
+    assert said_by_check(alone).startswith(
+        "recipe.init_digest names the weights 0123456789abcdef; --set system.init_from=FILE"
+    )
     (tmp_path / "w.pth").write_bytes(b"one")
     nameless = config_of({"system.init_from": str(tmp_path / "w.pth")})
-    assert said_by_check(nameless) == "recipe.init_digest is not set, and system.init_from is; --init-from sets both, to 7692c3ad3540bb80"
+    assert (
+        said_by_check(nameless)
+        == "recipe.init_digest is not set, and system.init_from is; --init-from sets both, to"
+        " 7692c3ad3540bb80"
+    )
     assert named(alone) is alone
 
 
@@ -441,7 +518,10 @@ def test_layer_decay_without_weights_is_refused_when_training_starts(tmp_path: P
     config = config_of({}, "convnext_t_384", "family")
     assert config.recipe.layer_decay == 0.7
     said = said_by_check(config)
-    assert said.startswith("convnext_t_384: recipe.layer_decay is 0.7, which is for trained weights, and there are none to start from")
+    assert said.startswith(
+        "convnext_t_384: recipe.layer_decay is 0.7, which is for trained weights, and there are none to start"
+        " from"
+    )
     assert "--init-from FILE" in said
     assert "--set recipe.layer_decay=1 " in said
     check_init(config_of({"recipe.layer_decay": 1.0}, "convnext_t_384", "family"))
@@ -504,14 +584,18 @@ def test_a_run_without_checkpoint_is_no_source(source: RunDir, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("kind", "taken"), [("raw", "model"), ("ema", "ema")])
-def test_a_training_starts_from_another_runs_weights(kind: str, taken: str, source: RunDir, tmp_path: Path) -> None:
+def test_a_training_starts_from_another_runs_weights(
+    kind: str, taken: str, source: RunDir, tmp_path: Path
+) -> None:
     still = {"recipe__layer_decay": 0.7, "recipe__lr": 1e-12, "recipe__min_lr": 0.0, "recipe__ema": 0.5}
     config = digits(system__init_from=str(source.path), recipe__init_weights=kind, **still)
     run = prepare(tmp_path, config)
     assert train(config, run.path).status == "done"
     there, here = engine_of(source)[taken], engine_of(run)
     for part in ("model", "ema"):  # the EMA starts from them, too
-        assert all(torch.allclose(here[part][name], value, rtol=0, atol=1e-7) for name, value in there.items())
+        assert all(
+            torch.allclose(here[part][name], value, rtol=0, atol=1e-7) for name, value in there.items()
+        )
     scales = {group["lr_scale"] for group in here["optimizer"]["param_groups"]}
     assert scales == {0.7**below for below in range(6)}
 
@@ -567,10 +651,17 @@ def test_a_plan_with_weights_names_the_run_without_torch(source: RunDir, tmp_pat
         assert done.stdout.splitlines()[-1] == "False 0"
     assert run_of(by_option.stdout) == run_of(by_set.stdout) == run_of(by_run.stdout)
     assert run_of(by_option.stdout) != run_of(plain.stdout)
-    assert run_of(by_option.stdout).endswith(f"seed0-{digits(system__init_from=str(tmp_path / 'w.pth')).hash}")
-    by_raw, by_ema = (command("run_step.py", *LINE, "--init-from", "w.pth", kind, "--plan", cwd=tmp_path) for kind in ("--raw", "--ema"))
+    assert run_of(by_option.stdout).endswith(
+        f"seed0-{digits(system__init_from=str(tmp_path / 'w.pth')).hash}"
+    )
+    by_raw, by_ema = (
+        command("run_step.py", *LINE, "--init-from", "w.pth", kind, "--plan", cwd=tmp_path)
+        for kind in ("--raw", "--ema")
+    )
     assert run_of(by_raw.stdout) == run_of(by_option.stdout)  # and of runs made before there was the choice
-    assert run_of(by_ema.stdout).endswith(f"-{digits(system__init_from=str(tmp_path / 'w.pth'), recipe__init_weights='ema').hash}")
+    assert run_of(by_ema.stdout).endswith(
+        f"-{digits(system__init_from=str(tmp_path / 'w.pth'), recipe__init_weights='ema').hash}"
+    )
     assert run_of(by_ema.stdout) != run_of(by_raw.stdout)
 
 
@@ -580,17 +671,31 @@ def test_a_plan_with_weights_names_the_run_without_torch(source: RunDir, tmp_pat
         (["--init-from", "none.pth"], r"none\.pth cannot be read: No such file or directory"),
         (["--init-from", "none.pth", "--plan"], r"none\.pth cannot be read: No such file or directory"),
         (["--init-from", "ftp://x/y.pth"], r"ftp://x/y\.pth is no address that can be read"),
-        (["--init-from", "w.pth", "--set=system.init_from=w.pth"], "--init-from and --set system.init_from are both given"),
-        (["--init-from", "w.pth", "--set=recipe.init_digest=0123456789abcdef"], "digest 7692c3ad3540bb80, .* wants 0123456789abcdef"),
-        (["--init-from", "w.pth", "--ema", "--set=recipe.init_weights=raw"], "^--ema and --set recipe.init_weights are both given"),
+        (
+            ["--init-from", "w.pth", "--set=system.init_from=w.pth"],
+            "--init-from and --set system.init_from are both given",
+        ),
+        (
+            ["--init-from", "w.pth", "--set=recipe.init_digest=0123456789abcdef"],
+            "digest 7692c3ad3540bb80, .* wants 0123456789abcdef",
+        ),
+        (
+            ["--init-from", "w.pth", "--ema", "--set=recipe.init_weights=raw"],
+            "^--ema and --set recipe.init_weights are both given",
+        ),
         (["--ema"], "^--ema chooses between the weights of --init-from, which is not given$"),
         (["--raw", "--plan"], "^--raw chooses between the weights of --init-from, which is not given$"),
-        (["--set=recipe.init_weights=ema"], "recipe.init_weights is ema, and there are no weights to start from; --init-from FILE"),
+        (
+            ["--set=recipe.init_weights=ema"],
+            "recipe.init_weights is ema, and there are no weights to start from; --init-from FILE",
+        ),
         (["--set=recipe.init_digest=xyz"], "recipe.init_digest: string should match pattern"),
         (["--set=recipe.layer_decay=0.5"], r"recipe\.layer_decay is 0\.5, which is for trained weights"),
     ],
 )
-def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing_behind(words: list[str], said: str, tmp_path: Path) -> None:
+def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing_behind(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     (tmp_path / "w.pth").write_bytes(b"one")
     done = command("run_step.py", *LINE, *words, cwd=tmp_path)
     assert done.stdout == "False 2\n"
@@ -599,13 +704,17 @@ def test_a_start_that_cannot_be_is_one_line_and_leaves_nothing_behind(words: lis
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
 
 
-def test_a_submission_plans_runs_that_start_from_weights(source: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_plans_runs_that_start_from_weights(
+    source: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(newest(source), tmp_path / "w.pth")
     monkeypatch.chdir(tmp_path)
     words = ["--steps", *LINE, "--init-from", "w.pth", "--seeds", "2"]
     configs = plan(parser().parse_args(words), Cluster(scheduler="local"))
     assert {config.hash for config in configs} == {digits(system__init_from=str(tmp_path / "w.pth")).hash}
     monkeypatch.chdir("/")  # a worker may be anywhere
-    assert [(config.seed, config.system.init_from) for config in configs] == [(seed, str(tmp_path / "w.pth")) for seed in (0, 1)]
+    assert [(config.seed, config.system.init_from) for config in configs] == [
+        (seed, str(tmp_path / "w.pth")) for seed in (0, 1)
+    ]
     for config in configs:
         check_init(config)

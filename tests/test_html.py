@@ -1,4 +1,6 @@
-"""The report page in a real browser, opened from a file: what it shows is what the table says, whatever is sorted, chosen or asked for."""
+"""The report page in a real browser, opened from a file: what it shows is what the table says, whatever is
+sorted, chosen or asked for.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,12 @@ def test_a_head_sorts_numbers_as_numbers_and_puts_the_missing_last(opened: Open,
     at.head("top1").get_by_role("button").click()
     assert at.steps() == [*reversed(rising), *missing]
     at.head("n").get_by_role("button").click()
-    assert at.steps() == ["kernel_9", *(step for step in reversed(rising) if step != "kernel_9"), *missing]  # stable
-    assert (at.head("top1").get_attribute("aria-sort"), at.head("n").get_attribute("aria-sort")) == ("none", "ascending")
+    # stable
+    assert at.steps() == ["kernel_9", *(step for step in reversed(rising) if step != "kernel_9"), *missing]
+    assert (at.head("top1").get_attribute("aria-sort"), at.head("n").get_attribute("aria-sort")) == (
+        "none",
+        "ascending",
+    )
     at.head("step").get_by_role("button").click()
     assert at.steps().index("kernel_9") < at.steps().index("kernel_11")
     for _ in range(2):
@@ -34,7 +40,9 @@ def test_a_head_sorts_numbers_as_numbers_and_puts_the_missing_last(opened: Open,
 
 
 @needs_browser
-def test_the_table_filters_by_words_and_by_state_and_shows_other_columns(opened: Open, tmp_path: Path) -> None:
+def test_the_table_filters_by_words_and_by_state_and_shows_other_columns(
+    opened: Open, tmp_path: Path
+) -> None:
     at = opened(ablation := ours(tmp_path))
     at.page.get_by_label("filter", exact=True).fill("spatial KERNEL")
     assert at.steps() == ["kernel_5", "kernel_7", "kernel_9", "kernel_11"]
@@ -102,7 +110,12 @@ def test_choosing_a_point_follows_the_way_from_the_root_to_it(opened: Open, tmp_
 def test_another_cost_labels_the_axis_anew_and_moves_the_points(opened: Open, tmp_path: Path) -> None:
     at = opened(ours(tmp_path))
     axis, before = at.page.get_by_label("horizontal axis"), at.point("increase_width").bounding_box()
-    assert axis.locator("option").evaluate_all("them => them.map(one => one.value)") == ["gmacs", "params", "images_per_s", "device_hours"]
+    assert axis.locator("option").evaluate_all("them => them.map(one => one.value)") == [
+        "gmacs",
+        "params",
+        "images_per_s",
+        "device_hours",
+    ]
     assert at.page.locator("[data-chart=accuracy] svg").get_by_text("GMACs an image").count() == 1
     axis.select_option("params")
     at.page.locator("[data-chart=accuracy] svg").get_by_text("parameters (M)").wait_for()
@@ -140,7 +153,12 @@ def test_everything_can_be_done_with_the_keyboard(opened: Open, tmp_path: Path) 
 
 @needs_browser
 def test_curves_show_what_was_logged_and_are_coloured_by_choice(opened: Open, tmp_path: Path) -> None:
-    at = opened(ours(tmp_path, steps=("resnet50", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise_conv", "gelu")))
+    at = opened(
+        ours(
+            tmp_path,
+            steps=("resnet50", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise_conv", "gelu"),
+        )
+    )
     coloured = at.page.locator("[data-curve=loss] .mark-line path:not([stroke='var(--faint)'])")
     chip = at.page.locator(".chip", has_text="stage_ratio")
     assert (at.page.locator("[data-curve=loss] .mark-line path").count(), coloured.count()) == (6, 2)

@@ -1,4 +1,6 @@
-"""The report page as it is sent: one file that holds, hides and leaks nothing else, for every eye, window, printer and title."""
+"""The report page as it is sent: one file that holds, hides and leaks nothing else, for every eye, window,
+printer and title.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ class Reader(HTMLParser):
         self.ids += [found["id"] or ""] if "id" in found else []
         self.references += (found.get("aria-labelledby") or "").split()
         href = found.get("href") or ""
-        (self.references if href.startswith("#") else self.links).append(href.removeprefix("#")) if href else None
+        (
+            (self.references if href.startswith("#") else self.links).append(href.removeprefix("#"))
+            if href
+            else None
+        )
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
         if tag not in VOID:
@@ -69,16 +75,25 @@ def test_the_page_is_well_formed_and_links_only_to_the_files_beside_it(number: i
     reader = read(page([ours(tmp_path), published(ROADMAP)][:number]))
     assert len(reader.ids) == len(set(reader.ids))
     assert set(reader.references) <= set(reader.ids)
-    files = ["comparison.csv", "comparison.json"] if number > 1 else ["ablation.csv", "ablation.json", "runs.csv"]
+    files = (
+        ["comparison.csv", "comparison.json"] if number > 1 else ["ablation.csv", "ablation.json", "runs.csv"]
+    )
     assert sorted(reader.links) == sorted(["data:,", *files])
     assert reader.headings[0] == 1
-    assert all(later - before <= 1 for before, later in zip(reader.headings, reader.headings[1:], strict=False))
+    assert all(
+        later - before <= 1 for before, later in zip(reader.headings, reader.headings[1:], strict=False)
+    )
 
 
 def test_the_same_ablation_gives_the_same_bytes(tmp_path: Path) -> None:
-    code = "from tests.pages import *; import sys; sys.stdout.buffer.write(page([ours(Path(sys.argv[1]))]).encode())"
+    code = (
+        "from tests.pages import *; import sys;"
+        " sys.stdout.buffer.write(page([ours(Path(sys.argv[1]))]).encode())"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "elsewhere")]
-    other = subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True).stdout
+    other = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True
+    ).stdout
     assert other == page([ours(tmp_path / "here")]).encode()
 
 
@@ -91,16 +106,23 @@ def test_nothing_is_requested_and_nothing_else_may_run(opened: Open, tmp_path: P
     assert "unsafe-eval" not in policy
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
     sent = at.page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')")
-    at.page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'}))")
+    at.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.ran ="
+        " 1'}))"
+    )
     assert (sent, at.page.evaluate("window.ran")) == ("refused", None)
-    assert [text for text in at.wrong if "Content Security Policy" not in text and "Fetch API" not in text] == []
+    assert [
+        text for text in at.wrong if "Content Security Policy" not in text and "Fetch API" not in text
+    ] == []
     at.wrong.clear()  # the two refusals
 
 
 @needs_browser
 def test_markup_in_titles_and_runs_stays_text(opened: Open, tmp_path: Path) -> None:
     plain = ours(tmp_path, hardware=ATTACK, commit=ATTACK, versions={ATTACK: ATTACK})
-    rows = tuple(replace(row, title=ATTACK, change=ATTACK) if row.step == "gelu" else row for row in plain.rows)
+    rows = tuple(
+        replace(row, title=ATTACK, change=ATTACK) if row.step == "gelu" else row for row in plain.rows
+    )
     reference = Reference(title=ATTACK, top1=84.5)
     at = opened(replace(plain, title=ATTACK, rows=rows, reference=reference, notes=[*plain.notes, ATTACK]))
     at.point("gelu").hover()
@@ -109,7 +131,10 @@ def test_markup_in_titles_and_runs_stays_text(opened: Open, tmp_path: Path) -> N
     at.point("gelu").click()
     assert at.page.locator("article:visible h3").inner_text() == ATTACK
     assert at.page.locator("tr.chosen td.title").text_content() == ATTACK
-    assert at.page.locator("#a0-runs + *, .runs td").filter(has_text=ATTACK).count() >= 3 * len(ROADMAP.steps) - 6
+    assert (
+        at.page.locator("#a0-runs + *, .runs td").filter(has_text=ATTACK).count()
+        >= 3 * len(ROADMAP.steps) - 6
+    )
     assert at.page.title() == ATTACK
     assert at.page.locator("figcaption").get_by_text(f"{ATTACK} (84.50)").count() == 1
     assert (at.page.locator("img").count(), at.page.locator("script").count()) == (0, 3)
@@ -127,11 +152,13 @@ def ratio(one: str, other: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-COLOURS = """() => [...document.querySelectorAll("h1, .kicker, a, td, th, dt, dd, label, p, li, button, select, code, figcaption span")]
+COLOURS = """() => [...document.querySelectorAll("h1, .kicker, a, td, th, dt, dd, label, p, li, \
+button, select, code, figcaption span")]
   .filter((one) => one.checkVisibility() && one.textContent.trim())
   .map((one) => {
     let ground = one, colour = "rgba(0, 0, 0, 0)";
-    while (ground && (colour = getComputedStyle(ground).backgroundColor) === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+    while (ground && (colour = getComputedStyle(ground).backgroundColor) === "rgba(0, 0, 0, 0)") \
+ground = ground.parentElement;
     return [one.tagName + " " + one.textContent.trim().slice(0, 30), getComputedStyle(one).color, colour];
   })"""
 
@@ -161,7 +188,10 @@ def test_a_narrow_window_scrolls_in_one_direction(opened: Open, tmp_path: Path, 
     at.page.locator(".columns summary").first.click()
     at.page.locator(".runs summary").click()
     assert at.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert at.page.evaluate("document.querySelector('[data-rows]').scrollWidth > document.querySelector('[data-rows]').clientWidth")
+    assert at.page.evaluate(
+        "document.querySelector('[data-rows]').scrollWidth >"
+        " document.querySelector('[data-rows]').clientWidth"
+    )
 
 
 @needs_browser
@@ -170,9 +200,16 @@ def test_on_paper_there_are_no_controls_and_nothing_is_folded(opened: Open, tmp_
     at.point("gelu").click()
     at.page.emulate_media(media="print")
     at.page.locator(".runs td").first.wait_for()
-    assert at.page.locator("input:visible, select[data-axis]:visible, .chip:visible, summary:visible, #theme:visible").count() == 0
+    assert (
+        at.page.locator(
+            "input:visible, select[data-axis]:visible, .chip:visible, summary:visible, #theme:visible"
+        ).count()
+        == 0
+    )
     assert at.page.locator("article:visible").count() == len(ROADMAP.steps)
-    assert at.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        at.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+    )
     at.page.emulate_media(media="screen")
     assert at.page.locator("article:visible").count() == 1
     at.page.locator(".runs td").first.wait_for(state="hidden")
@@ -214,7 +251,12 @@ def test_every_run_says_where_it_comes_from(opened: Open, tmp_path: Path) -> Non
     cells = at.page.locator(".runs tbody tr").first.locator("th, td").all_inner_texts()
     assert cells[0].startswith("convnext_t/digits_noisy/gelu/seed0-")
     assert cells[1:9] == ["0", "done", f"{ablation.row('gelu').seeds[0]:.2f}", "3", "1000", "4", "3", "7"]
-    assert cells[10:14] == [COMMIT, "one core", "python 3.11.7, scikit-learn 1.7.0", "2026-01-02T03:04:05+00:00"]
+    assert cells[10:14] == [
+        COMMIT,
+        "one core",
+        "python 3.11.7, scikit-learn 1.7.0",
+        "2026-01-02T03:04:05+00:00",
+    ]
 
 
 @needs_browser
@@ -228,5 +270,7 @@ def test_a_hundred_runs_of_300_epochs_are_less_than_3_mb(opened: Open, tmp_path:
 
 def test_what_a_step_sets_without_effect_is_said(tmp_path: Path) -> None:
     text = page([ours(tmp_path, steps=())])
-    found: Any = re.search(r"<code>recipe.epochs</code> <small>([^<]*)</small></th><td>\d+</td><td>300</td>", text)
+    found: Any = re.search(
+        r"<code>recipe.epochs</code> <small>([^<]*)</small></th><td>\d+</td><td>300</td>", text
+    )
     assert unescape(found[1]) == "without effect here: profile 'digits_noisy' sets 3"

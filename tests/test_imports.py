@@ -135,7 +135,9 @@ def imports(source: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: write `from package.module import name`, not a relative import"
+            assert node.level == 0, (
+                f"line {node.lineno}: write `from package.module import name`, not a relative import"
+            )
             package = node.module or ""
             members = [f"{package}.{alias.name}" for alias in node.names]
             found = [member if member in MODULES else package for member in members]
@@ -155,7 +157,9 @@ def test_a_module_imports_nothing_from_above(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.partition(".")[0] == "blocks"])
 def test_blocks_know_nothing_of_the_experiment(module: str) -> None:
-    assert {name.partition(".")[0] for name in imports(MODULES[module].read_text(encoding="utf-8"))} <= {"blocks"}
+    assert {name.partition(".")[0] for name in imports(MODULES[module].read_text(encoding="utf-8"))} <= {
+        "blocks"
+    }
 
 
 @pytest.mark.parametrize(
@@ -189,8 +193,12 @@ print(json.dumps(guilty))
 
 
 def first_importers(modules: list[str]) -> dict[str, str]:
-    """Each heavy package that a fresh interpreter has loaded after importing `modules`, with the one that loaded it."""
-    done = subprocess.run([sys.executable, "-c", PROBE, *modules], cwd=ROOT, capture_output=True, text=True, check=False)
+    """Each heavy package that a fresh interpreter has loaded after importing `modules`, with the one that
+    loaded it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *modules], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     loaded: dict[str, str] = json.loads(done.stdout)
     return loaded
@@ -206,15 +214,33 @@ def test_a_heavy_import_is_seen() -> None:
     assert first_importers(["blocks.plan", "blocks.modules"]) == {"torch": "blocks.modules"}
 
 
-HELP = ["run_step.py", "collect.py", "roadmap/__main__.py", "slurm/submit.py", "slurm/status.py", "slurm/cancel.py", "slurm/logs.py"]
+HELP = [
+    "run_step.py",
+    "collect.py",
+    "roadmap/__main__.py",
+    "slurm/submit.py",
+    "slurm/status.py",
+    "slurm/cancel.py",
+    "slurm/logs.py",
+]
 
 
 @pytest.mark.parametrize("script", HELP)
 def test_help_needs_nothing_but_the_standard_library(script: str) -> None:
     words = ["-m", "roadmap"] if script.startswith("roadmap/") else [str(ROOT / script)]
-    done = subprocess.run([sys.executable, "-X", "importtime", *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if line.startswith("import time:")}
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
     assert "argparse" in imported
     assert imported & {"pydantic", "yaml", "rich", "numpy", "pandas", "submitit", "torch", "timm"} == set()

@@ -19,7 +19,13 @@ from slurm.worker import next_open
 from tests.processes import free_port
 from tests.slurm.plans import outcomes
 
-TINY: dict[str, Any] = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "recipe.local_batch": 32, "system.threads": 1}
+TINY: dict[str, Any] = {
+    "data.copies": 1,
+    "model.depths": [1, 1, 1, 1],
+    "recipe.epochs": 1,
+    "recipe.local_batch": 32,
+    "system.threads": 1,
+}
 # A job's runs, of which the first kills the process in the middle of its training, as the OOM killer does.
 DEADLY = """
 import os, signal, sys
@@ -35,7 +41,9 @@ def deadly(config, path, **more):
 roadmap.train.train = deadly
 work(sys.argv[2:], patient=False, retries=int(sys.argv[1]))
 """
-WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[2:], patient=False, retries=int(sys.argv[1]))\n"
+WORK = (
+    "import sys\nfrom slurm.worker import work\nwork(sys.argv[2:], patient=False, retries=int(sys.argv[1]))\n"
+)
 
 
 def make(runs: Path, step: str) -> RunDir:
@@ -48,7 +56,9 @@ def slurm(folder: Path, **known: object) -> dict[str, str]:
     scontrol = folder / "bin/scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n', encoding="utf-8")
     scontrol.chmod(0o755)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))
+    }
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return clean | {"PATH": path} | {f"SLURM_{name}": str(value) for name, value in known.items()}
 
@@ -56,7 +66,9 @@ def slurm(folder: Path, **known: object) -> dict[str, str]:
 def end(environment: dict[str, str], code: int, retries: int, runs: list[RunDir]) -> int:
     """The exit code of the last line of a job's script."""
     words = [sys.executable, "-m", "slurm.job", str(code), str(retries), *(str(run.path) for run in runs)]
-    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False).returncode
+    return subprocess.run(
+        words, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False
+    ).returncode
 
 
 @pytest.mark.parametrize(
@@ -79,7 +91,9 @@ def test_a_busy_controller_is_asked_again(tmp_path: Path) -> None:
 
 
 def begin(environment: dict[str, str], script: str, retries: int, runs: list[RunDir], size: int = 1) -> int:
-    """The exit code of a job's step of `size` processes: once one of them fails, all are killed, as srun does."""
+    """The exit code of a job's step of `size` processes: once one of them fails, all are killed, as srun
+    does.
+    """
     port, together = free_port(), {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
     words = [sys.executable, "-c", script, str(retries), *(str(run.path) for run in runs)]
     processes = []
@@ -103,7 +117,9 @@ def job_of(folder: Path, job: int, script: str, retries: int, runs: list[RunDir]
     for restarts in range(12):
         environment = slurm(folder, JOB_ID=job, RESTART_COUNT=restarts)
         end(environment, begin(environment, script, retries, runs, size), retries, runs)
-        asked = (folder / "asked").read_text(encoding="utf-8").count("\n") if (folder / "asked").exists() else 0
+        asked = (
+            (folder / "asked").read_text(encoding="utf-8").count("\n") if (folder / "asked").exists() else 0
+        )
         if asked == restarts:
             return restarts + 1
     raise AssertionError("queued again for ever")
@@ -118,4 +134,6 @@ def test_a_bad_run_keeps_no_other_from_being_trained(how: str, retries: int, tmp
         script, size, crash = WORK, 2, "failed"
     assert job_of(tmp_path, 7, script, retries, runs, size) == retries + 1
     assert (outcomes(good), outcomes(bad)) == (["done"], [crash] * (retries + 1))
-    assert next_open([str(bad.path)], set(), 0) == (bad, False), "submitted again, it has another set of tries"
+    assert next_open([str(bad.path)], set(), 0) == (bad, False), (
+        "submitted again, it has another set of tries"
+    )

@@ -35,7 +35,13 @@ def test_what_was_made_is_made_once_for_each_that_decides_it(cache: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: b"", lambda text: text[:-1], lambda text: text.replace(b"7", b"8"), lambda text: b"\xff\n\xff"]
+    "damage",
+    [
+        lambda text: b"",
+        lambda text: text[:-1],
+        lambda text: text.replace(b"7", b"8"),
+        lambda text: b"\xff\n\xff",
+    ],
 )
 def test_a_damaged_file_is_made_anew(cache: Path, damage: Callable[[bytes], bytes]) -> None:
     made: list[str] = []

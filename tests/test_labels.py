@@ -1,4 +1,6 @@
-"""Labels and images that are none: one clear error that names the sample and the value, wherever they come from."""
+"""Labels and images that are none: one clear error that names the sample and the value, wherever they come
+from.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,34 @@ from roadmap.data.labels import BadSample, label_of
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import check_data
 from roadmap.strict_yaml import ConfigError
-from tests.images import CPU, Pictures, batches, config_of, custom, jpeg, labels_of, numbers_of, picture, plain, write_folder, write_tar
+from tests.images import (
+    CPU,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    jpeg,
+    labels_of,
+    numbers_of,
+    picture,
+    plain,
+    write_folder,
+    write_tar,
+)
 
 WHAT = "a label must be one whole number, 0 for the first class"
 FOREIGN = "caf\udce9"  # as Python has a name with a byte that is not UTF-8
-GOOD: list[Any] = [2, 2.0, np.int64(2), np.uint8(2), np.float32(2), np.array(2), np.array([2]), torch.tensor(2), torch.tensor([2.0])]
+GOOD: list[Any] = [
+    2,
+    2.0,
+    np.int64(2),
+    np.uint8(2),
+    np.float32(2),
+    np.array(2),
+    np.array([2]),
+    torch.tensor(2),
+    torch.tensor([2.0]),
+]
 BAD: list[tuple[Any, str]] = [
     (1.7, "1.7"),
     (float("nan"), "nan"),
@@ -87,11 +112,16 @@ def test_an_item_that_is_none_is_one_message_from_any_process(item: Any, said: s
 
 def test_a_first_image_that_cannot_be_read_is_counted_as_any_other() -> None:
     config = custom(system__corrupt_images=1)
-    assert labels_of(batches(config, "val", source=Pictures([(OSError("torn"), 0), (picture(1), 1)]))) == [-1, 1]
+    assert labels_of(batches(config, "val", source=Pictures([(OSError("torn"), 0), (picture(1), 1)]))) == [
+        -1,
+        1,
+    ]
 
 
 def test_a_class_name_that_is_there_twice_cannot_be_chosen() -> None:
-    pictures = Pictures([(picture(number), number) for number in range(4)], classes=["crane", "bee", "crane", "cat"])
+    pictures = Pictures(
+        [(picture(number), number) for number in range(4)], classes=["crane", "bee", "crane", "cat"]
+    )
     config = custom(data__classes=["crane", "bee"], model__num_classes=2)
     with pytest.raises(ConfigError, match="has more than one class called crane, so "):
         make_source(config, "val", pictures)
@@ -102,16 +132,29 @@ def test_a_class_name_that_is_there_twice_cannot_be_chosen() -> None:
 # Hugging Face
 
 
-def parquet(root: Path, labels: Any, images: list[Any] | None = None, features: bool = False, **overrides: Any) -> RunConfig:
-    """A run on tables of images and labels; an image is the number of a picture, or bytes, or None for a row without one."""
+def parquet(
+    root: Path, labels: Any, images: list[Any] | None = None, features: bool = False, **overrides: Any
+) -> RunConfig:
+    """A run on tables of images and labels; an image is the number of a picture, or bytes, or None for a row
+    without one.
+    """
     arrow, tables = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     given: list[Any] = list(range(len(labels))) if images is None else images
-    cells = [None if image is None else {"bytes": jpeg(image) if isinstance(image, int) else image, "path": None} for image in given]
+    cells = [
+        None if image is None else {"bytes": jpeg(image) if isinstance(image, int) else image, "path": None}
+        for image in given
+    ]
     table = arrow.table(
-        {"image": arrow.array(cells, arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])), "label": arrow.array(labels)}
+        {
+            "image": arrow.array(cells, arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])),
+            "label": arrow.array(labels),
+        }
     )
     if features:
-        known = '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "%s", "_type": "Value"}}}}'
+        known = (
+            '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "%s", "_type":'
+            ' "Value"}}}}'
+        )
         table = table.replace_schema_metadata({"huggingface": known % table.schema.field("label").type})
     (root / "data").mkdir()
     for split in ("train", "validation"):
@@ -139,12 +182,17 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ([[0], [1]], 0, "[0]"),
     ],
 )
-def test_a_column_that_holds_no_labels_is_refused_before_any_image_is_read(tmp_path: Path, labels: Any, row: int, shown: str) -> None:
+def test_a_column_that_holds_no_labels_is_refused_before_any_image_is_read(
+    tmp_path: Path, labels: Any, row: int, shown: str
+) -> None:
     config = parquet(tmp_path, labels)
     with pytest.raises(ConfigError) as refused:
         make_source(config, "val")
     where = f"row {row} of 'validation' of dataset 'hfds/{tmp_path}/data'"
-    assert str(refused.value) == f"{where} has the label {shown}; {WHAT}; data.label_key may name another column: image, label"
+    assert (
+        str(refused.value)
+        == f"{where} has the label {shown}; {WHAT}; data.label_key may name another column: image, label"
+    )
 
 
 @pytest.mark.usefixtures("offline")
@@ -158,9 +206,14 @@ def test_a_column_of_whole_numbers_holds_labels(tmp_path: Path, labels: list[Any
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("image", [None, b"", b"no picture"])
-def test_a_row_without_an_image_is_named_and_left_out_if_that_is_allowed(tmp_path: Path, image: Any, workers: int) -> None:
+def test_a_row_without_an_image_is_named_and_left_out_if_that_is_allowed(
+    tmp_path: Path, image: Any, workers: int
+) -> None:
     config = parquet(tmp_path, [0, 1, 2], [0, image, 2], system__workers=workers)
-    with pytest.raises(CorruptImages, match=r"^row 1 of 'validation' is not an image that can be read; --set system\.corrupt_images=1"):
+    with pytest.raises(
+        CorruptImages,
+        match=r"^row 1 of 'validation' is not an image that can be read; --set system\.corrupt_images=1",
+    ):
         batches(config, "val")
     allowed = config.model_copy(update={"system": config.system.model_copy(update={"corrupt_images": 1})})
     assert labels_of(batches(allowed, "val")) == [0, -1, 2]
@@ -177,7 +230,9 @@ def test_a_row_without_an_image_is_named_and_left_out_if_that_is_allowed(tmp_pat
         ([0, 1], [0, b"no picture"], "cannot be decoded: it has no image format that is known"),
     ],
 )
-def test_what_is_no_sample_in_a_stream_of_rows_is_named(tmp_path: Path, labels: Any, images: Any, said: str, workers: int) -> None:
+def test_what_is_no_sample_in_a_stream_of_rows_is_named(
+    tmp_path: Path, labels: Any, images: Any, said: str, workers: int
+) -> None:
     config = parquet(tmp_path, labels, images, features=True, system__download=True, system__workers=workers)
     loader = Loader(config, "val", CPU)
     with pytest.raises(ConfigError) as refused:
@@ -197,13 +252,24 @@ def test_what_is_no_sample_in_a_stream_of_rows_is_named(tmp_path: Path, labels: 
         ({"b.jpg": jpeg(1), "b.cls": b"cat"}, f"b.cls in {{shard}} has the label 'cat'; {WHAT}"),
         ({"b.jpg": jpeg(1), "b.cls": b"1.7"}, f"b.cls in {{shard}} has the label '1.7'; {WHAT}"),
         ({"b.jpg": jpeg(1)}, "sample 'b' in {shard} has no label: no member cls, but jpg"),
-        ({"b.jpg": jpeg(1), "b.JPG": jpeg(1)}, "a shard has two members b.JPG; samples side by side need names of their own"),
+        (
+            {"b.jpg": jpeg(1), "b.JPG": jpeg(1)},
+            "a shard has two members b.JPG; samples side by side need names of their own",
+        ),
     ],
 )
-def test_a_label_of_a_stream_that_is_none_is_named(tmp_path: Path, members: dict[str, bytes], said: str, workers: int) -> None:
+def test_a_label_of_a_stream_that_is_none_is_named(
+    tmp_path: Path, members: dict[str, bytes], said: str, workers: int
+) -> None:
     pytest.importorskip("webdataset")
     shard = write_tar(tmp_path / "a.tar", {"a.jpg": jpeg(0), "a.cls": b"0"} | members)
-    config = plain(tmp_path, data__dataset="wds/x", data__val_split="a.tar|2", system__workers=workers, system__corrupt_images=9)
+    config = plain(
+        tmp_path,
+        data__dataset="wds/x",
+        data__val_split="a.tar|2",
+        system__workers=workers,
+        system__corrupt_images=9,
+    )
     loader = Loader(config, "val", CPU)
     with pytest.raises(ConfigError) as refused:
         list(loader.epoch())
@@ -236,7 +302,10 @@ def test_class_folders_whose_names_are_not_utf_8_are_refused(tmp_path: Path, dat
         (root / split / "ant").rename(root / split / FOREIGN)
     with pytest.raises(ConfigError) as refused:
         make_source(config_of(root, data__dataset=dataset), "train")
-    assert str(refused.value) == f"{root}/train has class folders whose names are not UTF-8: caf\\xe9; rename them"
+    assert (
+        str(refused.value)
+        == f"{root}/train has class folders whose names are not UTF-8: caf\\xe9; rename them"
+    )
     if dataset == "folder":
         with pytest.raises(ConfigError, match="not UTF-8"):
             check_data(config_of(root))

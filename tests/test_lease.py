@@ -47,7 +47,14 @@ def elsewhere(run: Path, heartbeat_age_s: float) -> None:
     """An attempt on a host that cannot be asked, with its last sign of life so long ago."""
     with Lease(run) as lease:
         pass
-    record = {"number": 1, "host": "far", "pid": 1, "place": "far pid:[1]", "process_start": "1", "started": "then"}
+    record = {
+        "number": 1,
+        "host": "far",
+        "pid": 1,
+        "place": "far pid:[1]",
+        "process_start": "1",
+        "started": "then",
+    }
     lease.path.write_text(json.dumps(record), encoding="utf-8")
     then = time.time() - heartbeat_age_s
     os.utime(lease.path, (then, then))
@@ -88,7 +95,9 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
 def test_of_many_only_one_wins(tmp_path: Path) -> None:
     start = str(time.time() + 3)
     command = [sys.executable, "-c", RACE, str(tmp_path), start]
-    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)
+    ]
     deadline = time.monotonic() + 60
     while sum(racer.poll() is None for racer in racers) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)  # the winner holds on until nobody else is left

@@ -1,4 +1,6 @@
-"""Folders of runs that are links, such as to a larger disk: all commands find the same runs, each once, by the names of their tree."""
+"""Folders of runs that are links, such as to a larger disk: all commands find the same runs, each once, by
+the names of their tree.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def runs(tmp_path: Path) -> Path:
 
 
 def move_away(folder: Path, disk: Path) -> None:
-    """Leaves a link to where a folder is now; what is above it there could be a roadmap, a profile and a step."""
+    """Leaves a link to where a folder is now; what is above it there could be a roadmap, a profile and a
+    step.
+    """
     target = disk / "a/b/c" / folder.name
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)
@@ -70,8 +74,12 @@ def test_of_two_links_the_first_one_counts(runs: Path, tmp_path: Path) -> None:
     assert len(find_runs(runs)) == len(NAMES)
 
 
-def test_a_folder_behind_a_link_that_cannot_be_left_by_its_parent(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`..` behind a link is the parent of where the link leads; the shell's name of the current folder keeps the links."""
+def test_a_folder_behind_a_link_that_cannot_be_left_by_its_parent(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`..` behind a link is the parent of where the link leads; the shell's name of the current folder keeps
+    the links.
+    """
     move_away(runs / "convnext_t/digits", tmp_path / "disk")
     (tmp_path / "disk/a/b/other/kernel_7/seed0-0123abcd").mkdir(parents=True)
     assert names(runs / "convnext_t/digits/../../other") == ["b/other/kernel_7/seed0-0123abcd"]
@@ -84,14 +92,22 @@ def test_a_folder_behind_a_link_that_cannot_be_left_by_its_parent(runs: Path, tm
 
 def shown(runs: Path, out: Path) -> list[object]:
     """What the commands say of a folder of runs."""
-    states = [[one[key] for key in ("roadmap", "profile", "step", "seed", "state", "top1")] for one in told(runs)["runs"]]
+    states = [
+        [one[key] for key in ("roadmap", "profile", "step", "seed", "state", "top1")]
+        for one in told(runs)["runs"]
+    ]
     plan = ["--profile", "digits", "--steps", "gelu", "resnet50", "--seeds", "3", "--cluster", "local", *PLAN]
     planned = call("submit", "--runs", runs, "--dry-run", *plan).stdout
     cancelled = call("cancel", runs, "--steps", "gelu", "--seed", "2", "--dry-run").stdout
     collect = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), "--tables-only", *PLAN]
     done = subprocess.run(collect, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    return [states, planned, cancelled, *((out / name).read_bytes() for name in ("ablation.md", "ablation.json", "runs.csv"))]
+    return [
+        states,
+        planned,
+        cancelled,
+        *((out / name).read_bytes() for name in ("ablation.md", "ablation.json", "runs.csv")),
+    ]
 
 
 def test_all_commands_find_the_same_runs_behind_links(tmp_path: Path) -> None:

@@ -82,7 +82,11 @@ def swap_classes(root: Path) -> None:
 def relabel(root: Path) -> None:
     write_tar(
         root / "train-00.tar",
-        {f"{number:04d}.{key}": value for number in range(4) for key, value in (("jpg", jpeg(number)), ("cls", b"1"))},
+        {
+            f"{number:04d}.{key}": value
+            for number in range(4)
+            for key, value in (("jpg", jpeg(number)), ("cls", b"1"))
+        },
     )
 
 
@@ -102,11 +106,16 @@ def drop_shard(root: Path) -> None:
         (tar_of, drop_shard),
     ],
 )
-def test_a_copy_has_the_same_digest_and_other_samples_have_another(tmp_path: Path, make: Any, change: Any) -> None:
+def test_a_copy_has_the_same_digest_and_other_samples_have_another(
+    tmp_path: Path, make: Any, change: Any
+) -> None:
     config = make(tmp_path / "data")
     before = make_source(config, "train").digest
-    shutil.copytree(tmp_path / "data", tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))  # with other times of change
-    copy = config.model_copy(update={"system": config.system.model_copy(update={"data_dir": str(tmp_path / "copy")})})
+    # with other times of change
+    shutil.copytree(tmp_path / "data", tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    copy = config.model_copy(
+        update={"system": config.system.model_copy(update={"data_dir": str(tmp_path / "copy")})}
+    )
     assert make_source(copy, "train").digest == before
     assert make_source(config, "val").digest != before
     change(tmp_path / "copy")
@@ -120,13 +129,18 @@ def test_data_without_files_has_a_digest_of_its_length_and_labels() -> None:
 
     assert synthetic(60, 5) == synthetic(60, 5)
     assert len({synthetic(60, 5), synthetic(61, 5), synthetic(60, 6)}) == 3
-    digits = [make_source(config_of(None, data__dataset="digits", data__copies=copies), "train").digest for copies in (1, 1, 2)]
+    digits = [
+        make_source(config_of(None, data__dataset="digits", data__copies=copies), "train").digest
+        for copies in (1, 1, 2)
+    ]
     assert digits[0] == digits[1] != digits[2]
 
 
 def test_a_dataset_that_is_handed_over_has_a_digest_of_its_length_and_labels() -> None:
     def digest(labels: list[int], classes: list[str] | None = None) -> str:
-        return make_source(custom(), "val", Pictures([(picture(0), label) for label in labels], classes)).digest
+        return make_source(
+            custom(), "val", Pictures([(picture(0), label) for label in labels], classes)
+        ).digest
 
     assert digest([0, 1]) == digest([1, 0]) != digest([0, 1, 1])  # its labels are unknown
     assert digest([0, 1], ["a", "b"]) != digest([1, 0], ["a", "b"])
@@ -157,7 +171,9 @@ def link_back(root: Path) -> None:
 @pytest.mark.parametrize("disturb", [hide, link_back])
 @pytest.mark.parametrize("dataset", ["folder", "torch/image_folder"])
 @pytest.mark.parametrize("staged", [False, True])
-def test_hidden_files_and_links_that_lead_back_are_skipped_by_all(tmp_path: Path, dataset: str, staged: bool, disturb: Any) -> None:
+def test_hidden_files_and_links_that_lead_back_are_skipped_by_all(
+    tmp_path: Path, dataset: str, staged: bool, disturb: Any
+) -> None:
     root = write_folder(tmp_path / "data")
     where = {"system__stage_dir": str(tmp_path / "disk")} if staged else {}
     disturb(root)
@@ -185,9 +201,17 @@ def test_links_to_images_and_class_folders_are_followed(tmp_path: Path, dataset:
         (root / split / "cat").mkdir()
         for name in ("a.jpg", "b.jpg"):
             (root / split / "cat" / name).symlink_to(far / split / "cat" / "0.jpg")
-    config = plain(root, data__dataset=dataset, model__num_classes=4, system__stage_dir=str(tmp_path / "disk"), recipe__global_batch=17)
+    config = plain(
+        root,
+        data__dataset=dataset,
+        model__num_classes=4,
+        system__stage_dir=str(tmp_path / "disk"),
+        recipe__global_batch=17,
+    )
     check_data(config)
-    assert sorted(numbers_of(batches(config), config)) == sorted([*range(5), *range(5), *range(5, 10), 10, 10])
+    assert sorted(numbers_of(batches(config), config)) == sorted(
+        [*range(5), *range(5), *range(5, 10), 10, 10]
+    )
 
 
 def test_images_in_folders_below_a_class_belong_to_it_as_torchvision_has_it(tmp_path: Path) -> None:
@@ -197,9 +221,14 @@ def test_images_in_folders_below_a_class_belong_to_it_as_torchvision_has_it(tmp_
         (root / "train" / "ant" / name / "9.PNG").write_bytes(jpeg(9))
     (root / "train" / "ant" / "notes.txt").write_text("no image", encoding="utf-8")
     config = config_of(root, data__dataset="torch/image_folder")
-    source, theirs = make_source(config, "train"), create_dataset("torch/image_folder", root=str(root), split="train")
+    source, theirs = (
+        make_source(config, "train"),
+        create_dataset("torch/image_folder", root=str(root), split="train"),
+    )
     assert source.labels is not None
-    assert [(source.name(number), label) for number, label in enumerate(source.labels.tolist())] == theirs.samples
+    assert [
+        (source.name(number), label) for number, label in enumerate(source.labels.tolist())
+    ] == theirs.samples
     (root / "train" / "dog").mkdir()
     with pytest.raises(ConfigError, match=rf"^{root}/train has no images \(\.jpg, .*\) in dog$"):
         make_source(config, "train")

@@ -1,4 +1,6 @@
-"""An epoch is the same however many processes share it and however many turns they take; evaluation counts each image once."""
+"""An epoch is the same however many processes share it and however many turns they take; evaluation counts
+each image once.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,20 @@ from PIL import Image
 from roadmap.batches import BatchPlan
 from roadmap.data.loader import Loader, build_transform
 from roadmap.strict_yaml import ConfigError
-from tests.images import CPU, Pictures, batches, config_of, custom, labels_of, numbers_of, picture, plain, plan_of, same, write_folder
+from tests.images import (
+    CPU,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    labels_of,
+    numbers_of,
+    picture,
+    plain,
+    plan_of,
+    same,
+    write_folder,
+)
 
 TRAIN, VAL = 15, 9
 BATCH = 6
@@ -24,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 3), (3, 2), (3, 1), (6, 1)])
-def test_processes_and_turns_make_the_same_global_batches(folder: Path, world: int, micro: int, paired: bool) -> None:
+def test_processes_and_turns_make_the_same_global_batches(
+    folder: Path, world: int, micro: int, paired: bool
+) -> None:
     config = config_of(folder, recipe__global_batch=BATCH)
     whole = batches(config, epoch=1)
     plan = BatchPlan(world, micro, BATCH // (world * micro), BATCH, paired)
@@ -60,7 +77,9 @@ def test_evaluation_sees_each_image_once_over_all_processes(folder: Path, world:
     plan = plan_of(config, world)
     loaders = [Loader(config, "val", CPU, rank=rank, plan=plan) for rank in range(world)]
     parts = [list(loader.epoch()) for loader in loaders]
-    assert [numbers_of(part, config) for part in parts] == [list(range(rank, VAL, world)) for rank in range(world)]
+    assert [numbers_of(part, config) for part in parts] == [
+        list(range(rank, VAL, world)) for rank in range(world)
+    ]
     assert [len(loader) for loader in loaders] == [len(part) for part in parts]
     assert {loader.images for loader in loaders} == {VAL}
     assert sorted(label for part in parts for label in labels_of(part)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -77,11 +96,17 @@ def test_an_evaluation_without_images_is_refused() -> None:
         Loader(custom(), "val", CPU, source=Pictures([]))
 
 
-@pytest.mark.parametrize(("mode", "left", "seen"), [("center", False, (0, 0, 255)), ("squash", True, (255, 0, 0))])
-def test_evaluation_cuts_out_the_middle_or_squashes_the_whole(mode: str, left: bool, seen: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "left", "seen"), [("center", False, (0, 0, 255)), ("squash", True, (255, 0, 0))]
+)
+def test_evaluation_cuts_out_the_middle_or_squashes_the_whole(
+    mode: str, left: bool, seen: tuple[int, int, int]
+) -> None:
     wide = Image.new("RGB", (96, 32), (0, 0, 255))
     wide.paste((255, 0, 0), (0, 0, 32, 32))
-    image = torch.as_tensor(build_transform(config_of(None, recipe__eval_crop_pct=1.0, recipe__eval_crop_mode=mode), False)(wide))
+    image = torch.as_tensor(
+        build_transform(config_of(None, recipe__eval_crop_pct=1.0, recipe__eval_crop_mode=mode), False)(wide)
+    )
     assert tuple(image.shape) == (3, 32, 32)
     assert tuple(image[:, 16, 1].tolist()) == seen
     assert (image[0].max() == 255) == left
@@ -91,4 +116,6 @@ def test_training_without_a_crop_scale_sees_what_evaluation_sees() -> None:
     pictures = Pictures([(picture(number, 48), number % 3) for number in range(4)])
     config = custom(recipe__train_interpolation="bicubic", recipe__eval_interpolation="bicubic")
     train, val = (batches(config, split, source=pictures)[0][0] for split in ("train", "val"))
-    assert sorted(image.numpy().tobytes() for image in train) == sorted(image.numpy().tobytes() for image in val)
+    assert sorted(image.numpy().tobytes() for image in train) == sorted(
+        image.numpy().tobytes() for image in val
+    )

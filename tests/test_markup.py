@@ -26,8 +26,12 @@ CLASSES = {
     "two columns": r"\documentclass[twocolumn,10pt]{article}\usepackage[a4paper,margin=2cm]{geometry}",
 }
 SIGNS = "&%$#{}<>|\\[]*/+=;:!?@(),.-"
-needs_latex = pytest.mark.skipif(not shutil.which("pdflatex") or not shutil.which("pdftotext"), reason="needs pdflatex and pdftotext")
-anything = st.text(st.sampled_from("ab_*`~$|\\<>&;#()[]!'\"-\n é漢") | st.characters(exclude_categories=["Cs", "Cc"]))
+needs_latex = pytest.mark.skipif(
+    not shutil.which("pdflatex") or not shutil.which("pdftotext"), reason="needs pdflatex and pdftotext"
+)
+anything = st.text(
+    st.sampled_from("ab_*`~$|\\<>&;#()[]!'\"-\n é漢") | st.characters(exclude_categories=["Cs", "Cc"])
+)
 
 
 def one_cell(text: str) -> Grid:
@@ -61,9 +65,21 @@ def test_markdown_shows_any_text(text: str) -> None:
 
 
 def test_markdown_is_as_readable_as_text() -> None:
-    lines = markdown("a_b", ["step", ">n"], [["└ a_b", "> 1000"], ["c*", "–"]], ["see a_b", "* 95 %"]).splitlines()
+    lines = markdown(
+        "a_b", ["step", ">n"], [["└ a_b", "> 1000"], ["c*", "–"]], ["see a_b", "* 95 %"]
+    ).splitlines()
     assert markdown("$a$ for 1 $", [], [], []).startswith(r"# \$a\$ for 1 \$")
-    assert lines == ["# a_b", "", "| step | n |", "| --- | ---: |", "| └ a_b | > 1000 |", "| c* | – |", "", "- see a_b", "- * 95 %"]
+    assert lines == [
+        "# a_b",
+        "",
+        "| step | n |",
+        "| --- | ---: |",
+        "| └ a_b | > 1000 |",
+        "| c* | – |",
+        "",
+        "- see a_b",
+        "- * 95 %",
+    ]
 
 
 class Reader(HTMLParser):
@@ -98,7 +114,17 @@ def test_html_shows_any_text(text: str) -> None:
     assert reader.open == []
     assert reader.texts["td"] == [plain(text), "3"]
     assert reader.texts["caption"] == reader.texts["li"] == [plain(text)]
-    assert {tag for tag, _ in reader.seen} == {"table", "caption", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+    assert {tag for tag, _ in reader.seen} == {
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "ul",
+        "li",
+    }
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -126,20 +152,35 @@ def compiled(folder: Path, start: str, *tables: str) -> tuple[str, str]:
     for number, table in enumerate(tables):
         (folder / f"table{number}.tex").write_text(table, encoding="utf-8")
         inputs.append(rf"\input{{table{number}}}")
-    lines = [start, r"\usepackage{booktabs,graphicx}", r"\begin{document}", r"See Table~\ref{tab:ablation}.", *inputs, r"\end{document}"]
+    lines = [
+        start,
+        r"\usepackage{booktabs,graphicx}",
+        r"\begin{document}",
+        r"See Table~\ref{tab:ablation}.",
+        *inputs,
+        r"\end{document}",
+    ]
     (folder / "paper.tex").write_text("\n".join(lines), encoding="utf-8")
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=folder, capture_output=True, check=False, timeout=120
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        timeout=120,
     )
     log = done.stdout.decode("utf-8", "replace")
     assert done.returncode == 0, log[-3000:]
-    text = subprocess.run(["pdftotext", "-layout", "paper.pdf", "-"], cwd=folder, capture_output=True, check=True, timeout=60)
+    text = subprocess.run(
+        ["pdftotext", "-layout", "paper.pdf", "-"], cwd=folder, capture_output=True, check=True, timeout=60
+    )
     return log, text.stdout.decode("utf-8")
 
 
 def overfull(log: str) -> list[float]:
     """By how many points boxes are too wide, or higher than a page."""
-    found = re.findall(r"Overfull \\[hv]box \(([\d.]+)pt too|Float too large for page by ([\d.]+)pt", log.replace("\n", ""))
+    found = re.findall(
+        r"Overfull \\[hv]box \(([\d.]+)pt too|Float too large for page by ([\d.]+)pt", log.replace("\n", "")
+    )
     return [float(wide or high) for wide, high in found]
 
 
@@ -157,7 +198,15 @@ def test_latex_compiles_and_fits_the_page(name: str, start: str, tmp_path: Path)
 
 @needs_latex
 def test_latex_shows_signs_as_they_are(tmp_path: Path) -> None:
-    every = [f"a{sign}b" for sign in string.punctuation] + ["a−1b", "a--b", "Δ ± × → – — † λ …", "[3, 4]", "*x", "é ß Å œ", "漢"]
+    every = [f"a{sign}b" for sign in string.punctuation] + [
+        "a−1b",
+        "a--b",
+        "Δ ± × → – — † λ …",
+        "[3, 4]",
+        "*x",
+        "é ß Å œ",
+        "漢",
+    ]
     table = Grid("t", [COLUMNS["title"], COLUMNS["hash"]], [[text, text] for text in every], [])
     text = compiled(tmp_path, CLASSES["one column"], to_latex(table))[1]
     for sign in [*SIGNS, "--"]:
@@ -173,14 +222,21 @@ def test_latex_compiles_with_any_text(tmp_path: Path) -> None:
     rows = [["".join(draw.choices(letters, k=draw.randrange(40))) for _ in range(4)] for _ in range(30)]
     columns = [COLUMNS[key] for key in ("title", "n", "step", "top1")]
     notes = ["".join(draw.choices(letters, k=200)) for _ in range(5)]
-    compiled(tmp_path, CLASSES["two columns"], to_latex(Grid(HOSTILE, columns, rows, notes)), to_latex(Grid("", columns[:1], [[""]], [])))
+    compiled(
+        tmp_path,
+        CLASSES["two columns"],
+        to_latex(Grid(HOSTILE, columns, rows, notes)),
+        to_latex(Grid("", columns[:1], [[""]], [])),
+    )
 
 
 @needs_latex
 def test_latex_breaks_long_paths_in_notes(tmp_path: Path) -> None:
     path = "/".join(["runs", *["separate_downsampling"] * 8])
     log, _ = compiled(
-        tmp_path, CLASSES["one column"], to_latex(Grid("t", [COLUMNS["title"]], [["a"]], [f"A word, and {path} is damaged."]))
+        tmp_path,
+        CLASSES["one column"],
+        to_latex(Grid("t", [COLUMNS["title"]], [["a"]], [f"A word, and {path} is damaged."])),
     )
     assert overfull(log) == []
 
@@ -190,7 +246,9 @@ def test_a_latex_table_can_be_referred_to(tmp_path: Path) -> None:
     tex = write(of_runs(), tmp_path, ["step", "top1"])[KINDS.index("tex")].read_text(encoding="utf-8")
     assert r"\label{tab:convnext-t-digits-noisy}" in tex
     for _ in range(2):
-        text = compiled(tmp_path, CLASSES["one column"], tex.replace("tab:convnext-t-digits-noisy", "tab:ablation"))[1]
+        text = compiled(
+            tmp_path, CLASSES["one column"], tex.replace("tab:convnext-t-digits-noisy", "tab:ablation")
+        )[1]
     assert "See Table 1." in text
 
 

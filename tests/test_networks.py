@@ -1,4 +1,6 @@
-"""Every network of the roadmaps: its sentence and cost against a golden file, its layers against the arithmetic."""
+"""Every network of the roadmaps: its sentence and cost against a golden file, its layers against the
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +34,38 @@ SMALL = {
 }
 
 each_step = pytest.mark.parametrize("step", ROADMAP.steps)
-each_network = pytest.mark.parametrize(("roadmap", "step"), [(name, step) for name, roadmap in ROADMAPS.items() for step in roadmap.steps])
+each_network = pytest.mark.parametrize(
+    ("roadmap", "step"), [(name, step) for name, roadmap in ROADMAPS.items() for step in roadmap.steps]
+)
 
 
 def small(step: str, roadmap: str = "convnext_t") -> ModelSpec:
-    """A network of a sixth to an eighth of the width and at most three blocks a stage, for images of 32 pixels."""
+    """A network of a sixth to an eighth of the width and at most three blocks a stage, for images of 32
+    pixels.
+    """
     depths = resolve(ROADMAPS[roadmap], step).model.depths
     stride = 16 if len(depths) == 1 else 2
     # the rates of the largest would leave some block no image of so few
-    shrunk = SMALL | {"model.depths": [min(depth, 3) for depth in depths], "model.stem.stride": stride, "model.drop_path": 0.0}
+    shrunk = SMALL | {
+        "model.depths": [min(depth, 3) for depth in depths],
+        "model.stem.stride": stride,
+        "model.drop_path": 0.0,
+    }
     return resolve(ROADMAPS[roadmap], step, overrides=shrunk).model
 
 
 def counted(spec: ModelSpec, image_size: int) -> Complexity:
-    """The cost of the modules themselves: their parameters, and half the flops of one forward pass without data."""
+    """The cost of the modules themselves: their parameters, and half the flops of one forward pass without
+    data.
+    """
     with torch.device("meta"):
         network = build_model(spec).eval()
         image = torch.empty(1, spec.in_chans, image_size, image_size)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         network(image)
-    return Complexity(sum(parameter.numel() for parameter in network.parameters()), flops.get_total_flops() // 2)
+    return Complexity(
+        sum(parameter.numel() for parameter in network.parameters()), flops.get_total_flops() // 2
+    )
 
 
 def test_networks_match_the_golden_file() -> None:
@@ -63,7 +77,12 @@ def test_networks_match_the_golden_file() -> None:
             config = resolve(roadmap, step)
             cost = complexity(config.model, config.data.image_size)
             size = str(config.data.image_size)
-            figures = {"sentence": describe(config.model.block), "size": size, "params": str(cost.params), "macs": str(cost.macs)}
+            figures = {
+                "sentence": describe(config.model.block),
+                "size": size,
+                "params": str(cost.params),
+                "macs": str(cost.macs),
+            }
             ours.append({"roadmap": name, "step": step, **figures})
     assert ours == golden
 
@@ -74,7 +93,10 @@ def test_every_network_has_the_cost_that_was_counted_elsewhere() -> None:
     not_counted = {step for (_, step), row in rows.items() if row.counts is None}
     own = {"no_downsampling_norms", "multiscale_s", "multiscale_b"}
     assert not_counted == {"convnext_t_384", "convnext_s_384", "convnext_xl_384"} | own
-    assert [step for (_, step), row in rows.items() if row.is_flagged] == ["layer_norm", "separate_downsampling"]
+    assert [step for (_, step), row in rows.items() if row.is_flagged] == [
+        "layer_norm",
+        "separate_downsampling",
+    ]
 
 
 @each_network
@@ -96,7 +118,9 @@ def test_every_parameter_gets_a_gradient(roadmap: str, step: str) -> None:
     assert logits.shape == (8, 10)
     functional.cross_entropy(logits, torch.arange(8)).backward()  # type: ignore[no-untyped-call]
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
+    assert [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()
+    ] == []
     assert [name for name, gradient in gradients.items() if gradient is not None and not gradient.any()] == []
 
 
@@ -105,14 +129,17 @@ def drop_rates(network: Network) -> list[float]:
     return [float(getattr(block.drop_path, "drop_prob", 0.0)) for block in blocks]
 
 
-@pytest.mark.parametrize(("step", "rate", "blocks"), [("resnet50", 0.0, 16), ("enhanced_recipe", 0.1, 16), ("kernel_7", 0.1, 18)])
+@pytest.mark.parametrize(
+    ("step", "rate", "blocks"), [("resnet50", 0.0, 16), ("enhanced_recipe", 0.1, 16), ("kernel_7", 0.1, 18)]
+)
 def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks: int) -> None:
     expected = torch.linspace(0, rate, blocks, dtype=torch.float64).tolist()
     assert drop_rates(build_model(resolve(ROADMAP, step, overrides=SMALL).model)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
-    ("channels", "sizes"), [(4, [1, 2, 1]), (6, [1, 4, 1]), (7, [1, 5, 1]), (10, [2, 6, 2]), (12, [3, 6, 3]), (99, [24, 51, 24])]
+    ("channels", "sizes"),
+    [(4, [1, 2, 1]), (6, [1, 4, 1]), (7, [1, 5, 1]), (10, [2, 6, 2]), (12, [3, 6, 3]), (99, [24, 51, 24])],
 )
 @pytest.mark.parametrize("stride", [1, 2])
 def test_multiscale_splits_its_channels_1_2_1(channels: int, sizes: list[int], stride: int) -> None:
@@ -133,8 +160,12 @@ def test_multiscale_at_a_width_that_four_does_not_divide() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float64, 1e-14)], ids=str)
-def test_gelu_is_that_of_the_error_function_in_either_layout(dtype: torch.dtype, error: float, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float64, 1e-14)], ids=str
+)
+def test_gelu_is_that_of_the_error_function_in_either_layout(
+    dtype: torch.dtype, error: float, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     gelu = LAYERS["gelu"].build(Op("act", "gelu", 24, 24))
     x = (4 * torch.randn(2, 24, 6, 5, dtype=dtype)).contiguous(memory_format=layout).requires_grad_()
@@ -152,13 +183,17 @@ def test_gelu_of_channels_last_is_left_to_onednn() -> None:
     with torch.profiler.profile(record_shapes=True) as profile:
         gelu(x.contiguous(memory_format=torch.channels_last))
     # the shape that the operator sees is contiguous only with the channels as the last axis
-    assert [event.input_shapes[0] for event in profile.events() if event.name == "aten::gelu"] == [[2, 4, 4, 8]]
+    assert [event.input_shapes[0] for event in profile.events() if event.name == "aten::gelu"] == [
+        [2, 4, 4, 8]
+    ]
 
 
 def test_norms_between_the_stages_can_be_left_out() -> None:
     spec = resolve(ROADMAP, "separate_downsampling", overrides=SMALL | {"model.downsample_norm": False}).model
     names = [name for name, _ in build_model(spec).named_parameters() if "downsample" in name]
-    assert names == [f"stages.{stage}.downsample.conv.{part}" for stage in (1, 2, 3) for part in ("weight", "bias")]
+    assert names == [
+        f"stages.{stage}.downsample.conv.{part}" for stage in (1, 2, 3) for part in ("weight", "bias")
+    ]
     assert complexity(spec, 32) == counted(spec, 32)
 
 
@@ -190,6 +225,9 @@ def changes_shape(spec: ModelSpec, block: BlockSpec, stage: int) -> bool:
 def test_weights_start_with_the_spread_of_their_row(step: str, conv_std: float, linear_std: float) -> None:
     torch.manual_seed(0)
     network = build_model(small(step))
-    pointwise, classifier = network.get_parameter("stages.3.blocks.1.body.pw1.weight"), network.get_parameter("head.classifier.weight")
+    pointwise, classifier = (
+        network.get_parameter("stages.3.blocks.1.body.pw1.weight"),
+        network.get_parameter("head.classifier.weight"),
+    )
     assert pointwise.std().item() == pytest.approx(conv_std, rel=0.05)
     assert classifier.std().item() == pytest.approx(linear_std, rel=0.1)

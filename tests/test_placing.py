@@ -23,7 +23,9 @@ SIZE = st.sampled_from([(8.0, 10.0), (13.0, 10.0), (18.0, 10.0)])
 LABELS = st.lists(st.tuples(POINT, SIZE), min_size=1, max_size=6)
 LINES = st.lists(st.tuples(st.tuples(INNER, INNER), st.tuples(INNER, INNER)), max_size=4)
 BOX = st.builds(Box, *[st.integers(0, 50).map(float)] * 2, *[st.integers(1, 30).map(float)] * 2)
-POINTS = st.lists(st.tuples(st.integers(1, 6).map(float), st.integers(0, 6).map(float)), min_size=1, max_size=12)
+POINTS = st.lists(
+    st.tuples(st.integers(1, 6).map(float), st.integers(0, 6).map(float)), min_size=1, max_size=12
+)
 
 
 def along(line: Line, steps: int = 400) -> list[tuple[float, float]]:
@@ -37,7 +39,9 @@ def inside(box: Box, at: tuple[float, float]) -> bool:
 
 @settings(deadline=None, max_examples=40)
 @given(LABELS, LINES)
-def test_labels_cover_nothing_where_there_is_room(labels: list[tuple[Box, tuple[float, float]]], lines: list[Line]) -> None:
+def test_labels_cover_nothing_where_there_is_room(
+    labels: list[tuple[Box, tuple[float, float]]], lines: list[Line]
+) -> None:
     points, sizes = [point for point, _ in labels], [size for _, size in labels]
     placed = place(points, sizes, lines, FRAME, points)
     assert [(box.width, box.height) for box in placed] == sizes
@@ -48,7 +52,9 @@ def test_labels_cover_nothing_where_there_is_room(labels: list[tuple[Box, tuple[
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from([0.0, 1.0, 500.0, 999.0, 1000.0]), st.sampled_from([0.0, 1.0, 500.0, 999.0, 1000.0]), SIZE)
+@given(
+    st.sampled_from([0.0, 1.0, 500.0, 999.0, 1000.0]), st.sampled_from([0.0, 1.0, 500.0, 999.0, 1000.0]), SIZE
+)
 def test_labels_stay_in_the_frame(x: float, y: float, size: tuple[float, float]) -> None:
     (box,) = place([Box(x, y, 9, 9)], [size], [], FRAME, [])
     assert 0 <= box.x - box.width / 2 < box.x + box.width / 2 <= 1000
@@ -79,7 +85,10 @@ def test_without_any_room_a_label_covers_as_little_as_it_can() -> None:
 
 @given(BOX, BOX)
 def test_boxes_cover_each_other_where_they_share_area(one: Box, other: Box) -> None:
-    mine, theirs = (Bbox.from_bounds(box.x - box.width / 2, box.y - box.height / 2, box.width, box.height) for box in (one, other))
+    mine, theirs = (
+        Bbox.from_bounds(box.x - box.width / 2, box.y - box.height / 2, box.width, box.height)
+        for box in (one, other)
+    )
     shared = Bbox.intersection(mine, theirs)
     overlap = bool(shared is not None and shared.width > 0 and shared.height > 0)
     assert one.covers(other) is other.covers(one) is overlap
@@ -88,7 +97,9 @@ def test_boxes_cover_each_other_where_they_share_area(one: Box, other: Box) -> N
 
 @settings(max_examples=300)
 @given(BOX, *[st.integers(-10, 60).map(float)] * 4)
-def test_a_box_is_crossed_by_the_lines_that_have_points_in_it(box: Box, x0: float, y0: float, x1: float, y1: float) -> None:
+def test_a_box_is_crossed_by_the_lines_that_have_points_in_it(
+    box: Box, x0: float, y0: float, x1: float, y1: float
+) -> None:
     line = ((x0, y0), (x1, y1))
     if any(inside(box, at) for at in along(line)):
         assert box.crossed_by(line)
@@ -116,7 +127,9 @@ def beats(one: Point, other: Point, *, more_is_better: bool) -> bool:
 def test_the_front_is_what_no_other_beats(points: list[Point], more: bool) -> None:
     front = pareto(points, more_is_better=more)
     assert sorted(front) == [
-        index for index, point in enumerate(points) if not any(beats(other, point, more_is_better=more) for other in points)
+        index
+        for index, point in enumerate(points)
+        if not any(beats(other, point, more_is_better=more) for other in points)
     ]
     assert [points[index][1] for index in front] == sorted(points[index][1] for index in front)
 
@@ -128,9 +141,13 @@ def test_rounding_is_no_better_accuracy() -> None:
 
 @given(POINTS, st.booleans(), st.integers(0, 6))
 def test_the_stairs_are_the_best_accuracy_at_a_cost(points: list[Point], more: bool, cost: int) -> None:
-    corners = stairs(points, pareto(points, more_is_better=more), (0.0, -1.0), (7.0, 7.0), more_is_better=more)
+    corners = stairs(
+        points, pareto(points, more_is_better=more), (0.0, -1.0), (7.0, 7.0), more_is_better=more
+    )
     at = cost + 0.5  # between the points
-    spans = [(one, other) for one, other in pairwise(corners) if min(one[0], other[0]) < at < max(one[0], other[0])]
+    spans = [
+        (one, other) for one, other in pairwise(corners) if min(one[0], other[0]) < at < max(one[0], other[0])
+    ]
     reached = [y for x, y in points if (x > at if more else x < at)]
     assert [one[1] for one, _ in spans] == ([max(reached)] if reached else [])
     assert all(one[0] == other[0] or one[1] == other[1] for one, other in pairwise(corners))
@@ -158,9 +175,11 @@ def test_steps_that_only_one_has_keep_their_place() -> None:
     for one, other, missing in ((short, long, 0), (long, short, 1)):
         rows = aligned([one, other])
         assert [next(row for row in both.rows if row).step for both in rows] == steps
-        assert [next(row for row in both.rows if row).step for both in rows if both.rows[missing] is None] == [
-            "no_downsampling_norms", "multiscale_depthwise",
-        ]  # fmt: skip
+        lone = [both for both in rows if both.rows[missing] is None]
+        assert [next(row for row in both.rows if row).step for both in lone] == [
+            "no_downsampling_norms",
+            "multiscale_depthwise",
+        ]
 
 
 def test_lines_of_text_lose_no_word() -> None:

@@ -1,4 +1,7 @@
-"""Planning at scale: what a plan reads and checks grows with its runs, and what runs share is looked at once. Counted, not timed."""
+"""Planning at scale: what a plan reads and checks grows with its runs, and what runs share is looked at once.
+
+Counted, not timed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ from collections import Counter
 counts = Counter()
 def count(event, arguments):
     if event in ("open", "os.scandir"):
-        counts[os.path.basename(os.fsdecode(arguments[0])) if isinstance(arguments[0], str | bytes | os.PathLike) else ""] += 1
+        counts[os.path.basename(os.fsdecode(arguments[0])) \
+if isinstance(arguments[0], str | bytes | os.PathLike) else ""] += 1
 sys.addaudithook(count)
 from roadmap.cli.options import main_of
 from slurm.submit import parser, run
@@ -58,7 +62,20 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
     for number in seeds:
         fill(tmp_path / str(number), number * STEPS)
     found = counted(
-        *[["--dry-run", "--cluster", "local", "--profile", PROFILE, "--runs", str(tmp_path / str(n)), "--seeds", str(n)] for n in seeds]
+        *[
+            [
+                "--dry-run",
+                "--cluster",
+                "local",
+                "--profile",
+                PROFILE,
+                "--runs",
+                str(tmp_path / str(n)),
+                "--seeds",
+                str(n),
+            ]
+            for n in seeds
+        ]
     )
     for number, (said, counts) in zip(seeds, found, strict=True):
         runs = number * STEPS
@@ -70,7 +87,18 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
 
 def test_a_submission_looks_at_the_data_of_all_runs_once(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data", train=90)
-    command = ["--only", "failed", "--cluster", "local", "--profile", "imagenet", "--runs", str(tmp_path / "runs"), "--seeds", "4"]
+    command = [
+        "--only",
+        "failed",
+        "--cluster",
+        "local",
+        "--profile",
+        "imagenet",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "4",
+    ]
     given = [
         f"system.data_dir={data}",
         "model.num_classes=3",
@@ -100,7 +128,9 @@ def test_a_shared_check_holds_each_batch_and_each_model_against_the_data(tmp_pat
         check_data(*configs_of(data, 8), *configs_of(data, 8, **{"model.num_classes": 4}))
 
 
-def test_a_worker_reads_the_result_of_a_finished_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_reads_the_result_of_a_finished_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, 4)
     finished = sorted(str(path.parent) for path in tmp_path.rglob("result.json"))
     pending = prepare(tmp_path, resolve(load_roadmap(), "gelu", profile="digits"))
@@ -115,18 +145,29 @@ def test_seeds_of_a_step_have_the_text_and_the_hash_of_their_own(tmp_path: Path)
     for step in ("resnet50", "gelu"):
         config = resolve(roadmap, step, profile="digits")
         for seed in (0, 12, 2**32 - 1):
-            copied, resolved = config.model_copy(update={"seed": seed}), resolve(roadmap, step, profile="digits", seed=seed)
+            copied, resolved = (
+                config.model_copy(update={"seed": seed}),
+                resolve(roadmap, step, profile="digits", seed=seed),
+            )
             assert (copied, copied.hash, copied.to_yaml()) == (resolved, resolved.hash, resolved.to_yaml())
             path = tmp_path / "config.yaml"
             path.write_text(copied.to_yaml(), encoding="utf-8")
             assert RunConfig.read(path) == resolved
-    noisy = [resolve(roadmap, "gelu", profile="digits", overrides={"data.noise": noise}).to_yaml() for noise in (0.0, -0.0)]
+    noisy = [
+        resolve(roadmap, "gelu", profile="digits", overrides={"data.noise": noise}).to_yaml()
+        for noise in (0.0, -0.0)
+    ]
     assert noisy[0] != noisy[1], "equal numbers may have different texts"
 
 
-def test_preparing_a_run_again_parses_its_configuration_only_where_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_a_run_again_parses_its_configuration_only_where_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     roadmap = load_roadmap()
-    config, other = (resolve(roadmap, "gelu", profile="digits", overrides={"system.workers": workers}) for workers in (0, 2))
+    config, other = (
+        resolve(roadmap, "gelu", profile="digits", overrides={"system.workers": workers})
+        for workers in (0, 2)
+    )
     run = prepare(tmp_path, config)
     read = RunConfig.read
 

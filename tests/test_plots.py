@@ -35,7 +35,11 @@ def test_every_text_can_be_read(kind: str, name: str, width: float) -> None:
 def test_hatches_mark_exactly_the_side_branches(name: str) -> None:
     bars = draw("bars", name)
     for axes, ablation in zip(bars.figure.axes, bars.ablations, strict=True):
-        found = {round(bar.get_y() + bar.get_height() / 2): bar for bar in axes.patches if isinstance(bar, Rectangle)}
+        found = {
+            round(bar.get_y() + bar.get_height() / 2): bar
+            for bar in axes.patches
+            if isinstance(bar, Rectangle)
+        }
         assert set(found) == {index for index, row in enumerate(ablation.rows) if row.top1}
         hatched = {ablation.rows[index].step for index, bar in found.items() if bar.get_hatch()}
         assert hatched == {row.step for row in ablation.rows if row.top1} & SIDE_BRANCHES
@@ -46,13 +50,20 @@ def test_hatches_mark_exactly_the_side_branches(name: str) -> None:
 def test_error_bars_are_one_standard_deviation_where_it_is_known(kind: str, name: str) -> None:
     drawing = draw(kind, name)
     found = [span[:, 0 if kind == "bars" else 1] for axes in drawing.figure.axes for span in error_bars(axes)]
-    known = [row.top1 for ablation in drawing.ablations for row in ablation.rows if row.top1 and row.top1.std is not None]
+    known = [
+        row.top1
+        for ablation in drawing.ablations
+        for row in ablation.rows
+        if row.top1 and row.top1.std is not None
+    ]
     assert len(found) == len(known)
     for span, top1 in zip(found, known, strict=True):
         assert list(span) == pytest.approx([top1.mean - (top1.std or 0), top1.mean + (top1.std or 0)])
 
 
-@pytest.mark.parametrize("name", ["published", "three seeds, some rows missing", "wide spread", "all at 100 %", "all at chance"])
+@pytest.mark.parametrize(
+    "name", ["published", "three seeds, some rows missing", "wide spread", "all at 100 %", "all at chance"]
+)
 def test_bars_end_at_the_mean_and_the_axis_says_where_it_begins(name: str) -> None:
     drawing = draw("bars", name)
     low, high = drawing.axes.get_xlim()
@@ -72,17 +83,25 @@ def test_missing_rows_say_why() -> None:
 
 @pytest.mark.parametrize(
     ("name", "row", "beside"),
-    [("published", 0, ["76.13", "1", "4.09"]), ("published", 1, ["78.82 ± 0.07", "3", "4.09"]),
-     ("two seeds of three", 0, ["77.70 ± 0.40", "2/3", "0.0055"]), ("both regimes", 1, ["78.82", "3", "4.09"])],
-)  # fmt: skip
+    [
+        ("published", 0, ["76.13", "1", "4.09"]),
+        ("published", 1, ["78.82 ± 0.07", "3", "4.09"]),
+        ("two seeds of three", 0, ["77.70 ± 0.40", "2/3", "0.0055"]),
+        ("both regimes", 1, ["78.82", "3", "4.09"]),
+    ],
+)
 def test_a_bar_has_its_mean_n_and_gmacs_beside_it(name: str, row: int, beside: list[str]) -> None:
-    texts = [text for text in draw("bars", name).axes.texts if isinstance(text, Annotation) and text.xy == (1, row)]
+    texts = [
+        text for text in draw("bars", name).axes.texts if isinstance(text, Annotation) and text.xy == (1, row)
+    ]
     assert [text.get_text() for text in texts if text.get_text() in beside] == beside
 
 
 def test_each_regime_has_its_own_reference() -> None:
     for axes, top1 in zip(draw("bars", "both regimes").figure.axes, (81.30, 83.50), strict=True):
-        assert [np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_linestyle() in (":", "--")] == [top1]
+        assert [
+            np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_linestyle() in (":", "--")
+        ] == [top1]
     assert {"Swin-T 81.30", "Swin-B 83.50"} <= set(draw("bars", "both regimes").words)
     assert [text.get_text() for text, _ in draw("gmacs", "both regimes").labels][-2:] == ["Swin-T", "Swin-B"]
     assert "Swin-T 81.30" in draw("params", "published").words
@@ -90,7 +109,8 @@ def test_each_regime_has_its_own_reference() -> None:
 
 
 SAVE = """
-import sys; from pathlib import Path; from tests.plotted import make; from roadmap.report.figures.style import save
+import sys; from pathlib import Path; from tests.plotted import make; \
+from roadmap.report.figures.style import save
 for kind in ("bars", "gmacs"): save(make(kind, "one row", 7.0), Path(sys.argv[1]) / kind)
 """
 
@@ -112,8 +132,14 @@ def test_the_same_table_gives_the_same_files(tmp_path: Path) -> None:
         assert not any(stamp in paths[2].read_bytes() for stamp in (b"CreationDate", b"Producer", b"/Type3"))
 
 
-GOLDENS = [("bars", "published", 7.0), ("bars", "both regimes", 7.0), ("bars", "three seeds, some rows missing", 3.4),
-           ("gmacs", "published", 7.0), ("gmacs", "both regimes", 3.4), ("images_per_s", "ours twice", 7.0)]  # fmt: skip
+GOLDENS = [
+    ("bars", "published", 7.0),
+    ("bars", "both regimes", 7.0),
+    ("bars", "three seeds, some rows missing", 3.4),
+    ("gmacs", "published", 7.0),
+    ("gmacs", "both regimes", 3.4),
+    ("images_per_s", "ours twice", 7.0),
+]
 
 
 def golden(kind: str, name: str, width: float) -> Path:
@@ -133,7 +159,9 @@ def test_figures_look_as_they_did(kind: str, name: str, width: float, tmp_path: 
     shutil.copy(path, expected)  # the comparison writes beside it
     sketch(kind, name, width, tmp_path / "actual.png")
     differs = compare_images(str(expected), str(tmp_path / "actual.png"), tol=2.0)
-    assert differs is None, f"{differs}; if that is meant, `python -m tests.test_plots` writes {path.name} anew: look at it"
+    assert differs is None, (
+        f"{differs}; if that is meant, `python -m tests.test_plots` writes {path.name} anew: look at it"
+    )
 
 
 if __name__ == "__main__":

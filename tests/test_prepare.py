@@ -1,4 +1,6 @@
-"""`python -m roadmap prepare`: shards hold what the folder holds, whoever writes them, and whatever becomes of the process on the way."""
+"""`python -m roadmap prepare`: shards hold what the folder holds, whoever writes them, and whatever becomes
+of the process on the way.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def ended(words: tuple[str | Path, ...]) -> int:
 
 def start(*words: str | Path) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(*words), env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command(*words), env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -108,13 +112,18 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
+    return [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    ]
 
 
 def are_gone(processes: list[int]) -> bool:
     """Whether none is left but as what its parent has yet to take note of."""
     stats = [Path(f"/proc/{pid}/stat") for pid in processes]
-    return all(not stat.exists() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z" for stat in stats)
+    return all(
+        not stat.exists() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+        for stat in stats
+    )
 
 
 def options_of(said: str) -> dict[str, Any]:
@@ -125,7 +134,11 @@ def options_of(said: str) -> dict[str, Any]:
 
 
 def shards_of(said: str, **more: Any) -> RunConfig:
-    given = {name.replace(".", "__"): value for name, value in options_of(said).items() if name != "system.data_dir"}
+    given = {
+        name.replace(".", "__"): value
+        for name, value in options_of(said).items()
+        if name != "system.data_dir"
+    }
     return config_of(options_of(said)["system.data_dir"], **given | more)
 
 
@@ -153,7 +166,10 @@ def members(folder: Path, split: str = "val") -> dict[str, bytes]:
 
 def pictures(source: Source) -> list[tuple[int, bytes]]:
     """Labels and pixels, in the data set's order."""
-    return [(label, np.asarray(image).tobytes()) for image, label in (source[number] for number in range(len(source)))]
+    return [
+        (label, np.asarray(image).tobytes())
+        for image, label in (source[number] for number in range(len(source)))
+    ]
 
 
 def smooth(width: int, height: int, mode: str = "RGB", turn: int = 0) -> Image.Image:
@@ -235,7 +251,17 @@ def test_shards_of_untouched_files_are_the_folder(zoo: Path, tmp_path: Path) -> 
 def test_names_that_a_shard_cannot_hold_are_read_back_one_to_one(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", train=1, val=1)
     for number, name in enumerate(
-        ("0.png", "0_.jpg", "0.0.jpg", "0_0.jpg", "0.JPG", "a\nb.jpg", "caf\udce9.jpg", "caf\udcea.jpg", "._0.jpg")
+        (
+            "0.png",
+            "0_.jpg",
+            "0.0.jpg",
+            "0_0.jpg",
+            "0.JPG",
+            "a\nb.jpg",
+            "caf\udce9.jpg",
+            "caf\udcea.jpg",
+            "._0.jpg",
+        )
     ):
         (root / "val" / "ant" / name).write_bytes(jpeg(10 + number))
     said = prepare(root, tmp_path / "out", "--size", "none").stdout
@@ -278,12 +304,34 @@ def test_small_jpegs_keep_their_bytes_and_others_become_jpegs(zoo: Path, tmp_pat
     prepare(zoo, tmp_path / "out", "--size", "60", "--splits", "val", "--quality", "91")
     found = members(tmp_path / "out")
     kept = {path.name for path in (zoo / "val").glob("*/*.*") if path.read_bytes() in found.values()}
-    assert kept >= {"img1.JPEG", "grey.jpg", "one.jpeg", "long.jpg", "turned.jpg", "two.dots.in.it.jpg", "Above.JPG", "grün 2.jpg"}
-    assert not kept & {"print.jpg", "transparent.png", "palette.png", "deep.png", "two.dots.in.it.png", "web.webp", "raw.bmp", "scan.tiff"}
+    assert kept >= {
+        "img1.JPEG",
+        "grey.jpg",
+        "one.jpeg",
+        "long.jpg",
+        "turned.jpg",
+        "two.dots.in.it.jpg",
+        "Above.JPG",
+        "grün 2.jpg",
+    }
+    assert not kept & {
+        "print.jpg",
+        "transparent.png",
+        "palette.png",
+        "deep.png",
+        "two.dots.in.it.png",
+        "web.webp",
+        "raw.bmp",
+        "scan.tiff",
+    }
     for name, content in found.items():
         if not name.endswith(".cls"):
             image = Image.open(io.BytesIO(content))
-            assert (name.rpartition(".")[2], image.format, image.mode in ("L", "RGB")) == ("jpg", "JPEG", True)
+            assert (name.rpartition(".")[2], image.format, image.mode in ("L", "RGB")) == (
+                "jpg",
+                "JPEG",
+                True,
+            )
     assert {name for name in found if name.startswith("bee/two")} == {
         f"bee/two_dots_in_it{mark}.{suffix}" for mark in ("", "_") for suffix in ("jpg", "cls")
     }
@@ -296,7 +344,10 @@ def test_shards_are_the_same_bytes_whoever_writes_them(zoo: Path, tmp_path: Path
         found.append(tars(tmp_path / workers))
     assert len(found[0]) == 14
     assert found[0] == found[1]
-    manifests = [{path.name: path.read_bytes() for path in (tmp_path / workers).glob("*.json")} for workers in ("1", "3")]
+    manifests = [
+        {path.name: path.read_bytes() for path in (tmp_path / workers).glob("*.json")}
+        for workers in ("1", "3")
+    ]
     assert manifests[0] == manifests[1]
     assert set(manifests[0]) == {"classes.json", "prepared-train.json", "prepared-val.json"}
 
@@ -322,9 +373,18 @@ def test_classes_keep_their_names_on_a_nodes_disk_too(zoo: Path, tmp_path: Path)
         ([("a/1", 0), ("b/2", 2)], None),
         ([("1", 0), ("2", 1)], None),
     ],
-    ids=["a folder a class", "two folders in a class", "one folder", "one name", "a class without images", "no folders"],
+    ids=[
+        "a folder a class",
+        "two folders in a class",
+        "one folder",
+        "one name",
+        "a class without images",
+        "no folders",
+    ],
 )
-def test_a_class_is_called_what_its_folder_is_called(samples: list[tuple[str, int]], names: list[str] | None, tmp_path: Path) -> None:
+def test_a_class_is_called_what_its_folder_is_called(
+    samples: list[tuple[str, int]], names: list[str] | None, tmp_path: Path
+) -> None:
     jpeg = io.BytesIO()
     smooth(4, 4).save(jpeg, "JPEG")
     files = [{f"{name}.jpg": jpeg.getvalue(), f"{name}.cls": str(label).encode()} for name, label in samples]
@@ -337,7 +397,11 @@ def test_a_run_trains_with_the_options_that_are_printed(tmp_path: Path) -> None:
     said = prepare(write_folder(tmp_path / "data"), tmp_path / "out").stdout
     assert "model.num_classes=3" in said
     words = shlex.split(said.splitlines()[-1])
-    values = [f"{key}={value if value is not None else 'null'}" for key, value in TINY.items() if key != "model.num_classes"]
+    values = [
+        f"{key}={value if value is not None else 'null'}"
+        for key, value in TINY.items()
+        if key != "model.num_classes"
+    ]
     line = [
         sys.executable,
         str(ROOT / "run_step.py"),
@@ -362,22 +426,45 @@ def test_a_run_trains_with_the_options_that_are_printed(tmp_path: Path) -> None:
 
 def test_no_torch_is_needed(tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
-    script = f"import runpy, sys; sys.argv = ['roadmap', 'prepare', {str(tmp_path / 'data')!r}, {str(tmp_path / 'out')!r}]\n"
-    script += "sys.exit = lambda code: print(code, {'torch', 'timm'} & set(sys.modules))\nrunpy.run_module('roadmap', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    script = (
+        f"import runpy, sys; sys.argv = ['roadmap', 'prepare', {str(tmp_path / 'data')!r},"
+        f" {str(tmp_path / 'out')!r}]\n"
+    )
+    script += (
+        "sys.exit = lambda code: print(code, {'torch', 'timm'} &"
+        " set(sys.modules))\nrunpy.run_module('roadmap', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "0 set()"
 
 
 def test_help_names_every_option() -> None:
-    said = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True, check=True).stdout
-    wanted = ("SOURCE", "DESTINATION", "size", "quality", "splits", "shard-images", "workers", "seed", "corrupt-images")
+    said = subprocess.run(
+        command("--help"), env=environment(), capture_output=True, text=True, check=True
+    ).stdout
+    wanted = (
+        "SOURCE",
+        "DESTINATION",
+        "size",
+        "quality",
+        "splits",
+        "shard-images",
+        "workers",
+        "seed",
+        "corrupt-images",
+    )
     assert [word for word in wanted if word not in said] == []
 
 
 @pytest.mark.parametrize(
-    ("bytes_each", "size", "images"), [(110_000, 512, 1900), (10**6, 512, 1900), (10**6, None, 200), (1000, 512, 10_000), (0, None, 10_000)]
+    ("bytes_each", "size", "images"),
+    [(110_000, 512, 1900), (10**6, 512, 1900), (10**6, None, 200), (1000, 512, 10_000), (0, None, 10_000)],
 )
-def test_a_shard_is_some_200_megabytes(bytes_each: int, size: int | None, images: int, tmp_path: Path) -> None:
+def test_a_shard_is_some_200_megabytes(
+    bytes_each: int, size: int | None, images: int, tmp_path: Path
+) -> None:
     for number in range(3):
         with (tmp_path / f"{number}.jpg").open("wb") as file:
             file.truncate(bytes_each)
@@ -438,7 +525,8 @@ def test_a_command_that_is_stopped_goes_on_where_it_was(
     assert leftovers(tmp_path) == []
     before = finished(tmp_path)
     assert kept.items() <= before.items()
-    said = prepare(crowd, tmp_path, "--size", "150")  # nothing is left to do, whatever number of images would be the default
+    # nothing is left to do, whatever number of images would be the default
+    said = prepare(crowd, tmp_path, "--size", "150")
     assert "train: 240 images in 27 shards" in said.stdout
     assert finished(tmp_path) == before
 
@@ -448,7 +536,9 @@ def test_a_worker_that_is_killed_is_named(crowd: Path, tmp_path: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
     _, complained = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
-    assert complained.splitlines()[-1].startswith("--workers one died of 2, perhaps for want of memory; try fewer")
+    assert complained.splitlines()[-1].startswith(
+        "--workers one died of 2, perhaps for want of memory; try fewer"
+    )
     assert are_gone(workers)
 
 
@@ -487,7 +577,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
 def test_a_terminal_sees_a_bar(tmp_path: Path) -> None:
     terminal, slave = pty.openpty()
     line = command(noise(tmp_path / "data", 4), tmp_path / "out")
-    process = subprocess.Popen(line, env=environment() | {"TERM": "xterm", "COLUMNS": "120"}, stdout=subprocess.DEVNULL, stderr=slave)
+    process = subprocess.Popen(
+        line, env=environment() | {"TERM": "xterm", "COLUMNS": "120"}, stdout=subprocess.DEVNULL, stderr=slave
+    )
     os.close(slave)
     said = b""
     with suppress(OSError):  # a terminal that nobody writes to any more
@@ -529,15 +621,33 @@ def make_other(change: str, source: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words", "said"),
     [
-        ("", ["--size", "16"], [r"prepared-train\.json has train with --size 20, not 16; go on with --size 20, or choose another"]),
+        (
+            "",
+            ["--size", "16"],
+            [
+                r"prepared-train\.json has train with --size 20, not 16; go on with --size 20, or choose"
+                r" another"
+            ],
+        ),
         ("", ["--size", "none"], ["--size 20, not none", "--quality 90, not none"]),
         ("", ["--quality", "80"], ["train with --quality 90, not 80"]),
         ("", ["--seed", "1"], [r"train with --seed 0, not 1; go on with --seed 0"]),
         ("", ["--shard-images", "6"], ["--shard-images 5, not 6"]),
-        ("image", [], [r"prepared-val\.json has val of other images than .*/val holds now, or choose another destination"]),
+        (
+            "image",
+            [],
+            [
+                r"prepared-val\.json has val of other images than .*/val holds now, or choose another"
+                r" destination"
+            ],
+        ),
         ("class", ["--splits", "val"], ["val of other images"]),
         ("manifest", [], [r"prepared-train\.json cannot be read: .*; choose another destination"]),
-        ("strangers", [], [r"holds train-000000\.tar that this command did not write; choose another destination"]),
+        (
+            "strangers",
+            [],
+            [r"holds train-000000\.tar that this command did not write; choose another destination"],
+        ),
     ],
 )
 def test_another_plan_for_shards_that_are_there_is_refused(
@@ -562,7 +672,8 @@ def test_files_that_are_left_aside_are_named_once(tmp_path: Path) -> None:
     (source / "train" / "bee" / "below.gif").mkdir()
     said = prepare(source, out).stderr.splitlines()
     assert [line for line in said if "aside" in line] == [
-        "train: 4 files left aside, for only .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff are read: .gif, .heic, no suffix"
+        "train: 4 files left aside, for only .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff are read: .gif,"
+        " .heic, no suffix"
     ]
 
 
@@ -572,7 +683,9 @@ def test_options_of_a_command_that_wrote_no_shard_bind_nobody(tmp_path: Path) ->
         for name in CLASSES:
             (source / split / name / "0.jpg").write_bytes(b"no picture")
     words = ("--workers", "1", "--shard-images", "100")
-    assert "leave it out with --corrupt-images 1" in prepare(source, out, *words, "--size", "20", code=2).stderr
+    assert (
+        "leave it out with --corrupt-images 1" in prepare(source, out, *words, "--size", "20", code=2).stderr
+    )
     assert (leftovers(out), tars(out)) == ([], {})
     for split in ("train", "val"):
         (source / split / "cat").rename(source / split / "cow")
@@ -605,7 +718,10 @@ def test_another_data_sets_validation_is_not_put_beside(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["--splits", "train", "test"], r"data has no folder test, but train, val; --splits train val"),
-        (["--splits", "train", "train"], "--splits names 'train', which is not a folder of .*, or there twice"),
+        (
+            ["--splits", "train", "train"],
+            "--splits names 'train', which is not a folder of .*, or there twice",
+        ),
         (["--splits", "../data/train"], "--splits names '../data/train'"),
         (["--size", "-1"], "--size must be at least 1, not -1"),
         (["--size", "big"], "'big' is neither a number of pixels nor none"),
@@ -615,7 +731,9 @@ def test_another_data_sets_validation_is_not_put_beside(tmp_path: Path) -> None:
         (["--corrupt-images", "-1"], "--corrupt-images must be at least 0, not -1"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_anything_is_written(words: list[str], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
     source, out = write_folder(tmp_path / "data"), tmp_path / "out"
     done = prepare(source, out, *words, code=2)
     assert re.search(said, done.stderr)
@@ -644,20 +762,32 @@ def test_damaged_images_are_named_once_and_left_out_if_that_is_allowed(tmp_path:
     bad[1].write_bytes(b"<html>404</html>")
     words = ("--shard-images", "4", "--workers", "1", "--size", "none")
     first = prepare(source, out, *words, code=2).stderr.splitlines()[-1]
-    assert re.fullmatch(rf"{bad[0]} is not an image that can be read: .*truncated.*; leave it out with --corrupt-images 1", first)
+    assert re.fullmatch(
+        rf"{bad[0]} is not an image that can be read: .*truncated.*; leave it out with --corrupt-images 1",
+        first,
+    )
     second = prepare(source, out, *words, "--corrupt-images", "1", code=2).stderr.splitlines()
-    assert second[-1] == (
-        f"{bad[1]} is not an image that can be read: it has no image format that is known; 2 such images are more than --corrupt-images 1"
+    assert (
+        second[-1]
+        == f"{bad[1]} is not an image that can be read: it has no image format that is known; 2 such images"
+        " are more than --corrupt-images 1"
     )
     done = prepare(source, out, *words, "--corrupt-images", "2")
     named = [line for line in second[:-1] + done.stderr.splitlines() if line.endswith("; it is left out")]
     assert [line.partition(" ")[0] for line in named] == [str(path) for path in bad]
     assert "train: 14 images in 4 shards" in done.stdout
-    assert re.search(r"^val: 1 image left out that could not be read; .*prepared-val\.json names them$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^val: 1 image left out that could not be read; .*prepared-val\.json names them$",
+        done.stdout,
+        re.MULTILINE,
+    )
     shards = make_source(shards_of(done.stdout), "train")
     assert len(shards) == len(pictures(shards)) == 14
     refused = prepare(source, out, *words, "--corrupt-images", "1", code=2).stderr
-    assert refused.startswith("--corrupt-images must be at least 2: 2 images could not be read and are left out already, bee/bee_3.JPEG")
+    assert refused.startswith(
+        "--corrupt-images must be at least 2: 2 images could not be read and are left out already,"
+        " bee/bee_3.JPEG"
+    )
 
 
 def test_what_is_kept_unchanged_is_read_to_its_end(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A few iterations of a real training under the profiler: what is written, when it is over, and what a short run leaves."""
+"""A few iterations of a real training under the profiler: what is written, when it is over, and what a short
+run leaves.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def iterations(trace: Path) -> list[str]:
 
 def timed(run: RunDir) -> list[tuple[int, float]]:
     text = (run.path / "profile" / "operators.txt").read_text(encoding="utf-8")
-    return [(int(number), float(ms)) for number, ms in re.findall(r"^iteration (\d+): (\d+\.\d+) ms$", text, re.MULTILINE)]
+    return [
+        (int(number), float(ms))
+        for number, ms in re.findall(r"^iteration (\d+): (\d+\.\d+) ms$", text, re.MULTILINE)
+    ]
 
 
 class Present(Watch):
@@ -69,7 +74,9 @@ class Present(Watch):
         self.active.append(torch._C._autograd._profiler_enabled())
 
 
-def test_the_iterations_after_the_warm_up_are_profiled_and_then_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_iterations_after_the_warm_up_are_profiled_and_then_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     present = Present(tmp_path)
     run, profiler = profiled(tmp_path, 3, present)
     assert caplog.messages == []
@@ -91,9 +98,15 @@ def test_the_table_holds_each_iterations_time_and_the_operators_by_self_time(tmp
     average = re.match(r"4 iterations on CPU, (\d+\.\d+) ms on average\n", text)
     assert average is not None
     assert float(average[1]) == pytest.approx(sum(ms for _, ms in times) / 4, abs=1e-3)
-    marks = [event for event in events(run.path / "profile" / "trace-6.json") if str(event.get("name")).startswith("ProfilerStep#")]
+    marks = [
+        event
+        for event in events(run.path / "profile" / "trace-6.json")
+        if str(event.get("name")).startswith("ProfilerStep#")
+    ]
     assert sum(ms for _, ms in times) == pytest.approx(sum(mark["dur"] for mark in marks) / 1e3, rel=0.5)
-    _, columns, _, *rows, _ = text.partition("\n\n")[2].rpartition("Self CPU time total")[0].rstrip().splitlines()
+    _, columns, _, *rows, _ = (
+        text.partition("\n\n")[2].rpartition("Self CPU time total")[0].rstrip().splitlines()
+    )
     column = columns.split("  ")
     share = [word.strip() for word in column if word.strip()].index("Self CPU %")
     shares = [float(re.split(r"\s{2,}", row.strip())[share].rstrip("%")) for row in rows]
@@ -120,7 +133,9 @@ def stopped(folder: Path, iteration: int, steps: int) -> RunDir:
     return run
 
 
-def test_a_run_that_is_stopped_leaves_the_iterations_that_were_profiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_is_stopped_leaves_the_iterations_that_were_profiled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = stopped(tmp_path, iteration=7, steps=10)
     assert names(run) == ["operators.txt", "trace-6.json"]
     assert [number for number, _ in timed(run)] == [6, 7]
@@ -161,7 +176,10 @@ def test_a_profiled_run_has_the_metrics_of_one_that_is_not(tmp_path: Path) -> No
     run, _ = profiled(tmp_path / "profiled", 5)
     times = ("seconds", "images_per_s")
     ours, theirs = (
-        [{name: value for name, value in json.loads(line).items() if name not in times} for line in r.metrics.read_text().splitlines()]
+        [
+            {name: value for name, value in json.loads(line).items() if name not in times}
+            for line in r.metrics.read_text().splitlines()
+        ]
         for r in (run, plain)
     )
     assert ours == theirs

@@ -120,7 +120,9 @@ def path(plan: tuple[Op, ...], name: str) -> list[Op]:
 
 
 def chain(ops: list[Op] | tuple[Op, ...], channels: int) -> int:
-    """The channels that come out of `ops` in a row; fails where one does not take what the one before it gives."""
+    """The channels that come out of `ops` in a row; fails where one does not take what the one before it
+    gives.
+    """
     for op in ops:
         assert op.c_in == channels, op
         channels = op.c_out
@@ -135,7 +137,9 @@ def stride_of(ops: list[Op] | tuple[Op, ...]) -> int:
 
 
 def check_block(plan: tuple[Op, ...], channels: int, stride: int) -> int:
-    """The channels that come out of a block on `channels`; both of its paths agree on them and on the stride."""
+    """The channels that come out of a block on `channels`;
+    both of its paths agree on them and on the stride.
+    """
     body, shortcut, after = (path(plan, name) for name in (BODY, SHORTCUT, SUM))
     assert (*body, *shortcut, *after) == plan
     c_out = chain(body, channels)
@@ -146,7 +150,9 @@ def check_block(plan: tuple[Op, ...], channels: int, stride: int) -> int:
 
 @plain
 @given(block_specs, st.integers(4, 40), st.integers(4, 10), st.sampled_from([1, 2]))
-def test_both_paths_of_a_block_end_in_the_same_shape(spec: BlockSpec, c_in: int, width: int, stride: int) -> None:
+def test_both_paths_of_a_block_end_in_the_same_shape(
+    spec: BlockSpec, c_in: int, width: int, stride: int
+) -> None:
     plan = plan_block(spec, c_in, width, stride)
     assert check_block(plan, c_in, stride) == spec.out * width
     assert bool(path(plan, SHORTCUT)) == (stride > 1 or c_in != spec.out * width)
@@ -164,7 +170,9 @@ def test_channels_chain_from_the_image_to_the_classes(spec: ModelSpec) -> None:
     for stage, (downsample, blocks) in enumerate(zip(plan.downsamples, plan.stages, strict=True)):
         channels = chain(downsample, channels)
         assert stride_of(downsample) == (2 if stage and spec.downsample == "separate" else 1)
-        strides = [2 if stage and block == 0 and spec.downsample == "block" else 1 for block in range(len(blocks))]
+        strides = [
+            2 if stage and block == 0 and spec.downsample == "block" else 1 for block in range(len(blocks))
+        ]
         for block, stride in zip(blocks, strides, strict=True):
             channels = check_block(block, channels, stride)
         assert channels == spec.block.out * spec.stage_width(stage)
@@ -193,11 +201,15 @@ def test_the_sentence_names_every_layer_in_order(spec: BlockSpec) -> None:
 
 
 def spatial_word(spec: SpatialSpec) -> str:
-    return {"conv": "conv{0}", "depthwise": "dw{0}", "multiscale": "ms(3,{0},{0}d3)"}[spec.kind].format(spec.kernel)
+    return {"conv": "conv{0}", "depthwise": "dw{0}", "multiscale": "ms(3,{0},{0}d3)"}[spec.kind].format(
+        spec.kernel
+    )
 
 
 def check_cost(spec: ModelSpec, image_size: int) -> None:
-    """Arithmetic and the modules agree on parameters, multiply-adds and the output's shape, or both refuse the image."""
+    """Arithmetic and the modules agree on parameters, multiply-adds and the output's shape, or both refuse
+    the image.
+    """
     with torch.device("meta"):
         network = build_model(spec).eval()
         images = torch.empty(2, spec.in_chans, image_size, image_size)
@@ -222,7 +234,9 @@ def test_arithmetic_counts_the_modules_of_any_network(spec: ModelSpec, image_siz
 
 
 def shrunk(spec: ModelSpec, positions: int) -> tuple[ModelSpec, int]:
-    """A network of the same kind, 4 to 12 channels wide and up to two blocks a stage, with images that leave the last stage `positions`."""
+    """A network of the same kind, 4 to 12 channels wide and up to two blocks a stage, with images that leave
+    the last stage `positions`.
+    """
     depths = tuple(min(depth, 2) for depth in spec.depths)
     width = round(2 * math.log2(spec.width)) - 8  # wider stays wider: 64 to 1,024 channels become 4 to 12
     small = spec.model_dump() | {"width": width, "depths": depths, "num_classes": 10}
@@ -230,7 +244,9 @@ def shrunk(spec: ModelSpec, positions: int) -> tuple[ModelSpec, int]:
 
 
 def check_training(spec: ModelSpec, image_size: int) -> None:
-    """Arithmetic and the modules agree on the cost of a forward pass, and every parameter gets a finite gradient from it."""
+    """Arithmetic and the modules agree on the cost of a forward pass, and every parameter gets a finite
+    gradient from it.
+    """
     torch.manual_seed(0)
     network = build_model(spec).train()
     images = torch.randn(2, spec.in_chans, image_size, image_size)
@@ -241,13 +257,18 @@ def check_training(spec: ModelSpec, image_size: int) -> None:
     assert 2 * cost.macs * len(images) == flops.get_total_flops()
     functional.cross_entropy(logits, torch.tensor([0, 1])).backward()  # type: ignore[no-untyped-call]
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    assert [name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()] == []
+    assert [
+        name for name, gradient in gradients.items() if gradient is None or not gradient.isfinite().all()
+    ] == []
 
 
 # it takes away what another change brings, and is refused without that one
 CONDITIONAL = "no_downsampling_norms"
 DELTAS = [
-    (name, step) for name, roadmap in ROADMAPS.items() for step in roadmap.steps if roadmap.tree[step].settings and step != CONDITIONAL
+    (name, step)
+    for name, roadmap in ROADMAPS.items()
+    for step in roadmap.steps
+    if roadmap.tree[step].settings and step != CONDITIONAL
 ]
 RECIPE = {path: setting for path, setting in ROADMAP.base.items() if path.startswith("recipe.")}
 
@@ -259,7 +280,9 @@ def some(size: int) -> st.SearchStrategy[list[tuple[str, str]]]:
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(st.integers(0, len(DELTAS)).flatmap(some), st.integers(1, 2))
-def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(chosen: list[tuple[str, str]], positions: int) -> None:
+def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(
+    chosen: list[tuple[str, str]], positions: int
+) -> None:
     # with the base's recipe: 50 epochs of warm-up from one step do not go with 30 epochs from another
     merged = merge(ROADMAP.base, *(ROADMAPS[name].tree[step].settings for name, step in chosen), RECIPE)
     config = validate(merged, roadmap="any", step="any", profile=None, seed=0)
@@ -268,14 +291,20 @@ def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(chosen: list[tupl
 
 
 @plain
-@given(st.lists(st.sampled_from([step for step in ROADMAP.steps[1:] if step != CONDITIONAL]), unique=True), st.data())
+@given(
+    st.lists(st.sampled_from([step for step in ROADMAP.steps[1:] if step != CONDITIONAL]), unique=True),
+    st.data(),
+)
 def test_a_combination_is_its_deltas_in_the_order_of_its_name(names: list[str], data: st.DataObject) -> None:
     dropped = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     combination = "".join(["resnet50", *(f"+{name}" for name in names), *(f"-{name}" for name in dropped)])
     kept = [ROADMAP.tree[name].settings for name in names if name not in dropped]
     merged = merge(ROADMAP.base, *kept)
     assert trace(ROADMAP, combination) == merged
-    assert resolve(ROADMAP, combination).model == validate(merged, roadmap="any", step="any", profile=None, seed=0).model
+    assert (
+        resolve(ROADMAP, combination).model
+        == validate(merged, roadmap="any", step="any", profile=None, seed=0).model
+    )
 
 
 @networks
@@ -285,5 +314,8 @@ def test_a_random_order_ends_with_all_changes_of_the_path(seed: int) -> None:
     assert ordered.steps[0] == "resnet50"
     deltas = ROADMAP.shuffled(seed)
     assert {delta.name for delta in deltas} == set(ROADMAP.trunk)
-    values = {path: setting.value for path, setting in merge(ROADMAP.base, *(delta.settings for delta in deltas)).items()}
+    values = {
+        path: setting.value
+        for path, setting in merge(ROADMAP.base, *(delta.settings for delta in deltas)).items()
+    }
     assert {path: setting.value for path, setting in trace(ordered, ordered.steps[-1]).items()} == values

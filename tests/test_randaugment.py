@@ -41,8 +41,16 @@ MOVES: dict[str, tuple[float, ...]] = {
 
 
 def recipe(given: str = INCREASING, interpolation: str = "bilinear", channels: int = 3) -> RunConfig:
-    grey: dict[str, Any] = {"model__in_chans": 1, "data__mean": [0.45], "data__std": [0.25]} if channels == 1 else {}
-    return config_of(None, recipe__pipeline="tensor", recipe__randaugment=given, recipe__train_interpolation=interpolation, **grey)
+    grey: dict[str, Any] = (
+        {"model__in_chans": 1, "data__mean": [0.45], "data__std": [0.25]} if channels == 1 else {}
+    )
+    return config_of(
+        None,
+        recipe__pipeline="tensor",
+        recipe__randaugment=given,
+        recipe__train_interpolation=interpolation,
+        **grey,
+    )
 
 
 def picture(seed: int, detail: int = 24) -> Image.Image:
@@ -64,10 +72,15 @@ def batch(images: list[Image.Image]) -> Tensor:
     return torch.tensor(stacked).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
 
 
-def differences(config: RunConfig, name: str, argument: float, images: list[Image.Image]) -> NDArray[np.float32]:
+def differences(
+    config: RunConfig, name: str, argument: float, images: list[Image.Image]
+) -> NDArray[np.float32]:
     """How far, in grey levels, an operation on a batch is from timm's on each image."""
     augment = RandAugment(config, CPU)
-    how = {"fillcolor": tuple(int(value) for value in augment.fill.flatten()), "resample": _resampling(augment)}
+    how = {
+        "fillcolor": tuple(int(value) for value in augment.fill.flatten()),
+        "resample": _resampling(augment),
+    }
     theirs = [TIMM[name](image, *(() if name in BARE else (argument,)), **how) for image in images]
     ours = augment.apply(batch(images), [[Draw(name, argument)]] * len(images))
     assert torch.equal(ours, ours.round())
@@ -84,7 +97,9 @@ def test_every_operation_is_tested() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, values in PIXELS.items() for argument in values])
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, values in PIXELS.items() for argument in values]
+)
 def test_grey_levels_are_those_of_timm(name: str, argument: float, channels: int) -> None:
     found = differences(recipe(channels=channels), name, argument, pictures(channels))
     assert set(np.unique(found)) <= ({0, 1} if name == "auto_contrast" else {0})
@@ -99,16 +114,22 @@ def test_auto_contrast_reaches_white_where_pillow_falls_one_level_short() -> Non
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, values in MOVES.items() for argument in values])
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, values in MOVES.items() for argument in values]
+)
 def test_movements_are_those_of_timm(name: str, argument: float, channels: int) -> None:
     bilinear = np.abs(differences(recipe(channels=channels), name, argument, pictures(channels)))
     assert bilinear.max() <= 1
     assert (bilinear > 0).mean() < 0.1
-    nearest = differences(recipe(interpolation="nearest", channels=channels), name, argument, pictures(channels))
+    nearest = differences(
+        recipe(interpolation="nearest", channels=channels), name, argument, pictures(channels)
+    )
     assert (nearest != 0).mean() < 0.005
 
 
-@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, values in MOVES.items() for argument in values])
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, values in MOVES.items() for argument in values]
+)
 def test_bicubic_movements_are_near_those_of_timm_on_smooth_images(name: str, argument: float) -> None:
     found = differences(recipe(interpolation="bicubic"), name, argument, pictures(detail=4))
     assert np.abs(found).max() <= 2
@@ -163,12 +184,19 @@ def test_what_happens_to_an_image_depends_on_its_position_alone() -> None:
     whole = augment(batch([picture(seed) for seed in range(24)]), 5, 7, range(24))
     for positions in ([3], [4, 11, 2], list(range(12, 24)), list(reversed(range(24)))):
         random.random()
-        assert torch.equal(augment(batch([picture(seed) for seed in positions]), 5, 7, positions), whole[positions])
+        assert torch.equal(
+            augment(batch([picture(seed) for seed in positions]), 5, 7, positions), whole[positions]
+        )
     for seed, iteration in ((5, 8), (6, 7)):
-        assert not torch.equal(augment(batch([picture(seed) for seed in range(24)]), seed, iteration, range(24)), whole)
+        assert not torch.equal(
+            augment(batch([picture(seed) for seed in range(24)]), seed, iteration, range(24)), whole
+        )
 
 
 def test_an_operation_that_is_not_to_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_augment, "_RAND_INCREASING_TRANSFORMS", ["Rotate", "GaussianBlur"])
-    with pytest.raises(ConfigError, match=r"has gaussian_blur, which is not to be had on a device; --set recipe\.pipeline=pillow"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has gaussian_blur, which is not to be had on a device; --set recipe\.pipeline=pillow",
+    ):
         RandAugment(recipe(), CPU)

@@ -26,29 +26,41 @@ def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
     steps_file = tmp_path / "my.yaml"
     steps_file.write_text(block_with("name: hard_swish"), encoding="utf-8")
     assert load_roadmap(steps_file).steps[-1] == "hard_swish"
-    commands = [line for line in block_with("submit.py --steps separate_downsampling hard_swish").splitlines() if line]
+    commands = [
+        line for line in block_with("submit.py --steps separate_downsampling hard_swish").splitlines() if line
+    ]
     assert len(commands) == 3
     for line in commands:
         words = shlex.split(line)
         assert words[0] == "python"
         quick = "" if "diff" in words else QUICK
-        quick += " --cluster local" if "slurm/submit.py" in words else ""  # there may be a Slurm on the machine
+        # there may be a Slurm on the machine
+        quick += " --cluster local" if "slurm/submit.py" in words else ""
         command = [sys.executable, *words[1:], *shlex.split(quick)]
         if words[1].endswith(".py"):
             command[1] = str(ROOT / words[1])
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     rows = (tmp_path / "reports/mine/ablation.md").read_text(encoding="utf-8")
-    assert re.search(r"\| hard_swish \| act\.kind gelu → hard_swish \| 3 \| \d+\.\d\d ± \d+\.\d\d \| [+-]", rows)
+    assert re.search(
+        r"\| hard_swish \| act\.kind gelu → hard_swish \| 3 \| \d+\.\d\d ± \d+\.\d\d \| [+-]", rows
+    )
 
 
 def test_the_example_trains_on_dataset_objects(tmp_path: Path) -> None:
     code = block_with("class Shapes(Dataset)").replace('"recipe.epochs": 4', '"recipe.epochs": 1')
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"top-1 \d+\.\d %, runs/convnext_t/paper/fewer_norms/seed0-[0-9a-f]{8}/result\.json\n", done.stdout)
+    assert re.fullmatch(
+        r"top-1 \d+\.\d %, runs/convnext_t/paper/fewer_norms/seed0-[0-9a-f]{8}/result\.json\n", done.stdout
+    )
 
 
 def test_every_profile_is_in_the_table_with_its_budget() -> None:
@@ -58,12 +70,24 @@ def test_every_profile_is_in_the_table_with_its_budget() -> None:
 
 
 def test_every_command_line_names_files_and_options_that_exist() -> None:
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-    scripts = {words[1] for line in lines if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")}
-    assert scripts == {"run_step.py", "collect.py", *(f"slurm/{name}.py" for name in ("submit", "status", "logs", "cancel"))}
+    lines = [
+        line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+    ]
+    scripts = {
+        words[1]
+        for line in lines
+        if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")
+    }
+    assert scripts == {
+        "run_step.py",
+        "collect.py",
+        *(f"slurm/{name}.py" for name in ("submit", "status", "logs", "cancel")),
+    }
     assert all((ROOT / script).is_file() for script in scripts)
     for script in sorted(scripts):
-        known = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True).stdout
+        known = subprocess.run(
+            [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True
+        ).stdout
         used = {word for line in lines if script in line for word in line.split() if word.startswith("--")}
         assert used <= set(re.findall(r"--[a-z-]+", known)) | {"--nproc-per-node"}
 
@@ -88,8 +112,15 @@ def test_the_committed_reports_are_whole() -> None:
     assert "Hardware:" in report
     assert "MIXED" not in report
     tables = {"ablation.md", "ablation.csv", "ablation.json", "ablation.tex", "ablation.html"}
-    figures = {f"{name}.{kind}" for name in ("roadmap", "accuracy_vs_gmacs") for kind in ("png", "svg", "pdf")}
+    figures = {
+        f"{name}.{kind}" for name in ("roadmap", "accuracy_vs_gmacs") for kind in ("png", "svg", "pdf")
+    }
     paper = ROOT / "reports/paper"
     assert figures | {"report.html", "comparison.md"} <= {path.name for path in paper.iterdir()}
-    assert all(tables == {path.name for path in (paper / roadmap).iterdir()} for roadmap in ("convnext_t", "convnext_b"))
-    assert tables | figures | {"report.html", "runs.csv"} <= {path.name for path in (ROOT / "reports/digits_noisy").iterdir()}
+    assert all(
+        tables == {path.name for path in (paper / roadmap).iterdir()}
+        for roadmap in ("convnext_t", "convnext_b")
+    )
+    assert tables | figures | {"report.html", "runs.csv"} <= {
+        path.name for path in (ROOT / "reports/digits_noisy").iterdir()
+    }

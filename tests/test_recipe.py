@@ -1,6 +1,8 @@
-"""The published recipes beside what our code does with the steps as they are, without a profile: `python -m tests.test_recipe`.
+"""The published recipes beside what our code does with the steps as they are, without a profile: `python -m
+tests.test_recipe`.
 
-What can be observed is observed on the objects that training uses: the optimizer, the schedule, the transforms, the network.
+What can be observed is observed on the objects that training uses: the optimizer, the schedule, the
+transforms, the network.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ PHOTO = (500, 375)  # a usual size of one
 
 @dataclass(frozen=True)
 class Check:
-    """A figure by the paper's name for it, a colon and what of it is looked at; the paper's value; and how ours is measured."""
+    """A figure by the paper's name for it, a colon and what of it is looked at; the paper's value; and how
+    ours is measured.
+    """
 
     name: str
     paper: Any
@@ -52,7 +56,9 @@ def per_epoch(config: RunConfig) -> int:
 
 @cache
 def engine_of(step: str, roadmap: str = "convnext_t") -> Engine:
-    """What trains the step; the family's networks, up to 350 M parameters, are made narrow, which changes no recipe."""
+    """What trains the step; the family's networks, up to 350 M parameters, are made narrow, which changes no
+    recipe.
+    """
     import torch
 
     from roadmap.training.engine import Engine
@@ -80,11 +86,18 @@ def weight_decay(step: str, roadmap: str = "convnext_t") -> float:
 
 
 def kinds(step: str, decayed: bool) -> tuple[str, ...]:
-    """The kinds of parameters that are decayed, or that are not, such as `Conv2d.weight`; the optimizer must hold every one."""
+    """The kinds of parameters that are decayed, or that are not, such as `Conv2d.weight`; the optimizer must
+    hold every one.
+    """
     engine = engine_of(step)
-    decays = {id(parameter): group["weight_decay"] > 0 for group in engine.optimizer.param_groups for parameter in group["params"]}
+    decays = {
+        id(parameter): group["weight_decay"] > 0
+        for group in engine.optimizer.param_groups
+        for parameter in group["params"]
+    }
     found = {
-        f"{'Conv2d' if isinstance(module, nn.Conv2d) else type(module).__name__}.{name}"  # of our own are convolutions, too
+        # of our own are convolutions, too
+        f"{'Conv2d' if isinstance(module, nn.Conv2d) else type(module).__name__}.{name}"
         for module in engine.model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if decays[id(parameter)] == decayed
@@ -107,7 +120,14 @@ def lr(iteration: int, step: str, roadmap: str = "convnext_t") -> float:
     return engine.lr()
 
 
-def cosine(iteration: int, epochs: int = 300, warm_up: int = 20, peak: float = 4e-3, least: float = 1e-6, epoch: int = 312) -> float:
+def cosine(
+    iteration: int,
+    epochs: int = 300,
+    warm_up: int = 20,
+    peak: float = 4e-3,
+    least: float = 1e-6,
+    epoch: int = 312,
+) -> float:
     """Linear from 0, then half a cosine down to `least`."""
     start, end = warm_up * epoch, epochs * epoch
     if iteration < start:
@@ -117,7 +137,10 @@ def cosine(iteration: int, epochs: int = 300, warm_up: int = 20, peak: float = 4
 
 def shape(step: str, formula: Callable[[int], float], name: str, last: int) -> str:
     """`name` if the learning rate follows its formula all the way."""
-    agrees = all(math.isclose(lr(iteration, step), formula(iteration), rel_tol=1e-9, abs_tol=1e-15) for iteration in range(0, last, 97))
+    agrees = all(
+        math.isclose(lr(iteration, step), formula(iteration), rel_tol=1e-9, abs_tol=1e-15)
+        for iteration in range(0, last, 97)
+    )
     return name if agrees else f"not {name}"
 
 
@@ -171,11 +194,15 @@ def evaluation(step: str, roadmap: str = "convnext_t") -> tuple[Any, Any]:
 
 
 def randaugment(step: str) -> Any:
-    """The string that would give what timm made of ours, the number of operations an image, and of those to choose from."""
+    """The string that would give what timm made of ours, the number of operations an image, and of those to
+    choose from.
+    """
     found = transforms(step, True).get("RandAugment")
     if found is None:
         return None
-    magnitude, spread = (one({getattr(op, name) for op in found.ops}) for name in ("magnitude", "magnitude_std"))
+    magnitude, spread = (
+        one({getattr(op, name) for op in found.ops}) for name in ("magnitude", "magnitude_std")
+    )
     increasing = sum(op.name.endswith("Increasing") for op in found.ops) == 6
     return f"rand-m{magnitude}-mstd{spread}-inc{int(increasing)}", found.num_layers, len(found.ops)
 
@@ -189,7 +216,9 @@ def erasing(step: str, roadmap: str = "convnext_t") -> Any:
     erase: Any = engine_of(step, roadmap).erase
     if erase is None:
         return None
-    mode = {(True, False): "pixel", (False, True): "rand", (False, False): "const"}[erase.per_pixel, erase.rand_color]
+    mode = {(True, False): "pixel", (False, True): "rand", (False, False): "const"}[
+        erase.per_pixel, erase.rand_color
+    ]
     return erase.probability, mode, erase.max_count
 
 
@@ -205,15 +234,23 @@ def drop_path(step: str, roadmap: str = "convnext_t") -> str:
 
     with torch.device("meta"):
         network = build_model(config_of(step, roadmap).model)
-    rates = [getattr(module.drop_path, "drop_prob", 0.0) for module in network.modules() if isinstance(module, Residual)]
+    rates = [
+        getattr(module.drop_path, "drop_prob", 0.0)
+        for module in network.modules()
+        if isinstance(module, Residual)
+    ]
     last = len(rates) - 1
-    linear = all(math.isclose(rate, rates[-1] * number / last, abs_tol=1e-12) for number, rate in enumerate(rates))
+    linear = all(
+        math.isclose(rate, rates[-1] * number / last, abs_tol=1e-12) for number, rate in enumerate(rates)
+    )
     return f"{rates[0]:g} to {rates[-1]:g}, {'linear' if linear else 'not linear'} over {len(rates)} blocks"
 
 
 def batch(step: str, world: int) -> str:
     plan = plan_batches(config_of(step), world)
-    return f"{plan.micro} x {plan.accumulation} x {plan.world} = {plan.micro * plan.accumulation * plan.world}"
+    return (
+        f"{plan.micro} x {plan.accumulation} x {plan.world} = {plan.micro * plan.accumulation * plan.world}"
+    )
 
 
 def iterations(step: str, roadmap: str = "convnext_t") -> int:
@@ -222,7 +259,12 @@ def iterations(step: str, roadmap: str = "convnext_t") -> int:
 
     from roadmap.data.loader import Loader
 
-    made_up = ("data.dataset=synthetic", "data.image_size=32", "system.workers=0", f"data.images=[{IMAGES}, 50000]")
+    made_up = (
+        "data.dataset=synthetic",
+        "data.image_size=32",
+        "system.workers=0",
+        f"data.images=[{IMAGES}, 50000]",
+    )
     return len(Loader(config_of(step, roadmap, *made_up), "train", torch.device("cpu")))
 
 
@@ -256,9 +298,21 @@ MIDDLE, END = 6240 + (93_600 - 6240) // 2, 93_600  # iterations: between the war
 SPARED = {
     "enhanced_recipe": ("BatchNorm2d.bias", "BatchNorm2d.weight", "Linear.bias"),
     "layer_norm": ("Conv2d.bias", "LayerNorm2d.bias", "LayerNorm2d.weight", "Linear.bias"),
-    "separate_downsampling": ("Conv2d.bias", "LayerNorm2d.bias", "LayerNorm2d.weight", "LayerScale2d.gamma", "Linear.bias"),
+    "separate_downsampling": (
+        "Conv2d.bias",
+        "LayerNorm2d.bias",
+        "LayerNorm2d.weight",
+        "LayerScale2d.gamma",
+        "Linear.bias",
+    ),
 }
-BLOCKS = {"enhanced_recipe": 16, "stage_ratio": 18, "kernel_11": 18, "layer_norm": 18, "separate_downsampling": 18}
+BLOCKS = {
+    "enhanced_recipe": 16,
+    "stage_ratio": 18,
+    "kernel_11": 18,
+    "layer_norm": 18,
+    "separate_downsampling": 18,
+}
 
 ENHANCED = [
     Check("epochs", 300, partial(setting, "epochs", RECIPE)),
@@ -284,23 +338,39 @@ ENHANCED = [
     Check("warmup: a half of it", 2e-3, partial(lr, 3120, RECIPE)),
     Check("weight_decay", 0.05, partial(weight_decay, RECIPE)),
     *(Check(f"no_decay: {step}", spared, partial(kinds, step, False)) for step, spared in SPARED.items()),
-    *(Check(f"weight_decay: {step}", ("Conv2d.weight", "Linear.weight"), partial(kinds, step, True)) for step in SPARED),
-    Check("randaugment: with operations an image, and in all", ("rand-m9-mstd0.5-inc1", 2, 15), partial(randaugment, RECIPE)),
+    *(
+        Check(f"weight_decay: {step}", ("Conv2d.weight", "Linear.weight"), partial(kinds, step, True))
+        for step in SPARED
+    ),
+    Check(
+        "randaugment: with operations an image, and in all",
+        ("rand-m9-mstd0.5-inc1", 2, 15),
+        partial(randaugment, RECIPE),
+    ),
     Check("mixup", 0.8, partial(mixing, RECIPE, "mixup_alpha")),
     Check("cutmix", 1.0, partial(mixing, RECIPE, "cutmix_alpha")),
     Check("mixup_prob", 1.0, partial(mixing, RECIPE, "mix_prob")),
     Check("mixup_switch_prob", 0.5, partial(mixing, RECIPE, "switch_prob")),
     Check("mixup: drawn for", "batch", partial(mixing, RECIPE, "mode")),
     Check("label_smoothing", 0.1, partial(mixing, RECIPE, "label_smoothing")),
-    Check("random_erasing: with erase_mode, and areas an image", (0.25, "pixel", 1), partial(erasing, RECIPE)),
+    Check(
+        "random_erasing: with erase_mode, and areas an image", (0.25, "pixel", 1), partial(erasing, RECIPE)
+    ),
     Check("erase_mode", "pixel", partial(setting, "erase_mode", RECIPE)),
     Check("crop_scale", (0.08, 1.0), partial(crop, RECIPE, "scale")),
     Check("hflip", 0.5, lambda: transforms(RECIPE, True)["RandomHorizontalFlip"].p),
     Check("train_interpolation", "bicubic", lambda: crop(RECIPE, "interpolation").value),
     Check("eval_crop_pct: 224 of 256 pixels", (256, (224, 224)), partial(evaluation, RECIPE)),
     Check("eval_interpolation", "bicubic", lambda: transforms(RECIPE, False)["Resize"].interpolation.value),
-    *(Check(f"drop_path: {step}", f"0 to 0.1, linear over {blocks} blocks", partial(drop_path, step)) for step, blocks in BLOCKS.items()),
-    Check("drop_path: ConvNeXt-B's regime", "0 to 0.1, linear over 36 blocks", partial(drop_path, "layer_norm", "convnext_b")),
+    *(
+        Check(f"drop_path: {step}", f"0 to 0.1, linear over {blocks} blocks", partial(drop_path, step))
+        for step, blocks in BLOCKS.items()
+    ),
+    Check(
+        "drop_path: ConvNeXt-B's regime",
+        "0 to 0.1, linear over 36 blocks",
+        partial(drop_path, "layer_norm", "convnext_b"),
+    ),
     Check("clip_grad", None, partial(setting, "clip_grad", RECIPE)),
     Check("ema: steps of tables 10 and 11 with one", [], averaged),
     Check("seeds", 3, seeds),
@@ -319,9 +389,19 @@ ORIGINAL = [
     Check("momentum", 0.9, partial(option, FIRST, "momentum")),
     Check("momentum: Nesterov's", False, partial(option, FIRST, "nesterov")),
     Check("lr", 0.1, partial(lr, 0, FIRST)),
-    *(Check(f"lr: at the start of epoch {epoch}", rate, partial(lr, 5004 * epoch, FIRST)) for epoch, rate in RATES.items()),
-    *(Check(f"lr: at the end of epoch {epoch}", rate, partial(lr, 5004 * epoch + 5003, FIRST)) for epoch, rate in RATES.items()),
-    Check("schedule", "step", partial(shape, FIRST, lambda number: 0.1 * 0.1 ** (number // (30 * 5004)), "step", 90 * 5004)),
+    *(
+        Check(f"lr: at the start of epoch {epoch}", rate, partial(lr, 5004 * epoch, FIRST))
+        for epoch, rate in RATES.items()
+    ),
+    *(
+        Check(f"lr: at the end of epoch {epoch}", rate, partial(lr, 5004 * epoch + 5003, FIRST))
+        for epoch, rate in RATES.items()
+    ),
+    Check(
+        "schedule",
+        "step",
+        partial(shape, FIRST, lambda number: 0.1 * 0.1 ** (number // (30 * 5004)), "step", 90 * 5004),
+    ),
     Check("step_epochs: the learning rate drops at", (30, 60), partial(drops, FIRST)),
     Check("gamma", 0.1, lambda: lr(5004 * 30, FIRST) / lr(0, FIRST)),
     Check("weight_decay", 1e-4, partial(weight_decay, FIRST)),
@@ -329,16 +409,27 @@ ORIGINAL = [
     Check("crop", (3, 224, 224), partial(transformed, FIRST, True)),
     Check("crop: scale", (0.08, 1.0), partial(crop, FIRST, "scale")),
     Check("flip", 0.5, lambda: transforms(FIRST, True)["RandomHorizontalFlip"].p),
-    Check("flip: and no other augmentation", (None, None, None), lambda: (randaugment(FIRST), erasing(FIRST), engine_of(FIRST).mix)),
+    Check(
+        "flip: and no other augmentation",
+        (None, None, None),
+        lambda: (randaugment(FIRST), erasing(FIRST), engine_of(FIRST).mix),
+    ),
     Check("flip: no label smoothing", 0.0, partial(setting, "label_smoothing", FIRST)),
     Check("flip: no drop path", "0 to 0, linear over 16 blocks", partial(drop_path, FIRST)),
     Check("train_interpolation", "bilinear", lambda: crop(FIRST, "interpolation").value),
     Check("eval_crop_pct: 224 of 256 pixels", (256, (224, 224)), partial(evaluation, FIRST)),
-    Check("eval_crop_pct: interpolation", "bilinear", lambda: transforms(FIRST, False)["Resize"].interpolation.value),
+    Check(
+        "eval_crop_pct: interpolation",
+        "bilinear",
+        lambda: transforms(FIRST, False)["Resize"].interpolation.value,
+    ),
 ]
 
 # Of the original repository's TRAINING.md, and of its layers' learning rates in fine-tuning.
-TUNED = {"convnext_b_384": "0 to 0.8, linear over 36 blocks", "convnext_l_384": "0 to 0.95, linear over 36 blocks"}
+TUNED = {
+    "convnext_b_384": "0 to 0.8, linear over 36 blocks",
+    "convnext_l_384": "0 to 0.95, linear over 36 blocks",
+}
 LAYERS = {
     "stem": 13,
     "stages.0": 12,
@@ -361,14 +452,24 @@ DROP_PATHS = {
 
 
 def layer_scales(step: str) -> dict[str, float]:
-    """What the learning rates of the network's layers are multiplied by, as LAYERS tells them apart; those of one must agree."""
+    """What the learning rates of the network's layers are multiplied by, as LAYERS tells them apart; those of
+    one must agree.
+    """
     engine = engine_of(step, "family")
-    scale = {id(parameter): group["lr_scale"] for group in engine.optimizer.param_groups for parameter in group["params"]}
+    scale = {
+        id(parameter): group["lr_scale"]
+        for group in engine.optimizer.param_groups
+        for parameter in group["params"]
+    }
     found: dict[str, set[float]] = {}
     for name, parameter in engine.model.named_parameters():
         block = re.match(r"stages\.2\.blocks\.(\d+)", name)
         first = int(block[1]) // 3 * 3 if block else 0
-        layer = f"stages.2.blocks.{first} to {first + 2}" if block else one(key for key in LAYERS if f"{name}.".startswith(f"{key}."))
+        layer = (
+            f"stages.2.blocks.{first} to {first + 2}"
+            if block
+            else one(key for key in LAYERS if f"{name}.".startswith(f"{key}."))
+        )
         found.setdefault(layer, set()).add(scale[id(parameter)])
     return {layer: one(values) for layer, values in found.items()}
 
@@ -379,7 +480,11 @@ def tuned(step: str) -> list[Check]:
     return [
         Check(name("drop path"), TUNED[step], partial(drop_path, step, "family")),
         Check(name("input size"), (3, 384, 384), partial(transformed, step, True, "family")),
-        Check(name("evaluation, resized and cropped to"), ((384, 384), (384, 384)), partial(evaluation, step, "family")),
+        Check(
+            name("evaluation, resized and cropped to"),
+            ((384, 384), (384, 384)),
+            partial(evaluation, step, "family"),
+        ),
         Check(name("epochs"), 30, partial(value, "epochs")),
         Check(name("batch"), 512, partial(value, "global_batch")),
         Check(name("images a GPU"), 32, lambda: plan_batches(config_of(step, "family"), 16).micro),
@@ -387,7 +492,11 @@ def tuned(step: str) -> list[Check]:
         Check(name("lr, without a warm-up"), 5e-5, partial(lr, 0, step, "family")),
         Check(name("lr at the end"), 1e-6, partial(lr, 30 * 2502, step, "family")),
         Check(name("weight decay"), 1e-8, partial(weight_decay, step, "family")),
-        Check(name("layer decay"), {part: 0.7**power for part, power in LAYERS.items()}, partial(layer_scales, step)),
+        Check(
+            name("layer decay"),
+            {part: 0.7**power for part, power in LAYERS.items()},
+            partial(layer_scales, step),
+        ),
         Check(name("head init scale"), 0.001, partial(value, "head_init_scale")),
         Check(name("mixup and cutmix"), None, lambda: engine_of(step, "family").mix),
         Check(name("label smoothing"), 0.1, partial(value, "label_smoothing")),
@@ -397,9 +506,16 @@ def tuned(step: str) -> list[Check]:
 
 
 FAMILY = [
-    *(Check(f"{step}: drop path", rates, partial(drop_path, step, "family")) for step, rates in DROP_PATHS.items()),
+    *(
+        Check(f"{step}: drop path", rates, partial(drop_path, step, "family"))
+        for step, rates in DROP_PATHS.items()
+    ),
     *(Check(f"{step}: EMA", 0.9999, partial(average, step, "family")) for step in DROP_PATHS),
-    *(Check(f"{step}: warm-up epochs", 50, partial(setting, "warmup_epochs", step, "family")) for step in DROP_PATHS if "iso" in step),
+    *(
+        Check(f"{step}: warm-up epochs", 50, partial(setting, "warmup_epochs", step, "family"))
+        for step in DROP_PATHS
+        if "iso" in step
+    ),
     *(check for step in TUNED for check in tuned(step)),
 ]
 
@@ -408,13 +524,19 @@ TABLES = {
     "Original recipe: the first row, torchvision's reference": ORIGINAL,
     "Family: the original repository's TRAINING.md": FAMILY,
 }
-# The keys under which the paper's figures are filed; `crop` and `flip` are the original recipe's augmentation.
+# The keys under which the paper's figures are filed; `crop` and `flip` are the original recipe's
+# augmentation.
 FIGURES = {
-    "enhanced": "epochs image global_batch optimizer betas eps lr min_lr schedule per warmup_epochs warmup weight_decay no_decay "
-    "randaugment mixup cutmix mixup_prob mixup_switch_prob random_erasing erase_mode label_smoothing crop_scale hflip "
-    "train_interpolation eval_crop_pct eval_interpolation drop_path clip_grad seeds steps_per_epoch ema",
-    "original": "epochs global_batch optimizer momentum lr schedule step_epochs gamma weight_decay crop flip train_interpolation "
-    "eval_crop_pct",
+    "enhanced": (
+        "epochs image global_batch optimizer betas eps lr min_lr schedule per warmup_epochs warmup"
+        " weight_decay no_decay randaugment mixup cutmix mixup_prob mixup_switch_prob random_erasing"
+        " erase_mode label_smoothing crop_scale hflip train_interpolation eval_crop_pct eval_interpolation"
+        " drop_path clip_grad seeds steps_per_epoch ema"
+    ),
+    "original": (
+        "epochs global_batch optimizer momentum lr schedule step_epochs gamma weight_decay crop flip"
+        " train_interpolation eval_crop_pct"
+    ),
 }
 
 
@@ -429,12 +551,18 @@ def same(paper: Any, ours: Any) -> bool:
     return bool(paper == ours)
 
 
-CASES = [pytest.param(check, id=f"{table.partition(':')[0]}, {check.name}") for table, checks in TABLES.items() for check in checks]
+CASES = [
+    pytest.param(check, id=f"{table.partition(':')[0]}, {check.name}")
+    for table, checks in TABLES.items()
+    for check in checks
+]
 
 
 @pytest.mark.parametrize("check", CASES)
 def test_what_our_code_does_is_what_was_published(check: Check) -> None:
-    assert same(check.paper, ours := check.measure()), f"{check.name}: {check.paper} was published, ours is {ours}"
+    assert same(check.paper, ours := check.measure()), (
+        f"{check.name}: {check.paper} was published, ours is {ours}"
+    )
 
 
 @pytest.mark.parametrize(("recipe", "checks"), [("enhanced", ENHANCED), ("original", ORIGINAL)])
@@ -445,7 +573,13 @@ def test_every_figure_of_a_recipe_is_checked(recipe: str, checks: list[Check]) -
 def test_numbers_are_the_same_but_for_rounding() -> None:
     assert same(0.3, 0.1 + 0.2)
     assert same({"stem": (0.3, "a")}, {"stem": (0.1 + 0.2, "a")})
-    for paper, ours in ((4e-3, 4.0001e-3), ((0.9, 0.999), (0.9, 0.99)), ((1, 2), (1, 2, 3)), ({"a": 1.0}, {"b": 1.0}), (0.1, None)):
+    for paper, ours in (
+        (4e-3, 4.0001e-3),
+        ((0.9, 0.999), (0.9, 0.99)),
+        ((1, 2), (1, 2, 3)),
+        ({"a": 1.0}, {"b": 1.0}),
+        (0.1, None),
+    ):
         assert not same(paper, ours)
 
 
@@ -464,14 +598,18 @@ def test_all_members_of_the_family_are_averaged_but_those_that_are_fine_tuned() 
     }
 
 
-@pytest.mark.parametrize(("iteration", "rate"), [(0, 0.0), (1, 4e-3 / 6240), (3120, 2e-3), (END - 1, cosine(END - 1))])
+@pytest.mark.parametrize(
+    ("iteration", "rate"), [(0, 0.0), (1, 4e-3 / 6240), (3120, 2e-3), (END - 1, cosine(END - 1))]
+)
 def test_an_iteration_of_the_training_has_its_own_learning_rate(iteration: int, rate: float) -> None:
     import torch
 
     from roadmap.training.engine import Engine
 
     # a batch of 128 that is meant to be one of 4096
-    config = config_of(RECIPE, "convnext_t", "recipe.global_batch=128", "recipe.lr_batch=128", "model.width_mult=0.0625")
+    config = config_of(
+        RECIPE, "convnext_t", "recipe.global_batch=128", "recipe.lr_batch=128", "model.width_mult=0.0625"
+    )
     engine = Engine(config, torch.device("cpu"), 312)
     engine.iteration = iteration
     before = engine.model.get_classifier().get_parameter("weight").detach().clone()
@@ -496,7 +634,10 @@ def main() -> None:
         print(f"## {title}\n\n| value | paper | ours (measured) | same? |\n| --- | --- | --- | --- |")
         for check in checks:
             ours = check.measure()
-            print(f"| {check.name} | {text(check.paper)} | {text(ours)} | {'yes' if same(check.paper, ours) else '**no**'} |")
+            print(
+                f"| {check.name} | {text(check.paper)} | {text(ours)} |"
+                f" {'yes' if same(check.paper, ours) else '**no**'} |"
+            )
         print()
 
 

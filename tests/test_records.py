@@ -59,7 +59,14 @@ def finished(tmp_path: Path) -> RunDir:
 
 def test_a_run_directory_holds_what_it_should(finished: RunDir) -> None:
     names = {path.name for path in finished.path.iterdir()}
-    assert names == {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoint", "attempts", "result.json"}
+    assert names == {
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "checkpoint",
+        "attempts",
+        "result.json",
+    }
     assert len(list(finished.checkpoints.iterdir())) == 2
     result = read_result(finished)
     assert result is not None
@@ -69,7 +76,19 @@ def test_a_run_directory_holds_what_it_should(finished: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n", "{", '{"format": 1}', '{"format": 0}', '{"format": "2"}', '{"format": 2', "[]", "null", "\xff"]
+    "text",
+    [
+        "",
+        " \n",
+        "{",
+        '{"format": 1}',
+        '{"format": 0}',
+        '{"format": "2"}',
+        '{"format": 2',
+        "[]",
+        "null",
+        "\xff",
+    ],
 )
 def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -> None:
     before = json.loads(finished.result.read_text(encoding="utf-8"))
@@ -106,13 +125,18 @@ def test_a_finished_run_keeps_the_system_that_it_was_trained_with(finished: RunD
 def newer(run: RunDir) -> bytes:
     """Gives a finished run the result of a later version; returns it."""
     document = json.loads(run.result.read_text(encoding="utf-8"))
-    run.result.write_text(json.dumps(document | {"format": 2, "top1": {"mean": 1.0}, "seed": "zero"}), encoding="utf-8")
+    run.result.write_text(
+        json.dumps(document | {"format": 2, "top1": {"mean": 1.0}, "seed": "zero"}), encoding="utf-8"
+    )
     return run.result.read_bytes()
 
 
 def test_a_newer_result_is_told_apart_and_the_run_not_trained_again(finished: RunDir) -> None:
     before = newer(finished)
-    said = r"seed0-\w+/result\.json was written by a later version \(format 2, this one reads 1\); update this code to collect it"
+    said = (
+        r"seed0-\w+/result\.json was written by a later version \(format 2, this one reads 1\); update this"
+        r" code to collect it"
+    )
     with pytest.raises(NewerResult, match=said):
         read_result(finished)
     assert status(finished).state == "newer"
@@ -129,9 +153,19 @@ def test_nobody_submits_or_takes_a_run_with_a_newer_result(finished: RunDir) -> 
     assert next_open([str(finished.path)], set()) == (None, False)
 
 
-def test_training_a_run_with_a_newer_result_is_refused_by_the_command(finished: RunDir, tmp_path: Path) -> None:
+def test_training_a_run_with_a_newer_result_is_refused_by_the_command(
+    finished: RunDir, tmp_path: Path
+) -> None:
     before = newer(finished)
-    command = [sys.executable, str(ROOT / "run_step.py"), "layer_norm", "--profile", "digits", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        "layer_norm",
+        "--profile",
+        "digits",
+        "--runs",
+        str(tmp_path),
+    ]
     command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
@@ -159,7 +193,9 @@ def test_a_result_that_is_a_folder_is_damaged(tmp_path: Path) -> None:
     assert status(run).state == "pending"
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(finished: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_checkpoint_is_named_and_the_one_before_taken(
+    finished: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
     before = json.loads(finished.result.read_text(encoding="utf-8"))
     newest = max(finished.checkpoints.iterdir())
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -190,7 +226,9 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_attempt_and_nothing_is_forgot
         train(config_of(), finished.path)
     with pytest.raises(ConfigError, match="checkpoint cannot be read: Is a directory"):
         find_run(config_of(), finished)
-    assert {path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in [finished.metrics, *finished.checkpoints.iterdir()]
+    } == before
     newest.rmdir()
     kept.rename(newest)
     assert train(config_of(), finished.path).attempts == 3
@@ -220,7 +258,9 @@ def test_a_run_that_starts_anew_keeps_its_new_checkpoints(finished: RunDir) -> N
 def test_an_unreadable_epoch_line_does_not_lend_its_place_to_another(finished: RunDir) -> None:
     before = read_result(finished)
     assert before is not None
-    finished.metrics.write_bytes(finished.metrics.read_bytes().replace(b'"kind": "epoch", "epoch": 2', b'"kind": "epoch", "epoch":"2'))
+    finished.metrics.write_bytes(
+        finished.metrics.read_bytes().replace(b'"kind": "epoch", "epoch": 2', b'"kind": "epoch", "epoch":"2')
+    )
     finished.result.unlink()
     assert train(config_of(), finished.path).top1 == before.top1
 
@@ -258,7 +298,10 @@ def test_evaluating_gives_the_logged_accuracy(finished: RunDir, tmp_path: Path) 
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path) -> None:
     run = prepare(tmp_path, config_of())
     run.config.write_text(config_of(lr=0.5).to_yaml(), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"config\.yaml belongs to another configuration \(recipe\.lr: 0\.5 there, 0\.004 now\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.yaml belongs to another configuration \(recipe\.lr: 0\.5 there, 0\.004 now\)",
+    ):
         prepare(tmp_path, config_of())
     assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
 
@@ -277,10 +320,22 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_message(tmp_path: 
     config = config_of()
     run = prepare(tmp_path, config)
     limit = 60_000  # bytes a file may have: enough for the log, not for a checkpoint
-    command = [sys.executable, str(ROOT / "run_step.py"), "layer_norm", "--profile", "digits", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        "layer_norm",
+        "--profile",
+        "digits",
+        "--runs",
+        str(tmp_path),
+    ]
     command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 1
     assert "resumes from the last intact checkpoint" in done.stderr
@@ -294,8 +349,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     write_atomic(target, "first")
     code = (
-        "import resource, sys, pathlib\nfrom roadmap.files import write_atomic\nresource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n"
-        "write_atomic(pathlib.Path(sys.argv[1]), 'x' * 100)\n"
+        "import resource, sys, pathlib\nfrom roadmap.files import"
+        " write_atomic\nresource.setrlimit(resource.RLIMIT_FSIZE, (10,"
+        " 10))\nwrite_atomic(pathlib.Path(sys.argv[1]), 'x' * 100)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True).returncode == 1
     assert target.read_text(encoding="utf-8") == "first"
@@ -314,7 +370,9 @@ def test_runs_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == find_runs(run.path) == [run]
     with pytest.raises(ConfigError, match="cannot be read as a folder of runs"):
         find_runs(tmp_path / "missing")
-    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read as a folder of runs: Not a directory"):
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml cannot be read as a folder of runs: Not a directory"
+    ):
         find_runs(run.config)
 
 
@@ -324,7 +382,9 @@ def test_runs_are_found_in_the_order_of_their_folders(tmp_path: Path) -> None:
         for seed in (10, 2):
             (tmp_path / "runs" / name / f"seed{seed}-0123abcd").mkdir(parents=True)
     found = [run.path for run in find_runs(tmp_path / "runs")]
-    assert found == sorted((tmp_path / "runs").resolve() / name / f"seed{seed}-0123abcd" for name in names for seed in (2, 10))
+    assert found == sorted(
+        (tmp_path / "runs").resolve() / name / f"seed{seed}-0123abcd" for name in names for seed in (2, 10)
+    )
 
 
 def test_what_is_in_a_run_is_not_looked_at_to_find_it(tmp_path: Path) -> None:
@@ -333,7 +393,9 @@ def test_what_is_in_a_run_is_not_looked_at_to_find_it(tmp_path: Path) -> None:
     assert [run.path for run in find_runs(tmp_path)] == [inner.resolve()]
 
 
-def test_a_run_that_somebody_works_on_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_somebody_works_on_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = prepare(tmp_path, config_of())
     with Lease(run.path):
         assert train_run(config_of(), tmp_path) == HELD
@@ -344,13 +406,18 @@ def test_a_run_that_somebody_works_on_is_left_alone(tmp_path: Path, capsys: pyte
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    config = resolve(load_roadmap(), "layer_norm", profile="digits", overrides=TINY | {"system.device": "cuda"})
+    config = resolve(
+        load_roadmap(), "layer_norm", profile="digits", overrides=TINY | {"system.device": "cuda"}
+    )
     with pytest.raises(ConfigError, match="'cuda' is not to be had on this machine"):
         train_run(config, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [OSError("torn"), OutOfMemory("out of memory"), CorruptImages("too many"), LeaseLost("taken over")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("torn"), OutOfMemory("out of memory"), CorruptImages("too many"), LeaseLost("taken over")],
+)
 def test_a_process_that_fails_does_not_wait_for_the_others(
     error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,6 @@
-"""A run that was killed or stopped ends exactly as one that was not: every logged loss and accuracy, and the final weights."""
+"""A run that was killed or stopped ends exactly as one that was not: every logged loss and accuracy, and the
+final weights.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from tests.images import plain, write_folder
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
 
-# Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix; and EMA.
+# Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix;
+# and EMA.
 BUSY = [
     "data.copies=1",
     "model.depths=[1, 1, 2, 1]",
@@ -108,9 +111,17 @@ def quiet_pair(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.mark.parametrize(("number", "size", "minutes", "first", "second"), CASES)
 def test_a_run_killed_twice_at_random_iterations_ends_the_same(
-    number: int, size: int, minutes: float, first: int, second: int, request: pytest.FixtureRequest, tmp_path: Path
+    number: int,
+    size: int,
+    minutes: float,
+    first: int,
+    second: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
-    """The first of `size` processes dies of SIGKILL after `first` iterations, and again `second` iterations after it went on."""
+    """The first of `size` processes dies of SIGKILL after `first` iterations, and again `second` iterations
+    after it went on.
+    """
     expected: RunDir = request.getfixturevalue("quiet" if size == 1 else "quiet_pair")
     config = config_of(f"recipe.local_batch={64 // size}", f"system.checkpoint_minutes={minutes}")
     run = run_dir_of(tmp_path, config)
@@ -148,7 +159,8 @@ def stop_in_evaluation(world: World, config: RunConfig, runs: Path, evaluation: 
     train_together(world, config, runs)
 
 
-@pytest.mark.parametrize("evaluation", [0, 1, 3])  # of the weights, then of their moving average, after each of two epochs
+# of the weights, then of their moving average, after each of two epochs
+@pytest.mark.parametrize("evaluation", [0, 1, 3])
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_run_that_is_stopped_while_it_evaluates_saves_and_evaluates_anew(
     size: int, evaluation: int, request: pytest.FixtureRequest, tmp_path: Path
@@ -166,18 +178,28 @@ def test_a_run_that_is_stopped_while_it_evaluates_saves_and_evaluates_anew(
     ours, theirs = weights(run), weights(expected)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for line, other in zip(metrics(run), metrics(expected), strict=True):
-        assert line.pop("val_loss", 0.0) == pytest.approx(other.pop("val_loss", 0.0), rel=1e-6)  # it is summed in other batches
+        # it is summed in other batches
+        assert line.pop("val_loss", 0.0) == pytest.approx(other.pop("val_loss", 0.0), rel=1e-6)
         assert line == other
 
 
 def test_kill_9_at_random_moments_changes_nothing(quiet: RunDir, tmp_path: Path) -> None:
     overrides = [*BUSY, "system.checkpoint_minutes=0.0001"]
     run = prepare(tmp_path, config_of("system.checkpoint_minutes=0.0001"))
-    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        STEP,
+        "--profile",
+        "digits",
+        "--runs",
+        str(tmp_path),
+    ]
     command += [word for override in overrides for word in ("--set", override)]
     moments = random.Random(7)
     for _ in range(3):
-        seen = lines_of(run) + moments.randint(1, 2)  # more than there is, so that the attempt is at work when it dies
+        # more than there is, so that the attempt is at work when it dies
+        seen = lines_of(run) + moments.randint(1, 2)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while lines_of(run) < seen:
             assert process.poll() is None, "the run ended before it could be killed"
@@ -193,7 +215,15 @@ def test_kill_9_at_random_moments_changes_nothing(quiet: RunDir, tmp_path: Path)
 
 def test_ctrl_c_leaves_a_run_that_goes_on(quiet: RunDir, tmp_path: Path) -> None:
     run = prepare(tmp_path, config_of())
-    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        STEP,
+        "--profile",
+        "digits",
+        "--runs",
+        str(tmp_path),
+    ]
     command += [word for override in BUSY for word in ("--set", override)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not run.metrics.exists() or not run.metrics.read_bytes():
@@ -215,7 +245,9 @@ def test_a_finished_run_is_not_trained_again(quiet: RunDir) -> None:
     assert len(list((quiet.path / "attempts").iterdir())) == 1
 
 
-def test_the_command_of_a_finished_run_says_so_and_on_which_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_of_a_finished_run_says_so_and_on_which_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config, elsewhere = (plain(tmp_path / name, recipe__epochs=1) for name in ("data", "elsewhere"))
     write_folder(tmp_path / "data")
     shutil.copytree(tmp_path / "data", tmp_path / "elsewhere")

@@ -31,7 +31,8 @@ roadmaps:
     base: convnext_t/gelu
     steps:
       - {name: one, title: one}
-      - {name: two, title: two, set: {model: {block.spatial: {kernel: 3, kind: conv}, depths: [1, 1]}}, counted: {params: 1.5, gmacs: 1}}
+      - {name: two, title: two, set: {model: {block.spatial: {kernel: 3, kind: conv}, depths: [1, 1]}}, \
+counted: {params: 1.5, gmacs: 1}}
 """
 
 
@@ -47,7 +48,9 @@ def errors(text: str) -> list[str]:
 def test_the_shipped_schema_is_the_one_that_is_written(tmp_path: Path) -> None:
     out = tmp_path / "steps.schema.json"
     subprocess.run([sys.executable, "-m", "roadmap", "schema", "--out", str(out)], cwd=ROOT, check=True)
-    printed = subprocess.run([sys.executable, "-m", "roadmap", "schema"], cwd=ROOT, check=True, capture_output=True, text=True)
+    printed = subprocess.run(
+        [sys.executable, "-m", "roadmap", "schema"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert out.read_text(encoding="utf-8") == printed.stdout == SHIPPED.read_text(encoding="utf-8")
     assert steps_schema(load_roadmap().base) == SCHEMA
 

@@ -1,4 +1,6 @@
-"""Tar shards: read in any order, by any number of processes, each image once; what is torn or changed is named."""
+"""Tar shards: read in any order, by any number of processes, each image once; what is torn or changed is
+named.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,12 @@ def test_shards_give_their_images_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_sees_each_image_of_the_shards_once_over_all_processes(tmp_path: Path, workers: int) -> None:
-    config = plain(write_shards(tmp_path), system__workers=workers, system__eval_batch=2, recipe__global_batch=3)
+def test_evaluation_sees_each_image_of_the_shards_once_over_all_processes(
+    tmp_path: Path, workers: int
+) -> None:
+    config = plain(
+        write_shards(tmp_path), system__workers=workers, system__eval_batch=2, recipe__global_batch=3
+    )
     found = [batches(config, "val", rank=rank, plan=plan_of(config, 3)) for rank in range(3)]
     assert [numbers_of(part, config) for part in found] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     assert [labels_of(part) for part in found] == [[0, 0, 0], [1, 1, 1], [2, 2]]
@@ -85,7 +91,9 @@ def test_a_shuffled_epoch_goes_across_all_shards(tmp_path: Path) -> None:
     config = plain(write_shards(tmp_path))
     numbers = numbers_of(batches(config), config)
     assert sorted(numbers) == list(range(IMAGES))
-    assert any(len({number // 4 for number in numbers[start : start + 4]}) > 1 for start in range(0, IMAGES, 4))
+    assert any(
+        len({number // 4 for number in numbers[start : start + 4]}) > 1 for start in range(0, IMAGES, 4)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -96,7 +104,9 @@ def test_an_epoch_of_shards_goes_on_from_any_iteration(tmp_path: Path, workers: 
         assert same(batches(config, epoch=1, first=first), whole[first:])
 
 
-def test_the_index_is_kept_and_the_shards_are_not_scanned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_kept_and_the_shards_are_not_scanned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = plain(write_shards(tmp_path))
     first = open_shards(config).index
     monkeypatch.setattr(shards, "_scan", None)
@@ -108,9 +118,15 @@ def test_the_index_is_kept_and_the_shards_are_not_scanned_again(tmp_path: Path, 
 def test_other_members_make_another_index(tmp_path: Path) -> None:
     members = {"1.jpg": jpeg(1), "1.png": jpeg(2), "1.cls": b"0", "1.other": b"2"}
     write_tar(tmp_path / "a.tar", members)
-    usual, other = (config_of(tmp_path, data__image_key=image, data__label_key=label) for image, label in ((None, None), ("png", "other")))
+    usual, other = (
+        config_of(tmp_path, data__image_key=image, data__label_key=label)
+        for image, label in ((None, None), ("png", "other"))
+    )
     found = [load_index(tmp_path, ["a.tar"], config.data) for config in (usual, other)]
-    assert [(index.name.tolist(), index.label.tolist()) for index in found] == [([b"1.jpg"], [0]), ([b"1.png"], [2])]
+    assert [(index.name.tolist(), index.label.tolist()) for index in found] == [
+        ([b"1.jpg"], [0]),
+        ([b"1.png"], [2]),
+    ]
 
 
 def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
@@ -148,7 +164,11 @@ def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
     torn = tmp_path / "train-01.tar"
     whole = torn.read_bytes()
     last_label = whole.rindex(b"0007.cls")
-    torn.write_bytes(whole[: {"in an image": 700, "before the last label": last_label, "in the end": last_label + 1024}[cut]])
+    torn.write_bytes(
+        whole[
+            : {"in an image": 700, "before the last label": last_label, "in the end": last_label + 1024}[cut]
+        ]
+    )
     with pytest.raises(ConfigError, match=r"train-01\.tar is not a whole shard"):
         open_shards(config)
 
@@ -157,18 +177,45 @@ def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
     ("members", "said"),
     [
         ({"a.jpg": b"x"}, "sample 'a' in {shard} has no label: no member cls or json, but jpg"),
-        ({"a.cls": b"1"}, "sample 'a' in {shard} has no image: no member jpg or jpeg or png or webp or bmp or tif or tiff, but cls"),
-        ({"x/a.jpg": b"x", "x/a.cls": b"ant"}, "x/a.cls in {shard} has the label 'ant'; a label must be one whole number"),
-        ({"a.jpg": b"x", "a.cls": b"1.7"}, "a.cls in {shard} has the label '1.7'; a label must be one whole number"),
-        ({"a.jpg": b"x", "a.cls": b"\xff"}, "a.cls in {shard} has the label '\\\\xff'; a label must be one whole number"),
-        ({"a.jpg": b"x", "a.cls": b"9" * 20}, "a.cls in {shard} has the label 99999999999999999999; a label must be one whole number"),
-        ({"a.jpg": b"x", "a.json": b'{"label": 1.7}'}, "a.json in {shard} has the label 1.7; a label must be one whole number"),
-        ({"a.jpg": b"x", "a.json": b'{"label": true}'}, "a.json in {shard} has the label True; a label must be one whole number"),
+        (
+            {"a.cls": b"1"},
+            (
+                "sample 'a' in {shard} has no image: no member jpg or jpeg or png or webp or bmp or tif or"
+                " tiff, but cls"
+            ),
+        ),
+        (
+            {"x/a.jpg": b"x", "x/a.cls": b"ant"},
+            "x/a.cls in {shard} has the label 'ant'; a label must be one whole number",
+        ),
+        (
+            {"a.jpg": b"x", "a.cls": b"1.7"},
+            "a.cls in {shard} has the label '1.7'; a label must be one whole number",
+        ),
+        (
+            {"a.jpg": b"x", "a.cls": b"\xff"},
+            "a.cls in {shard} has the label '\\\\xff'; a label must be one whole number",
+        ),
+        (
+            {"a.jpg": b"x", "a.cls": b"9" * 20},
+            "a.cls in {shard} has the label 99999999999999999999; a label must be one whole number",
+        ),
+        (
+            {"a.jpg": b"x", "a.json": b'{"label": 1.7}'},
+            "a.json in {shard} has the label 1.7; a label must be one whole number",
+        ),
+        (
+            {"a.jpg": b"x", "a.json": b'{"label": true}'},
+            "a.json in {shard} has the label True; a label must be one whole number",
+        ),
         (
             {"a.jpg": b"x", "a.json": b'{"class": 1}'},
             "a.json in {shard} has no field 'label', which is to be the label; set data.label_key",
         ),
-        ({"a.jpg": b"x", "a.json": b"[1]"}, "a.json in {shard} has no field 'label', which is to be the label; set data.label_key"),
+        (
+            {"a.jpg": b"x", "a.json": b"[1]"},
+            "a.json in {shard} has no field 'label', which is to be the label; set data.label_key",
+        ),
         ({"a.jpg": b"x", "a.json": b'{"label": '}, "a.json in {shard} is no JSON"),
     ],
 )
@@ -215,8 +262,9 @@ def test_samples_that_share_a_name_are_samples_of_their_own(tmp_path: Path) -> N
 def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     members = [
-        ("./a.jpg", jpeg(0)), ("a.jpg", jpeg(1)), ("notes", b""), ("a.cls", b"1"), ("./a.cls", b"0"), ("x.y/a.JPG", jpeg(2)),
-        ("x.y/a.b.cls", b"7"), ("x.y/a.Cls", b"2"), ("a.png", jpeg(3)), ("a.cls", b"1"), ("a.seg.png", jpeg(0)),
+        ("./a.jpg", jpeg(0)), ("a.jpg", jpeg(1)), ("notes", b""), ("a.cls", b"1"), ("./a.cls", b"0"),
+        ("x.y/a.JPG", jpeg(2)), ("x.y/a.b.cls", b"7"), ("x.y/a.Cls", b"2"),
+        ("a.png", jpeg(3)), ("a.cls", b"1"), ("a.seg.png", jpeg(0)),
     ]  # fmt: skip
     members[:5] = [members[0], members[4], members[1], members[2], members[3]]
     write_members(tmp_path / "b.tar", *members)
@@ -234,7 +282,10 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "said"),
     [
-        (["a.jpg", "a.cls", "a.jpg", "a.cls"], "has two members jpg; samples side by side need names of their own"),
+        (
+            ["a.jpg", "a.cls", "a.jpg", "a.cls"],
+            "has two members jpg; samples side by side need names of their own",
+        ),
         (["a.jpg", "a.cls", "a.CLS"], "has two members cls; samples side by side need names of their own"),
         (
             ["a.jpg", "b.jpg", "a.cls", "b.cls"],
@@ -249,8 +300,19 @@ def test_members_that_make_no_samples_are_named(tmp_path: Path, members: list[st
 
 
 def test_what_archivers_leave_in_a_shard_is_skipped(tmp_path: Path) -> None:
-    members = ["./._a.jpg", "./a.jpg", "__MACOSX/a.jpg", "PaxHeader/a.jpg", "./PaxHeaders.12/a.jpg", ".git/a.jpg", "./._a.cls", "./a.cls"]
-    assert labels_in(tmp_path, *((name, b"1" if name.endswith("cls") else jpeg(1)) for name in members)) == [("./a.jpg", 1)]
+    members = [
+        "./._a.jpg",
+        "./a.jpg",
+        "__MACOSX/a.jpg",
+        "PaxHeader/a.jpg",
+        "./PaxHeaders.12/a.jpg",
+        ".git/a.jpg",
+        "./._a.cls",
+        "./a.cls",
+    ]
+    assert labels_in(tmp_path, *((name, b"1" if name.endswith("cls") else jpeg(1)) for name in members)) == [
+        ("./a.jpg", 1)
+    ]
 
 
 def test_an_index_of_another_way_to_scan_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +327,9 @@ def test_an_index_of_another_way_to_scan_is_not_used(tmp_path: Path, monkeypatch
 
 def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
     folder = "caf\udce9"  # as Python has a byte that is no UTF-8
-    assert labels_in(tmp_path, (f"{folder}/a.jpg", jpeg(5)), (f"{folder}/a.cls", b"0")) == [(f"{folder}/a.jpg", 0)]
+    assert labels_in(tmp_path, (f"{folder}/a.jpg", jpeg(5)), (f"{folder}/a.cls", b"0")) == [
+        (f"{folder}/a.jpg", 0)
+    ]
     config = plain(tmp_path, data__train_split="a.tar", data__val_split="a.tar")
     source = open_shards(config, "a.tar")
     assert source.class_names == ["caf\\xe9"]
@@ -274,8 +338,13 @@ def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
 
 
 def test_labels_may_be_in_json(tmp_path: Path) -> None:
-    write_tar(tmp_path / "a.tar", {"x/a.jpg": jpeg(1), "x/a.json": json.dumps({"label": 1, "fine": 2}).encode()})
-    found = [load_index(tmp_path, ["a.tar"], config_of(tmp_path, data__label_key=key).data) for key in (None, "fine")]
+    write_tar(
+        tmp_path / "a.tar", {"x/a.jpg": jpeg(1), "x/a.json": json.dumps({"label": 1, "fine": 2}).encode()}
+    )
+    found = [
+        load_index(tmp_path, ["a.tar"], config_of(tmp_path, data__label_key=key).data)
+        for key in (None, "fine")
+    ]
     assert [index.label.tolist() for index in found] == [[1], [2]]
 
 
@@ -306,7 +375,10 @@ def test_a_process_that_forks_leaves_its_files_to_nobody(tmp_path: Path) -> None
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     config = plain(write_shards(tmp_path), data__train_split="train-{02..05}.tar")
     for look in (lambda: check_data(config), lambda: Loader(config, "train", CPU)):
-        with pytest.raises(ConfigError, match=r"has no train-04\.tar, train-05\.tar, which data\.train_split names as shards$"):
+        with pytest.raises(
+            ConfigError,
+            match=r"has no train-04\.tar, train-05\.tar, which data\.train_split names as shards$",
+        ):
             look()
     with pytest.raises(ConfigError, match=r"has no nothing-\*\.tar"):
         check_data(plain(tmp_path, data__val_split="nothing-*.tar"))
@@ -319,10 +391,15 @@ def test_a_key_that_names_no_shard_is_named_with_what_it_might_be(tmp_path: Path
     why = "has no train, which data.train_split names as shards"
     assert str(refused.value).splitlines() == [
         f"{tmp_path}/shards {why}; --set 'data.train_split=train-{{00..03}}.tar' names those that are there",
-        f"{tmp_path}/shards {why.replace('train', 'val')}; --set 'data.val_split=val-{{00..01}}.tar' names those that are there",
+        (
+            f"{tmp_path}/shards {why.replace('train', 'val')}; --set 'data.val_split=val-{{00..01}}.tar'"
+            " names those that are there"
+        ),
     ]
     folder = config_of(write_folder(tmp_path / "folder"), data__dataset="shards")
-    with pytest.raises(ConfigError, match=r"has no train, .*; it has a folder of that name: --set data\.dataset=folder "):
+    with pytest.raises(
+        ConfigError, match=r"has no train, .*; it has a folder of that name: --set data\.dataset=folder "
+    ):
         check_data(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=rf"^{tmp_path}/empty {why}\n"):

@@ -38,7 +38,11 @@ def staged(config: RunConfig) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "."
+    }
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -100,7 +104,9 @@ def test_a_copy_that_has_lost_files_is_made_anew(data: Path, disk: Path) -> None
 
 
 def test_only_the_classes_and_shards_that_are_read_are_copied(data: Path, disk: Path, tmp_path: Path) -> None:
-    copy = staged(config_of(data, system__stage_dir=str(disk), data__classes=["ant", "cat"], model__num_classes=2))
+    copy = staged(
+        config_of(data, system__stage_dir=str(disk), data__classes=["ant", "cat"], model__num_classes=2)
+    )
     assert files(copy) == {name: content for name, content in files(data).items() if "bee" not in name}
     shards = write_shards(tmp_path / "shards")
     (shards / "notes.txt").write_text("none of the run's business", encoding="utf-8")
@@ -108,7 +114,9 @@ def test_only_the_classes_and_shards_that_are_read_are_copied(data: Path, disk: 
     assert files(copy) == {name: content for name, content in files(shards).items() if name.endswith(".tar")}
 
 
-def test_the_stage_folder_may_name_environment_variables(data: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_folder_may_name_environment_variables(
+    data: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NODE_DISK", str(disk))
     assert staged(config_of(data, system__stage_dir="$NODE_DISK/here")).parent == disk / "here"
     monkeypatch.delenv("NODE_DISK")
@@ -122,7 +130,9 @@ def test_data_is_not_copied_into_itself(data: Path) -> None:
 
 
 def test_all_of_the_folder_of_another_kind_is_copied(data: Path, disk: Path) -> None:
-    config = config_of(data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
+    config = config_of(
+        data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True
+    )
     assert files(staged(config)) == files(data)
 
 
@@ -138,7 +148,9 @@ def test_what_is_yet_to_be_downloaded_is_not_staged(disk: Path, tmp_path: Path) 
 
 
 def test_a_download_by_another_process_is_waited_for(data: Path, disk: Path) -> None:
-    config = config_of(data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True)
+    config = config_of(
+        data, data__dataset="torch/cifar10", system__stage_dir=str(disk), system__download=True
+    )
     report = FORK.SimpleQueue()
     process = FORK.Process(target=lambda: report.put(str(staged(config))))
     with locked(data / staging.DOWNLOAD_LOCK):
@@ -175,7 +187,9 @@ def test_many_processes_make_one_copy(data: Path, disk: Path) -> None:
     for process in processes:
         process.join()
     assert {where for where, _ in answers} == {str(staged(config))}
-    assert Counter(name for _, copied in answers for name in copied) == Counter(str(path) for path in data.rglob("*.jpg"))
+    assert Counter(name for _, copied in answers for name in copied) == Counter(
+        str(path) for path in data.rglob("*.jpg")
+    )
 
 
 def impatient(report: Any, config: RunConfig) -> None:
@@ -230,22 +244,32 @@ def test_a_copy_that_was_killed_is_made_anew(data: Path, disk: Path) -> None:
 # A full disk
 
 
-def test_a_disk_with_too_little_space_is_refused_before_the_copy(data: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_with_too_little_space_is_refused_before_the_copy(
+    data: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     needed = sum(path.stat().st_size for path in data.rglob("*.jpg"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
-    with pytest.raises(ConfigError, match=rf"{disk} has 10 bytes left, and {data} needs {needed:,}; choose another system\.stage_dir"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{disk} has 10 bytes left, and {data} needs {needed:,}; choose another system\.stage_dir",
+    ):
         stage(config_of(data, system__stage_dir=str(disk)))
     assert list(disk.glob("data*")) == leftovers(disk) == []
 
 
 def test_a_folder_that_cannot_be_locked_is_named(data: Path) -> None:
     config = config_of(data, system__stage_dir="/proc")  # where not even root can make a file
-    with pytest.raises(ConfigError, match=r"system\.stage_dir /proc cannot take the lock .*: No such file or directory; choose another"):
+    with pytest.raises(
+        ConfigError,
+        match=r"system\.stage_dir /proc cannot take the lock .*: No such file or directory; choose another",
+    ):
         stage(config)
 
 
 def cramped(report: Any, config: RunConfig) -> None:
-    """Stages where no file can be longer than 100 bytes, which a copy finds out half way as it does on a full disk."""
+    """Stages where no file can be longer than 100 bytes, which a copy finds out half way as it does on a full
+    disk.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     try:
@@ -314,7 +338,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def remote(server: Server, disk: Path, **overrides: Any) -> RunConfig:
-    return shards_of(server.address, **{"system__stage_dir": str(disk), "data__val_split": "val-{00..01}.tar"} | overrides)
+    return shards_of(
+        server.address, **{"system__stage_dir": str(disk), "data__val_split": "val-{00..01}.tar"} | overrides
+    )
 
 
 def test_shards_from_the_web_train_as_those_on_disk(server: Server, disk: Path, tmp_path: Path) -> None:
@@ -322,7 +348,9 @@ def test_shards_from_the_web_train_as_those_on_disk(server: Server, disk: Path, 
     check_data(config)
     assert same(batches(config), batches(near))
     assert same(batches(config, "val"), batches(near, "val"))
-    assert server.asked == Counter([f"train-{shard:02d}.tar" for shard in range(4)] + [f"val-{shard:02d}.tar" for shard in range(2)])
+    assert server.asked == Counter(
+        [f"train-{shard:02d}.tar" for shard in range(4)] + [f"val-{shard:02d}.tar" for shard in range(2)]
+    )
     assert leftovers(disk) == [*disk.rglob(".index*.npz")]
 
 
@@ -346,7 +374,10 @@ def test_a_broken_connection_is_tried_again_and_leaves_no_torn_shard(server: Ser
 
 def test_a_shard_that_cannot_be_fetched_is_named(server: Server, disk: Path) -> None:
     server.broken["train-01.tar"] = 99
-    with pytest.raises(ConfigError, match=r"/train-01\.tar cannot be fetched to .*: the connection broke after [\d,]+ of [\d,]+ bytes"):
+    with pytest.raises(
+        ConfigError,
+        match=r"/train-01\.tar cannot be fetched to .*: the connection broke after [\d,]+ of [\d,]+ bytes",
+    ):
         stage(remote(server, disk))
     assert not [*disk.rglob("train-01.tar")]
     assert leftovers(disk) == []

@@ -13,13 +13,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roadmap.report.stats import MOST_SEEDS, Difference, Summary, difference, holm, rank_correlation, same_sign, summarize, welch, z_score
+from roadmap.report.stats import (
+    MOST_SEEDS,
+    Difference,
+    Summary,
+    difference,
+    holm,
+    rank_correlation,
+    same_sign,
+    summarize,
+    welch,
+    z_score,
+)
 
 patient = settings(deadline=None)
 ACCURACY = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 ACCURACIES = st.lists(ACCURACY, min_size=2, max_size=8)
 PAIRS = st.lists(st.tuples(ACCURACY, ACCURACY), min_size=2, max_size=8)
-T_2, T_4 = 4.302652729749464, 2.7764451051977987  # the t distribution's 97.5 % points at 2 and 4 degrees of freedom
+# the t distribution's 97.5 % points at 2 and 4 degrees of freedom
+T_2, T_4 = 4.302652729749464, 2.7764451051977987
 
 
 def seeded(values: list[float] | tuple[float, ...], first: int = 0) -> dict[int, float]:
@@ -58,7 +70,9 @@ def test_the_same_seeds_give_the_paired_t_interval(pairs: list[tuple[float, floa
     child, parent = zip(*pairs, strict=True)
     assume(len({round(one - other, 6) for one, other in pairs}) > 1)
     low, high = stats.ttest_rel(child, parent).confidence_interval(0.95)
-    assert interval(difference(seeded(child), seeded(parent))) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+    assert interval(difference(seeded(child), seeded(parent))) == pytest.approx(
+        (low, high), rel=1e-9, abs=1e-9
+    )
 
 
 @patient
@@ -66,12 +80,16 @@ def test_the_same_seeds_give_the_paired_t_interval(pairs: list[tuple[float, floa
 def test_other_seeds_give_the_welch_interval(child: list[float], parent: list[float]) -> None:
     assume(len(set(child)) > 1 and len(set(parent)) > 1)
     low, high = stats.ttest_ind(child, parent, equal_var=False).confidence_interval(0.95)
-    assert interval(difference(seeded(child), seeded(parent, first=1))) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+    assert interval(difference(seeded(child), seeded(parent, first=1))) == pytest.approx(
+        (low, high), rel=1e-9, abs=1e-9
+    )
 
 
 @patient
 @given(PAIRS, st.integers(1, 3))
-def test_pairs_are_used_only_where_both_have_exactly_the_same_seeds(pairs: list[tuple[float, float]], extra: int) -> None:
+def test_pairs_are_used_only_where_both_have_exactly_the_same_seeds(
+    pairs: list[tuple[float, float]], extra: int
+) -> None:
     child, parent = (seeded(values) for values in zip(*pairs, strict=True))
     more = child | seeded(tuple(range(extra)), first=len(child))
     one, other = summarize(list(more.values())), summarize(list(parent.values()))
@@ -82,7 +100,9 @@ def test_pairs_are_used_only_where_both_have_exactly_the_same_seeds(pairs: list[
 
 @patient
 @given(PAIRS, st.randoms())
-def test_the_order_in_which_runs_are_read_does_not_matter(pairs: list[tuple[float, float]], random: Random) -> None:
+def test_the_order_in_which_runs_are_read_does_not_matter(
+    pairs: list[tuple[float, float]], random: Random
+) -> None:
     child, parent = (seeded(values) for values in zip(*pairs, strict=True))
     order = random.sample(sorted(child), len(child))
     assert difference({seed: child[seed] for seed in order}, parent) == difference(child, parent)
@@ -90,7 +110,9 @@ def test_the_order_in_which_runs_are_read_does_not_matter(pairs: list[tuple[floa
 
 @patient
 @given(ACCURACIES, ACCURACIES, st.integers(0, 1))
-def test_a_difference_turned_round_changes_its_sign_alone(one: list[float], other: list[float], first: int) -> None:
+def test_a_difference_turned_round_changes_its_sign_alone(
+    one: list[float], other: list[float], first: int
+) -> None:
     there, back = difference(seeded(one), seeded(other, first)), difference(seeded(other, first), seeded(one))
     assert there is not None
     assert back is not None
@@ -101,9 +123,15 @@ def test_a_difference_turned_round_changes_its_sign_alone(one: list[float], othe
 
 @patient
 @given(PAIRS, st.booleans())
-def test_resolved_means_that_scipys_interval_excludes_zero(pairs: list[tuple[float, float]], same_seeds: bool) -> None:
+def test_resolved_means_that_scipys_interval_excludes_zero(
+    pairs: list[tuple[float, float]], same_seeds: bool
+) -> None:
     child, parent = zip(*pairs, strict=True)
-    assume(len(set(child)) > 1 and len(set(parent)) > 1 and len({round(one - other, 6) for one, other in pairs}) > 1)
+    assume(
+        len(set(child)) > 1
+        and len(set(parent)) > 1
+        and len({round(one - other, 6) for one, other in pairs}) > 1
+    )
     test = stats.ttest_rel(child, parent) if same_seeds else stats.ttest_ind(child, parent, equal_var=False)
     low, high = test.confidence_interval(0.95)
     assume(min(abs(low), abs(high)) > 1e-6)
@@ -125,7 +153,9 @@ IMAGES = st.integers(0, 2396)
 
 @patient
 @given(st.lists(IMAGES, min_size=2, max_size=8, unique=True), st.integers(1, 300))
-def test_the_same_number_of_images_for_every_seed_says_nothing_of_the_spread(right: list[int], more: int) -> None:
+def test_the_same_number_of_images_for_every_seed_says_nothing_of_the_spread(
+    right: list[int], more: int
+) -> None:
     child, parent = (seeded([100 * (images + extra) / 2696 for images in right]) for extra in (more, 0))
     found = difference(child, parent)
     assert found is not None
@@ -134,7 +164,9 @@ def test_the_same_number_of_images_for_every_seed_says_nothing_of_the_spread(rig
 
 
 def test_differences_that_miss_each_other_by_the_last_bit_are_one_difference() -> None:
-    child, parent = ([100 * images / 2396 for images in counts] for counts in ((2100, 2110, 2123), (2093, 2103, 2116)))
+    child, parent = (
+        [100 * images / 2396 for images in counts] for counts in ((2100, 2110, 2123), (2093, 2103, 2116))
+    )
     assert len({one - other for one, other in zip(child, parent, strict=True)}) > 1
     found = difference(seeded(child), seeded(parent))
     assert found is not None
@@ -164,13 +196,38 @@ def test_no_difference_has_no_minus_sign(value: float, n: int, others: int) -> N
 @pytest.mark.parametrize(
     ("child", "parent", "value", "margin", "resolved"),
     [
-        pytest.param({0: 81, 1: 83, 2: 85}, {0: 80, 1: 81, 2: 82}, 2.0, T_2 / math.sqrt(3), False, id="pairs, 1 2 3"),
-        pytest.param({0: 81.5, 1: 83, 2: 84.5}, {0: 80, 1: 81, 2: 82}, 2.0, T_2 * 0.5 / math.sqrt(3), True, id="pairs, 1.5 2 2.5"),
-        pytest.param({3: 83, 4: 84, 5: 85}, {0: 80, 1: 81, 2: 82}, 3.0, T_4 * math.sqrt(2 / 3), True, id="other seeds, std 1 and 1"),
-        pytest.param({0: 82, 1: 83, 2: 84}, {0: 80, 1: 81, 3: 82}, 2.0, T_4 * math.sqrt(2 / 3), False, id="one seed differs"),
+        pytest.param(
+            {0: 81, 1: 83, 2: 85}, {0: 80, 1: 81, 2: 82}, 2.0, T_2 / math.sqrt(3), False, id="pairs, 1 2 3"
+        ),
+        pytest.param(
+            {0: 81.5, 1: 83, 2: 84.5},
+            {0: 80, 1: 81, 2: 82},
+            2.0,
+            T_2 * 0.5 / math.sqrt(3),
+            True,
+            id="pairs, 1.5 2 2.5",
+        ),
+        pytest.param(
+            {3: 83, 4: 84, 5: 85},
+            {0: 80, 1: 81, 2: 82},
+            3.0,
+            T_4 * math.sqrt(2 / 3),
+            True,
+            id="other seeds, std 1 and 1",
+        ),
+        pytest.param(
+            {0: 82, 1: 83, 2: 84},
+            {0: 80, 1: 81, 3: 82},
+            2.0,
+            T_4 * math.sqrt(2 / 3),
+            False,
+            id="one seed differs",
+        ),
     ],
 )
-def test_known_differences(child: Mapping[int, float], parent: Mapping[int, float], value: float, margin: float, resolved: bool) -> None:
+def test_known_differences(
+    child: Mapping[int, float], parent: Mapping[int, float], value: float, margin: float, resolved: bool
+) -> None:
     found = difference(child, parent)
     assert found is not None
     assert found.value == pytest.approx(value)
@@ -180,9 +237,16 @@ def test_known_differences(child: Mapping[int, float], parent: Mapping[int, floa
 
 @pytest.mark.parametrize(
     ("child", "parent"),
-    [({0: 82.0}, {0: 80.0}), ({0: 82.0}, {0: 79.0, 1: 81.0}), ({0: 81.0, 1: 83.0}, {0: 80.0}), ({1: 82.0}, {0: 80.0})],
+    [
+        ({0: 82.0}, {0: 80.0}),
+        ({0: 82.0}, {0: 79.0, 1: 81.0}),
+        ({0: 81.0, 1: 83.0}, {0: 80.0}),
+        ({1: 82.0}, {0: 80.0}),
+    ],
 )
-def test_one_run_on_either_side_gives_no_interval(child: Mapping[int, float], parent: Mapping[int, float]) -> None:
+def test_one_run_on_either_side_gives_no_interval(
+    child: Mapping[int, float], parent: Mapping[int, float]
+) -> None:
     found = difference(child, parent)
     assert found == Difference(2.0, None)
     assert found.resolved is None
@@ -190,7 +254,9 @@ def test_one_run_on_either_side_gives_no_interval(child: Mapping[int, float], pa
 
 
 @pytest.mark.parametrize(("child", "parent"), [({}, {0: 80.0}), ({0: 80.0}, {}), ({}, {})])
-def test_a_side_without_runs_gives_no_difference(child: Mapping[int, float], parent: Mapping[int, float]) -> None:
+def test_a_side_without_runs_gives_no_difference(
+    child: Mapping[int, float], parent: Mapping[int, float]
+) -> None:
     assert difference(child, parent) is None
 
 
@@ -260,7 +326,11 @@ def test_the_interval_of_a_rank_correlation_holds_the_truth_as_often_as_it_says(
 @given(PAIRS, st.booleans())
 def test_p_values_are_scipys(pairs: list[tuple[float, float]], same_seeds: bool) -> None:
     child, parent = zip(*pairs, strict=True)
-    assume(len(set(child)) > 1 and len(set(parent)) > 1 and len({round(one - other, 6) for one, other in pairs}) > 1)
+    assume(
+        len(set(child)) > 1
+        and len(set(parent)) > 1
+        and len({round(one - other, 6) for one, other in pairs}) > 1
+    )
     test = stats.ttest_rel(child, parent) if same_seeds else stats.ttest_ind(child, parent, equal_var=False)
     found = difference(seeded(child), seeded(parent, first=0 if same_seeds else 1))
     assert found is not None
@@ -281,7 +351,9 @@ def test_a_z_score_counts_standard_errors(ours: list[float], theirs: list[float]
 @patient
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holms_p_values_reject_what_his_procedure_rejects(ps: list[float]) -> None:
-    """From the smallest on, each is held against the level over the number of those that are left, until one is not below."""
+    """From the smallest on, each is held against the level over the number of those that are left, until one
+    is not below.
+    """
     adjusted, rejected = holm(ps), set[int]()
     order = sorted(range(len(ps)), key=lambda place: ps[place])
     for rank, place in enumerate(order):
@@ -310,14 +382,21 @@ def test_the_seeds_that_are_needed_resolve_in_four_of_five_cases(effect: float, 
         ours = random.normal(effect, 1.0, (trials, seeds))
         if paired:
             return float((stats.ttest_1samp(ours, 0, axis=1).pvalue < 0.05).mean())
-        return float((stats.ttest_ind(ours, random.normal(0, 0.5, (trials, seeds)), axis=1, equal_var=False).pvalue < 0.05).mean())
+        return float(
+            (
+                stats.ttest_ind(ours, random.normal(0, 0.5, (trials, seeds)), axis=1, equal_var=False).pvalue
+                < 0.05
+            ).mean()
+        )
 
     assert power(found.needed) > 0.77
     assert found.needed == 2 or power(found.needed - 1) < 0.83
 
 
 @pytest.mark.parametrize(("effect", "tests"), [(2.0, 18), (1.0, 5)])
-def test_the_seeds_that_are_needed_resolve_a_difference_among_others_that_change_nothing(effect: float, tests: int) -> None:
+def test_the_seeds_that_are_needed_resolve_a_difference_among_others_that_change_nothing(
+    effect: float, tests: int
+) -> None:
     """In pairs: one difference of the size that was seen, and all others zero, adjusted together."""
     seen = np.array([-1.0, 0.0, 1.0]) + effect
     alone, found = (difference(seeded(list(seen)), seeded([0.0] * 3), number) for number in (1, tests))
@@ -342,9 +421,16 @@ def test_the_seeds_that_are_needed_resolve_a_difference_among_others_that_change
 
 @pytest.mark.parametrize(
     ("one", "other", "same"),
-    [(2.0, 1e-4, True), (-2.0, -1e-4, True), (2.0, -1e-4, False), (0.0, -1.0, False), (0.0, 0.0, False), (1e-14, 1.0, False),
-     (-1e-14, -1.0, False)],
-)  # fmt: skip
+    [
+        (2.0, 1e-4, True),
+        (-2.0, -1e-4, True),
+        (2.0, -1e-4, False),
+        (0.0, -1.0, False),
+        (0.0, 0.0, False),
+        (1e-14, 1.0, False),
+        (-1e-14, -1.0, False),
+    ],
+)
 def test_rounding_has_no_sign(one: float, other: float, same: bool) -> None:
     assert same_sign(one, other) is same_sign(other, one) is same
 

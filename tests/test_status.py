@@ -1,4 +1,6 @@
-"""Where runs stand, stopping them and their logs, on real directories and processes; with Slurm, see tests/slurm/test_status.py."""
+"""Where runs stand, stopping them and their logs, on real directories and processes; with Slurm, see
+tests/slurm/test_status.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from slurm.accounting import tasks_of
 from slurm.status_table import duration
 from slurm.submitted import Submission, jobs_of
 
-TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 10, "system.checkpoint_minutes": 0.0001}
+TINY = {
+    "data.copies": 1,
+    "model.depths": [1, 1, 1, 1],
+    "recipe.epochs": 10,
+    "system.checkpoint_minutes": 0.0001,
+}
 PLAN = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 HOLD = """
 import sys, time, pathlib
@@ -33,7 +40,9 @@ with Lease(pathlib.Path(sys.argv[1])):
 
 
 def make(runs: Path, step: str, seed: int = 0, overrides: dict[str, Any] | None = None) -> RunDir:
-    return prepare(runs, resolve(load_roadmap(), step, profile="digits", seed=seed, overrides=TINY | (overrides or {})))
+    return prepare(
+        runs, resolve(load_roadmap(), step, profile="digits", seed=seed, overrides=TINY | (overrides or {}))
+    )
 
 
 def call(command: str, *words: str | Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -50,7 +59,9 @@ def told(runs: Path, *words: str, path: str | None = None) -> dict[str, Any]:
 
 
 def hold(run: RunDir) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -62,16 +73,43 @@ def attempt(run: RunDir, outcome: str, reason: str | None = None) -> None:
 
 
 def record(kind: str, epoch: int, iteration: int, seconds: float, **more: float) -> str:
-    figures = {"kind": kind, "epoch": epoch, "iteration": iteration, "train_loss": 1.0, "images_per_s": 50.0, "seconds": seconds}
+    figures = {
+        "kind": kind,
+        "epoch": epoch,
+        "iteration": iteration,
+        "train_loss": 1.0,
+        "images_per_s": 50.0,
+        "seconds": seconds,
+    }
     return json.dumps(figures | more) + "\n"
 
 
 def finish(run: RunDir, outcome: str = "done", **more: Any) -> None:
     figures: dict[str, Any] = {"format": 1, "status": outcome, "roadmap": "convnext_t", "profile": "digits"}
-    figures |= {"step": run.step, "seed": run.seed, "hash": run.hash, "versions": {}, "dataset": "digits", "hardware": "cpu"}
-    figures |= dict.fromkeys(["top1", "top5", "val_loss", "train_loss", "ema_top1", "peak_memory_mb", "commit"])
-    figures |= {"epochs": 10, "iterations": 180, "global_batch": 64, "image_size": 32, "params": 1, "macs": 1, "finished": "now"}
-    run.result.write_text(json.dumps(figures | {"images_per_s": 70.0, "train_seconds": 90.0, "attempts": 2} | more), encoding="utf-8")
+    figures |= {
+        "step": run.step,
+        "seed": run.seed,
+        "hash": run.hash,
+        "versions": {},
+        "dataset": "digits",
+        "hardware": "cpu",
+    }
+    figures |= dict.fromkeys(
+        ["top1", "top5", "val_loss", "train_loss", "ema_top1", "peak_memory_mb", "commit"]
+    )
+    figures |= {
+        "epochs": 10,
+        "iterations": 180,
+        "global_batch": 64,
+        "image_size": 32,
+        "params": 1,
+        "macs": 1,
+        "finished": "now",
+    }
+    run.result.write_text(
+        json.dumps(figures | {"images_per_s": 70.0, "train_seconds": 90.0, "attempts": 2} | more),
+        encoding="utf-8",
+    )
 
 
 def test_every_state_with_its_figures(tmp_path: Path) -> None:
@@ -84,7 +122,9 @@ def test_every_state_with_its_figures(tmp_path: Path) -> None:
     attempt(cancelled, "stopped")
     cancelled.cancel()
     attempt(running, "stopped")
-    running.metrics.write_text(record("epoch", 4, 72, 36, top1=55.5) + record("train", 5, 80, 40), encoding="utf-8")
+    running.metrics.write_text(
+        record("epoch", 4, 72, 36, top1=55.5) + record("train", 5, 80, 40), encoding="utf-8"
+    )
     process = hold(running)
     try:
         document = told(tmp_path)
@@ -93,18 +133,38 @@ def test_every_state_with_its_figures(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     rows = {row["step"]: row for row in document["runs"]}
-    assert document["totals"] == dict.fromkeys(["done", "diverged", "failed", "running", "stale", "pending", "cancelled"], 1)
+    assert document["totals"] == dict.fromkeys(
+        ["done", "diverged", "failed", "running", "stale", "pending", "cancelled"], 1
+    )
     assert {step: row["state"] for step, row in rows.items()} == dict(
         zip(steps, ["done", "diverged", "failed", "running", "stale", "pending", "cancelled"], strict=True)
     )
-    assert (rows["resnet50"]["top1"], rows["resnet50"]["epoch"], rows["resnet50"]["attempts"]) == (81.25, 10, 2)
+    assert (rows["resnet50"]["top1"], rows["resnet50"]["epoch"], rows["resnet50"]["attempts"]) == (
+        81.25,
+        10,
+        2,
+    )
     assert rows["kernel_5"]["why"] == "OutOfMemory: too much"
     # 4 epochs are 72 iterations, so 10 are 180, of which 100 are left at half a second each
     assert (rows["kernel_7"]["epoch"], rows["kernel_7"]["epochs"], rows["kernel_7"]["top1"]) == (5, 10, 55.5)
-    assert (rows["kernel_7"]["seconds_left"], rows["kernel_7"]["attempts"], rows["kernel_7"]["images_per_s"]) == (50.0, 2, 50.0)
+    assert (
+        rows["kernel_7"]["seconds_left"],
+        rows["kernel_7"]["attempts"],
+        rows["kernel_7"]["images_per_s"],
+    ) == (50.0, 2, 50.0)
     assert rows["kernel_7"]["where"] == os.uname().nodename
     lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
-    assert lines["kernel_7"] == ["kernel_7", "0", "running", "5/10", "55.50", "50", "0:00:50", os.uname().nodename, "2"]
+    assert lines["kernel_7"] == [
+        "kernel_7",
+        "0",
+        "running",
+        "5/10",
+        "55.50",
+        "50",
+        "0:00:50",
+        os.uname().nodename,
+        "2",
+    ]
     assert lines["kernel_5"][2:] == ["failed", os.uname().nodename, "1", "OutOfMemory:", "too", "much"]
     assert pending.step in lines
 
@@ -131,7 +191,10 @@ def test_what_the_end_depends_on_is_told_or_left_open(tmp_path: Path) -> None:
 
 def test_accuracy_is_the_last_evaluations_however_many_lines_ago(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu")
-    lines = [record("epoch", 1, 18, 9, top1=11.0), *(record("train", 2, 18 + number, 9 + number) for number in range(150))]
+    lines = [
+        record("epoch", 1, 18, 9, top1=11.0),
+        *(record("train", 2, 18 + number, 9 + number) for number in range(150)),
+    ]
     run.metrics.write_text("".join(lines), encoding="utf-8")
     attempt(run, "stopped")
     assert (told(tmp_path)["runs"][0]["top1"], told(tmp_path)["runs"][0]["epoch"]) == (11.0, 2)
@@ -153,7 +216,11 @@ def test_torn_files_are_read_as_far_as_they_go(torn: str, tmp_path: Path) -> Non
     rows = {row["step"]: row for row in document["runs"]}
     assert rows["gelu"]["top1"] == (50.0 if torn != "{}\n" else None)
     assert "result.json" in rows["kernel_7"]["why"]
-    assert [rows[step]["state"] for step in ("resnet50", "layer_norm", "stage_ratio")] == ["stale", "pending", "pending"]
+    assert [rows[step]["state"] for step in ("resnet50", "layer_norm", "stage_ratio")] == [
+        "stale",
+        "pending",
+        "pending",
+    ]
     assert rows["layer_norm"]["epochs"] is None
     assert document["said"] == []
 
@@ -182,7 +249,12 @@ def test_what_was_never_submitted_asks_no_slurm(tmp_path: Path) -> None:
 
 
 def test_where_slurm_cannot_be_asked_the_state_is_unknown(tmp_path: Path) -> None:
-    submitted, failed, done, here = make(tmp_path, "gelu"), make(tmp_path, "gelu", 1), make(tmp_path, "gelu", 2), make(tmp_path, "gelu", 3)
+    submitted, failed, done, here = (
+        make(tmp_path, "gelu"),
+        make(tmp_path, "gelu", 1),
+        make(tmp_path, "gelu", 2),
+        make(tmp_path, "gelu", 3),
+    )
     attempt(failed, "failed", "of itself")
     finish(done, top1=50.0)
     groups = tuple((run.name,) for run in (submitted, failed, done))
@@ -198,7 +270,9 @@ def test_where_slurm_cannot_be_asked_the_state_is_unknown(tmp_path: Path) -> Non
     assert shown[1] == "squeue does not answer: squeue is not installed"
     refused = call("cancel", tmp_path, "--all", path=str(tmp_path))
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "Slurm does not answer, so nobody knows what is queued: squeue is not installed\n"
+    assert (
+        refused.stderr == "Slurm does not answer, so nobody knows what is queued: squeue is not installed\n"
+    )
     assert "unknown" in call("logs", "gelu", "0", "--runs", tmp_path, path=str(tmp_path)).stdout
 
 
@@ -256,7 +330,9 @@ def test_bad_words_are_one_clear_line(command: str, words: list[str], said: str,
 def test_a_worker_is_told_to_save_and_its_run_goes_on_later(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu", overrides={"recipe.epochs": 2000})
     script = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
-    worker = subprocess.Popen([sys.executable, "-c", script, str(run.path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     try:
         while not any(run.checkpoints.glob("*.pt")):
             assert worker.poll() is None
@@ -298,7 +374,14 @@ def test_only_what_is_chosen_is_stopped(tmp_path: Path) -> None:
 def test_a_process_elsewhere_is_named_and_left(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu")
     attempt(run, "stopped")
-    far = {"number": 1, "host": "far", "pid": os.getpid(), "place": "far pid:[1]", "process_start": "1", "started": "then"}
+    far = {
+        "number": 1,
+        "host": "far",
+        "pid": os.getpid(),
+        "place": "far pid:[1]",
+        "process_start": "1",
+        "started": "then",
+    }
     attempts(run.path)[0].write_text(json.dumps(far), encoding="utf-8")
     done = call("cancel", tmp_path, "--all")
     assert f"gelu seed 0 is trained by process {os.getpid()} on far: stop it there" in done.stdout
@@ -308,7 +391,20 @@ def test_a_process_elsewhere_is_named_and_left(tmp_path: Path) -> None:
 def test_the_log_of_a_worker_that_failed(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu")
     run.metrics.mkdir()  # cannot be written to
-    words = ["--steps", "gelu", "--seeds", "1", "--profile", "digits", "--cluster", "local", "--workers", "1", "--runs", str(tmp_path)]
+    words = [
+        "--steps",
+        "gelu",
+        "--seeds",
+        "1",
+        "--profile",
+        "digits",
+        "--cluster",
+        "local",
+        "--workers",
+        "1",
+        "--runs",
+        str(tmp_path),
+    ]
     call("submit", *words, *PLAN)
     done = call("logs", "gelu", "0", "--runs", tmp_path)
     first, *rest = done.stdout.splitlines()
@@ -336,7 +432,10 @@ def test_a_log_is_shown_from_its_end(tmp_path: Path) -> None:
     log = write_log(run, 100)
     assert call("logs", "gelu", "0", "--runs", tmp_path).stdout == "gelu seed 0: pending\n"
     attempt(run, "stopped")
-    assert call("logs", "gelu", "0", "--runs", tmp_path).stdout.splitlines() == [str(log), *(f"line {number}" for number in range(60, 100))]
+    assert call("logs", "gelu", "0", "--runs", tmp_path).stdout.splitlines() == [
+        str(log),
+        *(f"line {number}" for number in range(60, 100)),
+    ]
     assert len(call("logs", "gelu", "0", "--runs", tmp_path, "--all").stdout.splitlines()) == 102
 
 
@@ -345,7 +444,9 @@ def test_of_several_runs_the_last_one_at_work_is_shown(tmp_path: Path) -> None:
     attempt(first, "stopped")
     shown = call("logs", "gelu", "0", "--runs", tmp_path).stdout.splitlines()
     assert shown[0].startswith("2 runs of gelu with seed 0")
-    assert sorted(line.split(": ")[0].strip() for line in shown[1:3]) == sorted(map(str, (first.path, second.path)))
+    assert sorted(line.split(": ")[0].strip() for line in shown[1:3]) == sorted(
+        map(str, (first.path, second.path))
+    )
     assert shown[3] == "gelu seed 0: stale"
 
 
@@ -389,7 +490,9 @@ def test_steps_are_listed_as_they_were_planned(tmp_path: Path) -> None:
         for step in ("resnet50", "kernel_7", "gelu"):
             make(tmp_path, step, seed)
     rows = json.loads(call("status", tmp_path, "--json").stdout)["runs"]
-    assert [(row["step"], row["seed"]) for row in rows] == [(step, seed) for step in ("resnet50", "kernel_7", "gelu") for seed in (0, 1)]
+    assert [(row["step"], row["seed"]) for row in rows] == [
+        (step, seed) for step in ("resnet50", "kernel_7", "gelu") for seed in (0, 1)
+    ]
 
 
 def test_durations() -> None:

@@ -14,13 +14,21 @@ from roadmap.steps import flat_text, load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml, show, write_yaml
 
 NASTY = (
-    "00008", "9816e70646543237", "1e5", "08", "0x10", "1_000", "+1", "1:30", "2020-01-01", ".5", ".inf", ".NaN", "yes", "true", "null", "~",
-    "", " a", "a ", "#", "a #b", ": ", "a: b", "a:", "-", "- a", "---", "...", "&a", "*a", "!a", "%a", "@a", "`a", "<<", "=", "?", "|", ">",
-    "[", "{a}", "a, b", "'", '"', "\\", "a\nb", "\n a\n\n b ", "\t", "\r\n", "\x07", "\x7f", "\x85", "\u2028", "\ufeff", "naïve", "☃ 😀",
+    "00008", "9816e70646543237", "1e5", "08", "0x10", "1_000", "+1", "1:30", "2020-01-01",
+    ".5", ".inf", ".NaN", "yes", "true", "null", "~",
+    "", " a", "a ", "#", "a #b", ": ", "a: b", "a:", "-", "- a", "---", "...",
+    "&a", "*a", "!a", "%a", "@a", "`a", "<<", "=", "?", "|", ">",
+    "[", "{a}", "a, b", "'", '"', "\\", "a\nb", "\n a\n\n b ",
+    "\t", "\r\n", "\x07", "\x7f", "\x85", "\u2028", "\ufeff", "naïve", "☃ 😀",
 )  # fmt: skip
 texts = st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=["Cs"]))
 scalars = (
-    texts | st.none() | st.booleans() | st.integers(1 - 10**18, 10**18 - 1) | st.floats(allow_nan=False) | st.sampled_from([1e-6, 1e22])
+    texts
+    | st.none()
+    | st.booleans()
+    | st.integers(1 - 10**18, 10**18 - 1)
+    | st.floats(allow_nan=False)
+    | st.sampled_from([1e-6, 1e22])
 )
 values = scalars | st.lists(scalars).map(tuple)
 examples = settings(max_examples=300, deadline=None, derandomize=True)
@@ -86,7 +94,10 @@ def test_what_is_written_reads_back_equal(value: Any) -> None:
     assert same(parse_yaml(show(value), "--set").plain(), value)
 
 
-@pytest.mark.parametrize("value", [*NASTY, NASTY, (), ("",), 1e-6, 1e22, float("inf"), float("-inf"), None, True, (None, True, 0, -0.0)])
+@pytest.mark.parametrize(
+    "value",
+    [*NASTY, NASTY, (), ("",), 1e-6, 1e22, float("inf"), float("-inf"), None, True, (None, True, 0, -0.0)],
+)
 def test_a_nasty_value_reads_back_equal(value: Any) -> None:
     assert same(parse_yaml(write_yaml({"a": value}), "f.yaml").plain(), {"a": value})
     assert same(parse_yaml(show(value), "--set").plain(), value)
@@ -112,9 +123,18 @@ numbers = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 
 
 @settings(examples, max_examples=60)
-@given(st.dictionaries(st.sampled_from(TEXTS), texts), st.lists(texts, min_size=2), numbers, st.from_regex("[0-9a-f]{16}", fullmatch=True))
+@given(
+    st.dictionaries(st.sampled_from(TEXTS), texts),
+    st.lists(texts, min_size=2),
+    numbers,
+    st.from_regex("[0-9a-f]{16}", fullmatch=True),
+)
 def test_a_configuration_that_is_written_reads_back_equal(
-    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, str], classes: list[str], lr: float, digest: str
+    tmp_path_factory: pytest.TempPathFactory,
+    fields: dict[str, str],
+    classes: list[str],
+    lr: float,
+    digest: str,
 ) -> None:
     tree = DIGITS.model_dump()
     tree["data"]["classes"], tree["recipe"]["lr"], tree["recipe"]["init_digest"] = tuple(classes), lr, digest
@@ -129,13 +149,17 @@ def test_a_configuration_that_is_written_reads_back_equal(
 
 def test_a_steps_file_that_is_kept_reads_back_equal(tmp_path: Path) -> None:
     text = (
-        f"extends: steps.yaml\nprofiles:\n  mine: {{title: '08', parent: digits, set: {{data.classes: {show(NASTY)}, recipe.lr: 1e-6}}}}\n"
+        "extends: steps.yaml\nprofiles:\n  mine: {title: '08', parent: digits, set: {data.classes:"
+        f" {show(NASTY)}, recipe.lr: 1e-6}}}}\n"
     )
     mine, kept = tmp_path / "mine.yaml", tmp_path / "kept.yaml"
     mine.write_text(text, encoding="utf-8")
     kept.write_text(flat_text(mine), encoding="utf-8")
     before, after = load_roadmap(mine), load_roadmap(kept)
-    assert (after.profiles["mine"].title, resolve(after, "gelu", profile="mine").data.classes) == ("08", NASTY)
+    assert (after.profiles["mine"].title, resolve(after, "gelu", profile="mine").data.classes) == (
+        "08",
+        NASTY,
+    )
     assert resolve(after, "gelu", profile="mine") == resolve(before, "gelu", profile="mine")
 
 
@@ -224,7 +248,9 @@ def test_a_file_that_is_not_utf8(folder: Path) -> None:
     assert str(caught.value) == "f.yaml is not UTF-8 text: invalid start byte at byte 8"
 
 
-@pytest.mark.parametrize(("where", "reason"), [("f.yaml", "No such file or directory"), (".", "Is a directory")])
+@pytest.mark.parametrize(
+    ("where", "reason"), [("f.yaml", "No such file or directory"), (".", "Is a directory")]
+)
 def test_a_file_that_cannot_be_read(folder: Path, where: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_yaml(folder / where)

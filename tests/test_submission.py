@@ -1,4 +1,6 @@
-"""What is handed over to Slurm, of which a few words on the PATH take the place: what a job reads, and what is not submitted."""
+"""What is handed over to Slurm, of which a few words on the PATH take the place: what a job reads, and what
+is not submitted.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,18 @@ from slurm.monitor import places
 from slurm.snapshot import sources
 from slurm.submitted import submissions
 
-STEP = "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind: hard_swish}}"
+STEP = (
+    "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind:"
+    " hard_swish}}"
+)
 FILES = {
     "steps/my.yaml": f"extends: ../base.yaml\nroadmaps:\n  convnext_t:\n    steps:\n      - {STEP}\n",
-    "base.yaml": "extends: steps.yaml\nprofiles:\n  mine: {title: my digits, parent: digits, set: {data.copies: 3}}\n",
+    "base.yaml": (
+        "extends: steps.yaml\nprofiles:\n  mine: {title: my digits, parent: digits, set: {data.copies: 3}}\n"
+    ),
 }
 HALF_SAVED = "roadmaps:\n  convnext_t: {steps: [\n"
-SLURM = {
-    "sbatch": "echo $$",
-    "squeue": "",
-    "srun": "",
-    "scontrol": "echo MaxArraySize = 1001",
-}
+SLURM = {"sbatch": "echo $$", "squeue": "", "srun": "", "scontrol": "echo MaxArraySize = 1001"}
 
 
 @pytest.fixture
@@ -56,7 +58,12 @@ def submit(project: Path, site: Path, *words: str) -> subprocess.CompletedProces
     path = f"{site / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
     command = [sys.executable, str(project / "slurm/submit.py"), "--cluster", "slurm", "--seeds", "1", *words]
     return subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(project), "PATH": path}, capture_output=True, text=True, timeout=120, cwd=site
+        command,
+        env=os.environ | {"PYTHONPATH": str(project), "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=site,
     )
 
 
@@ -66,18 +73,31 @@ def collect(site: Path) -> subprocess.CompletedProcess[str]:
     (snapshot,) = site.glob("runs/*/*/jobs/source-*")
     command = DelayedSubmission.load(job).function.command
     environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
-    return subprocess.run([*command, "--tables-only"], env=environment, capture_output=True, text=True, timeout=120, cwd=snapshot)
+    return subprocess.run(
+        [*command, "--tables-only"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=snapshot,
+    )
 
 
 @pytest.mark.parametrize("whose", ["the project's", "the user's"])
-def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(whose: str, project: Path, site: Path) -> None:
+def test_the_job_that_collects_reads_nothing_that_is_edited_meanwhile(
+    whose: str, project: Path, site: Path
+) -> None:
     """Neither steps nor weights."""
     mine = {site / name: text for name, text in FILES.items()}
     for path, text in mine.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (site / "w.pth").write_bytes(b"weights")
-    words = ["--profile", "digits"] if whose == "the project's" else ["--profile", "mine", "--steps-file", "steps/my.yaml"]
+    words = (
+        ["--profile", "digits"]
+        if whose == "the project's"
+        else ["--profile", "mine", "--steps-file", "steps/my.yaml"]
+    )
     words += ["--steps", "gelu", "--init-from", "w.pth", "--set", "recipe.lr=1e-6", "--out", "out"]
     done = submit(project, site, *words, "--set", "data.val_split='08 😀'")
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,16 +119,34 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(more: list[str], site:
     before = config.read_bytes(), sorted(config.parents[2].rglob("*submit*"))
     (site / "bin/squeue").write_text("#!/bin/sh\necho slurm_load_jobs error >&2; exit 1\n", encoding="utf-8")
     done = submit(ROOT, site, *words, *more)
-    said = "Slurm does not answer, so nobody knows what is queued already, and nothing was submitted: slurm_load_jobs error\n"
+    said = (
+        "Slurm does not answer, so nobody knows what is queued already, and nothing was submitted:"
+        " slurm_load_jobs error\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
     assert before == (config.read_bytes(), sorted(config.parents[2].rglob("*submit*")))
 
 
 PLANS = {
-    "one kind fills all": (4, ["resnet50"], ["resnet50", "gelu", "kernel_7"], [("0-2%3", []), ("0-5%4", [0])]),
+    "one kind fills all": (
+        4,
+        ["resnet50"],
+        ["resnet50", "gelu", "kernel_7"],
+        [("0-2%3", []), ("0-5%4", [0])],
+    ),
     "kinds side by side": (7, ["resnet50"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [])]),
-    "the lanes that were left, and those of the first": (4, ["resnet50", "gelu"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [0])]),
-    "each waits for one": (1, ["resnet50", "gelu"], ["resnet50", "gelu", "kernel_7"], [("0-2%1", []), ("0-2%1", [0]), ("0-2%1", [1])]),
+    "the lanes that were left, and those of the first": (
+        4,
+        ["resnet50", "gelu"],
+        ["resnet50", "gelu"],
+        [("0-2%3", []), ("0-2%3", [0])],
+    ),
+    "each waits for one": (
+        1,
+        ["resnet50", "gelu"],
+        ["resnet50", "gelu", "kernel_7"],
+        [("0-2%1", []), ("0-2%1", [0]), ("0-2%1", [1])],
+    ),
     "no limit": (None, ["resnet50"], ["resnet50", "gelu"], [("0-2%3", []), ("0-2%3", [])]),
 }
 
@@ -120,19 +158,26 @@ def test_a_limit_of_runs_at_a_time_holds_for_all_kinds_of_jobs_together(
     own = {step: {"cpus_per_task": number} for number, step in enumerate(kinds, 2)}
     entry = {"clusters": {"slurm": {"scheduler": "slurm", "parallel": parallel, "steps": own}}}
     (site / "c.yaml").write_text(json.dumps(entry), encoding="utf-8")
-    done = submit(ROOT, site, "--profile", "digits", "--steps", *steps, "--seeds", "3", "--cluster-file", "c.yaml")
+    done = submit(
+        ROOT, site, "--profile", "digits", "--steps", *steps, "--seeds", "3", "--cluster-file", "c.yaml"
+    )
     jobs = re.findall(r"^job (\d+): \d+ job", done.stdout, re.MULTILINE)
-    scripts = [next(site.glob(f"runs/*/*/jobs/*/{job}_submission.sh")).read_text(encoding="utf-8") for job in jobs]
+    scripts = [
+        next(site.glob(f"runs/*/*/jobs/*/{job}_submission.sh")).read_text(encoding="utf-8") for job in jobs
+    ]
     arrays = [re.findall(r"--array=(\S+)", script) for script in scripts]
     after = [re.findall(r"--dependency=afterany:(\S+)", script) for script in scripts]
     assert list(zip(arrays, after, strict=True)) == [
-        ([array], [":".join(jobs[index] for index in indices)] if indices else []) for array, indices in wanted
+        ([array], [":".join(jobs[index] for index in indices)] if indices else [])
+        for array, indices in wanted
     ]
 
 
 def git(folder: Path, *words: str) -> str:
     who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
-    return subprocess.run(["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def commits_in_jobs(runs: Path) -> set[str]:
@@ -141,7 +186,11 @@ def commits_in_jobs(runs: Path) -> set[str]:
     for snapshot in runs.glob("*/*/jobs/source-*"):
         command = [sys.executable, "-c", "from roadmap.provenance import commit; print(commit())"]
         environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
-        said.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=runs).stdout.strip())
+        said.add(
+            subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True, cwd=runs
+            ).stdout.strip()
+        )
     return said
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -29,9 +27,12 @@ from roadmap.strict_yaml import ConfigError
 from tests.reports import finished
 
 ROADMAP = load_roadmap()
-GOLDEN = ROOT / "tests" / "golden" / "tables"
+GOLDEN = {"published": ROOT / "reports/paper/convnext_t", "measured": ROOT / "tests/golden/tables"}
 KINDS = ["md", "csv", "json", "tex", "html"]
-HOSTILE = r"""<script>alert("1")</script> & 100 % of $a_b^{c}$ # ~ \input{x} | *a* `b` [c](javascript:d) -- ''e'' Δ±×→−–†…é 漢😀"""
+HOSTILE = (
+    r"""<script>alert("1")</script> & 100 % of $a_b^{c}$ # ~ \input{x} | *a* `b` [c](javascript:d) """
+    r"""-- ''e'' Δ±×→−–†…é 漢😀"""
+)
 GPU = {"hardware": "8 x A100", "peak_memory_mb": 20480.25, "processes": 8, "train_seconds": 45000.5}
 TOP1: dict[str, list[float | None]] = {
     "resnet50": [80.12345678901234, 81.25, 79.5],
@@ -48,7 +49,9 @@ TOP1: dict[str, list[float | None]] = {
 
 @cache
 def of_runs() -> Ablation:
-    """Rows that are whole, or of few seeds, diverged, missing, of mixed hardware, with EMA; and texts against every format."""
+    """Rows that are whole, or of few seeds, diverged, missing, of mixed hardware, with EMA; and texts against
+    every format.
+    """
     runs = []
     for step, values in TOP1.items():
         hash = resolve(ROADMAP, step, profile="digits_noisy").hash
@@ -61,7 +64,10 @@ def of_runs() -> Ablation:
     return replace(found, rows=tuple(rows), title=f"{found.title}: {HOSTILE}", notes=[*found.notes, HOSTILE])
 
 
-ABLATIONS: dict[str, Callable[[], Ablation]] = {"published": cache(lambda: published(ROADMAP)), "measured": of_runs}
+ABLATIONS: dict[str, Callable[[], Ablation]] = {
+    "published": cache(lambda: published(ROADMAP)),
+    "measured": of_runs,
+}
 
 
 def rounded(text: str) -> str:
@@ -74,8 +80,10 @@ def test_the_files_are_as_they_were(name: str, tmp_path: Path) -> None:
     written = write(ABLATIONS[name](), tmp_path / "new" / "folder")
     assert [path.name for path in written] == [f"ablation.{kind}" for kind in KINDS]
     for path in written:
-        golden = (GOLDEN / f"{name}{path.suffix}").read_text(encoding="utf-8")
-        assert rounded(path.read_text(encoding="utf-8")) == rounded(golden), "look at it, then `python -m tests.test_tables`"
+        golden = (GOLDEN[name] / path.name).read_text(encoding="utf-8")
+        assert rounded(path.read_text(encoding="utf-8")) == rounded(golden), (
+            "look at it, then `python -m tests.test_tables`"
+        )
 
 
 def test_chosen_columns_come_in_their_order_and_once() -> None:
@@ -92,8 +100,12 @@ def test_a_column_that_there_is_not_is_refused_before_anything_is_written(tmp_pa
 
 
 def test_columns_for_readers_leave_the_data_whole(tmp_path: Path) -> None:
-    every, few = (write(of_runs(), tmp_path / name, keys) for name, keys in (("every", None), ("few", ["step", "n"])))
-    assert {one.suffix for one, other in zip(every, few, strict=True) if one.read_bytes() == other.read_bytes()} == {".csv", ".json"}
+    every, few = (
+        write(of_runs(), tmp_path / name, keys) for name, keys in (("every", None), ("few", ["step", "n"]))
+    )
+    assert {
+        one.suffix for one, other in zip(every, few, strict=True) if one.read_bytes() == other.read_bytes()
+    } == {".csv", ".json"}
 
 
 def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> None:
@@ -106,7 +118,15 @@ def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> No
 
 def test_nothing_is_told_of_a_roadmap_without_results() -> None:
     table = grid(measured(ROADMAP, "digits_noisy", {}, []))
-    assert [column.key for column in table.columns] == ["step", "change", "n", "gmacs", "params", "paper_top1", "paper_delta"]
+    assert [column.key for column in table.columns] == [
+        "step",
+        "change",
+        "n",
+        "gmacs",
+        "params",
+        "paper_top1",
+        "paper_delta",
+    ]
     assert not any("same in all rows" in note for note in table.notes)
 
 
@@ -137,10 +157,15 @@ def test_cells(key: str, step: str, text: str) -> None:
     assert COLUMNS[key].text(of_runs().row(step)) == text
 
 
-@pytest.mark.parametrize(("hours", "text"), [(0.00605, "0.00605"), (0.5, "0.500"), (9.999, "10.0"), (99.96, "100"), (123456.7, "123457")])
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(0.00605, "0.00605"), (0.5, "0.500"), (9.999, "10.0"), (99.96, "100"), (123456.7, "123457")],
+)
 def test_hours_have_three_digits_and_no_exponent(hours: float, text: str) -> None:
     hash = resolve(ROADMAP, "gelu", profile="digits_noisy").hash
-    row = measured(ROADMAP, "digits_noisy", {}, [finished("gelu", 0, hash, 90.0, train_seconds=hours * 3600)]).row("gelu")
+    row = measured(
+        ROADMAP, "digits_noisy", {}, [finished("gelu", 0, hash, 90.0, train_seconds=hours * 3600)]
+    ).row("gelu")
     assert COLUMNS["device_hours"].text(row) == text
 
 
@@ -154,9 +179,21 @@ def test_csv_holds_every_figure_exactly(tmp_path: Path) -> None:
         delta, top1, ema = row.delta, row.top1, row.ema
         expected = {
             **{f"top1_seed{seed}": row.seeds.get(seed) for seed in range(3)},
-            **{key: getattr(row, key) for key in ("p_holm", "gap", "gap_z", "images_per_s", "device_hours", "peak_memory_mb")},
+            **{
+                key: getattr(row, key)
+                for key in ("p_holm", "gap", "gap_z", "images_per_s", "device_hours", "peak_memory_mb")
+            },
             **dict.fromkeys(("p", "seeds_needed", "delta", "delta_margin_95")),
-            **({"p": delta.p, "seeds_needed": delta.needed, "delta": delta.value, "delta_margin_95": delta.margin} if delta else {}),
+            **(
+                {
+                    "p": delta.p,
+                    "seeds_needed": delta.needed,
+                    "delta": delta.value,
+                    "delta_margin_95": delta.margin,
+                }
+                if delta
+                else {}
+            ),
             **{
                 "top1_mean": top1.mean if top1 else None,
                 "top1_std": top1.std if top1 else None,
@@ -191,7 +228,9 @@ def test_json_holds_the_runs_and_what_belongs_to_the_table() -> None:
     found = strict(to_json(of_runs()))
     assert (found["roadmap"], found["profile"], found["source"]) == ("convnext_t", "digits_noisy", "measured")
     assert found["notes"] == of_runs().notes
-    assert found["agreement"]["n"] == sum(bool(row.top1 and row.paper) for row in of_runs().rows if row.step in ROADMAP.trunk)
+    assert found["agreement"]["n"] == sum(
+        bool(row.top1 and row.paper) for row in of_runs().rows if row.step in ROADMAP.trunk
+    )
     for row, line in zip(of_runs().rows, found["rows"], strict=True):
         assert [run["top1"] for run in line["seeds"]] == TOP1.get(row.step, [])
         assert (line["delta"] is None) == (row.delta is None)
@@ -227,12 +266,8 @@ def test_a_roadmap_without_results_has_a_frame() -> None:
 
 
 def regenerate() -> None:
-    """Writes the golden files."""
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    for name, make in ABLATIONS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            for path in write(make(), Path(folder)):
-                shutil.copyfile(path, GOLDEN / f"{name}{path.suffix}")
+    """Writes the golden files; those of what is published are a report's, made by `collect.py --paper`."""
+    write(ABLATIONS["measured"](), GOLDEN["measured"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""`recipe.pipeline: tensor` trains on the images of `pillow`: the same pixels, crops and flips, the same damage, however it is cut up."""
+"""`recipe.pipeline: tensor` trains on the images of `pillow`: the same pixels, crops and flips, the same
+damage, however it is cut up.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,18 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.device_transforms import Finish
 from roadmap.training.engine import Engine
-from tests.images import CPU, Batch, Pictures, batches, config_of, custom, plain, same, write_folder, write_shards
+from tests.images import (
+    CPU,
+    Batch,
+    Pictures,
+    batches,
+    config_of,
+    custom,
+    plain,
+    same,
+    write_folder,
+    write_shards,
+)
 from tests.stopping import StopAt
 from tests.test_engine import Syncs
 from tests.test_randaugment import INCREASING, picture
@@ -38,7 +51,9 @@ from tests.test_resume import BUSY, assert_same
 TENSOR: dict[str, Any] = {"recipe__pipeline": "tensor"}
 GREY: dict[str, Any] = {"model__in_chans": 1, "data__mean": [0.45], "data__std": [0.25]}
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +108,9 @@ FILES: dict[str, tuple[bytes, bool]] = {  # and whether torchvision decodes it f
 
 
 def both(content: bytes, mode: str = "RGB") -> list[Any]:
-    """What Pillow's decoder and torchvision's make of a file: pixels (H, W, C), or None where it cannot be read."""
+    """What Pillow's decoder and torchvision's make of a file: pixels (H, W, C), or None where it cannot be
+    read.
+    """
     found: list[Any] = []
     for decoder in (PillowDecoder(mode), TensorDecoder(mode)):
         try:
@@ -101,7 +118,11 @@ def both(content: bytes, mode: str = "RGB") -> list[Any]:
         except Unreadable:
             found.append(None)
         else:
-            found.append(image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.asarray(image).reshape(*image.size[::-1], -1))
+            found.append(
+                image.permute(1, 2, 0).numpy()
+                if isinstance(image, Tensor)
+                else np.asarray(image).reshape(*image.size[::-1], -1)
+            )
     return found
 
 
@@ -126,7 +147,14 @@ def test_pixels_are_those_of_pillow(kind: str, mode: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "png", "webp"])
 def test_a_torn_file_is_as_unreadable_as_for_pillow(kind: str) -> None:
     content = FILES[kind][0]
-    lengths = [0, 1, 2, 10, *range(20, len(content), len(content) // 25), *range(len(content) - 4, len(content))]
+    lengths = [
+        0,
+        1,
+        2,
+        10,
+        *range(20, len(content), len(content) // 25),
+        *range(len(content) - 4, len(content)),
+    ]
     read = 0
     for length in lengths:
         pillow, ours = both(content[:length])
@@ -151,7 +179,9 @@ def test_damaged_bytes_are_as_unreadable_as_for_pillow() -> None:
 
 def test_a_file_that_is_no_image_is_named_and_closed() -> None:
     file = io.BytesIO(b"no picture")
-    with pytest.raises(Unreadable, match=r"^the file is not an image that can be read: it has no image format that is known$"):
+    with pytest.raises(
+        Unreadable, match=r"^the file is not an image that can be read: it has no image format that is known$"
+    ):
         TensorDecoder("RGB").decode(file, "the file")
     assert file.closed
 
@@ -168,7 +198,8 @@ def apart(one: list[Batch], other: list[Batch], config: RunConfig) -> float:
     pairs = list(zip(one, other, strict=True))
     assert all(torch.equal(batch[1], others[1]) for batch, others in pairs)
     return max(
-        float((batch[0] - others[0]).abs().amax((0, 2, 3)).mul(torch.tensor(config.data.std)).max()) * 255 for batch, others in pairs
+        float((batch[0] - others[0]).abs().amax((0, 2, 3)).mul(torch.tensor(config.data.std)).max()) * 255
+        for batch, others in pairs
     )
 
 
@@ -212,14 +243,23 @@ def handed_over() -> Pictures:
 @pytest.mark.parametrize("kind", ["items", "shards", "synthetic", "chosen"])
 def test_every_source_gives_the_pixels_of_pillow(kind: str, channels: int, tmp_path: Path) -> None:
     grey = GREY if channels == 1 else {}
-    how: dict[str, Any] = {"items": {"data__dataset": "custom/pictures"}, "shards": {"data__dataset": "shards"}}.get(kind, {}) | grey
+    how: dict[str, Any] = {
+        "items": {"data__dataset": "custom/pictures"},
+        "shards": {"data__dataset": "shards"},
+    }.get(kind, {}) | grey
     if kind == "synthetic":
         how |= {"data__dataset": "synthetic", "data__images": [12, 8], "data__noise": 0.3}
     if kind == "shards":
         how |= {"data__train_split": "train-{00..03}.tar", "data__val_split": "val-*.tar"}
     if kind == "chosen":
         how |= {"data__classes": ["ant", "cat"], "model__num_classes": 2}
-    root = write_shards(tmp_path) if kind == "shards" else write_folder(tmp_path / "folder") if kind == "chosen" else None
+    root = (
+        write_shards(tmp_path)
+        if kind == "shards"
+        else write_folder(tmp_path / "folder")
+        if kind == "chosen"
+        else None
+    )
     given = handed_over() if kind == "items" else None
     config = plain(root, **how, **TENSOR)
     image, _ = make_source(config, "train", given)[0]
@@ -229,7 +269,12 @@ def test_every_source_gives_the_pixels_of_pillow(kind: str, channels: int, tmp_p
 
 def test_digits_are_those_of_pillow() -> None:
     pillow, config = (
-        resolve(load_roadmap(), "gelu", profile="digits", overrides={"system.device": "cpu", "recipe.pipeline": kind})
+        resolve(
+            load_roadmap(),
+            "gelu",
+            profile="digits",
+            overrides={"system.device": "cpu", "recipe.pipeline": kind},
+        )
         for kind in ("pillow", "tensor")
     )
     assert apart(finished(config, batches(config)), batches(pillow), config) < 1.01
@@ -239,7 +284,9 @@ def test_digits_are_those_of_pillow() -> None:
 def test_batches_depend_on_seed_epoch_and_sample_alone(folder: Path, workers: int) -> None:
     config = config_of(folder, recipe__global_batch=6, **TENSOR)
     whole = batches(config, epoch=1)
-    loader = Loader(config_of(folder, recipe__global_batch=6, system__workers=workers, **TENSOR), "train", CPU)
+    loader = Loader(
+        config_of(folder, recipe__global_batch=6, system__workers=workers, **TENSOR), "train", CPU
+    )
     for first in range(len(whole) + 1):
         assert same(list(loader.epoch(1, first)), whole[first:])
     assert not same(list(loader.epoch(0)), whole)
@@ -271,7 +318,11 @@ def test_a_stream_cannot_be_had_as_tensors(kind: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, data__dataset=f"{kind}/something", **TENSOR)
     for look in (check_data, lambda config: Loader(config, "train", CPU)):
         with pytest.raises(
-            ConfigError, match=r"^recipe\.pipeline 'tensor' cannot be had of .*data\.dataset=shards reads tar files as tensors"
+            ConfigError,
+            match=(
+                r"^recipe\.pipeline 'tensor' cannot be had of .*data\.dataset=shards reads tar files as"
+                r" tensors"
+            ),
         ):
             look(config)
 
@@ -284,13 +335,27 @@ def test_the_pipeline_is_another_configuration() -> None:
 
 
 def engine_of(**overrides: Any) -> Engine:
-    given: dict[str, Any] = {"recipe__randaugment": INCREASING, "recipe__random_erasing": 0.5, "recipe__mixup": 0.8, "recipe__cutmix": 1.0}
-    config = custom(recipe__crop_scale=[0.5, 1.0], recipe__global_batch=8, recipe__local_batch=8, **given, **TENSOR, **overrides)
+    given: dict[str, Any] = {
+        "recipe__randaugment": INCREASING,
+        "recipe__random_erasing": 0.5,
+        "recipe__mixup": 0.8,
+        "recipe__cutmix": 1.0,
+    }
+    config = custom(
+        recipe__crop_scale=[0.5, 1.0],
+        recipe__global_batch=8,
+        recipe__local_batch=8,
+        **given,
+        **TENSOR,
+        **overrides,
+    )
     return Engine(config, CPU, 10)
 
 
 def greys() -> tuple[Tensor, Tensor]:
-    images = torch.stack([torch.tensor(np.asarray(picture(seed).resize((32, 32)))) for seed in range(8)]).permute(0, 3, 1, 2)
+    images = torch.stack(
+        [torch.tensor(np.asarray(picture(seed).resize((32, 32)))) for seed in range(8)]
+    ).permute(0, 3, 1, 2)
     return images.float(), torch.arange(8) % 3
 
 
@@ -298,7 +363,9 @@ def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
     images, labels = greys()
     whole = engine_of()
     whole.iteration = 5
-    everything, mixed = whole._augment(images[whole.plan.positions(0, 0)], labels[whole.plan.positions(0, 0)], 0)
+    everything, mixed = whole._augment(
+        images[whole.plan.positions(0, 0)], labels[whole.plan.positions(0, 0)], 0
+    )
     order = whole.plan.positions(0, 0)
     for micro in (2, 4):
         turns = engine_of(system__micro_batch=micro)

@@ -14,7 +14,11 @@ from tests.test_cli import COMMANDS
 from tests.test_status import PLAN, make
 
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-TERMINALS = {"ascii": {"PYTHONIOENCODING": "ascii"}, "latin-1": {"PYTHONIOENCODING": "latin-1"}, "the locale C": PLAIN}
+TERMINALS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "the locale C": PLAIN,
+}
 LINES: dict[str, tuple[str, ...]] = {
     "steps": ("roadmap", "steps"),
     "verify": ("roadmap", "verify"),
@@ -27,16 +31,26 @@ LINES: dict[str, tuple[str, ...]] = {
 
 def output(cwd: Path, terminal: dict[str, str], command: str, *words: str | bytes) -> bytes:
     """What a command prints; it must succeed and have nothing to complain of."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))
+    }
     environment = inherited | {"PYTHONPATH": str(ROOT)} | terminal
-    done = subprocess.run([sys.executable, *COMMANDS[command], *words], cwd=cwd, env=environment, capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *COMMANDS[command], *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout
 
 
 @pytest.mark.parametrize("terminal", TERMINALS.values(), ids=TERMINALS)
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
-def test_a_command_prints_at_any_terminal(line: tuple[str, ...], terminal: dict[str, str], tmp_path: Path) -> None:
+def test_a_command_prints_at_any_terminal(
+    line: tuple[str, ...], terminal: dict[str, str], tmp_path: Path
+) -> None:
     make(tmp_path / "runs", "gelu")
     printed = output(tmp_path, terminal, *line).decode(terminal.get("PYTHONIOENCODING", "ascii"))
     assert printed
@@ -61,13 +75,17 @@ def test_at_a_terminal_with_utf8_nothing_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_file_name_that_is_no_text_is_printed_as_it_is(encoding: str, tmp_path: Path) -> None:
     words = ("--paper", "--tables-only", "--out", b"out-\xff")
-    assert b"tables: out-\xff/ablation.md, " in output(tmp_path, {"PYTHONIOENCODING": encoding}, "collect", *words)
+    assert b"tables: out-\xff/ablation.md, " in output(
+        tmp_path, {"PYTHONIOENCODING": encoding}, "collect", *words
+    )
 
 
 def test_a_pipe_may_be_closed_early(tmp_path: Path) -> None:
     line = [sys.executable, *COMMANDS["roadmap"], "steps"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
-    with subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+    with subprocess.Popen(
+        line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert b"ResNet-50" in process.stdout.read(60)

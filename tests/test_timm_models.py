@@ -14,7 +14,13 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.layers import set_scriptable
-from timm.models import get_notrace_functions, get_notrace_modules, group_parameters, model_parameters, save_for_hf
+from timm.models import (
+    get_notrace_functions,
+    get_notrace_modules,
+    group_parameters,
+    model_parameters,
+    save_for_hf,
+)
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor  # type: ignore[import-untyped]
@@ -34,7 +40,9 @@ PYRAMIDS = [name for name in MODELS if name not in ISOTROPIC]
 
 
 def at_small_size(name: str) -> ModelSpec:
-    """What a model shares with those from which it differs in width, depth and the rate of stochastic depth only."""
+    """What a model shares with those from which it differs in width, depth and the rate of stochastic depth
+    only.
+    """
     spec = registered[name].model
     depths = (2, 1)[: len(spec.depths)]
     return spec.model_copy(update={"width": 8, "depths": depths, "drop_path": min(spec.drop_path, 0.1)})
@@ -59,7 +67,9 @@ def small(name: str, deepest: int = 2, **kwargs: Any) -> Any:
 
 
 def smallest(name: str, **kwargs: Any) -> Any:
-    """Two stages of `name`, with blocks that change the shape and one that does not, for what takes its time."""
+    """Two stages of `name`, with blocks that change the shape and one that does not,
+    for what takes its time.
+    """
     return small(name, depths=list(at_small_size(name).depths), **kwargs)
 
 
@@ -126,7 +136,10 @@ def test_data_config_is_the_steps(name: str) -> None:
     config, data = registered[name], resolve_data_config(model=small(name))
     assert data["input_size"] == (3, config.data.image_size, config.data.image_size)
     assert (data["mean"], data["std"]) == (config.data.mean, config.data.std)
-    assert (data["crop_pct"], data["interpolation"]) == (config.recipe.eval_crop_pct, config.recipe.eval_interpolation)
+    assert (data["crop_pct"], data["interpolation"]) == (
+        config.recipe.eval_crop_pct,
+        config.recipe.eval_interpolation,
+    )
 
 
 def test_data_config_of_a_model_for_large_images() -> None:
@@ -184,7 +197,9 @@ def test_features_only(name: str) -> None:
     spec, model = registered[name].model, small(name, features_only=True)
     maps = model(images())
     assert model.feature_info.channels() == [x.shape[1] for x in maps]
-    assert model.feature_info.reduction() == [64 // x.shape[2] for x in maps] == [64 // x.shape[3] for x in maps]
+    assert (
+        model.feature_info.reduction() == [64 // x.shape[2] for x in maps] == [64 // x.shape[3] for x in maps]
+    )
     assert model.feature_info.reduction() == [spec.stem.stride << stage for stage in range(len(spec.depths))]
     assert all(x.isfinite().all() for x in maps)
 
@@ -206,7 +221,9 @@ def test_out_indices(name: str) -> None:
     choices: list[Any] = [(0,), (1, 3), (0, 2), (-2, -1), 2]
     for out_indices in choices:
         chosen = small(name, 1, features_only=True, out_indices=out_indices)
-        wanted = maps[-out_indices:] if isinstance(out_indices, int) else [maps[index] for index in out_indices]
+        wanted = (
+            maps[-out_indices:] if isinstance(out_indices, int) else [maps[index] for index in out_indices]
+        )
         assert_same(chosen(images()), wanted)
         assert chosen.feature_info.channels() == [x.shape[1] for x in wanted]
         assert chosen.feature_info.reduction() == [64 // x.shape[2] for x in wanted]
@@ -224,7 +241,10 @@ def test_forward_intermediates(name: str) -> None:
     assert torch.equal(model.forward_intermediates(images())[0], last)
 
 
-@pytest.mark.parametrize(("indices", "stages"), [(None, [0, 1, 2, 3]), (2, [2, 3]), (4, [0, 1, 2, 3]), ([0, 2], [0, 2]), ([-3], [1])])
+@pytest.mark.parametrize(
+    ("indices", "stages"),
+    [(None, [0, 1, 2, 3]), (2, [2, 3]), (4, [0, 1, 2, 3]), ([0, 2], [0, 2]), ([-3], [1])],
+)
 def test_forward_intermediates_takes_the_maps_asked_for(indices: Any, stages: list[int]) -> None:
     model = small("roadmap_kernel_7")
     maps = model.forward_intermediates(images(), intermediates_only=True)
@@ -270,7 +290,10 @@ def test_pruning_can_keep_the_head_of_the_last_stage() -> None:
     assert model.prune_intermediate_layers(2, prune_head=False) == [2, 3]
     assert torch.equal(model(images()), logits)
     model.prune_intermediate_layers(2, prune_norm=True, prune_head=False)
-    assert [key for key in model.state_dict() if key.startswith("head")] == ["head.classifier.weight", "head.classifier.bias"]
+    assert [key for key in model.state_dict() if key.startswith("head")] == [
+        "head.classifier.weight",
+        "head.classifier.bias",
+    ]
     model.prune_intermediate_layers([1], prune_head=False)  # the last stage goes, and its head with it
     assert not [key for key in model.state_dict() if key.startswith("head")]
 
@@ -293,12 +316,18 @@ def test_export(name: str) -> None:
     assert torch.equal(exported.module()(images()), model(images()))
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:NOTE. The nodes obtained by tracing")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:NOTE. The nodes obtained by tracing"
+)
 @each_kind
 def test_fx(name: str) -> None:
     with set_scriptable(True):
         model = smallest(name)
-    options = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions(), "param_shapes_constant": True}
+    options = {
+        "leaf_modules": get_notrace_modules(),
+        "autowrap_functions": get_notrace_functions(),
+        "param_shapes_constant": True,
+    }
     nodes = [*(info["module"] for info in model.feature_info), model.default_cfg["classifier"]]
     graph = create_feature_extractor(model, nodes, tracer_kwargs=options).eval()
     expected = [*model.forward_intermediates(images(), intermediates_only=True), model(images())]
@@ -331,7 +360,10 @@ def results(model: nn.Module, checkpointing: bool) -> tuple[Tensor, list[Tensor 
 @each_kind
 def test_gradient_checkpointing_changes_no_result(name: str) -> None:
     model = small(name, drop_path_rate=0.3, num_classes=10)
-    (logits, gradients, buffers), (expected, expected_gradients, expected_buffers) = results(model, True), results(model, False)
+    (logits, gradients, buffers), (expected, expected_gradients, expected_buffers) = (
+        results(model, True),
+        results(model, False),
+    )
     assert torch.equal(logits, expected)
     assert all(gradient is not None for gradient in gradients)
     assert_same(gradients, expected_gradients)
@@ -373,7 +405,9 @@ def test_a_compiled_network_with_checkpoints_counts_each_batch_once() -> None:
 
 
 def depth_of(parameter: str, depths: list[int]) -> int:
-    """How many groups lie before that of a parameter: the stem is the first, then come all blocks, then the head."""
+    """How many groups lie before that of a parameter: the stem is the first, then come all blocks, then the
+    head.
+    """
     part, *rest = parameter.split(".")
     if part == "stages":
         stage, kind, block = int(rest[0]), rest[1], int(rest[2]) if rest[1] == "blocks" else 0
@@ -389,7 +423,9 @@ def test_parameters_are_grouped_from_stem_to_head(name: str) -> None:
     names = [parameter for parameter, _ in model.named_parameters()]
     groups = group_parameters(model, model.group_matcher())
     assert sorted(parameter for group in groups.values() for parameter in group) == sorted(names)
-    assert groups == {depth: [n for n in names if depth_of(n, depths) == depth] for depth in range(sum(depths) + 2)}
+    assert groups == {
+        depth: [n for n in names if depth_of(n, depths) == depth] for depth in range(sum(depths) + 2)
+    }
     coarse = group_parameters(model, model.group_matcher(coarse=True))
     stages = [[n for n in names if n.startswith(f"stages.{stage}.")] for stage in range(len(depths))]
     stem, head = ([n for n in names if n.startswith(part)] for part in ("stem", "head"))
@@ -401,7 +437,11 @@ def test_layer_wise_learning_rates(name: str) -> None:
     model = small(name, deepest=3)
     depths = [len(stage.blocks) for stage in model.stages]
     optimizer = create_optimizer_v2(model, "adamw", lr=1.0, weight_decay=0.05, layer_decay=0.8)
-    scales = {id(p): (group["lr_scale"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    scales = {
+        id(p): (group["lr_scale"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     for parameter, value in model.named_parameters():
         scale, decay = scales.pop(id(value))
         assert scale == pytest.approx(0.8 ** (sum(depths) + 1 - depth_of(parameter, depths))), parameter
@@ -422,7 +462,9 @@ def test_weights_fit_a_model_with_other_channels_and_classes(name: str) -> None:
     weights = {"state_dict": source.state_dict()}
     same = small(name, pretrained=True, pretrained_cfg_overlay=weights)
     assert torch.equal(same(images()), source(images()))
-    grey = small(name, pretrained=True, pretrained_cfg_overlay=copy.deepcopy(weights), in_chans=1, num_classes=5)
+    grey = small(
+        name, pretrained=True, pretrained_cfg_overlay=copy.deepcopy(weights), in_chans=1, num_classes=5
+    )
     torch.testing.assert_close(grey.stem.conv.weight, source.stem.conv.weight.sum(1, keepdim=True))
     assert grey(images(channels=1)).shape == (1, 5)
 
@@ -432,7 +474,9 @@ def test_weights_come_from_a_checkpoint(tmp_path: Path) -> None:
     with torch.no_grad():
         source.stem.conv.weight.mul_(2)
     torch.save(source.state_dict(), tmp_path / "gelu.pth")
-    model = timm.create_model("roadmap_gelu", width=8, depths=[2, 2, 2, 2], num_classes=10, checkpoint_path=tmp_path / "gelu.pth").eval()
+    model = timm.create_model(
+        "roadmap_gelu", width=8, depths=[2, 2, 2, 2], num_classes=10, checkpoint_path=tmp_path / "gelu.pth"
+    ).eval()
     assert torch.equal(model(images()), source(images()))
 
 
@@ -440,7 +484,9 @@ def test_weights_come_from_a_checkpoint(tmp_path: Path) -> None:
 def test_a_model_saved_as_for_the_hub_comes_back(name: str, tmp_path: Path) -> None:
     source = smallest(name, num_classes=7, global_pool="max", block={"spatial": {"kernel": 5}})
     save_for_hf(source, tmp_path)
-    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images()), source(images()))
+    assert torch.equal(
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(images()), source(images())
+    )
     backbone = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
     assert_same(backbone(images()), source.forward_intermediates(images(), intermediates_only=True))
 
@@ -452,7 +498,9 @@ def test_there_are_no_published_weights() -> None:
 
 @each_model
 def test_the_model_is_the_one_that_is_trained(name: str) -> None:
-    spec = registered[name].model.model_copy(update={"depths": (1,) * len(registered[name].model.depths), "width": 8})
+    spec = registered[name].model.model_copy(
+        update={"depths": (1,) * len(registered[name].model.depths), "width": 8}
+    )
     torch.manual_seed(0)
     expected = build_model(spec)
     torch.manual_seed(0)
@@ -464,7 +512,11 @@ def test_the_model_is_the_one_that_is_trained(name: str) -> None:
 
 
 def drop_rates(model: nn.Module) -> list[float]:
-    return [float(getattr(block.drop_path, "drop_prob", 0.0)) for block in model.modules() if isinstance(block, Residual)]
+    return [
+        float(getattr(block.drop_path, "drop_prob", 0.0))
+        for block in model.modules()
+        if isinstance(block, Residual)
+    ]
 
 
 def test_stochastic_depth_is_the_steps_unless_it_is_given() -> None:
@@ -485,13 +537,18 @@ def test_drop_rate_is_the_dropout_before_the_classifier() -> None:
 
 def test_keywords_are_leaves_of_the_model_section() -> None:
     model = timm.create_model(
-        "roadmap_separate_downsampling", width_mult=0.125, depths=[1, 2], block={"layer_scale": None, "spatial": {"kernel": 5}}
+        "roadmap_separate_downsampling",
+        width_mult=0.125,
+        depths=[1, 2],
+        block={"layer_scale": None, "spatial": {"kernel": 5}},
     )
     assert [len(stage.blocks) for stage in model.stages] == [1, 2]
     assert model.stem.conv.out_channels == 12
     assert model.stages[0].blocks[0].body.spatial.kernel_size == (5, 5)
     assert not [key for key in model.state_dict() if "gamma" in key]
-    dotted = timm.create_model("roadmap_separate_downsampling", **{"stem.stride": 2, "width": 8, "block.act.after": ["pw1", "sum"]})
+    dotted = timm.create_model(
+        "roadmap_separate_downsampling", **{"stem.stride": 2, "width": 8, "block.act.after": ["pw1", "sum"]}
+    )
     assert dotted.stem.conv.stride == (2, 2)
     assert hasattr(dotted.stages[0].blocks[0].after, "act")
 
@@ -501,7 +558,10 @@ def test_keywords_are_leaves_of_the_model_section() -> None:
     [
         ({"width_mul": 0.5}, "unknown keyword 'width_mul'; did you mean 'width_mult'?"),
         ({"out_indexes": (0,)}, "unknown keyword 'out_indexes'; did you mean 'out_indices'?"),
-        ({"block": {"spatial": {"kernal": 3}}}, "unknown keyword 'block.spatial.kernal'; did you mean 'block.spatial.kernel'?"),
+        (
+            {"block": {"spatial": {"kernal": 3}}},
+            "unknown keyword 'block.spatial.kernal'; did you mean 'block.spatial.kernel'?",
+        ),
         ({"output_stride": 8}, "unknown keyword 'output_stride'; there are in_chans, num_classes, depths,"),
         ({"depths": [1, 0]}, "depths.1: input should be greater than or equal to 1, not 0"),
         ({"depths": 3}, "depths: input should be a valid list, not 3"),
@@ -519,8 +579,12 @@ def test_a_keyword_that_is_wrong_is_named(keywords: dict[str, Any], message: str
 
 def test_a_steps_file_of_ones_own(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "mine.yaml"
-    step = "{name: mine_swish, title: swish, parent: separate_downsampling, set: {model.block.act.kind: silu}}"
-    path.write_text(f"extends: steps.yaml\nroadmaps:\n  convnext_t:\n    steps:\n      - {step}\n", encoding="utf-8")
+    step = (
+        "{name: mine_swish, title: swish, parent: separate_downsampling, set: {model.block.act.kind: silu}}"
+    )
+    path.write_text(
+        f"extends: steps.yaml\nroadmaps:\n  convnext_t:\n    steps:\n      - {step}\n", encoding="utf-8"
+    )
     names = timm_models.register(path)
     assert set(names) == {*MODELS, "roadmap_mine_swish"}
     assert not list(recwarn)
@@ -531,7 +595,8 @@ def test_a_steps_file_of_ones_own(tmp_path: Path, recwarn: pytest.WarningsRecord
 def test_another_network_under_a_known_name_takes_its_place(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     form = (
-        "extends: steps.yaml\nroadmaps:\n  mine:\n    title: mine\n    steps:\n      - {name: one, title: one, set: {model.width: WIDTH}}\n"
+        "extends: steps.yaml\nroadmaps:\n  mine:\n    title: mine\n    steps:\n      - {name: one, title:"
+        " one, set: {model.width: WIDTH}}\n"
     )
     for width in (32, 48):
         path.write_text(form.replace("WIDTH", str(width)), encoding="utf-8")
@@ -551,5 +616,7 @@ print(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def test_one_import_is_all_it_takes() -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert (done.stdout.strip(), done.stderr) == ("28589128", "")

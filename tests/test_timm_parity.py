@@ -30,27 +30,60 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]]]] = {
     "stage_ratio": ("stage_ratio", {}, ("resnet50", {"layers": (3, 3, 9, 3)})),
     "small resnet": (
         RESNET,
-        {"model.depths": [1, 2, 1, 1], "model.in_chans": 1, "data.mean": [0.5], "data.std": [0.2], "model.block.act.kind": "silu"},
+        {
+            "model.depths": [1, 2, 1, 1],
+            "model.in_chans": 1,
+            "data.mean": [0.5],
+            "data.std": [0.2],
+            "model.block.act.kind": "silu",
+        },
         ("resnet50", {"layers": (1, 2, 1, 1), "in_chans": 1, "act_layer": "silu"}),
     ),
     "convnext_tiny": (CONVNEXT, {}, ("convnext_tiny", {})),
     "convnext_small": (CONVNEXT, {"model.depths": [3, 3, 27, 3]}, ("convnext_small", {})),
     "convnext_base": (CONVNEXT, {"model.depths": [3, 3, 27, 3], "model.width": 128}, ("convnext_base", {})),
     "convnext_large": (CONVNEXT, {"model.depths": [3, 3, 27, 3], "model.width": 192}, ("convnext_large", {})),
-    "convnext_xlarge": (CONVNEXT, {"model.depths": [3, 3, 27, 3], "model.width": 256}, ("convnext_xlarge", {})),
-    "convnext_atto": (CONVNEXT, ATTO, ("convnext_tiny", {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)})),
+    "convnext_xlarge": (
+        CONVNEXT,
+        {"model.depths": [3, 3, 27, 3], "model.width": 256},
+        ("convnext_xlarge", {}),
+    ),
+    "convnext_atto": (
+        CONVNEXT,
+        ATTO,
+        ("convnext_tiny", {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)}),
+    ),
     "kernel 5": (
         CONVNEXT,
         {**NARROW, "model.block.spatial.kernel": 5, "model.block.layer_scale": None, "model.num_classes": 10},
         (
             "convnextv2_tiny",
-            {"depths": (1, 2, 2, 1), "dims": (12, 24, 48, 96), "kernel_sizes": 5, "use_grn": False, "num_classes": 10},
+            {
+                "depths": (1, 2, 2, 1),
+                "dims": (12, 24, 48, 96),
+                "kernel_sizes": 5,
+                "use_grn": False,
+                "num_classes": 10,
+            },
         ),
     ),
     "kernel 11": (
         CONVNEXT,
-        {**NARROW, "model.width_mult": 2.0, "model.block.spatial.kernel": 11, "model.block.act.kind": "hard_swish"},
-        ("convnext_tiny", {"depths": (1, 2, 2, 1), "dims": (24, 48, 96, 192), "kernel_sizes": 11, "act_layer": "hard_swish"}),
+        {
+            **NARROW,
+            "model.width_mult": 2.0,
+            "model.block.spatial.kernel": 11,
+            "model.block.act.kind": "hard_swish",
+        },
+        (
+            "convnext_tiny",
+            {
+                "depths": (1, 2, 2, 1),
+                "dims": (24, 48, 96, 192),
+                "kernel_sizes": 11,
+                "act_layer": "hard_swish",
+            },
+        ),
     ),
 }
 SIZES: dict[str, tuple[int, ...]] = {
@@ -72,7 +105,9 @@ def hollow(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def randomise(network: nn.Module) -> None:
-    """Values under which each one shows in the logits: no identity norm, no layer scale near zero, no zero bias."""
+    """Values under which each one shows in the logits: no identity norm, no layer scale near zero, no zero
+    bias.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, value in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -93,7 +128,10 @@ def assert_same_logits(ours: nn.Module, theirs: nn.Module, batch: Tensor, name: 
     with torch.no_grad():
         expected, logits = theirs.eval()(batch), ours.eval()(batch)
     difference = float((logits - expected).abs().max())
-    print(f"\n{name} at {batch.shape[-1]}: largest difference {difference:.1e}, largest logit {float(expected.abs().max()):.1f}")
+    print(
+        f"\n{name} at {batch.shape[-1]}: largest difference {difference:.1e}, largest logit"
+        f" {float(expected.abs().max()):.1f}"
+    )
     assert (expected[0] - expected[1]).abs().max() > 0.1
     assert difference <= 1e-5
 
@@ -102,7 +140,10 @@ def pair(network: str) -> tuple[nn.Module, nn.Module]:
     """Our network and timm's, with the same random weights."""
     spec = spec_of(network)
     name, kwargs = timm_model(spec)
-    ours, theirs = hollow(lambda: build_model(spec)).to_empty(device="cpu"), hollow(lambda: timm.create_model(name, **kwargs))
+    ours, theirs = (
+        hollow(lambda: build_model(spec)).to_empty(device="cpu"),
+        hollow(lambda: timm.create_model(name, **kwargs)),
+    )
     randomise(ours)
     theirs.load_state_dict(to_timm(spec, ours.state_dict()), assign=True)
     return ours, theirs
@@ -113,7 +154,9 @@ def kept_pair(network: str) -> tuple[nn.Module, nn.Module]:
     return pair(network)
 
 
-@pytest.mark.parametrize(("network", "size"), [(network, size) for network, sizes in SIZES.items() for size in sizes])
+@pytest.mark.parametrize(
+    ("network", "size"), [(network, size) for network, sizes in SIZES.items() for size in sizes]
+)
 def test_logits_are_timms(network: str, size: int) -> None:
     ours, theirs = kept_pair(network) if len(SIZES[network]) > 1 else pair(network)
     assert_same_logits(ours, theirs, images(2, spec_of(network).in_chans, size), network)
@@ -126,7 +169,9 @@ def test_the_network_has_its_name_and_shapes_in_timm(network: str) -> None:
     assert (name, kwargs) == NETWORKS[network][2]
     theirs = hollow(lambda: timm.create_model(name, **kwargs)).state_dict()
     ours = to_timm(spec, hollow(lambda: build_model(spec)).state_dict())
-    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+    assert {key: value.shape for key, value in ours.items()} == {
+        key: value.shape for key, value in theirs.items()
+    }
 
 
 @pytest.mark.parametrize("network", ["resnet50", "convnext_tiny"])
@@ -150,11 +195,17 @@ def test_a_change_of_any_weight_shows_in_the_logits(network: str) -> None:
 # timm's convnext_atto has 1x1 convolutions where convnext_tiny has linear layers.
 @pytest.mark.parametrize(
     ("network", "name", "dialect"),
-    [("small resnet", None, "timm_resnet"), ("convnext_atto", None, "timm_convnext"), ("convnext_atto", "convnext_atto", "timm_convnext")],
+    [
+        ("small resnet", None, "timm_resnet"),
+        ("convnext_atto", None, "timm_convnext"),
+        ("convnext_atto", "convnext_atto", "timm_convnext"),
+    ],
 )
 def test_timms_files_load(network: str, name: str | None, dialect: str, tmp_path: Path) -> None:
     spec = spec_of(network)
-    theirs = timm.create_model(name) if name else timm.create_model(timm_model(spec)[0], **timm_model(spec)[1])
+    theirs = (
+        timm.create_model(name) if name else timm.create_model(timm_model(spec)[0], **timm_model(spec)[1])
+    )
     randomise(theirs)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     ours = build_model(spec)
@@ -179,7 +230,12 @@ FIXED = [
     (RESNET, "stem.kind", "patchify", "is patchify; timm's ResNet has resnet"),
     (RESNET, "stem.stride", 2, "is 2; timm's ResNet has 4"),
     (RESNET, "stem.norm", False, "is false; timm's ResNet has true"),
-    (RESNET, "block.order", ["pw1", "pw2", "spatial"], "is [pw1, pw2, spatial]; timm's ResNet has [pw1, spatial, pw2]"),
+    (
+        RESNET,
+        "block.order",
+        ["pw1", "pw2", "spatial"],
+        "is [pw1, pw2, spatial]; timm's ResNet has [pw1, spatial, pw2]",
+    ),
     (RESNET, "block.hidden", 2, "is 2; timm's ResNet has 1"),
     (RESNET, "block.out", 2, "is 2; timm's ResNet has 4"),
     (RESNET, "block.spatial.kind", "depthwise", "is depthwise; timm's ResNet has conv"),
@@ -195,7 +251,12 @@ FIXED = [
     (CONVNEXT, "stem.kind", "resnet", "is resnet; timm's ConvNeXt has patchify"),
     (CONVNEXT, "stem.stride", 2, "is 2; timm's ConvNeXt has 4"),
     (CONVNEXT, "stem.norm", False, "is false; timm's ConvNeXt has true"),
-    (CONVNEXT, "block.order", ["pw1", "spatial", "pw2"], "is [pw1, spatial, pw2]; timm's ConvNeXt has [spatial, pw1, pw2]"),
+    (
+        CONVNEXT,
+        "block.order",
+        ["pw1", "spatial", "pw2"],
+        "is [pw1, spatial, pw2]; timm's ConvNeXt has [spatial, pw1, pw2]",
+    ),
     (CONVNEXT, "block.hidden", 2, "is 2; timm's ConvNeXt has 4"),
     (CONVNEXT, "block.out", 2, "is 2; timm's ConvNeXt has 1"),
     (CONVNEXT, "block.spatial.kind", "multiscale", "is multiscale; timm's ConvNeXt has depthwise"),
@@ -210,8 +271,12 @@ FIXED = [
 
 
 @pytest.mark.parametrize(("step", "key", "value", "message"), FIXED)
-def test_a_value_that_timm_does_not_have_is_refused_alone(step: str, key: str, value: Any, message: str) -> None:
-    assert refusals(resolve(load_roadmap(), step, overrides={f"model.{key}": value}).model) == [f"model.{key} {message}"]
+def test_a_value_that_timm_does_not_have_is_refused_alone(
+    step: str, key: str, value: Any, message: str
+) -> None:
+    assert refusals(resolve(load_roadmap(), step, overrides={f"model.{key}": value}).model) == [
+        f"model.{key} {message}"
+    ]
 
 
 def test_all_values_in_the_way_to_the_nearest_network_are_named() -> None:

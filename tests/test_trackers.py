@@ -1,4 +1,6 @@
-"""TensorBoard and W&B show what metrics.jsonl holds, each line once however often the run was killed, and never stop a training."""
+"""TensorBoard and W&B show what metrics.jsonl holds, each line once however often the run was killed, and
+never stop a training.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from roadmap.training.callbacks import Watch, Watches
 from roadmap.training.trackers import check_trackers, make_trackers, run_id
 
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=2", "system.log_every=4"]
-EPOCH, KILLED = 18, 22  # iterations: there is a checkpoint of the first, and a line of metrics between the two
+# iterations: there is a checkpoint of the first, and a line of metrics between the two
+EPOCH, KILLED = 18, 22
 LOG_HEADER, PIECE, BLOCK, WHOLE, LAST = 7, struct.Struct("<IHB"), 32768, 1, 4  # of the log that W&B writes
 BOTH = "system.trackers=[tensorboard, wandb]"
 
@@ -37,7 +40,10 @@ def lines(run: RunDir) -> list[dict[str, Any]]:
 
 
 def figures(run: RunDir) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in ("seconds", "images_per_s")} for line in lines(run)]
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "images_per_s")}
+        for line in lines(run)
+    ]
 
 
 class Killed(BaseException):
@@ -77,7 +83,9 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 @pytest.fixture(scope="module")
 def tracked(offline: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run that was killed in its second epoch, after a line of metrics that its checkpoint does not know, and then finished."""
+    """A run that was killed in its second epoch, after a line of metrics that its checkpoint does not know,
+    and then finished.
+    """
     config = config_of(BOTH)
     run = prepare(tmp_path_factory.mktemp("tracked"), config)
     with pytest.raises(Killed), make_trackers(config, run.path) as trackers:
@@ -99,12 +107,17 @@ def test_tensorboard_shows_every_figure_of_the_metrics_once(tracked: RunDir) -> 
     assert len(list((tracked.path / "tensorboard").iterdir())) == 2
     accumulator = EventAccumulator(str(tracked.path / "tensorboard"))
     accumulator.Reload()
-    shown = {name: [(event.step, event.value) for event in accumulator.Scalars(name)] for name in accumulator.Tags()["scalars"]}
+    shown = {
+        name: [(event.step, event.value) for event in accumulator.Scalars(name)]
+        for name in accumulator.Tags()["scalars"]
+    }
     expected: dict[str, list[tuple[int, Any]]] = {}
     for line in lines(tracked):
         for name, value in line.items():
             if name not in ("kind", "iteration") and value is not None:
-                expected.setdefault(f"{line['kind']}/{name}", []).append((line["iteration"], pytest.approx(value, rel=1e-6)))
+                expected.setdefault(f"{line['kind']}/{name}", []).append(
+                    (line["iteration"], pytest.approx(value, rel=1e-6))
+                )
     assert {"epoch/top1", "train/train_loss", "train/lr"} <= set(shown)
     assert shown == expected
 
@@ -155,9 +168,18 @@ def test_both_attempts_are_one_run_of_wandb(tracked: RunDir) -> None:
     assert len(attempts) == 2
     for records in attempts:
         (run,) = [record.run for record in records if record.HasField("run")]
-        assert (run.project, run.run_group, run.display_name, list(run.tags)) == ("convnext_t", "gelu", "gelu-seed0", ["digits"])
+        assert (run.project, run.run_group, run.display_name, list(run.tags)) == (
+            "convnext_t",
+            "gelu",
+            "gelu-seed0",
+            ["digits"],
+        )
         assert run.run_id == run_id(config)
-        sent = {update.key: json.loads(update.value_json) for update in run.config.update if update.key != "_wandb"}
+        sent = {
+            update.key: json.loads(update.value_json)
+            for update in run.config.update
+            if update.key != "_wandb"
+        }
         assert sent == config.model_dump(mode="json")
 
 
@@ -165,8 +187,14 @@ def test_wandb_has_every_figure_of_the_metrics(tracked: RunDir) -> None:
     shown: dict[tuple[int, str], Any] = {}
     for records in wandb_attempts(tracked):
         for record in records:
-            items = {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item if item.nested_key}
-            shown |= {(items["_step"], name): value for name, value in items.items() if not name.startswith("_")}
+            items = {
+                item.nested_key[0]: json.loads(item.value_json)
+                for item in record.history.item
+                if item.nested_key
+            }
+            shown |= {
+                (items["_step"], name): value for name, value in items.items() if not name.startswith("_")
+            }
     expected = {
         (line["iteration"], f"{line['kind']}/{name}"): value
         for line in lines(tracked)
@@ -187,7 +215,9 @@ def test_wandb_is_not_shown_again_what_it_has(offline: None, tmp_path: Path) -> 
     assert shown == [9, 12]
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"step": "layer_norm"}, {"profile": None}, {"roadmap": "convnext_b"}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"step": "layer_norm"}, {"profile": None}, {"roadmap": "convnext_b"}]
+)
 def test_another_run_is_another_run_of_wandb(other: dict[str, Any]) -> None:
     config = config_of()
     assert run_id(config.model_copy(update=other)) != run_id(config)
@@ -196,19 +226,26 @@ def test_another_run_is_another_run_of_wandb(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("gone", ["tensorboard", "wandb"])
-def test_a_missing_package_is_one_line_before_anything_is_trained(gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_one_line_before_anything_is_trained(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(BOTH)
     check_trackers(config)
     monkeypatch.setitem(sys.modules, gone, None)
     for attempt in (lambda: check_trackers(config), lambda: make_trackers(config, tmp_path)):
         with pytest.raises(ConfigError) as caught:
             attempt()
-        assert str(caught.value) == f"system.trackers '{gone}' is not installed; pip install 'convnext-roadmap[{gone}]'"
+        assert (
+            str(caught.value)
+            == f"system.trackers '{gone}' is not installed; pip install 'convnext-roadmap[{gone}]'"
+        )
     check_trackers(config_of())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_happens_to_be_called_wandb_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_happens_to_be_called_wandb_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
@@ -217,7 +254,10 @@ def test_a_folder_that_happens_to_be_called_wandb_is_no_package(tmp_path: Path, 
 
 
 def test_checking_the_trackers_imports_none_of_them() -> None:
-    probe = "import sys, roadmap.training.trackers; print([name for name in ('torch', 'tensorboard', 'wandb') if name in sys.modules])"
+    probe = (
+        "import sys, roadmap.training.trackers; print([name for name in ('torch', 'tensorboard', 'wandb') if"
+        " name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -276,7 +316,11 @@ def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
     for name, place in {"HOME": "", "NETRC": "/netrc", "WANDB_CONFIG_DIR": "/wandb"}.items():
         monkeypatch.setenv(name, f"{tmp_path}{place}")
-    for name, value in {"MODE": "online", "BASE_URL": "http://127.0.0.1:9", "ERROR_REPORTING": "false"}.items():
+    for name, value in {
+        "MODE": "online",
+        "BASE_URL": "http://127.0.0.1:9",
+        "ERROR_REPORTING": "false",
+    }.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     wandb.teardown()  # it reads its variables once in a process
@@ -291,6 +335,10 @@ def test_who_is_not_logged_in_at_wandb_trains_all_the_same(
     run = prepare(tmp_path, config)
     with make_trackers(config, run.path) as trackers:
         assert train(config, run.path, watch=trackers).status == "done"
-    said = [message for message in caplog.messages if message.startswith("WandB fails and is left out from here on: ")]
+    said = [
+        message
+        for message in caplog.messages
+        if message.startswith("WandB fails and is left out from here on: ")
+    ]
     assert len(said) == 1
     assert figures(run) == figures(quiet)

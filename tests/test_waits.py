@@ -1,4 +1,6 @@
-"""No wait is endless, and none is deaf: batches that never come, data that is far, processes that nobody started."""
+"""No wait is endless, and none is deaf: batches that never come, data that is far, processes that nobody
+started.
+"""
 
 from __future__ import annotations
 
@@ -53,20 +55,34 @@ class Stuck(Pictures):
 
 def run_in_root(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """A command run to its end, from the project's folder."""
-    return subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 # Batches
 
 
-def test_a_batch_that_never_comes_ends_the_run_with_what_to_try(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_batch_that_never_comes_ends_the_run_with_what_to_try(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     for name, seconds in {"POLL_S": 0.1, "WARN_S": 0.3, "TIMEOUT_S": 1.0}.items():
         monkeypatch.setattr(arrival, name, seconds)
     monkeypatch.setattr("roadmap.data.loader.POLL_S", 0.1)
     loader = Loader(custom(system__workers=2), "train", CPU, source=Stuck(1))
     try:
         with pytest.raises(
-            NoBatch, match=r"no batch has come for \d s from 2 data-loading workers; /dev/shm has .* free; .*system.workers=0"
+            NoBatch,
+            match=(
+                r"no batch has come for \d s from 2 data-loading workers; /dev/shm has .* free;"
+                r" .*system.workers=0"
+            ),
         ):
             list(loader.epoch())
     finally:
@@ -129,7 +145,9 @@ def test_a_run_that_waits_for_a_batch_can_be_stopped_and_saves(
 
 
 def last_attempt(run: RunDir) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(sorted((run.path / "attempts").glob("*.json"))[-1].read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        sorted((run.path / "attempts").glob("*.json"))[-1].read_text(encoding="utf-8")
+    )
     return found
 
 
@@ -141,27 +159,50 @@ def test_batches_that_do_not_fit_into_shared_memory_are_refused(
     workers: int, batch: int, needed: int | None, fits: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=64 * 2**20, used=0, free=64 * 2**20))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(total=64 * 2**20, used=0, free=64 * 2**20)
+    )
     config = custom(system__workers=workers)
     if needed is None:
         check_workers(config, batch)
         return
     with pytest.raises(
-        ConfigError, match=f"/dev/shm has 64 MiB free, and {workers} data-loading workers need {needed} MiB .*workers={fits} .*--shm-size"
+        ConfigError,
+        match=(
+            f"/dev/shm has 64 MiB free, and {workers} data-loading workers need {needed} MiB .*workers={fits}"
+            " .*--shm-size"
+        ),
     ):
         check_workers(config, batch)
 
 
 def can_mount() -> bool:
-    return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0 if shutil.which("unshare") else False
+    return (
+        subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+        if shutil.which("unshare")
+        else False
+    )
 
 
 @pytest.mark.skipif(not can_mount(), reason="a file system of one's own needs root")
 def test_a_container_with_little_shared_memory_gets_one_message(tmp_path: Path) -> None:
-    step = ["run_step.py", "separate_downsampling", *IMAGENET, "--set", "system.workers=2", "--runs", str(tmp_path)]
+    step = [
+        "run_step.py",
+        "separate_downsampling",
+        *IMAGENET,
+        "--set",
+        "system.workers=2",
+        "--runs",
+        str(tmp_path),
+    ]
     inside = f'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "{sys.executable}" "$@"'
     done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", inside, "bash", *step], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        ["unshare", "-m", "bash", "-c", inside, "bash", *step],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert "/dev/shm has 1 MiB free, and 2 data-loading workers need" in done.stderr
@@ -172,9 +213,24 @@ def test_a_container_with_little_shared_memory_gets_one_message(tmp_path: Path) 
 def test_a_temporary_folder_with_too_long_a_name_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ("t" * 150)
     folder.mkdir()
-    step = [sys.executable, "run_step.py", "resnet50", *IMAGENET, "--set", "system.workers=2", "--runs", str(tmp_path)]
+    step = [
+        sys.executable,
+        "run_step.py",
+        "resnet50",
+        *IMAGENET,
+        "--set",
+        "system.workers=2",
+        "--runs",
+        str(tmp_path),
+    ]
     done = subprocess.run(
-        step, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"TMPDIR": str(folder)}
+        step,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"TMPDIR": str(folder)},
     )
     assert done.returncode == 2, done.stderr
     assert f"TMPDIR {folder} is where data-loading workers make their sockets, and they cannot" in done.stderr
@@ -214,17 +270,33 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     served.server_close()
 
 
-@pytest.mark.parametrize(("server", "number"), [(0.05, signal.SIGTERM), (0.0, signal.SIGINT)], indirect=["server"], ids=["slow", "silent"])
-def test_a_signal_while_data_is_fetched_ends_the_run_at_once(server: str, number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("server", "number"),
+    [(0.05, signal.SIGTERM), (0.0, signal.SIGINT)],
+    indirect=["server"],
+    ids=["slow", "silent"],
+)
+def test_a_signal_while_data_is_fetched_ends_the_run_at_once(
+    server: str, number: signal.Signals, tmp_path: Path
+) -> None:
     sets = ["data.dataset=shards", f"system.data_dir={server}", f"system.stage_dir={tmp_path / 'disk'}"]
     sets += ["data.train_split=train-{00..03}.tar", "data.val_split=val-{00..01}.tar"]
-    command = [sys.executable, str(ROOT / "run_step.py"), "separate_downsampling", "--runs", str(tmp_path / "runs")]
-    process = subprocess.Popen([*command, *(word for one in sets for word in ("--set", one))], stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(ROOT / "run_step.py"),
+        "separate_downsampling",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    process = subprocess.Popen(
+        [*command, *(word for one in sets for word in ("--set", one))], stderr=subprocess.PIPE, text=True
+    )
     while not list(tmp_path.rglob(".*.tmp")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)  # a thread of a pool would be waited for, for a minute or for ever
+    # a thread of a pool would be waited for, for a minute or for ever
+    _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}; the same command resumes the run" in said
     assert "Traceback" not in said
@@ -277,7 +349,13 @@ SLURM_STEP = {
     "SLURM_JOB_ID": "77",
     "SLURM_JOB_NODELIST": "localhost",
 }
-TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
 @pytest.mark.parametrize(
@@ -285,12 +363,23 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "1
     [
         (
             SLURM_STEP,
-            r"process 0 waits for 3 other processes at localhost:\d+, for SLURM_STEP_NUM_TASKS is 4; .*srun python.*env -u SLURM_PROCID",
+            (
+                r"process 0 waits for 3 other processes at localhost:\d+, for SLURM_STEP_NUM_TASKS is 4;"
+                r" .*srun python.*env -u SLURM_PROCID"
+            ),
         ),
-        (TORCHRUN, r"process 1 waits for 1 other process at 127.0.0.1:29500, for WORLD_SIZE is 2; torchrun .*env -u RANK -u WORLD_SIZE"),
+        (
+            TORCHRUN,
+            (
+                r"process 1 waits for 1 other process at 127.0.0.1:29500, for WORLD_SIZE is 2; torchrun .*env"
+                r" -u RANK -u WORLD_SIZE"
+            ),
+        ),
     ],
 )
-def test_whoever_waits_says_for_whom_and_why(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_waits_says_for_whom_and_why(
+    variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with launched_by_nobody():
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -307,7 +396,9 @@ with distributed.joined(StopSignals()): pass
 """
     command = [sys.executable, "-c", script]
     variables = TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": str(free_port())}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "waits for" in line:
@@ -319,19 +410,44 @@ with distributed.joined(StopSignals()): pass
 
 
 def test_local_workers_are_no_tasks_of_the_shells_slurm_step(tmp_path: Path) -> None:
-    command = [sys.executable, "slurm/submit.py", "--cluster", "local", "--profile", "digits", "--steps", "gelu", "--seeds", "1"]
-    command += ["--runs", str(tmp_path), "--set", "recipe.epochs=1", "--set", "model.depths=[1,1]", "--set", "recipe.warmup_epochs=0"]
+    command = [
+        sys.executable,
+        "slurm/submit.py",
+        "--cluster",
+        "local",
+        "--profile",
+        "digits",
+        "--steps",
+        "gelu",
+        "--seeds",
+        "1",
+    ]
+    command += [
+        "--runs",
+        str(tmp_path),
+        "--set",
+        "recipe.epochs=1",
+        "--set",
+        "model.depths=[1,1]",
+        "--set",
+        "recipe.warmup_epochs=0",
+    ]
     done = run_in_root(command, **SLURM_STEP)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 done" in done.stdout
 
 
 def test_the_shells_variables_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (SLURM_STEP | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "RANKING": "mine"}).items():
+    for name, value in (
+        SLURM_STEP | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "RANKING": "mine"}
+    ).items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
     with launched_by_nobody():
-        assert before.keys() - os.environ.keys() >= SLURM_STEP.keys() | TORCHRUN.keys() | {"TORCHELASTIC_RUN_ID", "GROUP_RANK"}
+        assert before.keys() - os.environ.keys() >= SLURM_STEP.keys() | TORCHRUN.keys() | {
+            "TORCHELASTIC_RUN_ID",
+            "GROUP_RANK",
+        }
         assert os.environ["RANKING"] == "mine"
         assert launched().size == 1
     assert dict(os.environ) == before

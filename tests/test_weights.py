@@ -61,7 +61,8 @@ def refusal(source: str | Path) -> str:
     return str(refused.value)
 
 
-# The original repository's networks, by its names: facebookresearch/ConvNeXt, models/convnext.py and convnext_isotropic.py.
+# The original repository's networks, by its names: facebookresearch/ConvNeXt, models/convnext.py and
+# convnext_isotropic.py.
 
 
 class ChannelsFirst(nn.LayerNorm):
@@ -90,10 +91,13 @@ class Original(nn.Module):
         super().__init__()
         dims = [width << stage for stage in range(len(depths))]
         stem = nn.Sequential(nn.Conv2d(3, width, 4, 4), ChannelsFirst(width, eps=1e-6))
-        between = [nn.Sequential(ChannelsFirst(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, 2, 2)) for dim in dims[:-1]]
+        between = [
+            nn.Sequential(ChannelsFirst(dim, eps=1e-6), nn.Conv2d(dim, 2 * dim, 2, 2)) for dim in dims[:-1]
+        ]
         self.downsample_layers = nn.ModuleList([stem, *between])
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, scaled=True) for _ in range(depth))) for dim, depth in zip(dims, depths, strict=True)
+            nn.Sequential(*(Block(dim, scaled=True) for _ in range(depth)))
+            for dim, depth in zip(dims, depths, strict=True)
         )
         self.norm, self.head = nn.LayerNorm(dims[-1], eps=1e-6), nn.Linear(dims[-1], classes)
 
@@ -119,7 +123,10 @@ class Isotropic(nn.Module):
 ISOTROPIC = {"depths": [3], "width": 24, "stem__stride": 16, "stem__norm": False}
 ORIGINALS: dict[str, tuple[ModelSpec, Callable[[], nn.Module]]] = {
     "original_convnext": (spec_of(), lambda: Original((1, 2, 2, 1), 16, 7)),
-    "original_isotropic": (spec_of(**ISOTROPIC, block__layer_scale=None), lambda: Isotropic(3, 24, 7, scaled=False)),
+    "original_isotropic": (
+        spec_of(**ISOTROPIC, block__layer_scale=None),
+        lambda: Isotropic(3, 24, 7, scaled=False),
+    ),
     "original_isotropic with layer scale": (spec_of(**ISOTROPIC), lambda: Isotropic(3, 24, 7, scaled=True)),
 }
 
@@ -141,8 +148,15 @@ def test_the_original_repositorys_training_checkpoint_loads_with_its_arguments_b
     average, model, ours = build(), build(), build_model(spec)
     randomise(average)
     optimizer = torch.optim.AdamW(model.parameters())
-    saved = {"model": model.state_dict(), "model_ema": average.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
-    torch.save(saved | {"args": argparse.Namespace(lr=4e-3, model="convnext_tiny")}, tmp_path / "checkpoint-3.pth")
+    saved = {
+        "model": model.state_dict(),
+        "model_ema": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+    }
+    torch.save(
+        saved | {"args": argparse.Namespace(lr=4e-3, model="convnext_tiny")}, tmp_path / "checkpoint-3.pth"
+    )
     load_weights(ours, tmp_path / "checkpoint-3.pth", ema=True)
     assert_same_logits(ours, average, images(2, 3, 64), "a training checkpoint's average")
     load_weights(ours, tmp_path / "checkpoint-3.pth")
@@ -160,9 +174,20 @@ MODEL, AVERAGE = {"w": torch.ones(2)}, {"w": torch.zeros(2)}
     [
         {"model": MODEL, "model_ema": AVERAGE},
         {"state_dict": MODEL, "state_dict_ema": AVERAGE, "arch": "convnext_tiny"},
-        {"engine": {"iteration": 7, "model": MODEL, "ema": AVERAGE, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}, "epoch": 1},
+        {
+            "engine": {
+                "iteration": 7,
+                "model": MODEL,
+                "ema": AVERAGE,
+                "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}},
+            },
+            "epoch": 1,
+        },
         {"model": MODEL, "model_ema": {"module.w": torch.zeros(2)}},
-        {"model_ema": {"module": {"module.w": torch.zeros(2)}}, "model": {"_orig_mod.module.w": torch.ones(2)}},
+        {
+            "model_ema": {"module": {"module.w": torch.zeros(2)}},
+            "model": {"_orig_mod.module.w": torch.ones(2)},
+        },
     ],
 )
 def test_the_weights_are_read_unless_their_ema_is_asked_for(content: Any, tmp_path: Path) -> None:
@@ -179,7 +204,13 @@ def test_the_weights_are_read_unless_their_ema_is_asked_for(content: Any, tmp_pa
         {"state_dict": {"module._orig_mod.w": torch.ones(2)}},
         {"model": MODEL, "model_ema": None},
         {"engine": {"model": MODEL, "ema": None}},
-        {"w": nn.Parameter(torch.ones(2)), "epoch": 3, "name": "tiny", "nested": {"x": torch.ones(1)}, "list": [torch.ones(1)]},
+        {
+            "w": nn.Parameter(torch.ones(2)),
+            "epoch": 3,
+            "name": "tiny",
+            "nested": {"x": torch.ones(1)},
+            "list": [torch.ones(1)],
+        },
     ],
 )
 def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Path) -> None:
@@ -233,7 +264,9 @@ def test_a_file_is_read_by_its_content_whatever_it_is_called(kind: str, name: st
 
 
 @pytest.mark.parametrize(("beginning", "length"), [(b"\x80\x02", 0x280), (b"PK", 0x4B50)])
-def test_safetensors_that_begin_as_a_pickle_or_a_zip_file_are_read(beginning: bytes, length: int, tmp_path: Path) -> None:
+def test_safetensors_that_begin_as_a_pickle_or_a_zip_file_are_read(
+    beginning: bytes, length: int, tmp_path: Path
+) -> None:
     """They begin with the length of their header, in which the tensors' names are."""
     files = (safetensors.torch.save({"w" * letters: torch.ones(1)}) for letters in range(length, 0, -1))
     (tmp_path / "x").write_bytes(next(content for content in files if content.startswith(beginning)))
@@ -268,7 +301,8 @@ NEITHER = "is no checkpoint: it begins neither as PyTorch's files do nor as safe
         (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "is a web page, not a checkpoint"),
         (b"<HTML>404", "is a web page, not a checkpoint"),
         (b"hello world", NEITHER),
-        (b"class,name,images\n0,tench,50\n", NEITHER),  # which as a pickle would hold lass, of the module of line 2
+        # which as a pickle would hold lass, of the module of line 2
+        (b"class,name,images\n0,tench,50\n", NEITHER),
         (bytes(range(256)) * 9, NEITHER),
         (b"\x80" * 99, "is torn, or no checkpoint: PyTorch cannot read it"),
         (b"12345678{}", NEITHER),  # a header of 4 EB
@@ -296,9 +330,14 @@ def test_a_torn_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.pth") == f"{tmp_path / 'none.pth'} cannot be read: No such file or directory"
+    assert (
+        refusal(tmp_path / "none.pth") == f"{tmp_path / 'none.pth'} cannot be read: No such file or directory"
+    )
     assert refusal(tmp_path) == f"{tmp_path} cannot be read: Is a directory"
-    assert refusal("s3://bucket/a.pth") == "s3://bucket/a.pth is no address that can be read: 's3' is not one of http, https, file"
+    assert (
+        refusal("s3://bucket/a.pth")
+        == "s3://bucket/a.pth is no address that can be read: 's3' is not one of http, https, file"
+    )
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [torch.ones(2)], torch.ones(2), {"model": {}}, "text"])
@@ -342,7 +381,9 @@ def test_a_whole_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`: a status, a body, and how many bytes it announces; `asked` are the paths that were asked for."""
+    """Serves `files`: a status, a body, and how many bytes it announces; `asked` are the paths that were
+    asked for.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[int, bytes, int | None]] = {}
@@ -407,7 +448,9 @@ def test_an_address_is_fetched_once(hub: Path, server: Server, tmp_path: Path) -
 def test_weights_at_an_address_are_told_by_their_bytes(hub: Path, server: Server, tmp_path: Path) -> None:
     body = whole(tmp_path / "x.pth")
     server.files["/x.pth"] = (200, body, len(body))
-    assert digest_of(f"{server.address}/x.pth") == digest_of(tmp_path / "x.pth") == sha256(body).hexdigest()[:16]
+    assert (
+        digest_of(f"{server.address}/x.pth") == digest_of(tmp_path / "x.pth") == sha256(body).hexdigest()[:16]
+    )
     config = resolve(load_roadmap(), "gelu", overrides={"system.init_from": f"{server.address}/x.pth"})
     assert named(config).recipe.init_digest == digest_of(tmp_path / "x.pth")
     check_init(named(config))
@@ -426,7 +469,11 @@ def test_an_address_of_a_file_is_read_in_place(hub: Path, tmp_path: Path) -> Non
 
 
 def test_files_of_one_name_at_two_addresses_are_two_files(hub: Path, server: Server) -> None:
-    for name, value in {"/a/w.safetensors?x=1": 1.0, "/b/w.safetensors?x=1": 2.0, "/b/w.safetensors?x=2": 3.0}.items():
+    for name, value in {
+        "/a/w.safetensors?x=1": 1.0,
+        "/b/w.safetensors?x=1": 2.0,
+        "/b/w.safetensors?x=2": 3.0,
+    }.items():
         body = safetensors.torch.save({"w": torch.full((2,), value)})
         server.files[name] = (200, body, len(body))
         assert read_state_dict(server.address + name)["w"].tolist() == [value, value]
@@ -478,12 +525,18 @@ def test_an_address_that_nobody_answers_is_refused(hub: Path) -> None:
 
 @pytest.fixture
 def misfit(tmp_path: Path) -> Path:
-    """A file of the small network with 7 classes where two tensors are missing, two are new, and the classifier has 9."""
+    """A file of the small network with 7 classes where two tensors are missing, two are new, and the
+    classifier has 9.
+    """
     network = build_model(spec_of())
     randomise(network)
     state = copy_of(network)
     del state["stem.norm.bias"], state["stem.norm.weight"]
-    state |= {"head.classifier.weight": torch.zeros(9, 128), "head.classifier.bias": torch.zeros(9), "extra": torch.ones(1)}
+    state |= {
+        "head.classifier.weight": torch.zeros(9, 128),
+        "head.classifier.bias": torch.zeros(9),
+        "extra": torch.ones(1),
+    }
     torch.save(state | {"stages.0.blocks.9.body.pw1.bias": torch.ones(1)}, tmp_path / "misfit.pth")
     return tmp_path / "misfit.pth"
 
@@ -497,7 +550,10 @@ def test_a_misfit_is_reported_and_changes_nothing(misfit: Path) -> None:
         f"{misfit} does not fit: {len(before) - 4} of {len(before)} tensors, dialect ours",
         "  missing: stem.norm.weight, stem.norm.bias",
         "  unexpected: extra, stages.0.blocks.9.body.pw1.bias",
-        "  mis-shaped: head.classifier.weight is [9, 128] there, [7, 128] here, head.classifier.bias is [9] there, [7] here",
+        (
+            "  mis-shaped: head.classifier.weight is [9, 128] there, [7, 128] here, head.classifier.bias is"
+            " [9] there, [7] here"
+        ),
     ]
     assert_equal(network.state_dict(), before)
 
@@ -509,7 +565,10 @@ def test_what_fits_can_be_loaded_alone(misfit: Path) -> None:
     assert (report.dialect, report.loaded, report.fits) == ("ours", len(before) - 4, False)
     assert report.missing == ("stem.norm.weight", "stem.norm.bias")
     assert report.unexpected == ("extra", "stages.0.blocks.9.body.pw1.bias")
-    assert report.misshaped == (("head.classifier.weight", (9, 128), (7, 128)), ("head.classifier.bias", (9,), (7,)))
+    assert report.misshaped == (
+        ("head.classifier.weight", (9, 128), (7, 128)),
+        ("head.classifier.bias", (9,), (7,)),
+    )
     left = {*report.missing, *(name for name, *_ in report.misshaped)}
     after = network.state_dict()
     assert all(torch.equal(after[name], before[name] if name in left else there[name]) for name in after)
@@ -530,7 +589,10 @@ def test_a_fit_is_one_line(tmp_path: Path) -> None:
     network = build_model(spec_of())
     torch.save(network.state_dict(), tmp_path / "ours.pth")
     count = len(network.state_dict())
-    assert str(load_weights(network, tmp_path / "ours.pth")) == f"{tmp_path / 'ours.pth'} fits: {count} of {count} tensors, dialect ours"
+    assert (
+        str(load_weights(network, tmp_path / "ours.pth"))
+        == f"{tmp_path / 'ours.pth'} fits: {count} of {count} tensors, dialect ours"
+    )
 
 
 @pytest.mark.parametrize(
@@ -558,12 +620,20 @@ def test_only_a_1x1_at_the_end_may_differ(name: str, reshape: Any, is_harmless: 
 
 
 def test_counts_of_batches_may_be_absent_but_statistics_may_not(tmp_path: Path) -> None:
-    network = build_model(resolve(load_roadmap(), "resnet50", overrides={"model.width": 8, "model.depths": [1, 1, 1, 1]}).model)
+    network = build_model(
+        resolve(load_roadmap(), "resnet50", overrides={"model.width": 8, "model.depths": [1, 1, 1, 1]}).model
+    )
     counts = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
     assert counts
-    torch.save({name: value for name, value in network.state_dict().items() if name not in counts}, tmp_path / "old.pth")
+    torch.save(
+        {name: value for name, value in network.state_dict().items() if name not in counts},
+        tmp_path / "old.pth",
+    )
     assert load_weights(network, tmp_path / "old.pth").fits
-    torch.save({name: value for name, value in network.state_dict().items() if name != "stem.norm.running_var"}, tmp_path / "lame.pth")
+    torch.save(
+        {name: value for name, value in network.state_dict().items() if name != "stem.norm.running_var"},
+        tmp_path / "lame.pth",
+    )
     assert load_weights(network, tmp_path / "lame.pth", strict=False).missing == ("stem.norm.running_var",)
 
 
@@ -571,7 +641,9 @@ def test_values_of_another_precision_are_converted(tmp_path: Path) -> None:
     ours, other = build_model(spec_of()), build_model(spec_of())
     torch.save({name: value.half() for name, value in ours.state_dict().items()}, tmp_path / "half.pth")
     assert load_weights(other, tmp_path / "half.pth").fits
-    assert_equal(other.state_dict(), {name: value.half().float() for name, value in ours.state_dict().items()})
+    assert_equal(
+        other.state_dict(), {name: value.half().float() for name, value in ours.state_dict().items()}
+    )
 
 
 # Export.
@@ -618,19 +690,24 @@ def made_by_timm(sentence: str) -> nn.Module:
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 @pytest.mark.parametrize("part", ["model", "ema"])
-def test_timm_makes_the_exported_network(suffix: str, part: str, trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+def test_timm_makes_the_exported_network(
+    suffix: str, part: str, trained: tuple[RunConfig, RunDir], tmp_path: Path
+) -> None:
     config, run = trained
     out = tmp_path / f"out{suffix}"
     out.write_bytes(b"what was there before")
     sentence = export(run.path, out, ema=part == "ema")
     size = "depths=(1, 1, 2, 1), dims=(12, 24, 48, 96), in_chans=1, num_classes=10, ls_init_value=0.5"
-    assert sentence == (
-        f"{out} holds the {'EMA' if part == 'ema' else 'weights'} of iteration 36; "
-        f"its {'weights are available with --raw' if part == 'ema' else 'EMA is available with --ema'}; "
-        f"timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it; "
-        f"{tmp_path / 'out.classes.txt'} names its 10 classes in the order of its outputs, for timm's --class-map and for --init-from"
+    assert (
+        sentence == f"{out} holds the {'EMA' if part == 'ema' else 'weights'} of iteration 36; its"
+        f" {'weights are available with --raw' if part == 'ema' else 'EMA is available with --ema'};"
+        f" timm.create_model('convnext_tiny', {size}, checkpoint_path='{out}') loads it;"
+        f" {tmp_path / 'out.classes.txt'} names its 10 classes in the order of its outputs, for timm's"
+        " --class-map and for --init-from"
     )
-    assert_same_logits(ours_of(config, run, part), made_by_timm(sentence), images(3, 1, 32), f"export of {part}")
+    assert_same_logits(
+        ours_of(config, run, part), made_by_timm(sentence), images(3, 1, 32), f"export of {part}"
+    )
     assert sorted(tmp_path.iterdir()) == sorted([out, tmp_path / "out.classes.txt"])
 
 
@@ -638,7 +715,9 @@ def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path)
     config, run = trained
     expected = ours_of(config, run, "model").state_dict()
     export(run.path, tmp_path / "ours.safetensors", names="ours")
-    assert_equal(dict(sorted(read_state_dict(tmp_path / "ours.safetensors").items())), dict(sorted(expected.items())))
+    assert_equal(
+        dict(sorted(read_state_dict(tmp_path / "ours.safetensors").items())), dict(sorted(expected.items()))
+    )
     export(run.path, tmp_path / "timm.pth")
     network = build_model(config.model)
     assert load_weights(network, tmp_path / "timm.pth").dialect == "timm_convnext"
@@ -668,7 +747,11 @@ def refused(run: Path, out: Path, message: str, **options: Any) -> None:
 def test_an_export_that_cannot_be_is_refused(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
     run = trained[1].path
     refused(run, tmp_path / "x.onnx", f"{tmp_path / 'x.onnx'} must end in .safetensors, .pth or .pt")
-    refused(run, tmp_path / "none" / "x.pth", f"{tmp_path / 'none' / 'x.pth'} cannot be written: its folder does not exist")
+    refused(
+        run,
+        tmp_path / "none" / "x.pth",
+        f"{tmp_path / 'none' / 'x.pth'} cannot be written: its folder does not exist",
+    )
     (tmp_path / "folder.pth").mkdir()
     refused(run, tmp_path / "folder.pth", f"{tmp_path / 'folder.pth'} cannot be written: Is a directory")
     none = "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml"
@@ -685,7 +768,11 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
     ]
     refused(run.path, tmp_path / "x.pth", "\n".join(obstacles))
     refused(
-        run.path, tmp_path / "x.pth", f"{run.path} has no moving average of its weights: its recipe.ema is null", ema=True, names="ours"
+        run.path,
+        tmp_path / "x.pth",
+        f"{run.path} has no moving average of its weights: its recipe.ema is null",
+        ema=True,
+        names="ours",
     )
     sentence = export(run.path, tmp_path / "x.pth", names="ours")
     assert f"; roadmap.weights.load_weights(network, '{tmp_path / 'x.pth'}') loads it; " in sentence
@@ -704,7 +791,9 @@ def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(
+    trained: tuple[RunConfig, RunDir], tmp_path: Path
+) -> None:
     config, run = trained
     exported = tmp_path / "tiny.pth"
     done = roadmap_command("export", run.path, exported)

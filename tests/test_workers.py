@@ -1,4 +1,6 @@
-"""Real workers on one plan: no run is trained twice, none is forgotten, and a killed worker's run goes on elsewhere."""
+"""Real workers on one plan: no run is trained twice, none is forgotten, and a killed worker's run goes on
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,34 @@ from tests.images import TINY as IMAGES
 from tests.images import write_folder
 from tests.slurm.plans import outcomes
 
-TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1, "system.log_every": 3, "system.checkpoint_minutes": 0.0001}
+TINY = {
+    "data.copies": 1,
+    "model.depths": [1, 1, 1, 1],
+    "recipe.epochs": 1,
+    "system.log_every": 3,
+    "system.checkpoint_minutes": 0.0001,
+}
 WORK = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
-OPTIONS = ["--profile", "digits", *(word for key, value in TINY.items() for word in ("--set", f"{key}={value}"))]
+OPTIONS = [
+    "--profile",
+    "digits",
+    *(word for key, value in TINY.items() for word in ("--set", f"{key}={value}")),
+]
 
 
 def plan(runs: Path, steps: list[str], seeds: int, epochs: int = 1) -> list[RunDir]:
     roadmap, overrides = load_roadmap(), TINY | {"recipe.epochs": epochs}
     return [
-        prepare(runs, resolve(roadmap, step, profile="digits", seed=seed, overrides=overrides)) for seed in range(seeds) for step in steps
+        prepare(runs, resolve(roadmap, step, profile="digits", seed=seed, overrides=overrides))
+        for seed in range(seeds)
+        for step in steps
     ]
 
 
 def worker(runs: list[RunDir]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
 
 
 def test_two_workers_never_train_the_same_run(tmp_path: Path) -> None:
@@ -77,9 +93,15 @@ def told(device: str, run_dirs: list[str]) -> tuple[str, int]:
 
 @pytest.mark.parametrize(
     ("visible", "devices"),
-    [("0, 3", ["0", "3", "0"]), ("GPU-8932f937,MIG-2f1c", ["GPU-8932f937", "MIG-2f1c", "GPU-8932f937"]), ("7", ["7"] * 3)],
+    [
+        ("0, 3", ["0", "3", "0"]),
+        ("GPU-8932f937,MIG-2f1c", ["GPU-8932f937", "MIG-2f1c", "GPU-8932f937"]),
+        ("7", ["7"] * 3),
+    ],
 )
-def test_each_worker_has_a_gpu_by_number_or_id(visible: str, devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_has_a_gpu_by_number_or_id(
+    visible: str, devices: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr("slurm.local.work_on", told)
@@ -94,10 +116,16 @@ def test_hidden_gpus_are_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_worker_sees_its_gpu_alone() -> None:
-    code = "import os\nfrom slurm.worker import work_on\nwork_on('MIG-2f1c', [])\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    code = (
+        "import os\nfrom slurm.worker import work_on\nwork_on('MIG-2f1c',"
+        " [])\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
     words = [sys.executable, "-c", code]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    assert subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout == "MIG-2f1c\n"
+    assert (
+        subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        == "MIG-2f1c\n"
+    )
 
 
 def submit(runs: Path, *more: str) -> list[str]:
@@ -108,7 +136,9 @@ def submit(runs: Path, *more: str) -> list[str]:
 
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
     runs, out = tmp_path / '100% [x] [/b] :x: it\'s "ü" $HOME', tmp_path / "out"
-    first = subprocess.run(submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
+    first = subprocess.run(
+        submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path
+    )
     assert "4 runs: 4 pending; 2 workers for 4 open runs" in first.stdout
     assert "[4/4]" in first.stdout
     again = subprocess.run(submit(runs), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
@@ -116,7 +146,8 @@ def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *OPTIONS]
     subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
     assert {path.name for path in out.iterdir()} >= {
-        "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg", "accuracy_vs_gmacs.png", "report.html",
+        "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg",
+        "accuracy_vs_gmacs.png", "report.html",
     }  # fmt: skip
     assert "4 of 38 runs" in (out / "ablation.md").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"100% [x] [", "out"}
@@ -128,7 +159,16 @@ def test_a_system_value_that_is_given_later_reaches_the_workers(tmp_path: Path) 
     torn = write_folder(tmp_path / "data") / "train/ant/0.jpg"
     torn.write_bytes(torn.read_bytes()[:-200])
     given = IMAGES | {"system.data_dir": str(tmp_path / "data")}
-    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "local", "--steps", "gelu", "--seeds", "1"]
+    command = [
+        sys.executable,
+        str(ROOT / "slurm/submit.py"),
+        "--cluster",
+        "local",
+        "--steps",
+        "gelu",
+        "--seeds",
+        "1",
+    ]
     command += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     first = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert first.returncode == 1
@@ -148,24 +188,46 @@ def cancel(runs: Path, *words: str) -> str:
 
 def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
     gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=12)
-    command = [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "local", "--seeds", "1", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "slurm/submit.py"),
+        "--cluster",
+        "local",
+        "--seeds",
+        "1",
+        "--runs",
+        str(tmp_path),
+    ]
     command += [*(word.replace("epochs=1", "epochs=12") for word in OPTIONS), "--steps", "gelu"]
-    process = subprocess.Popen([*command, "kernel_7", "resnet50", "--workers", "1"], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        [*command, "kernel_7", "resnet50", "--workers", "1"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
     while not any(gelu.checkpoints.glob("*.pt")):
         assert process.poll() is None
         time.sleep(0.01)
     chosen = ("--steps", "gelu", "kernel_7")
-    assert "would be left by all workers until submitted again: gelu seed 0, kernel_7 seed 0" in cancel(tmp_path, *chosen, "--dry-run")
+    assert "would be left by all workers until submitted again: gelu seed 0, kernel_7 seed 0" in cancel(
+        tmp_path, *chosen, "--dry-run"
+    )
     assert [status(run).state for run in (gelu, kernel)] == ["running", "pending"]
     said = cancel(tmp_path, *chosen)
-    assert "was told to save and leave: gelu seed 0\nleft by all workers until submitted again: gelu seed 0, kernel_7 seed 0\n" in said
-    assert process.communicate(timeout=300)[0].splitlines()[0] == "3 runs: 3 pending; 1 worker for 3 open runs"
+    assert (
+        "was told to save and leave: gelu seed 0\nleft by all workers until submitted again: gelu seed 0,"
+        " kernel_7 seed 0\n" in said
+    )
+    assert (
+        process.communicate(timeout=300)[0].splitlines()[0] == "3 runs: 3 pending; 1 worker for 3 open runs"
+    )
     assert process.returncode == 1
     assert [status(run).state for run in (gelu, kernel, resnet)] == ["cancelled", "cancelled", "done"]
     assert [outcomes(run) for run in (gelu, kernel, resnet)] == [["stopped"], [], ["done"]]
-    assert read_attempt(attempts(gelu.path)[0])["pid"] == read_attempt(attempts(resnet.path)[0])["pid"], "the worker went on"
+    assert read_attempt(attempts(gelu.path)[0])["pid"] == read_attempt(attempts(resnet.path)[0])["pid"], (
+        "the worker went on"
+    )
     assert cancel(tmp_path, "--all") == "nothing to stop: none of these runs is queued or being trained\n"
-    rehearsed = subprocess.run([*command, "resnet50", "--dry-run"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    rehearsed = subprocess.run(
+        [*command, "resnet50", "--dry-run"], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
     assert "2 runs: 1 cancelled, 1 done" in rehearsed
     assert gelu.cancelled.exists()
     subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
@@ -184,7 +246,9 @@ def test_a_cancelled_run_is_trained_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool, tmp_path: Path) -> None:
-    process = subprocess.Popen(submit(tmp_path, "--workers", "2"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True)
+    process = subprocess.Popen(
+        submit(tmp_path, "--workers", "2"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
+    )
     running: list[int] = []
     while not running:
         assert process.poll() is None

@@ -30,7 +30,8 @@ from tests.test_collect import finish
 
 ROADMAP = load_roadmap()
 END = "separate_downsampling"
-# Top-1 in % by seed; what is not here has not run. separate_downsampling without separate_downsampling is layer_norm.
+# Top-1 in % by seed; what is not here has not run. separate_downsampling without separate_downsampling is
+# layer_norm.
 TOP1: Mapping[str, Mapping[int, float]] = {
     "resnet50": {0: 80.0, 1: 81.0, 2: 82.0},
     "enhanced_recipe": {0: 82.0, 1: 83.5, 2: 84.0},
@@ -49,8 +50,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worth") / "runs"
     for step, results in TOP1.items():
         for seed, top1 in results.items():
-            finish(prepare(folder, resolve(ROADMAP, step, profile="digits_noisy", seed=seed)), step, seed, top1)
-    prepare(folder, resolve(ROADMAP, "separate_downsampling-kernel_7", profile="digits_noisy"))  # has not begun
+            finish(
+                prepare(folder, resolve(ROADMAP, step, profile="digits_noisy", seed=seed)), step, seed, top1
+            )
+    # has not begun
+    prepare(folder, resolve(ROADMAP, "separate_downsampling-kernel_7", profile="digits_noisy"))
     return folder
 
 
@@ -61,7 +65,9 @@ def of(found: list[Worth], step: str) -> Worth:
 def test_each_reading_is_the_difference_it_says(runs: Path) -> None:
     found = worths(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
     assert [worth.step for worth in found] == list(ROADMAP.trunk[1:-1])
-    recipe, gelu, kernel, separate = (of(found, step) for step in ("enhanced_recipe", "gelu", "kernel_7", END))
+    recipe, gelu, kernel, separate = (
+        of(found, step) for step in ("enhanced_recipe", "gelu", "kernel_7", END)
+    )
     assert recipe.of[ALONE] == recipe.of[IN_PLACE]
     assert value(recipe, ALONE) == pytest.approx((2.0 + 2.5 + 2.0) / 3)
     assert value(gelu, ALONE) == pytest.approx(80.25 - 81.0)
@@ -80,7 +86,9 @@ def value(worth: Worth, reading: str) -> float:
 
 
 def test_a_change_that_a_later_one_overrides_is_worth_nothing_that_could_be_said(runs: Path) -> None:
-    found = worths(ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)])
+    found = worths(
+        ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)]
+    )
     assert of(found, "depthwise_conv").of[LAST] is None
 
 
@@ -93,15 +101,22 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     out = tmp_path / "out"
     said = collect(runs, out, "--ablate", f"leave-one-out:{END}")
     table = (out / "ablation.md").read_text(encoding="utf-8")
-    assert "| separate_downsampling-gelu | act.kind gelu → relu | 3 | 88.50 ± 0.50 | -2.83 ± 0.72 | yes |" in table
+    assert (
+        "| separate_downsampling-gelu | act.kind gelu → relu | 3 | 88.50 ± 0.50 | -2.83 ± 0.72 | yes |"
+        in table
+    )
     assert "| separate_downsampling-kernel_7 | spatial.kernel 7 → 3 | 0/3 | – | – | – |" in table
     assert "| layer_norm | " in table
     assert "resnet50" not in table
     assert "- 13 runs of other steps and combinations left out (--ablate chooses others)." in table
     worth = (out / "worth.md").read_text(encoding="utf-8")
     welch = stats.ttest_ind([80.5, 80.0], [80.0, 81.0, 82.0], equal_var=False).confidence_interval(0.95)
-    assert f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
-    assert all(line in said for line in ("alone: the first step with the change minus the first step.", "worth.md"))
+    assert (
+        f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
+    )
+    assert all(
+        line in said for line in ("alone: the first step with the change minus the first step.", "worth.md")
+    )
     assert "- Hardware: one core.\n- Versions: python 3.11.7, scikit-learn 1.7.0.\n- Code: 0123" in worth
     with (out / "worth.csv").open(encoding="utf-8", newline="") as file:
         rows = {(row["step"], row["reading"]): row for row in csv.DictReader(file)}
@@ -109,7 +124,9 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     assert float(rows["gelu", LAST]["delta"]) == pytest.approx(8.5 / 3)
     assert (rows["gelu", LAST]["n"], rows["gelu", LAST]["resolved"]) == ("3", "True")
     assert rows["kernel_7", LAST]["delta"] == ""
-    assert {path.name for path in out.glob("worth.*")} == {f"worth.{kind}" for kind in ("csv", "md", "pdf", "png", "svg")}
+    assert {path.name for path in out.glob("worth.*")} == {
+        f"worth.{kind}" for kind in ("csv", "md", "pdf", "png", "svg")
+    }
 
 
 def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path) -> None:
@@ -125,16 +142,21 @@ def test_a_run_filed_under_another_name_of_the_same_network_counts_once(runs: Pa
     aliased = tmp_path / "runs"
     shutil.copytree(runs, aliased)
     for seed, top1 in {0: 70.0, 1: 71.0}.items():
-        alias = prepare(aliased, resolve(ROADMAP, "resnet50+gelu-gelu+kernel_7", profile="digits_noisy", seed=seed))
+        alias = prepare(
+            aliased, resolve(ROADMAP, "resnet50+gelu-gelu+kernel_7", profile="digits_noisy", seed=seed)
+        )
         finish(alias, "resnet50+gelu-gelu+kernel_7", seed, top1)
-    again = prepare(aliased, resolve(ROADMAP, "gelu-gelu+gelu", profile="digits_noisy"))  # the path's gelu has 86.50
+    # the path's gelu has 86.50
+    again = prepare(aliased, resolve(ROADMAP, "gelu-gelu+gelu", profile="digits_noisy"))
     finish(again, "gelu-gelu+gelu", 0, 1.0)
     collect(aliased, tmp_path / "out", "--ablate", "one-at-a-time")
-    assert "| resnet50+kernel_7 | spatial.kernel 3 → 7 | 2/3 | 70.50 ± 0.71 |" in (tmp_path / "out" / "ablation.md").read_text(
+    assert "| resnet50+kernel_7 | spatial.kernel 3 → 7 | 2/3 | 70.50 ± 0.71 |" in (
+        tmp_path / "out" / "ablation.md"
+    ).read_text(encoding="utf-8")
+    collect(aliased, tmp_path / "path")
+    assert "| gelu | act.kind relu → gelu | 1/3 | 86.50 |" in (tmp_path / "path" / "ablation.md").read_text(
         encoding="utf-8"
     )
-    collect(aliased, tmp_path / "path")
-    assert "| gelu | act.kind relu → gelu | 1/3 | 86.50 |" in (tmp_path / "path" / "ablation.md").read_text(encoding="utf-8")
 
 
 def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
@@ -158,7 +180,15 @@ def test_an_order_has_its_own_table_and_no_worth(runs: Path, tmp_path: Path) -> 
 
 
 def test_the_paper_has_no_ablations(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "collect.py"), "--paper", "--ablate", "order:1", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(ROOT / "collect.py"),
+        "--paper",
+        "--ablate",
+        "order:1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "--ablate the paper has figures for the path only\n")
     assert not (tmp_path / "out").exists()
@@ -190,14 +220,23 @@ def marks(axes: Axes) -> dict[str, list[tuple[float, bool]]]:
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str, width: float) -> None:
     found = [
-        Worth(step, ROADMAP.tree[step].title, dict(zip(READINGS, DIFFERENCES[name], strict=True)), dict.fromkeys(READINGS, 3))
+        Worth(
+            step,
+            ROADMAP.tree[step].title,
+            dict(zip(READINGS, DIFFERENCES[name], strict=True)),
+            dict.fromkeys(READINGS, 3),
+        )
         for step in ROADMAP.trunk[1:]
     ]
-    figure = worth_points(found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy", width)
+    figure = worth_points(
+        found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy", width
+    )
     (axes,) = figure.axes
     for reading, difference in zip(READINGS, DIFFERENCES[name], strict=True):
         drawn = marks(axes)[reading]
-        assert [value for value, _ in drawn] == pytest.approx([] if difference is None else [difference.value] * len(found))
+        assert [value for value, _ in drawn] == pytest.approx(
+            [] if difference is None else [difference.value] * len(found)
+        )
         assert [filled for _, filled in drawn] == [difference.resolved is True for _ in drawn]
     legend = axes.get_legend()
     assert legend is not None
@@ -209,15 +248,27 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str,
 
 def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
     found = [
-        Worth(step, ROADMAP.tree[step].title, dict.fromkeys(READINGS, Difference(1.0, 0.5)), dict.fromkeys(READINGS, 3))
+        Worth(
+            step,
+            ROADMAP.tree[step].title,
+            dict.fromkeys(READINGS, Difference(1.0, 0.5)),
+            dict.fromkeys(READINGS, 3),
+        )
         for step in ROADMAP.trunk[1:]
     ]
-    found[2] = Worth("far", "far", {ALONE: Difference(-74.44, 2.07), IN_PLACE: Difference(30.0, None), LAST: None}, found[0].n)
+    found[2] = Worth(
+        "far",
+        "far",
+        {ALONE: Difference(-74.44, 2.07), IN_PLACE: Difference(30.0, None), LAST: None},
+        found[0].n,
+    )
     (axes,) = worth_points(found, "far").axes
     assert [text.get_text() for text in axes.texts] == ["◀ -74.44 ± 2.07", "+30.00 ▶"]
     low, high = axes.get_xlim()
     assert -10 < low < high < 10
-    assert {reading: len(drawn) for reading, drawn in marks(axes).items()} == dict.fromkeys(READINGS, len(found) - 1)
+    assert {reading: len(drawn) for reading, drawn in marks(axes).items()} == dict.fromkeys(
+        READINGS, len(found) - 1
+    )
 
 
 def test_the_csv_of_runs_holds_the_ablations_runs_only(runs: Path, tmp_path: Path) -> None:

@@ -36,25 +36,45 @@ def trained(
     roadmap: Roadmap = ROADMAP,
     overrides: Mapping[str, Any] | None = None,
 ) -> Ablation:
-    """Runs that were never trained, with metrics on disk: the `lost` ones diverge half-way, the seeds of `slow` steps are still at work."""
+    """Runs that were never trained, with metrics on disk: the `lost` ones diverge half-way, the seeds of
+    `slow` steps are still at work.
+    """
     runs = []
     for index, step in enumerate(steps):
-        draws, hash = random.Random(step), resolve(roadmap, step, profile=profile, overrides=overrides or {}).hash
+        draws, hash = (
+            random.Random(step),
+            resolve(roadmap, step, profile=profile, overrides=overrides or {}).hash,
+        )
         for seed in range(seeds):
             run = RunDir(root / roadmap.name / (profile or "paper") / step / f"seed{seed}-{hash}")
             run.path.mkdir(parents=True)
             top = 76 + 0.3 * index + draws.gauss(0, 0.4)
             done = epochs // 2 if (step, seed) in lost else epochs - 2 + seed if step in slow else epochs
             tops = [top * (1 - math.exp(-epoch)) for epoch in range(1, done + 1)]
-            run.metrics.write_text("".join(record(epoch, top, 3 - epoch / 9 - index / 50) for epoch, top in enumerate(tops, 1)), "utf-8")
+            run.metrics.write_text(
+                "".join(record(epoch, top, 3 - epoch / 9 - index / 50) for epoch, top in enumerate(tops, 1)),
+                "utf-8",
+            )
             end = None if (step, seed) in lost else tops[-1]
-            result = None if step in slow else result_of(step, seed, hash, end, roadmap=roadmap.name, profile=profile)
+            result = (
+                None
+                if step in slow
+                else result_of(step, seed, hash, end, roadmap=roadmap.name, profile=profile)
+            )
             runs.append(Status(run, result.status if result else "running", result))
     return measured(roadmap, profile, overrides or {}, runs)
 
 
 def record(epoch: int, top1: float | None, loss: float = 1.0, **more: Any) -> str:
-    found = {"kind": "epoch", "epoch": epoch, "train_loss": loss, "val_loss": loss, "top1": top1, "ema_top1": None, **more}
+    found = {
+        "kind": "epoch",
+        "epoch": epoch,
+        "train_loss": loss,
+        "val_loss": loss,
+        "top1": top1,
+        "ema_top1": None,
+        **more,
+    }
     return json.dumps(found) + "\n"
 
 
@@ -65,7 +85,10 @@ def messy(root: Path) -> Ablation:
 
 def long_titles(root: Path) -> Ablation:
     found = trained(root, seeds=2)
-    rows = [replace(row, title=f"{row.title}, which is a change that has very many words in its title") for row in found.rows]
+    rows = [
+        replace(row, title=f"{row.title}, which is a change that has very many words in its title")
+        for row in found.rows
+    ]
     return replace(found, rows=tuple(rows), title="a title that goes on and on, " * 4 + "to its end")
 
 
@@ -75,7 +98,10 @@ CASES: dict[str, Callable[[Path], list[Ablation]]] = {
     "golden": lambda root: [trained(root, lost=[("gelu", 1)], slow=["layer_norm"])],
     "messy": lambda root: [messy(root)],
     "one seed": lambda root: [trained(root, FEW, seeds=1, epochs=2)],
-    "two roadmaps": lambda root: [trained(root / "t"), trained(root / "b", OTHER.steps, roadmap=OTHER, profile=None)],
+    "two roadmaps": lambda root: [
+        trained(root / "t"),
+        trained(root / "b", OTHER.steps, roadmap=OTHER, profile=None),
+    ],
     "long titles": lambda root: [long_titles(root)],
 }
 

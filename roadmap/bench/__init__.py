@@ -1,1 +1,3 @@
-"""How fast networks are trained and used here, how much memory they take, and how near they come to the device's peak."""
+"""How fast networks are trained and used here, how much memory they take, and how near they come to the
+device's peak.
+"""

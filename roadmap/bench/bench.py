@@ -18,7 +18,18 @@ from roadmap.bench.memory import memory_mb
 from roadmap.bench.options import BATCH, BATCHES
 from roadmap.bench.peak import convolution, matmul
 from roadmap.bench.report import write_report
-from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row, add_rows, merged, read_rows, slug
+from roadmap.bench.results import (
+    BARE,
+    LOOP,
+    OURS,
+    TIMM,
+    TIMM_DEFAULTS,
+    Row,
+    add_rows,
+    merged,
+    read_rows,
+    slug,
+)
 from roadmap.bench.table import sheets
 from roadmap.bench.workloads import SHORTEST, build, free, has_timm, timed
 from roadmap.cli.arguments import roadmap_of
@@ -39,13 +50,15 @@ Times = Mapping[str, Sequence[float]]
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measures what the command line asks for; ConfigError before anything is measured where it asks for what cannot be."""
+    """Measures what the command line asks for; if that cannot be, ConfigError before anything is measured."""
     roadmap = roadmap_of(arguments)
     steps = arguments.steps or list(roadmap.steps)
     check_options(arguments)
     first = config_of(roadmap, steps[0], arguments, arguments.batch)
     if first.system.compile == "try":
-        raise refusal("system.compile", "is 'try', and what was measured must be known beforehand: true, or false")
+        raise refusal(
+            "system.compile", "is 'try', and what was measured must be known beforehand: true, or false"
+        )
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
     configs = [config_of(roadmap, step, arguments, batch) for step in dict.fromkeys(steps)]
@@ -63,19 +76,24 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 class Meter:
-    """One device on which steps of a roadmap are measured; what is measured is in the file at `path` at once."""
+    """A device on which steps of a roadmap are measured; each result is in the file at `path` at once."""
 
     def __init__(self, roadmap: Roadmap, arguments: argparse.Namespace, device: torch.device) -> None:
         self.roadmap, self.arguments, self.device = roadmap, arguments, device
         threads = torch.get_num_threads() if device.type == "cpu" else None
-        self.place = {"hardware": hardware(device), "threads": threads, "torch": torch.__version__, "timm": version("timm")}
+        self.place = {
+            "hardware": hardware(device),
+            "threads": threads,
+            "torch": torch.__version__,
+            "timm": version("timm"),
+        }
         self.place["commit"] = commit()
         self.path: Path = arguments.out / f"{slug(hardware(device), threads)}.csv"
         self.shortest = min(SHORTEST, arguments.seconds / LEAST)
         self.rows: list[Row] = []
 
     def measure(self, config: RunConfig, mode: str) -> None:
-        """A step in a mode, with half the images for as long as memory is short; prints a line for each row."""
+        """A step in a mode, with half the images as long as memory is short; prints a line for each row."""
         while True:
             try:
                 with memory_told(f"{config.recipe.global_batch} images", []):
@@ -107,7 +125,9 @@ class Meter:
         del runs, measurements
         free(self.device)
         memory = {name: memory_mb(name, mode, config, self.device) for name in names}
-        peaks = {name: [probe.flop / seconds / 1e12 for seconds in times[name]] for name, probe in probes.items()}
+        peaks = {
+            name: [probe.flop / seconds / 1e12 for seconds in times[name]] for name, probe in probes.items()
+        }
         return [self._row(config, mode, name, times, peaks, memory[name], OURS) for name in names]
 
     def _loop(self, config: RunConfig) -> list[Row]:
@@ -117,10 +137,19 @@ class Meter:
         return [self._row(config, "loop", name, times, {}, None, BARE) for name in (LOOP, BARE)]
 
     def _row(
-        self, config: RunConfig, mode: str, name: str, times: Times, peaks: Times, memory: float | None, other: str
-    ) -> Row:  # fmt: skip
+        self,
+        config: RunConfig,
+        mode: str,
+        name: str,
+        times: Times,
+        peaks: Times,
+        memory: float | None,
+        other: str,
+    ) -> Row:
         recipe, size, took = config.recipe, config.data.image_size, spread_of(times[name])
-        macs = complexity(config.model, size).macs if mode == "inference" else training_macs(config.model, size)
+        macs = (
+            complexity(config.model, size).macs if mode == "inference" else training_macs(config.model, size)
+        )
         rates = [2e-12 * macs * recipe.global_batch / seconds for seconds in times[name]]
         found = self.place | _against(times, name, other, recipe.precision) | _peak(rates, peaks)
         return Row.model_validate(
@@ -145,8 +174,13 @@ class Meter:
             console().print(relative(path), soft_wrap=True)
 
 
-def _built(names: Sequence[str], mode: str, config: RunConfig, device: torch.device) -> dict[str, Callable[[], object]]:
-    """An iteration of each subject; of timm's, those that PyTorch compiles right. ConfigError if ours is not one."""
+def _built(
+    names: Sequence[str], mode: str, config: RunConfig, device: torch.device
+) -> dict[str, Callable[[], object]]:
+    """An iteration of each subject; of timm's, those that PyTorch compiles right.
+
+    ConfigError if ours is not one.
+    """
     runs: dict[str, Callable[[], object]] = {}
     for name in names:
         try:
@@ -154,7 +188,9 @@ def _built(names: Sequence[str], mode: str, config: RunConfig, device: torch.dev
         except CompilerFailed as error:
             if name == OURS:
                 raise refusal(f"{config.step}, system.compile", f"is no benchmark: {error}") from error
-            console().print(f"{config.step}, {mode}: {name} is skipped, for it is compiled wrong: {error}", soft_wrap=True)
+            console().print(
+                f"{config.step}, {mode}: {name} is skipped, for it is compiled wrong: {error}", soft_wrap=True
+            )
     return runs
 
 
@@ -163,7 +199,12 @@ def _against(times: Times, name: str, other: str, precision: str) -> dict[str, A
     if name == other:
         return {}
     ratio = ratio_of(times[other], times[name])
-    return {"ratio_to": f"{other} {precision}", "ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
+    return {
+        "ratio_to": f"{other} {precision}",
+        "ratio": ratio.median,
+        "ratio_low": ratio.low,
+        "ratio_high": ratio.high,
+    }
 
 
 def _peak(rates: Sequence[float], peaks: Times) -> dict[str, Any]:
@@ -189,7 +230,10 @@ def _format(name: str, precision: str, device: torch.device) -> dict[str, str]:
 def line(row: Row) -> str:
     """A row as it is read while others are measured."""
     low, high = row.throughput
-    words = f"{row.step:<24} {row.mode:<9} {row.subject:<13} {row.precision} {row.batch:>4} x {row.image_size} px "
+    words = (
+        f"{row.step:<24} {row.mode:<9} {row.subject:<13} {row.precision} {row.batch:>4} x"
+        f" {row.image_size} px "
+    )
     words += f"{row.images_per_s:>10,.1f} images/s ({low:,.1f} to {high:,.1f}, n = {row.n})"
     if row.share_of_peak is not None:
         words += f", {100 * row.share_of_peak:.0f} % of peak"

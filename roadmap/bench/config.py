@@ -25,8 +25,15 @@ BARE_STEP = {
     "recipe.lr": 1e-6,
     "system.micro_batch": None,
 }
-TOLD = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}  # by columns of their own
-PATHS = {"system.data_dir", "system.stage_dir", "system.init_from", "recipe.init_digest", "recipe.init_weights"}
+# by columns of their own
+TOLD = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}
+PATHS = {
+    "system.data_dir",
+    "system.stage_dir",
+    "system.init_from",
+    "recipe.init_digest",
+    "recipe.init_weights",
+}
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -62,7 +69,9 @@ def config_of(roadmap: Roadmap, step: str, arguments: argparse.Namespace, batch:
 
 
 def overrides_of(config: RunConfig, arguments: argparse.Namespace) -> str | None:
-    """What `--set` changed and no other column of a row tells, as sorted 'key=value;key=value'; None where that is nothing."""
+    """What `--set` changed and no other column of a row tells, as sorted 'key=value;key=value'; None where
+    that is nothing.
+    """
     left_out = TOLD | PATHS
     if not arguments.loop:
         left_out |= BARE_STEP.keys()

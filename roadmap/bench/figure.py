@@ -21,7 +21,13 @@ from roadmap.report.render import GLUE
 
 MODES = ("train", "inference")
 LABELS = 0.24  # of the width, for the steps' titles
-DEFAULTS: Any = {"linestyle": "none", "marker": "D", "markersize": 4.5, "color": VERMILION, "markerfacecolor": "white"}
+DEFAULTS: Any = {
+    "linestyle": "none",
+    "marker": "D",
+    "markersize": 4.5,
+    "color": VERMILION,
+    "markerfacecolor": "white",
+}
 SAME: Any = DEFAULTS | {"markerfacecolor": VERMILION, "markeredgecolor": "white", "markeredgewidth": 0.6}
 Place = tuple[str, int, int]
 
@@ -41,7 +47,10 @@ def throughput_figure(group: Group, width: float = DOUBLE_COLUMN) -> Figure | No
     height = len(shown) * max(1.9, 1.25 * lines + 0.4) * size.text / 72
     title = wrapped(_title(group), width - 0.1, size.title)
     with style(width):
-        figure = Figure(figsize=(width, height + 0.85 + 1.3 * size.title / 72 * (title.count("\n") + 1)), layout="constrained")
+        figure = Figure(
+            figsize=(width, height + 0.85 + 1.3 * size.title / 72 * (title.count("\n") + 1)),
+            layout="constrained",
+        )
         figure.set_label(f"{group.title}: throughput")
         figure.suptitle(title, x=0.05 / width, ha="left")
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -49,7 +58,13 @@ def throughput_figure(group: Group, width: float = DOUBLE_COLUMN) -> Figure | No
             axes.set_yticks(range(len(shown)), [""] * len(shown) if index else shown)
             axes.set_title(TITLES[mode], loc="left", fontsize=size.text)
             axes.set_ylim(len(shown) - 0.4, -0.6)
-            _panel(axes, {list(labels).index(place): entry for place, entry in entries.items()}, group, room, size)
+            _panel(
+                axes,
+                {list(labels).index(place): entry for place, entry in entries.items()},
+                group,
+                room,
+                size,
+            )
         _legend(figure, [entry for entries in panels.values() for entry in entries.values()])
         return figure
 
@@ -110,7 +125,15 @@ def _panel(axes: Axes, entries: dict[int, Entry], group: Group, room: float, siz
         words += f", batch {row.batch}" if row.batch != batch else ""
         text = min(0.6, (0.6 * len(words) * size.small / 72 + 0.1) / (room - 0.2))  # of the panel's width
         limit = max(limit, _end(entry) / (1 - text))
-        axes.annotate(words, (_end(entry), height), (4, 0), textcoords="offset points", va="center", color=DARK, fontsize=size.small)
+        axes.annotate(
+            words,
+            (_end(entry), height),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=DARK,
+            fontsize=size.small,
+        )
     axes.set_xlim(0, limit)
     axes.xaxis.set_major_locator(MaxNLocator(max(2, int(14 * room / size.text)), steps=[1, 2, 5, 10]))
     axes.set_xlabel("images/s")
@@ -133,7 +156,9 @@ def _end(entry: Entry) -> float:
 def _legend(figure: Figure, entries: Sequence[Entry]) -> None:
     """What bars, marks and numbers mean, below both panels."""
     handles: list[Artist] = [Patch(color=BLUE, label="ours: images/s · share of the device's peak")]
-    handles.append(Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1, label="middle half of n turns"))
+    handles.append(
+        Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1, label="middle half of n turns")
+    )
     if any(entry.beside for entry in entries):
         handles.append(Line2D([], [], label="timm, the same format", **SAME))
     if any(entry.defaults for entry in entries):

@@ -1,4 +1,6 @@
-"""Rows that belong beside each other: of one roadmap, profile, precision and `--set`, an entry for each network, image size and batch."""
+"""Rows that belong beside each other: of one roadmap, profile, precision and `--set`, an entry for each
+network, image size and batch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ LONGEST = 80  # letters of overrides in a file's name
 
 @dataclass(frozen=True)
 class Entry:
-    """A step's rows in a mode: `ours` is the network or the training loop, `beside` timm's network in the same format, or the bare step."""
+    """A step's rows in a mode: `ours` is the network or the training loop, `beside` timm's network in the
+    same format, or the bare step.
+    """
 
     title: str
     ours: Row
@@ -27,7 +31,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """One roadmap in one profile and precision, with the same `overrides` as in a row; `entries` by mode, in the order of the path."""
+    """One roadmap in one profile and precision, with the same `overrides` as in a row; `entries` by mode, in
+    the order of the path.
+    """
 
     roadmap: str
     title: str
@@ -39,13 +45,20 @@ class Group:
     @property
     def rows(self) -> list[Row]:
         """All rows, of timm's networks, too."""
-        found = [row for entries in self.entries.values() for entry in entries for row in (entry.ours, entry.beside, entry.defaults)]
+        found = [
+            row
+            for entries in self.entries.values()
+            for entry in entries
+            for row in (entry.ours, entry.beside, entry.defaults)
+        ]
         return [row for row in found if row is not None]
 
     @property
     def name(self) -> str:
         """What its figure is called."""
-        return "-".join(filter(None, [self.roadmap, self.profile, _file_name(self.overrides or ""), self.precision]))
+        return "-".join(
+            filter(None, [self.roadmap, self.profile, _file_name(self.overrides or ""), self.precision])
+        )
 
     @property
     def heading(self) -> str:
@@ -62,8 +75,13 @@ def groups_of(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> list[Grou
 
 
 def _group(
-    name: str, profile: str | None, precision: str, overrides: str | None, rows: Sequence[Row], roadmap: Roadmap | None
-) -> Group:  # fmt: skip
+    name: str,
+    profile: str | None,
+    precision: str,
+    overrides: str | None,
+    rows: Sequence[Row],
+    roadmap: Roadmap | None,
+) -> Group:
     modes: dict[str, list[Entry]] = {}
     of = {(row.step, row.mode, row.batch, row.image_size, row.subject): row for row in rows}
     for row in rows:
@@ -76,7 +94,7 @@ def _group(
 
 
 def _file_name(overrides: str) -> str:
-    """Overrides as a part of a file's name, which may not be long; its end tells apart what is cut or has the same letters."""
+    """Overrides as a short part of a file's name; its end tells apart what is cut or has the same letters."""
     if not overrides:
         return ""
     words = re.sub(r"[^a-z0-9]+", "-", overrides.lower()).strip("-")

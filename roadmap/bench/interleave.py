@@ -1,4 +1,6 @@
-"""Measurements taken by turns, so that what else a machine does meets all of them alike, and what they say together."""
+"""Measurements taken by turns, so that what else a machine does meets all of them alike, and what they say
+together.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ LEAST = 5  # turns, however long they take
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of `n` values, and the quartiles `low` and `high` between which the middle half of them lies."""
+    """The median of `n` values, and the quartiles `low` and `high` between which the middle half of them
+    lies.
+    """
 
     median: float
     low: float
@@ -32,8 +36,11 @@ def ratio_of(these: Sequence[float], those: Sequence[float]) -> Spread:
     return spread_of([one / other for one, other in zip(these, those, strict=True)])
 
 
-def take_turns(subjects: Mapping[str, Callable[[], float]], seconds: float, least: int = LEAST) -> dict[str, list[float]]:
-    """What each subject's measurement returns, once a turn, until `seconds` and at least `least` turns are over.
+def take_turns(
+    subjects: Mapping[str, Callable[[], float]], seconds: float, least: int = LEAST
+) -> dict[str, list[float]]:
+    """What each subject's measurement returns, once a turn, until `seconds` and at least `least` turns are
+    over.
 
     Each turn begins with another subject, so that none always comes after the same one.
     """

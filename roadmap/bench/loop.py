@@ -1,4 +1,6 @@
-"""What loading data costs: the training loop with its loader beside the same steps on a batch that is on the device already."""
+"""What loading data costs: the training loop with its loader beside the same steps on a batch that is on the
+device already.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,23 @@ FEWEST = 10  # iterations of a window
 
 
 @contextmanager
-def loop_and_bare(config: RunConfig, device: torch.device, shortest: float = SHORTEST) -> Iterator[dict[str, Callable[[], float]]]:
-    """Measurements in seconds an iteration of the loop and of the bare step, on the same engine; erasing and mixup are in both.
+def loop_and_bare(
+    config: RunConfig, device: torch.device, shortest: float = SHORTEST
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """Measurements in seconds an iteration of the loop and of the bare step, on the same engine; erasing and
+    mixup are in both.
 
-    A window begins untimed, for as long as it takes to use up what workers have made ready, or to let them fill their queues.
+    A window begins untimed, for as long as it takes to use up what workers have made ready, or to let them
+    fill their queues.
     """
     loader = Loader(config, "train", device)
     try:
         engine = Engine(config, device, iterations_per_epoch=len(loader))
         engine.check_compiled()
         batches, mean = _endless(loader), Mean(device)
-        fixed = [(images.clone(), labels.clone()) for images, labels in islice(batches, engine.plan.accumulation)]
+        fixed = [
+            (images.clone(), labels.clone()) for images, labels in islice(batches, engine.plan.accumulation)
+        ]
 
         def bare() -> None:
             mean.add(engine.step(fixed))
@@ -46,7 +54,10 @@ def loop_and_bare(config: RunConfig, device: torch.device, shortest: float = SHO
             bare()
         loop()
         iterations = max(FEWEST, math.ceil(shortest / _window(bare, device, 1, 1)))
-        yield {BARE: lambda: _window(bare, device, untimed, iterations), LOOP: lambda: _window(loop, device, untimed, iterations)}
+        yield {
+            BARE: lambda: _window(bare, device, untimed, iterations),
+            LOOP: lambda: _window(loop, device, untimed, iterations),
+        }
     finally:
         loader.close()
 

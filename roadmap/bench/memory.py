@@ -1,4 +1,6 @@
-"""How much memory an iteration takes: `python -m roadmap.bench.memory` answers for one subject, in a process of its own."""
+"""How much memory an iteration takes: `python -m roadmap.bench.memory` answers for one subject, in a process
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ FIRST = 2  # images of a small network's iteration that loads what libraries loa
 def memory_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float | None:
     """The most memory that a network and its iterations take, in MiB; None where nobody counts.
 
-    On a GPU that is what tensors take; on a CPU what a fresh process grows by, which has libraries loaded already.
+    On a GPU that is what tensors take; on a CPU what a fresh process grows by, which has libraries loaded
+    already.
     """
     if device.type == "cuda":
         return _on_gpu(subject, mode, config, device)
@@ -37,7 +40,8 @@ def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) ->
     free(device)
     before = torch.cuda.memory_allocated(device)
     run = build(subject, mode, config, device)
-    torch.cuda.reset_peak_memory_stats(device)  # building may check what is compiled, which takes memory of its own
+    # building may check what is compiled, which takes memory of its own
+    torch.cuda.reset_peak_memory_stats(device)
     for _ in range(TURNS):
         run()
     wait(device)
@@ -49,14 +53,33 @@ def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) ->
 
 def _in_process(subject: str, mode: str, config: RunConfig) -> float | None:
     """What this module answers in a process of its own; None if that was killed, or may not ask."""
-    asked = json.dumps({"subject": subject, "mode": mode, "config": config.model_dump_json(), "threads": torch.get_num_threads()})
+    asked = json.dumps(
+        {
+            "subject": subject,
+            "mode": mode,
+            "config": config.model_dump_json(),
+            "threads": torch.get_num_threads(),
+        }
+    )
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "roadmap.bench.memory"]
     environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, input=asked, capture_output=True, encoding="utf-8", errors="replace", check=False, env=environment)
+    done = subprocess.run(
+        command,
+        input=asked,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env=environment,
+    )
     answer = re.search(r"^([\d.]+) MiB$", done.stdout, re.MULTILINE)
     if done.returncode or answer is None:
-        why = f"killed by signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().rpartition("\n")[2]
+        why = (
+            f"killed by signal {-done.returncode}"
+            if done.returncode < 0
+            else done.stderr.strip().rpartition("\n")[2]
+        )
         logger.warning("the memory of %s, %s, is not known: %s", config.step, mode, why)
         return None
     return float(answer[1])

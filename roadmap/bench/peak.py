@@ -1,4 +1,4 @@
-"""The most arithmetic that the device does in a second, seen on the two operations that networks are made of."""
+"""The most arithmetic that the device does in a second, seen on the two operations networks are made of."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ def matmul(device: torch.device, dtype: torch.dtype) -> Probe:
 
 
 def convolution(device: torch.device, dtype: torch.dtype) -> Probe:
-    """A dense 3x3 convolution of 256 channels at 28x28 positions, channels_last; 256 images on a GPU and 16 elsewhere."""
+    """A dense 3x3 convolution of 256 channels at 28x28, channels_last; 256 images on a GPU, 16 elsewhere."""
     images, channels, size = 256 if device.type == "cuda" else 16, 256, 28
-    x = torch.randn(images, channels, size, size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(images, channels, size, size, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
 
     @torch.inference_mode()
     def run() -> object:

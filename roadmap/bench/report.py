@@ -15,7 +15,8 @@ from roadmap.tree import Roadmap
 
 
 def write_report(path: Path, roadmaps: Mapping[str, Roadmap]) -> list[Path]:
-    """Writes the Markdown beside a CSV file, and a figure for each group that has one; returns what was written.
+    """Writes the Markdown beside a CSV file, and a figure for each group that has one; returns what was
+    written.
 
     ConfigError if the file is not one of ours, or where that cannot be.
     """

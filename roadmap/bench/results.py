@@ -24,13 +24,15 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Row(BaseModel):
-    """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the middle half of `n` turns.
+    """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the
+    middle half of `n` turns.
 
-    `subject` is one of `SUBJECTS`. `overrides` is what `--set` changed and no other column tells, as 'key=value;key=value'.
-    `ratio` is its throughput over that of the row that `ratio_to` names with its precision, such as 'ours bf16', turn by turn.
-    `memory_mb` are MiB: the most that tensors took on a GPU, or by which the process grew on a CPU. `gmacs` are multiply-adds in
-    10**9 for an image in this mode; the peaks are those of the precision in which the step was measured, and `share_of_peak`
-    belongs to the larger of them. `threads` are PyTorch's, None on a GPU.
+    `subject` is one of `SUBJECTS`. `overrides` is what `--set` changed and no other column tells, as
+    'key=value;key=value'. `ratio` is its throughput over that of the row that `ratio_to` names with its
+    precision, such as 'ours bf16', turn by turn. `memory_mb` are MiB: the most that tensors took on a GPU, or
+    by which the process grew on a CPU. `gmacs` are multiply-adds in 10**9 for an image in this mode; the
+    peaks are those of the precision in which the step was measured, and `share_of_peak` belongs to the larger
+    of them. `threads` are PyTorch's, None on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,7 +85,19 @@ class Row(BaseModel):
         return 1e3 * self.batch / self.ms_high, 1e3 * self.batch / self.ms_low
 
 
-KEY = ("roadmap", "step", "profile", "mode", "subject", "precision", "memory_format", "batch", "image_size", "overrides", "ratio_to")
+KEY = (
+    "roadmap",
+    "step",
+    "profile",
+    "mode",
+    "subject",
+    "precision",
+    "memory_format",
+    "batch",
+    "image_size",
+    "overrides",
+    "ratio_to",
+)
 LATER = {"overrides"}  # columns that files of before do not have
 
 
@@ -114,7 +128,9 @@ def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
         return Row.model_validate({name: cell or None for name, cell in cells.items()})
     except ValidationError as error:
         first: Any = error.errors()[0]
-        raise _unreadable(path, f"line {line}, {'.'.join(map(str, first['loc']))}: {reason(first)}") from error
+        raise _unreadable(
+            path, f"line {line}, {'.'.join(map(str, first['loc']))}: {reason(first)}"
+        ) from error
 
 
 def _unreadable(path: Path, why: str) -> ConfigError:
@@ -123,7 +139,9 @@ def _unreadable(path: Path, why: str) -> ConfigError:
 
 
 def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
-    """Old rows and new ones, which replace those with their keys; a roadmap's in the order of its `steps`, other rows as they were."""
+    """Old rows and new ones, which replace those with their keys; a roadmap's in the order of its `steps`,
+    other rows as they were.
+    """
     rows = list({row.key: row for row in (*old, *new)}.values())
     places = {step: place for place, step in enumerate(steps)}
 
@@ -133,7 +151,8 @@ def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence
             return (*group, 0)
         subject = SUBJECTS.index(row.subject) if row.subject in SUBJECTS else len(SUBJECTS)
         return (
-            *group, places.get(row.step, len(places)), row.step, MODES.index(row.mode), row.against, row.image_size, row.batch, subject
+            *group, places.get(row.step, len(places)), row.step, MODES.index(row.mode), row.against,
+            row.image_size, row.batch, subject,
         )  # fmt: skip
 
     return sorted(rows, key=place)
@@ -149,7 +168,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def add_rows(path: Path, new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
-    """Puts rows into a file, whatever other processes put there meanwhile, and returns all that are there now.
+    """Puts rows into a file, whatever other processes put there meanwhile, and returns all that are there
+    now.
 
     ConfigError if the file is not one of ours, or cannot be written.
     """
@@ -162,7 +182,7 @@ def add_rows(path: Path, new: Sequence[Row], roadmap: str, steps: Sequence[str])
 
 
 def slug(hardware: str, threads: int | None) -> str:
-    """A device's name as a file's: 'Intel(R) Xeon(R) Processor, 2 cores' with 2 threads is intel-xeon-processor-2-threads."""
+    """A device's name as a file's: 'Intel(R) Xeon(R), 2 cores' with 2 threads is intel-xeon-2-threads."""
     name = re.sub(r"\((R|TM|C)\)|, \d+ cores?$", "", hardware, flags=re.IGNORECASE)
     words = name if threads is None else f"{name} {threads} thread{'' if threads == 1 else 's'}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")

@@ -1,4 +1,6 @@
-"""What was measured as Markdown: training, inference, and the training loop, for each roadmap, profile, precision and `--set`."""
+"""What was measured as Markdown: training, inference, and the training loop, for each roadmap, profile,
+precision and `--set`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,24 @@ from roadmap.tree import ReferenceSpeed, Roadmap, Throughput
 
 TITLES = {"train": "training", "inference": "inference", "loop": "the training loop"}
 MEANS = {
-    "train": "Training is forward, loss, backward, optimizer and moving average on one batch, without the recipe's mixup and erasing.",
+    "train": (
+        "Training is forward, loss, backward, optimizer and moving average on one batch, without the recipe's"
+        " mixup and erasing."
+    ),
     "inference": "Inference is a forward pass of one batch.",
-    "loop": "The loop trains as runs do, from the data set on; the bare step is the same on a batch that is on the device already.",
+    "loop": (
+        "The loop trains as runs do, from the data set on; the bare step is the same on a batch that is on"
+        " the device already."
+    ),
 }
 RIVALS = {
-    "train": "timm is its network in our format, precision and optimizer, with the same loss and moving average; its defaults are "
-    "{}, contiguous tensors, and an optimizer that is not fused.",
-    "inference": "timm is its network in our format and precision; its defaults are {} and contiguous tensors.",
+    "train": (
+        "timm is its network in our format, precision and optimizer, with the same loss and moving average;"
+        " its defaults are {}, contiguous tensors, and an optimizer that is not fused."
+    ),
+    "inference": (
+        "timm is its network in our format and precision; its defaults are {} and contiguous tensors."
+    ),
 }
 GROWN = "MiB is by how much a fresh process grew at most for the network and its iterations."
 FIXED = {"px": "{} px", "batch": "batch {}", "n": "n = {}"}
@@ -50,7 +62,9 @@ def sheets(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> Iterator[She
         roadmap = roadmaps.get(group.roadmap)
         for mode, entries in group.entries.items():
             # what was published is of the steps as they are
-            yield _sheet(group, mode, entries, roadmap.throughput if roadmap and not group.overrides else None)
+            yield _sheet(
+                group, mode, entries, roadmap.throughput if roadmap and not group.overrides else None
+            )
 
 
 def _threads(row: Row) -> str:
@@ -58,15 +72,28 @@ def _threads(row: Row) -> str:
 
 
 def _sheet(group: Group, mode: str, entries: Sequence[Entry], printed: Throughput | None) -> Sheet:
-    printed = printed if mode == "inference" and printed and any(entry.ours.step in printed.steps for entry in entries) else None
+    printed = (
+        printed
+        if mode == "inference" and printed and any(entry.ours.step in printed.steps for entry in entries)
+        else None
+    )
     columns = _columns(mode, printed)
     cells = {head: [cell(entry) for entry in entries] for head, cell in columns.items()}
-    fixed = {head: FIXED[head].format(texts[0]) for head, texts in cells.items() if head in FIXED and not printed and len(set(texts)) == 1}
+    fixed = {
+        head: FIXED[head].format(texts[0])
+        for head, texts in cells.items()
+        if head in FIXED and not printed and len(set(texts)) == 1
+    }
     heads = [head for head, texts in cells.items() if head not in fixed and set(texts) != {NONE}]
     rows = [list(row) for row in zip(*(cells[head] for head in heads), strict=True)]
     rows += [_reference(reference, heads) for reference in printed.references] if printed else []
     title = f"{group.heading}: {TITLES[mode]} in {group.precision}"
-    return Sheet(title, [head if head == "step" else f">{head}" for head in heads], rows, _notes(mode, entries, fixed, printed))
+    return Sheet(
+        title,
+        [head if head == "step" else f">{head}" for head in heads],
+        rows,
+        _notes(mode, entries, fixed, printed),
+    )
 
 
 def _columns(mode: str, printed: Throughput | None) -> dict[str, Cell]:
@@ -83,7 +110,10 @@ def _columns(mode: str, printed: Throughput | None) -> dict[str, Cell]:
     if printed:
         columns["published"] = lambda entry: _printed(printed.steps.get(entry.ours.step))
     if mode == "loop":
-        columns |= {"bare step": lambda entry: _speed(entry.beside), "loop / bare": lambda entry: _ratio(entry.ours)}
+        columns |= {
+            "bare step": lambda entry: _speed(entry.beside),
+            "loop / bare": lambda entry: _ratio(entry.ours),
+        }
         return columns
     return columns | {
         "TFLOP/s": lambda entry: f"{entry.ours.tflops:.3g}",
@@ -91,7 +121,9 @@ def _columns(mode: str, printed: Throughput | None) -> dict[str, Cell]:
         "MiB": lambda entry: NONE if entry.ours.memory_mb is None else f"{entry.ours.memory_mb:,.0f}",
         "timm": lambda entry: _speed(entry.beside),
         "ours / timm": lambda entry: _inverse(entry.beside),
-        "timm's MiB": lambda entry: NONE if not entry.beside or entry.beside.memory_mb is None else f"{entry.beside.memory_mb:,.0f}",
+        "timm's MiB": lambda entry: (
+            NONE if not entry.beside or entry.beside.memory_mb is None else f"{entry.beside.memory_mb:,.0f}"
+        ),
         "timm's defaults": lambda entry: _speed(entry.defaults),
         "ours / defaults": lambda entry: _inverse(entry.defaults),
     }
@@ -137,21 +169,41 @@ def _inverse(row: Row | None) -> str:
 
 def _reference(reference: ReferenceSpeed, heads: Sequence[str]) -> list[str]:
     """The row of a model that is published only."""
-    cells = {"step": reference.title, "px": str(reference.image_size), "published": _printed(reference.images_per_s)}
+    cells = {
+        "step": reference.title,
+        "px": str(reference.image_size),
+        "published": _printed(reference.images_per_s),
+    }
     return [cells.get(head, NONE) for head in heads]
 
 
-def _notes(mode: str, entries: Sequence[Entry], fixed: Mapping[str, str], printed: Throughput | None) -> list[str]:
+def _notes(
+    mode: str, entries: Sequence[Entry], fixed: Mapping[str, str], printed: Throughput | None
+) -> list[str]:
     """What belongs below a table."""
     ours = [entry.ours for entry in entries]
     notes = [f"The same in all rows: {', '.join(fixed.values())}."] if fixed else []
-    notes.append(f"{MEANS[mode]} Medians over n turns, between which the others were measured; ratios are medians of each turn's.")
+    notes.append(
+        f"{MEANS[mode]} Medians over n turns, between which the others were measured; ratios are medians of"
+        " each turn's."
+    )
     if any(row.share_of_peak is not None for row in ours):
-        matmul, convolution = (_range([getattr(row, name) for row in ours]) for name in ("peak_matmul_tflops", "peak_conv_tflops"))
-        peak = f"The peak is the larger of a matrix product, {matmul} TFLOP/s, and a dense 3x3 convolution, {convolution} TFLOP/s"
-        notes.append(f"{peak}, in the same turns; GMACs and TFLOP/s are those of {TITLES[mode]}, a multiply-add two operations.")
+        matmul, convolution = (
+            _range([getattr(row, name) for row in ours])
+            for name in ("peak_matmul_tflops", "peak_conv_tflops")
+        )
+        peak = (
+            f"The peak is the larger of a matrix product, {matmul} TFLOP/s, and a dense 3x3 convolution,"
+            f" {convolution} TFLOP/s"
+        )
+        notes.append(
+            f"{peak}, in the same turns; GMACs and TFLOP/s are those of {TITLES[mode]}, a multiply-add two"
+            " operations."
+        )
     if any(row.memory_mb is not None for row in ours):
-        notes.append("MiB is the most memory that an iteration's tensors took." if ours[0].threads is None else GROWN)
+        notes.append(
+            "MiB is the most memory that an iteration's tensors took." if ours[0].threads is None else GROWN
+        )
     if any(entry.defaults for entry in entries):
         precision = next(entry.defaults.precision for entry in entries if entry.defaults)
         notes.append(RIVALS[mode].format(precision))

@@ -21,7 +21,13 @@ from roadmap.bench.results import OURS, TIMM_DEFAULTS
 from roadmap.config import Recipe, RunConfig
 from roadmap.export import timm_model
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.compiled import CompilerFailed, GradientCheck, check_gradients, check_logits, compile_network
+from roadmap.training.compiled import (
+    CompilerFailed,
+    GradientCheck,
+    check_gradients,
+    check_logits,
+    compile_network,
+)
 from roadmap.training.engine import PRECISIONS, Engine, autocast
 from roadmap.training.optim import build_optimizer
 
@@ -38,7 +44,9 @@ def has_timm(config: RunConfig) -> bool:
         return False
 
 
-def fixed_batch(config: RunConfig, device: torch.device, *, channels_last: bool = True) -> tuple[Tensor, Tensor]:
+def fixed_batch(
+    config: RunConfig, device: torch.device, *, channels_last: bool = True
+) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) of noise and labels (N,), on the device."""
     size, count = config.data.image_size, config.recipe.global_batch
     images = torch.randn(count, config.model.in_chans, size, size, device=device)
@@ -51,7 +59,11 @@ def build(subject: str, mode: str, config: RunConfig, device: torch.device) -> R
     if subject == OURS:
         return ours_trained(config, device) if mode == "train" else ours_inferring(config, device)
     defaults = subject == TIMM_DEFAULTS
-    return theirs_trained(config, device, defaults) if mode == "train" else theirs_inferring(config, device, defaults)
+    return (
+        theirs_trained(config, device, defaults)
+        if mode == "train"
+        else theirs_inferring(config, device, defaults)
+    )
 
 
 def ours_trained(config: RunConfig, device: torch.device) -> Run:
@@ -67,7 +79,9 @@ def ours_inferring(config: RunConfig, device: torch.device) -> Run:
     return inferring(_prepared(build_model(config.model), config, device), config, device)
 
 
-def inferring(model: nn.Module, config: RunConfig, device: torch.device, *, channels_last: bool = True) -> Run:
+def inferring(
+    model: nn.Module, config: RunConfig, device: torch.device, *, channels_last: bool = True
+) -> Run:
     """A batch through a network in evaluation, in the recipe's precision."""
     images, _ = fixed_batch(config, device, channels_last=channels_last)
     forward: Any = model.eval()
@@ -85,7 +99,9 @@ def inferring(model: nn.Module, config: RunConfig, device: torch.device, *, chan
 
 
 def confirm(check: GradientCheck) -> None:
-    """CompilerFailed unless a compiled network computes what the eager one does: another network is no subject."""
+    """CompilerFailed unless a compiled network computes what the eager one does: another network is no
+    subject.
+    """
     if check.wrong:
         raise CompilerFailed(f"{check} (PyTorch {torch.__version__})")
 
@@ -100,7 +116,8 @@ def theirs_inferring(config: RunConfig, device: torch.device, defaults: bool) ->
 def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> Run:
     """A step of timm's network: forward, loss, backward, optimizer and moving average as in the engine.
 
-    With its `defaults`, everything is in float32 and contiguous, and the optimizer is not fused. Layers share one learning rate.
+    With its `defaults`, everything is in float32 and contiguous, and the optimizer is not fused. Layers share
+    one learning rate.
     """
     plain = in_fp32(config) if defaults else config
     recipe = plain.recipe.model_copy(update={"layer_decay": 1.0})
@@ -148,7 +165,11 @@ def unfused(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer as timm makes it without further flags."""
     name = {"sgd": "momentum", "adamw": "adamw"}[recipe.optimizer]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=name, lr=recipe.peak_lr, weight_decay=recipe.weight_decay, filter_bias_and_bn=not recipe.decay_norm_and_bias
+        model,
+        opt=name,
+        lr=recipe.peak_lr,
+        weight_decay=recipe.weight_decay,
+        filter_bias_and_bn=not recipe.decay_norm_and_bias,
     )
     return optimizer
 
@@ -173,7 +194,9 @@ def in_tf32(run: Run) -> Run:
 
 
 def timed(run: Run, device: torch.device, shortest: float = SHORTEST) -> Callable[[], float]:
-    """A measurement, in seconds an iteration, of as many iterations as take `shortest` seconds; first `run` is warmed up here."""
+    """A measurement, in seconds an iteration, of as many iterations as take `shortest` seconds; first `run`
+    is warmed up here.
+    """
     with no_refusal():
         seconds_each(run, device, WARM_UP if device.type == "cuda" else 1)
     iterations = max(1, math.ceil(shortest / seconds_each(run, device, 1)))

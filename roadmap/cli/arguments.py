@@ -34,7 +34,11 @@ def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.init_from is not None:
         if "system.init_from" in overrides:
             raise refusal("--init-from", "and --set system.init_from are both given; one of them is enough")
-        source = arguments.init_from if scheme_of(arguments.init_from) else str(Path(arguments.init_from).absolute())
+        source = (
+            arguments.init_from
+            if scheme_of(arguments.init_from)
+            else str(Path(arguments.init_from).absolute())
+        )
         overrides = {"system.init_from": source, "recipe.init_digest": digest_of(source)} | overrides
     if arguments.kind is not None and not _chooses_itself(arguments):
         overrides = {"recipe.init_weights": _init_weights(arguments, overrides)} | overrides
@@ -47,7 +51,9 @@ def _chooses_itself(arguments: argparse.Namespace) -> bool:
 
 
 def _init_weights(arguments: argparse.Namespace, overrides: Mapping[str, Any]) -> str:
-    """The weights that --ema or --raw choose; ConfigError where there are none to choose from, or they are chosen twice."""
+    """The weights that --ema or --raw choose; ConfigError where there are none to choose from, or they are
+    chosen twice.
+    """
     kind: str = arguments.kind
     if "recipe.init_weights" in overrides:
         raise refusal(f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough")
@@ -62,8 +68,13 @@ def config_of(arguments: argparse.Namespace, step: str, seed: int) -> RunConfig:
 
 
 def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
-    """How a run of `config` is to be evaluated, as `evaluate_run` takes it; ConfigError for what has no meaning here."""
-    values = {name: getattr(arguments, name) for name in ("image_size", "crop_pct", "crop_mode", "class_map", "per_class")}
+    """How a run of `config` is to be evaluated, as `evaluate_run` takes it; ConfigError for what has no
+    meaning here.
+    """
+    values = {
+        name: getattr(arguments, name)
+        for name in ("image_size", "crop_pct", "crop_mode", "class_map", "per_class")
+    }
     given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
     if given and not arguments.eval:
         raise refusal(", ".join(given), "cannot be used without --eval")
@@ -80,14 +91,29 @@ def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[st
 
 def _view(config: RunConfig, size: int | None, crop_pct: float | None, crop_mode: str | None) -> RunConfig:
     """`config` with another resolution or crop of the images that are evaluated."""
-    if size is not None and size != config.data.image_size and size >= WHOLE_IMAGE and crop_pct is None and crop_mode is None:
+    if (
+        size is not None
+        and size != config.data.image_size
+        and size >= WHOLE_IMAGE
+        and crop_pct is None
+        and crop_mode is None
+    ):
         crop_pct, crop_mode = 1.0, "squash"
     leaves = config.model_dump()
-    for path, value in (("data.image_size", size), ("recipe.eval_crop_pct", crop_pct), ("recipe.eval_crop_mode", crop_mode)):
+    for path, value in (
+        ("data.image_size", size),
+        ("recipe.eval_crop_pct", crop_pct),
+        ("recipe.eval_crop_mode", crop_mode),
+    ):
         section, _, key = path.partition(".")
         leaves[section][key] = leaves[section][key] if value is None else value
     try:
         return RunConfig.model_validate(leaves)
     except ValidationError as error:
-        lines = [": ".join(filter(None, [".".join(map(str, e["loc"])), reason(e)])).partition(": ") for e in error.errors()]
-        raise ConfigError([Problem(OPTIONS.get(path, path), message) for path, _, message in lines]) from error
+        lines = [
+            ": ".join(filter(None, [".".join(map(str, e["loc"])), reason(e)])).partition(": ")
+            for e in error.errors()
+        ]
+        raise ConfigError(
+            [Problem(OPTIONS.get(path, path), message) for path, _, message in lines]
+        ) from error

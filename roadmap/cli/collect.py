@@ -11,32 +11,69 @@ from roadmap.cli.options import Parser, add_config_options
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
-        description="Make the ablation's tables, figures and page; runs that are missing are shown as missing. Two folders of runs, or "
-        "parts of them such as runs/convnext_t/digits, are put side by side.",
+        description=(
+            "Make the ablation's tables, figures and page; runs that are missing are shown as missing. Two"
+            " folders of runs, or parts of them such as runs/convnext_t/digits, are put side by side."
+        ),
         conflict_handler="resolve",
     )
-    options.add_argument("runs", type=Path, nargs="*", metavar="RUNS", help="a folder of runs, or two to compare")
-    options.add_argument("--paper", nargs="*", metavar="ROADMAP", help="the paper's own figures instead of runs: of --roadmap, or of these")
-    options.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tables, figures and page go")
+    options.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUNS", help="a folder of runs, or two to compare"
+    )
+    options.add_argument(
+        "--paper",
+        nargs="*",
+        metavar="ROADMAP",
+        help="the paper's own figures instead of runs: of --roadmap, or of these",
+    )
+    options.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where tables, figures and page go"
+    )
     add_config_options(options)
     options.add_argument("--roadmap", metavar="NAME", help="the runs' roadmap, where a folder holds several")
-    options.add_argument("--profile", metavar="NAME", help="the runs' profile, where a folder holds several; 'paper' for those without")
+    options.add_argument(
+        "--profile",
+        metavar="NAME",
+        help="the runs' profile, where a folder holds several; 'paper' for those without",
+    )
     options.add_argument(
         "--as-trained",
         action="store_true",
-        help="take what --set must say from the runs, which must agree (default where none is as the steps file says)",
+        help=(
+            "take what --set must say from the runs, which must agree (default where none is as the steps"
+            " file says)"
+        ),
     )
-    options.add_argument("--columns", metavar="KEY,...", help="the tables' columns (default: those that say something)")
-    options.add_argument("--holm", action="store_true", help="adjust the p-values of all steps together, after Holm")
-    options.add_argument("--x", metavar="KEY,...", help="draw accuracy against these costs, too, a figure each (always: gmacs)")
+    options.add_argument(
+        "--columns", metavar="KEY,...", help="the tables' columns (default: those that say something)"
+    )
+    options.add_argument(
+        "--holm", action="store_true", help="adjust the p-values of all steps together, after Holm"
+    )
+    options.add_argument(
+        "--x", metavar="KEY,...", help="draw accuracy against these costs, too, a figure each (always: gmacs)"
+    )
     options.add_argument("--tables-only", action="store_true", help="no figures and no page")
     options.add_argument(
-        "--watch", type=float, nargs="?", const=30.0, metavar="SECONDS", help="collect again until all runs are finished (default: 30)"
+        "--watch",
+        type=float,
+        nargs="?",
+        const=30.0,
+        metavar="SECONDS",
+        help="collect again until all runs are finished (default: 30)",
     )
     options.add_argument(
-        "--check", type=float, metavar="TOLERANCE", help="exit with 3 if a mean is further than so many points from the paper's"
+        "--check",
+        type=float,
+        metavar="TOLERANCE",
+        help="exit with 3 if a mean is further than so many points from the paper's",
     )
-    options.add_argument("--against", type=Path, metavar="FILE", help="check against this table, such as an earlier ablation.csv")
+    options.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="check against this table, such as an earlier ablation.csv",
+    )
     return options
 
 

@@ -25,7 +25,9 @@ def print_steps(arguments: argparse.Namespace) -> int:
     rows = []
     for name in roadmap.steps:
         branch = "" if name in roadmap.trunk else "└ "
-        rows.append((f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block)))
+        rows.append(
+            (f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block))
+        )
     title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
     if aside := len(rows) - len(roadmap.trunk):
         title += f", {aside} on side branches"
@@ -37,14 +39,25 @@ def print_steps(arguments: argparse.Namespace) -> int:
 
 def print_verify(arguments: argparse.Namespace) -> int:
     """Every row with its verdict; exit code 1 if one that should match does not."""
-    roadmaps = list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [roadmap_of(arguments)]
+    roadmaps = (
+        list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [roadmap_of(arguments)]
+    )
     if arguments.all and arguments.ablate is not None:
         roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
     wrong = False
     for roadmap in roadmaps:
         rows = verify(roadmap)
-        cells = [(row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", _printed(row), row.verdict) for row in rows]
-        console().print(table(["step", ">params (M)", ">GMACs", ">paper's", "verdict"], cells, f"{roadmap.name}: {roadmap.title}"))
+        cells = [
+            (row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", _printed(row), row.verdict)
+            for row in rows
+        ]
+        console().print(
+            table(
+                ["step", ">params (M)", ">GMACs", ">paper's", "verdict"],
+                cells,
+                f"{roadmap.name}: {roadmap.title}",
+            )
+        )
         print(summary(rows))
         wrong |= any(row.is_wrong for row in rows)
     return int(wrong)
@@ -60,7 +73,13 @@ def print_explain(arguments: argparse.Namespace) -> int:
     config = resolve(roadmap, arguments.step, **choices)
     settings = trace(roadmap, arguments.step, **choices)
     rows = [(path, show(settings[path].value), *_origin(settings, path)) for path in roadmap.base]
-    console().print(table(["key", "value", "set by", "at"], rows, f"{arguments.step}: {describe(config.model.block)}, {config.hash}"))
+    console().print(
+        table(
+            ["key", "value", "set by", "at"],
+            rows,
+            f"{arguments.step}: {describe(config.model.block)}, {config.hash}",
+        )
+    )
     return 0
 
 
@@ -72,12 +91,26 @@ def print_diff(arguments: argparse.Namespace) -> int:
         resolve(roadmap, step, **choices)
     differences = changes(one, other)
     rows = [
-        (path, show(differences[path][0]), show(differences[path][1]), _origin(one, path)[0], _origin(other, path)[0])
+        (
+            path,
+            show(differences[path][0]),
+            show(differences[path][1]),
+            _origin(one, path)[0],
+            _origin(other, path)[0],
+        )
         for path in roadmap.base
         if path in differences
     ]
-    columns = ["key", arguments.one, arguments.other, f"set in {arguments.one} by", f"set in {arguments.other} by"]
-    console().print(table(columns, rows, f"{count(len(rows), 'value')} differ{'s' if len(rows) == 1 else ''}"))
+    columns = [
+        "key",
+        arguments.one,
+        arguments.other,
+        f"set in {arguments.one} by",
+        f"set in {arguments.other} by",
+    ]
+    console().print(
+        table(columns, rows, f"{count(len(rows), 'value')} differ{'s' if len(rows) == 1 else ''}")
+    )
     return 0
 
 
@@ -99,7 +132,9 @@ def print_weights(arguments: argparse.Namespace) -> int:
 
     states = read_state_dicts(arguments.source)
     kind: Kind = arguments.kind or "raw"
-    report = copy_weights(build_model(config.model), select(states, kind, arguments.source), arguments.source, strict=False)
+    report = copy_weights(
+        build_model(config.model), select(states, kind, arguments.source), arguments.source, strict=False
+    )
     print(report)
     if len(states) > 1:
         print(f"  inspected: {TAKEN[kind]}")

@@ -1,4 +1,6 @@
-"""What all command lines share, of argparse alone, so that --help takes no longer than Python: options, and a clear end."""
+"""What all command lines share, of argparse alone, so that --help takes no longer than Python: options, and a
+clear end.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,31 @@ from typing import Any
 from roadmap import STEPS_YAML
 
 FAILED, BAD_INPUT = 1, 2
-LOOKALIKES = {"Δ": "Delta", "ρ": "rho", "±": "+-", "−": "-", "–": "-", "→": "->", "…": "...", "└": "`", "†": "+", "‘": "'", "’": "'"}
+LOOKALIKES = {
+    "Δ": "Delta",
+    "ρ": "rho",
+    "±": "+-",
+    "−": "-",
+    "–": "-",
+    "→": "->",
+    "…": "...",
+    "└": "`",
+    "†": "+",
+    "‘": "'",
+    "’": "'",
+}
 LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, of which spinners are made
 EVALUATES = (
-    "evaluates the run's last checkpoint, or the weights of --init-from without any run: the weights and their EMA, "
-    "or one of them alone with --raw or --ema"
+    "evaluates the run's last checkpoint, or the weights of --init-from without any run: the weights and"
+    " their EMA, or one of them alone with --raw or --ema"
 )
 WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line, or one of its commands, whose options are given in full: --steps is not taken for --steps-file."""
+    """A command line, or one of its commands, whose options are given in full: --steps is not taken for
+    --steps-file.
+    """
 
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | how)
@@ -33,19 +49,32 @@ class Parser(argparse.ArgumentParser):
 
 def add_roadmap_options(options: argparse.ArgumentParser) -> None:
     """--steps-file, --roadmap and --ablate."""
-    options.add_argument("--steps-file", type=Path, default=STEPS_YAML, metavar="FILE", help="steps file (default: the project's own)")
-    options.add_argument("--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)")
+    options.add_argument(
+        "--steps-file",
+        type=Path,
+        default=STEPS_YAML,
+        metavar="FILE",
+        help="steps file (default: the project's own)",
+    )
+    options.add_argument(
+        "--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)"
+    )
     options.add_argument(
         "--ablate",
         metavar="HOW",
-        help="combine the path's changes in another way: leave-one-out or one-at-a-time (with :STEP for another end), or order:SEED",
+        help=(
+            "combine the path's changes in another way: leave-one-out or one-at-a-time (with :STEP for"
+            " another end), or order:SEED"
+        ),
     )
 
 
 def add_config_options(options: argparse.ArgumentParser) -> None:
     """--steps-file, --roadmap, --ablate, --profile, --set, --init-from, --ema and --raw."""
     add_roadmap_options(options)
-    options.add_argument("--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)")
+    options.add_argument(
+        "--profile", metavar="NAME", help="data set and budget (default: none, the paper's ImageNet setting)"
+    )
     options.add_argument(
         "--set",
         action="append",
@@ -57,7 +86,10 @@ def add_config_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--init-from",
         metavar="WEIGHTS",
-        help="start from a checkpoint: a path, a URL, or a run's directory; sets system.init_from and recipe.init_digest",
+        help=(
+            "start from a checkpoint: a path, a URL, or a run's directory; sets system.init_from and"
+            " recipe.init_digest"
+        ),
     )
     add_kind_options(options)
 
@@ -65,39 +97,65 @@ def add_config_options(options: argparse.ArgumentParser) -> None:
 def add_kind_options(options: argparse.ArgumentParser) -> None:
     """--ema and --raw, of weights that come with their EMA."""
     which = options.add_mutually_exclusive_group()
-    which.add_argument("--ema", dest="kind", action="store_const", const="ema", help="take the EMA of the weights")
-    which.add_argument("--raw", dest="kind", action="store_const", const="raw", help="take the weights as they were trained (the default)")
+    which.add_argument(
+        "--ema", dest="kind", action="store_const", const="ema", help="take the EMA of the weights"
+    )
+    which.add_argument(
+        "--raw",
+        dest="kind",
+        action="store_const",
+        const="raw",
+        help="take the weights as they were trained (the default)",
+    )
 
 
 def add_eval_options(options: argparse.ArgumentParser) -> None:
     """What `eval_choices_of` reads."""
     group = options.add_argument_group("with --eval", EVALUATES)
-    group.add_argument("--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)")
-    group.add_argument("--crop-pct", type=float, metavar="SHARE", help="share of the resized image's edges that is seen")
+    group.add_argument(
+        "--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)"
+    )
+    group.add_argument(
+        "--crop-pct", type=float, metavar="SHARE", help="share of the resized image's edges that is seen"
+    )
     group.add_argument(
         "--crop-mode",
         choices=["center", "squash"],
-        help="resize the shorter edge and take the centre, or resize both edges (default: the recipe's crop; the whole image, squashed, "
-        f"where --image-size asks for another resolution of {WHOLE_IMAGE} or more and no crop is given)",
+        help=(
+            "resize the shorter edge and take the centre, or resize both edges (default: the recipe's crop;"
+            f" the whole image, squashed, where --image-size asks for another resolution of {WHOLE_IMAGE} or"
+            " more and no crop is given)"
+        ),
     )
     group.add_argument(
         "--class-map",
         type=Path,
         metavar="FILE",
-        help="names of the network's classes, one per line in the order of its outputs (default: those that the weights come with); "
-        "the data may have some of them only",
+        help=(
+            "names of the network's classes, one per line in the order of its outputs (default: those that"
+            " the weights come with); the data may have some of them only"
+        ),
     )
-    group.add_argument("--per-class", type=Path, metavar="FILE", help="write images and accuracies of each class to a CSV file")
+    group.add_argument(
+        "--per-class",
+        type=Path,
+        metavar="FILE",
+        help="write images and accuracies of each class to a CSV file",
+    )
 
 
 def add_experiment_options(options: argparse.ArgumentParser) -> None:
     """--roadmap and --profile, of the runs that are there."""
     options.add_argument("--roadmap", metavar="NAME", help="runs of this roadmap only")
-    options.add_argument("--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one")
+    options.add_argument(
+        "--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one"
+    )
 
 
 def _lookalike(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for a character that an encoding lacks: one that looks like it, a file name's own byte, or an escape."""
+    """What stands for a character that an encoding lacks: one that looks like it, a file name's own byte, or
+    an escape.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter, after = error.object[error.start], error.start + 1
@@ -135,7 +193,9 @@ def print_anywhere() -> None:
 
 
 def shown(text: str) -> str:
-    """Text as the standard output will show it, for columns as wide as that: with lookalikes of characters that its encoding lacks."""
+    """Text as the standard output will show it, for columns as wide as that: with lookalikes of characters
+    that its encoding lacks.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "lookalike").decode(encoding, "surrogateescape")
 
@@ -143,10 +203,12 @@ def shown(text: str) -> str:
 def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
     """Runs a command and returns its exit code.
 
-    Bad input is one message a problem, without a traceback, and exit code 2; so is a disk that is full, with exit code 1.
+    Bad input is one message a problem, without a traceback, and exit code 2; so is a disk that is full, with
+    exit code 1.
     """
     print_anywhere()
-    os.environ["MPLBACKEND"] = "agg"  # before matplotlib is imported, which fails on the backend of a notebook
+    # before matplotlib is imported, which fails on the backend of a notebook
+    os.environ["MPLBACKEND"] = "agg"
     try:
         return run(parser.parse_args())
     except KeyboardInterrupt:

@@ -10,16 +10,27 @@ from roadmap.cli.options import Parser, add_config_options, add_eval_options
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = Parser(description="Train or evaluate one step. A run that was stopped or killed resumes where it was.")
+    options = Parser(
+        description="Train or evaluate one step. A run that was stopped or killed resumes where it was."
+    )
     options.add_argument("step", metavar="STEP", help="the step's id; `python -m roadmap steps` lists them")
     add_config_options(options)
-    options.add_argument("--seed", type=int, default=0, help="seed of initialization, order and augmentation (default: 0)")
-    options.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)")
+    options.add_argument(
+        "--seed", type=int, default=0, help="seed of initialization, order and augmentation (default: 0)"
+    )
+    options.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)"
+    )
     mode = options.add_mutually_exclusive_group()
-    mode.add_argument("--plan", action="store_true", help="print the network, its cost and the budget; train nothing")
+    mode.add_argument(
+        "--plan", action="store_true", help="print the network, its cost and the budget; train nothing"
+    )
     mode.add_argument("--eval", action="store_true", help="evaluate the run's last checkpoint; train nothing")
     mode.add_argument(
-        "--profile-steps", type=int, metavar="N", help="profile N iterations of the training; see profile/ in the run's folder"
+        "--profile-steps",
+        type=int,
+        metavar="N",
+        help="profile N iterations of the training; see profile/ in the run's folder",
     )
     add_eval_options(options)
     return options
@@ -37,4 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return evaluate_run(config, arguments.runs, **choices)
     from roadmap.run import print_plan, train_run
 
-    return print_plan(config, arguments.runs) if arguments.plan else train_run(config, arguments.runs, arguments.profile_steps)
+    return (
+        print_plan(config, arguments.runs)
+        if arguments.plan
+        else train_run(config, arguments.runs, arguments.profile_steps)
+    )

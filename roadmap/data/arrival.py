@@ -23,7 +23,8 @@ PREFETCH = 2  # batches that a worker has ready: PyTorch's default
 IN_USE = 2  # batches that the training loop holds
 POLL_S = 5.0
 WARN_S, TIMEOUT_S = 60.0, 600.0
-TIMED_OUT = "DataLoader timed out"  # how PyTorch's RuntimeError begins; another one, should it ever change, ends the run
+# how PyTorch's RuntimeError begins; another one, should it ever change, ends the run
+TIMED_OUT = "DataLoader timed out"
 
 Waiting = Callable[[float], None]
 
@@ -35,7 +36,8 @@ class NoBatch(OSError):
 def check_workers(config: RunConfig, batch_bytes: int) -> None:
     """ConfigError where batches of `batch_bytes` cannot come from the configuration's data-loading workers.
 
-    A worker whose batch does not fit into shared memory loses it without a word, and so does one whose socket cannot be made.
+    A worker whose batch does not fit into shared memory loses it without a word, and so does one whose socket
+    cannot be made.
     """
     workers = config.system.workers
     if not workers:
@@ -44,13 +46,18 @@ def check_workers(config: RunConfig, batch_bytes: int) -> None:
         Listener(family="AF_UNIX").close()
     except OSError as error:
         what = f"is where data-loading workers make their sockets, and they cannot: {error.strerror or error}"
-        raise ConfigError([Problem(f"TMPDIR {gettempdir()}", f"{what}; set TMPDIR=/tmp, or --set system.workers=0")]) from error
+        raise ConfigError(
+            [Problem(f"TMPDIR {gettempdir()}", f"{what}; set TMPDIR=/tmp, or --set system.workers=0")]
+        ) from error
     if not SHARED_MEMORY.is_dir():
         return
     free, needed = shutil.disk_usage(SHARED_MEMORY).free, _needed(workers, batch_bytes)
     if needed > free:
         fitting = max(0, (free // batch_bytes - IN_USE) // PREFETCH)
-        what = f"has {_mib(free)} free, and {workers} data-loading workers need {_mib(needed)} for batches of {_mib(batch_bytes)}"
+        what = (
+            f"has {_mib(free)} free, and {workers} data-loading workers need {_mib(needed)} for batches of"
+            f" {_mib(batch_bytes)}"
+        )
         ways = f"--set system.workers={fitting} fits; a container gets more with --shm-size"
         raise ConfigError([Problem(str(SHARED_MEMORY), f"{what}; {ways}")])
 
@@ -64,13 +71,17 @@ def _mib(count: int) -> str:
 
 
 def arriving(loader: DataLoader[Any], restart: Callable[[], None], waiting: Waiting) -> Iterator[Any]:
-    """The loader's batches. While none comes, `waiting` is called every POLL_S with the seconds so far, and may raise.
+    """The loader's batches.
+
+    While none comes, `waiting` is called every POLL_S with the seconds so far, and may raise.
 
     `restart` has the loader begin with fresh workers. NoBatch if none comes for TIMEOUT_S.
     """
     try:
         batches = iter(loader)
-    except RuntimeError as error:  # workers that another epoch has left, and that do not answer, such as stopped ones
+    except (
+        RuntimeError
+    ) as error:  # workers that another epoch has left, and that do not answer, such as stopped ones
         if not str(error).startswith(TIMED_OUT):
             raise
         restart()

@@ -1,4 +1,6 @@
-"""Images that cannot be read: each is named once, all processes of a loader count them together, and too many end the run."""
+"""Images that cannot be read: each is named once, all processes of a loader count them together, and too many
+end the run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = -1  # the label of an image that could not be read
 NAMED = 3  # images in the message that ends a run; the log has all of them
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # want of these says nothing of the image
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)  # what Pillow raises
+# what Pillow raises
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Unreadable(OSError):
@@ -33,12 +36,15 @@ class Unreadable(OSError):
 
 
 class CorruptImages(OSError):
-    """More images cannot be read than `system.corrupt_images` lets pass; the message says which, and how to leave them out."""
+    """More images cannot be read than `system.corrupt_images` lets pass; the message says which, and how to
+    leave them out.
+    """
 
 
 @contextmanager
 def reading(name: str | Callable[[], str], signs: tuple[type[Exception], ...] = DAMAGED) -> Iterator[None]:
-    """Turns the errors that are signs of an image that cannot be read, by default what Pillow raises, into Unreadable.
+    """Turns the errors that are signs of an image that cannot be read, by default what Pillow raises, into
+    Unreadable.
 
     `name` may be a function where it takes time to say what the image is called.
     """
@@ -47,7 +53,9 @@ def reading(name: str | Callable[[], str], signs: tuple[type[Exception], ...] = 
     except signs as error:
         if isinstance(error, Unreadable) or (isinstance(error, OSError) and error.errno in MACHINE):
             raise
-        raise Unreadable(f"{name if isinstance(name, str) else name()} is not an image that can be read: {error}") from error
+        raise Unreadable(
+            f"{name if isinstance(name, str) else name()} is not an image that can be read: {error}"
+        ) from error
 
 
 def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
@@ -57,24 +65,35 @@ def decode(file: BinaryIO, mode: str, name: str) -> Image.Image:
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """The image in `file` as far as its header; ValueError in words of its own where it is none, for Pillow's hold an address in memory."""
+    """The image in `file` as far as its header; ValueError in words of its own where it is none, for Pillow's
+    hold an address in memory.
+    """
     try:
         return Image.open(file)
     except UnidentifiedImageError as error:
-        raise ValueError("it has no image format that is known" if file.seek(0, os.SEEK_END) else "it is empty") from error
+        raise ValueError(
+            "it has no image format that is known" if file.seek(0, os.SEEK_END) else "it is empty"
+        ) from error
 
 
 class Corrupt:
     """Which of a data set's images could not be read, in memory that a loader's processes share.
 
-    `name` says which an image is, None where only the log does. Those `beside` one another, such as of training and of
-    validation, share what is allowed.
+    `name` says which an image is, None where only the log does. Those `beside` one another, such as of
+    training and of validation, share what is allowed.
     """
 
-    def __init__(self, length: int, allowed: int, name: Callable[[int], str] | None = None, beside: Corrupt | None = None) -> None:
+    def __init__(
+        self,
+        length: int,
+        allowed: int,
+        name: Callable[[int], str] | None = None,
+        beside: Corrupt | None = None,
+    ) -> None:
         self.allowed, self.name = allowed, name
         self._flags = RawArray(c_uint8, max(1, length))
-        self._any = RawArray(c_uint8, 1)  # so that nobody looks through a million flags as long as all is well
+        # so that nobody looks through a million flags as long as all is well
+        self._any = RawArray(c_uint8, 1)
         self._all: list[Corrupt] = beside._all if beside else []
         self._all.append(self)
 
@@ -85,7 +104,9 @@ class Corrupt:
         return np.frombuffer(memoryview(self._flags), dtype=np.uint8)
 
     def add(self, index: int, error: Exception) -> None:
-        """Counts an image, and names it in the log, unless that was done before; it is left out where it is none too many."""
+        """Counts an image, and names it in the log, unless that was done before; it is left out where it is
+        none too many.
+        """
         if not self._flags[index]:
             self._flags[index] = self._any[0] = 1
             logger.warning("%s%s", error, "" if self.too_many else "; it is left out")
@@ -96,7 +117,9 @@ class Corrupt:
         return found
 
     def restore(self, state: Iterable[int]) -> None:
-        """Counts images that are known from elsewhere; numbers that the data set does not have are passed over."""
+        """Counts images that are known from elsewhere; numbers that the data set does not have are passed
+        over.
+        """
         for index in state:
             if 0 <= index < len(self._flags):
                 self._flags[index] = self._any[0] = 1

@@ -23,7 +23,15 @@ from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.labels import BadSample, label_of, labels_of
 from roadmap.data.listing import find_images, in_order, listing_digest, printable, walk_files
-from roadmap.data.preflight import choose_classes, class_folders, class_names, data_dir, is_image_folder, kind_of, need_reader
+from roadmap.data.preflight import (
+    choose_classes,
+    class_folders,
+    class_names,
+    data_dir,
+    is_image_folder,
+    kind_of,
+    need_reader,
+)
 from roadmap.data.shards import Shards
 from roadmap.data.splits import check_splits, find_split, some, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
@@ -33,7 +41,9 @@ from roadmap.strict_yaml import ConfigError, Problem
 
 
 class Source(Protocol):
-    """A data set: an image and its label by number, and what is known of it without reading any image; None is unknown."""
+    """A data set: an image and its label by number, and what is known of it without reading any image; None
+    is unknown.
+    """
 
     @property
     def num_classes(self) -> int | None:
@@ -49,10 +59,11 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """16 hex digits of what identifies its samples in order, such as names and labels, without reading any image.
+        """16 hex digits of what identifies its samples in order, such as names and labels, without reading
+        any image.
 
-        The same in every process and for every copy of the data; another one where samples are added, removed, renamed or
-        labeled anew. What is in an image is not part of it.
+        The same in every process and for every copy of the data; another one where samples are added,
+        removed, renamed or labeled anew. What is in an image is not part of it.
         """
 
     def __len__(self) -> int: ...
@@ -74,7 +85,9 @@ class Listing:
 
 
 def list_images(config: RunConfig, split: Split) -> Listing:
-    """The images of a `folder`, which take seconds to list where there are a million; ConfigError if there are none."""
+    """The images of a `folder`, which take seconds to list where there are a million; ConfigError if there
+    are none.
+    """
     names, root = class_names(config), data_dir(config) / split_name(config, split)
     found = in_order(find_images(root, names))
     if not found:
@@ -85,12 +98,15 @@ def list_images(config: RunConfig, split: Split) -> Listing:
 
 
 def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
-    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it cannot be had.
+    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it
+    cannot be had.
 
     What is given may also be the listing of the configuration's folder, which another process has read.
     """
     if config.model.in_chans not in (1, 3):
-        raise ConfigError([Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")])
+        raise ConfigError(
+            [Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")]
+        )
     if isinstance(given, Listing):
         return Folder(config, split, given)
     kind = kind_of(config.data)
@@ -111,18 +127,28 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
         try:
             if system.download and root is not None:
                 Path(root).mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(Path(root) / DOWNLOAD_LOCK))  # or all processes of a node would fetch the same
+                # or all processes of a node would fetch the same
+                stack.enter_context(locked(Path(root) / DOWNLOAD_LOCK))
             return create_dataset(config.data.dataset, root=root, split=name, **more)
         except (RuntimeError, AssertionError, OSError, ValueError, TypeError, LookupError) as error:
-            hint = "" if system.download or kind_of(config.data) in ("hfds", "wds") else "; --set system.download=true may fetch it"
-            if other := next((each for each in usual_names(name)[1:] if f"'{each}'" in str(error)), None):  # it lists the splits
+            hint = (
+                ""
+                if system.download or kind_of(config.data) in ("hfds", "wds")
+                else "; --set system.download=true may fetch it"
+            )
+            # it lists the splits
+            if other := next((each for each in usual_names(name)[1:] if f"'{each}'" in str(error)), None):
                 hint = f"; --set data.{split}_split={other}"
             where = f"dataset '{config.data.dataset}', split '{name}'"
-            raise ConfigError([Problem(where, f"cannot be had: {' '.join(str(error).split())}{hint}")]) from error
+            raise ConfigError(
+                [Problem(where, f"cannot be had: {' '.join(str(error).split())}{hint}")]
+            ) from error
 
 
 class Folder:
-    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are more than its own."""
+    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are more
+    than its own.
+    """
 
     def __init__(self, config: RunConfig, split: Split, listing: Listing | None = None) -> None:
         listing = listing or list_images(config, split)
@@ -160,16 +186,24 @@ class HuggingFace:
         reader = open_timm(config, split, input_key=image, target_key=label).reader
         self._table, self._image, self._split = reader.dataset, image, reader.split
         table = self._table
-        there = [name for name in table.column_names if name != image or any(table[:1][name])]  # timm adds an empty one if need be
+        # timm adds an empty one if need be
+        there = [name for name in table.column_names if name != image or any(table[:1][name])]
         for key in (image, label):
             if key not in there:
-                raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")])
+                raise ConfigError(
+                    [Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")]
+                )
         names = reader.class_to_idx
         self.decoder, self.class_names = make_decoder(config, split), sorted(names, key=names.get) or None
         self.num_classes = len(names) or None
-        column, where = np.asarray(table.with_format("numpy")[label][:]), f" of dataset '{config.data.dataset}'"
+        column, where = (
+            np.asarray(table.with_format("numpy")[label][:]),
+            f" of dataset '{config.data.dataset}'",
+        )
         try:
-            self.labels = labels_of(column, lambda number: self.name(number) + where, lambda number: table[number][label])
+            self.labels = labels_of(
+                column, lambda number: self.name(number) + where, lambda number: table[number][label]
+            )
         except BadSample as error:
             raise BadSample(f"{error}; data.label_key may name another column: {', '.join(there)}") from None
 
@@ -195,16 +229,30 @@ class HuggingFace:
 
 
 class Items:
-    """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8 tensors (C, H, W).
+    """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8
+    tensors (C, H, W).
 
     What it calls `classes`, `targets` and `samples` is used where it has the form that torchvision gives it.
     """
 
     def __init__(self, config: RunConfig, split: Split, items: Any) -> None:
-        self._where, self._items, self.decoder = f"dataset '{config.data.dataset}'", items, make_decoder(config, split)
+        self._where, self._items, self.decoder = (
+            f"dataset '{config.data.dataset}'",
+            items,
+            make_decoder(config, split),
+        )
         if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
-            raise ConfigError([Problem(self._where, f"is a {type(items).__name__}, which has no length or no items to choose from")])
-        self.class_names = next(filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None)
+            raise ConfigError(
+                [
+                    Problem(
+                        self._where,
+                        f"is a {type(items).__name__}, which has no length or no items to choose from",
+                    )
+                ]
+            )
+        self.class_names = next(
+            filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None
+        )
         self.num_classes = len(self.class_names) if self.class_names else None
         self.labels = _integers(getattr(items, "targets", None), len(items))
         if len(items):
@@ -220,11 +268,16 @@ class Items:
         return len(self._items)
 
     def __getitem__(self, number: int) -> tuple[Picture, int]:
-        with reading(lambda: self.name(number), (OSError,)):  # anything else may be a mistake in the Dataset's code
+        # anything else may be a mistake in the Dataset's code
+        with reading(lambda: self.name(number), (OSError,)):
             item = self._items[number]
             if not isinstance(item, tuple | list) or len(item) != 2:
-                raise BadSample(f"{self.name(number)} is a {type(item).__name__}; it must be an image and a label")
-            return self.decoder.convert(self._image(item[0], number)), label_of(item[1], lambda: self.name(number))
+                raise BadSample(
+                    f"{self.name(number)} is a {type(item).__name__}; it must be an image and a label"
+                )
+            return self.decoder.convert(self._image(item[0], number)), label_of(
+                item[1], lambda: self.name(number)
+            )
 
     def _image(self, image: Any, number: int) -> Image.Image | NDArray[np.uint8]:
         if isinstance(image, Tensor):
@@ -234,7 +287,10 @@ class Items:
                 raise BadSample(f"{self.name(number)} is an image of {image.dtype}; it must be of uint8")
             return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if not isinstance(image, Image.Image):
-            raise BadSample(f"{self.name(number)} has a {type(image).__name__} for an image; it must be a PIL image, an array or a tensor")
+            raise BadSample(
+                f"{self.name(number)} has a {type(image).__name__} for an image; it must be a PIL image, an"
+                " array or a tensor"
+            )
         return image
 
     def name(self, number: int) -> str:
@@ -250,7 +306,9 @@ class Items:
 def _strings(names: Any) -> list[str] | None:
     """A list of strings that can be printed, None for anything else."""
     return (
-        [printable(name) for name in names] if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else None
+        [printable(name) for name in names]
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        else None
     )
 
 
@@ -264,7 +322,9 @@ def _integers(targets: Any, length: int) -> NDArray[np.int64] | None:
 
 
 class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
-    """torchvision's ImageFolder, in its order, without hidden files and without links to a folder that they lie in."""
+    """torchvision's ImageFolder, in its order, without hidden files and without links to a folder that they
+    lie in.
+    """
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The class folders, sorted, and their labels."""
@@ -272,14 +332,23 @@ class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
         return names, {name: label for label, name in enumerate(names)}
 
     @staticmethod
-    def make_dataset(directory: str, class_to_idx: dict[str, int], *_: Any, **__: Any) -> list[tuple[str, int]]:
-        """Paths and labels of all images, also of those in folders below; ConfigError for a class without one."""
+    def make_dataset(
+        directory: str, class_to_idx: dict[str, int], *_: Any, **__: Any
+    ) -> list[tuple[str, int]]:
+        """Paths and labels of all images, also of those in folders below; ConfigError for a class without
+        one.
+        """
         found = []
         for name, label in class_to_idx.items():
-            files = [file for file in walk_files(Path(directory, name)) if file.lower().endswith(IMG_EXTENSIONS)]
+            files = [
+                file for file in walk_files(Path(directory, name)) if file.lower().endswith(IMG_EXTENSIONS)
+            ]
             if not files:
-                raise ConfigError([Problem(str(directory), f"has no images ({', '.join(IMG_EXTENSIONS)}) in {name}")])
-            files.sort(key=lambda file: file.rpartition("/")[::2])  # torchvision sorts folders, then the files of each
+                raise ConfigError(
+                    [Problem(str(directory), f"has no images ({', '.join(IMG_EXTENSIONS)}) in {name}")]
+                )
+            # torchvision sorts folders, then the files of each
+            files.sort(key=lambda file: file.rpartition("/")[::2])
             found += [(f"{directory}/{name}/{file}", label) for file in files]
         return found
 
@@ -295,21 +364,48 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
 
 
 def _custom(config: RunConfig, split: Split) -> Source:
-    raise ConfigError([Problem(f"dataset '{config.data.dataset}'", f"is no data set by name: hand the Dataset of {split} over")])
+    raise ConfigError(
+        [
+            Problem(
+                f"dataset '{config.data.dataset}'",
+                f"is no data set by name: hand the Dataset of {split} over",
+            )
+        ]
+    )
 
 
 class Chosen:
-    """A source's images of the classes that `data.classes` names, renumbered as they are sorted; labels without names by their number."""
+    """A source's images of the classes that `data.classes` names, renumbered as they are sorted; labels
+    without names by their number.
+    """
 
     def __init__(self, config: RunConfig, source: Source) -> None:
         where = f"dataset '{config.data.dataset}'"
         if source.labels is None:
-            raise ConfigError([Problem("data.classes", f"needs to know the labels of {where} without reading it: it has no `targets`")])
+            raise ConfigError(
+                [
+                    Problem(
+                        "data.classes",
+                        f"needs to know the labels of {where} without reading it: it has no `targets`",
+                    )
+                ]
+            )
         names = source.class_names
-        known = {name: label for label, name in enumerate(names)} if names else {str(label): label for label in np.unique(source.labels)}
+        known = (
+            {name: label for label, name in enumerate(names)}
+            if names
+            else {str(label): label for label in np.unique(source.labels)}
+        )
         chosen = choose_classes(known, config.data, where)
         if twice := [name for name in chosen if names and names.count(name) > 1]:
-            raise ConfigError([Problem(where, f"has more than one class called {some(twice)}, so data.classes cannot choose it")])
+            raise ConfigError(
+                [
+                    Problem(
+                        where,
+                        f"has more than one class called {some(twice)}, so data.classes cannot choose it",
+                    )
+                ]
+            )
         self.class_names = chosen if names else sorted(chosen, key=int)
         self.num_classes, self._source = len(chosen), source
         labels = np.full(len(source), -1, dtype=np.int64)

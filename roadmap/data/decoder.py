@@ -1,4 +1,6 @@
-"""What an image becomes once it is read: an image of Pillow's, or a uint8 tensor for a training that never leaves tensors."""
+"""What an image becomes once it is read: an image of Pillow's, or a uint8 tensor for a training that never
+leaves tensors.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ class Decoder(Protocol):
         """The image in `file`, which is closed; Unreadable if it is not one."""
 
     def convert(self, image: Image.Image | NDArray[np.uint8]) -> Picture:
-        """An image that is decoded already; an array is (H, W) or (H, W, C). OSError if the range of its levels is not known."""
+        """An image that is decoded already; an array is (H, W) or (H, W, C).
+
+        OSError if the range of its levels is not known.
+        """
 
 
 class PillowDecoder:

@@ -16,10 +16,12 @@ SPLIT_SEED, NOISE_SEED = 0, {"train": 1, "val": 2}
 
 
 def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 8, 8) and labels (N,): a fixed, stratified third of the 1,797 digits is `val`, the rest `train`.
+    """Images (N, 8, 8) and labels (N,): a fixed, stratified third of the 1,797 digits is `val`, the rest
+    `train`.
 
-    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` grey ranges, the same in
-    every run. Grey 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one grey range.
+    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` grey ranges,
+    the same in every run. Grey 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one grey
+    range.
     """
     import numpy as np
     from sklearn import datasets

@@ -34,14 +34,24 @@ Transform = Callable[[Picture], Tensor]
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
-    """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as timm's readers do.
+    """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as timm's
+    readers do.
 
-    An epoch is the same for the same number of processes and workers, and goes on in its middle by running past the images
-    that were taken: they are read again, but not transformed. Training takes as many images as the stream says it has, over
-    and over its shards if need be; evaluation takes each once, in batches that end with the part of a worker.
+    An epoch is the same for the same number of processes and workers, and goes on in its middle by running
+    past the images that were taken: they are read again, but not transformed. Training takes as many images
+    as the stream says it has, over and over its shards if need be; evaluation takes each once, in batches
+    that end with the part of a worker.
     """
 
-    def __init__(self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, beside: Corrupt | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        split: Split,
+        transform: Transform,
+        plan: BatchPlan,
+        rank: int,
+        beside: Corrupt | None,
+    ) -> None:
         self.config, self.transform, self.plan, self.rank = config, transform, plan, rank
         self.training, self.workers = split == "train", max(1, config.system.workers)
         self.batch = plan.micro if self.training else config.system.eval_batch
@@ -54,25 +64,52 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         self._place = RawArray(c_int64, 2)  # epoch and first batch, which workers that live on must hear of
 
     def _open(self, split: Split) -> Any:
-        data, kind, where = self.config.data, kind_of(self.config.data), f"dataset '{self.config.data.dataset}'"
+        data, kind, where = (
+            self.config.data,
+            kind_of(self.config.data),
+            f"dataset '{self.config.data.dataset}'",
+        )
         if data.classes is not None:
-            raise ConfigError([Problem("data.classes", f"cannot choose from {where}: a stream would have to be read to be counted")])
+            raise ConfigError(
+                [
+                    Problem(
+                        "data.classes",
+                        f"cannot choose from {where}: a stream would have to be read to be counted",
+                    )
+                ]
+            )
         if self.training:
             check_pipeline(self.config)
         if kind != "hfids":
             data_dir(self.config)
-        image_key = f"{data.image_key};jpg" if kind == "wds" and data.image_key else data.image_key  # jpg is what timm decodes it to
+        # jpg is what timm decodes it to
+        image_key = f"{data.image_key};jpg" if kind == "wds" and data.image_key else data.image_key
         reader = open_timm(
-            self.config, split, is_training=self.training, batch_size=self.batch, seed=seed_of(STREAM, self.config.seed) % 2**31,
+            self.config, split, is_training=self.training, batch_size=self.batch,
+            seed=seed_of(STREAM, self.config.seed) % 2**31,
             input_img_mode="" if kind == "wds" else image_mode(self.config),  # to which _Decode sees
             input_key=image_key, target_key=data.label_key, download=self.config.system.download,
         ).reader  # fmt: skip
         if not reader.num_samples:
-            raise ConfigError([Problem(where, "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'")])
+            raise ConfigError(
+                [
+                    Problem(
+                        where,
+                        "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'",
+                    )
+                ]
+            )
         shards = len(reader.split_info.filenames) if kind == "wds" else None
         if self.training and shards is not None and shards < self.plan.world * self.workers:
             readers = f"{self.plan.world} processes of {self.workers} workers"
-            raise ConfigError([Problem(where, f"has {shards} shards for {readers}, of which each needs one; lower system.workers")])
+            raise ConfigError(
+                [
+                    Problem(
+                        where,
+                        f"has {shards} shards for {readers}, of which each needs one; lower system.workers",
+                    )
+                ]
+            )
         return reader
 
     @property
@@ -89,7 +126,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
     def _iterations(self) -> int:
         if self.training:
             return self.images // (self.plan.share * self.plan.world)
-        return -(-self.images // (self.plan.world * self.batch))  # about: each worker's last batch may be in part
+        # about: each worker's last batch may be in part
+        return -(-self.images // (self.plan.world * self.batch))
 
     def loading(self) -> dict[str, Any]:
         """How a DataLoader makes batches of it."""
@@ -123,10 +161,14 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
                 count += 1
         except CorruptImages:  # the loader ends the run when it gets a batch, so it gets one
             size = self.config.data.image_size
-            yield from [(self.transform(Image.new(image_mode(self.config), (size, size))), LEFT_OUT)] * self.batch
+            yield from [
+                (self.transform(Image.new(image_mode(self.config), (size, size))), LEFT_OUT)
+            ] * self.batch
             return
         if end is not None and count < end:
-            raise RuntimeError(f"the stream '{self.config.data.dataset}' ended after {count} of a worker's {end} images")
+            raise RuntimeError(
+                f"the stream '{self.config.data.dataset}' ended after {count} of a worker's {end} images"
+            )
 
     def _read(self, worker: int, first: int, end: int | None) -> Iterator[tuple[Picture, int]]:
         """A worker's images and labels from number `first` on; BadSample where one is none."""
@@ -136,7 +178,10 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             for image, label in islice(self.reader, first, end):
                 yield image, label_of(label, f"image {number} {where}")
                 number += 1
-        except (AttributeError, UnidentifiedImageError) as error:  # no image at all, or one that `datasets` cannot decode
+        except (
+            AttributeError,
+            UnidentifiedImageError,
+        ) as error:  # no image at all, or one that `datasets` cannot decode
             raise BadSample(f"image {number} {where} cannot be decoded: {_why(error)}") from error
 
     def _begin(self, epoch: int, worker: int) -> None:
@@ -146,10 +191,17 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         if kind_of(self.config.data) != "wds":
             reader.dist_rank, reader.dist_num_replicas = self.rank, self.plan.world
             return
-        # As if all workers of all processes were one process's: its evaluation then takes each image exactly once.
+        # As if all workers of all processes were one process's: its evaluation then takes each image exactly
+        # once.
         reader.dist_rank, reader.dist_num_replicas = 0, 1
-        reader.global_worker_id, reader.global_num_workers = self.rank * self.workers + worker, self.plan.world * self.workers
-        reader.worker_info, reader.worker_seed = True, seed_of(STREAM, self.config.seed, epoch, reader.global_worker_id)
+        reader.global_worker_id, reader.global_num_workers = (
+            self.rank * self.workers + worker,
+            self.plan.world * self.workers,
+        )
+        reader.worker_info, reader.worker_seed = (
+            True,
+            seed_of(STREAM, self.config.seed, epoch, reader.global_worker_id),
+        )
         reader._lazy_init()
         for stage in reader.ds.pipeline:
             if "handler" in getattr(stage, "kw", {}):
@@ -173,17 +225,21 @@ def _is_visible(member: str) -> bool:
 def _reraise(error: Exception) -> bool:
     if isinstance(error, ValueError) and "duplicate file name" in str(error):
         member = str(error.args[0]).partition(": ")[0]
-        raise BadSample(f"a shard has two members {printable(member)}; samples side by side need names of their own") from error
+        raise BadSample(
+            f"a shard has two members {printable(member)}; samples side by side need names of their own"
+        ) from error
     raise error
 
 
 class _Decode:
-    """timm's decoding of a sample, in `mode`, which leaves out an image that cannot be read; CorruptImages if there are too many.
+    """timm's decoding of a sample, in `mode`, without unreadable images; CorruptImages if they are too many.
 
-    BadSample for a sample without a label, or with one that is none: `key` names a field of its JSON, None its text.
+    BadSample if its label is missing or is none: `key` names a field of its JSON, None its text.
     """
 
-    def __init__(self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str, key: str | None) -> None:
+    def __init__(
+        self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str, key: str | None
+    ) -> None:
         self.decode, self.corrupt, self.mode, self.key = decode, corrupt, mode, key
 
     def __call__(self, sample: dict[str, Any]) -> Any:
@@ -193,9 +249,12 @@ class _Decode:
             decoded = self.decode(sample)
             return decoded and decoded | {"jpg": in_mode(decoded["jpg"], self.mode)}  # timm's name for it
         except DAMAGED as error:
-            content = b"".join(part for part in sample.values() if isinstance(part, bytes))  # samples may share a name
+            # samples may share a name
+            content = b"".join(part for part in sample.values() if isinstance(part, bytes))
             number = zlib.crc32(content, zlib.crc32(os.fsencode(name))) % FLAGS
-            self.corrupt.add(number, OSError(f"{printable(name)} is not an image that can be read: {_why(error)}"))
+            self.corrupt.add(
+                number, OSError(f"{printable(name)} is not an image that can be read: {_why(error)}")
+            )
             self.corrupt.check()
             return None
 
@@ -204,7 +263,10 @@ class _Decode:
         where = f"{printable(sample['__key__'])}.{member} in {sample['__url__']}"
         if member not in sample:
             there = ", ".join(sorted(key for key in sample if not key.startswith("__")))
-            raise BadSample(f"sample '{printable(sample['__key__'])}' in {sample['__url__']} has no label: no member {member}, but {there}")
+            raise BadSample(
+                f"sample '{printable(sample['__key__'])}' in {sample['__url__']} has no label: no member"
+                f" {member}, but {there}"
+            )
         if self.key is None:
             label_in(sample[member], where)
         else:

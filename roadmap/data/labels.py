@@ -18,7 +18,9 @@ SHOWN = 60  # characters of a value in a message
 
 
 class BadSample(ConfigError):
-    """A sample has no label, or something that is none, or no image; the message names the sample and the value."""
+    """A sample has no label, or something that is none, or no image; the message names the sample and the
+    value.
+    """
 
     def __init__(self, message: str) -> None:
         # A DataLoader makes it anew from the traceback of its worker, which ends with the message.
@@ -29,10 +31,11 @@ class BadSample(ConfigError):
 
 
 def label_of(value: Any, where: str | Callable[[], str]) -> int:
-    """The label that a value stands for: a whole number, or an array or tensor of one; BadSample names `where` and the value.
+    """The label that a value stands for: a whole number, or an array or tensor of one; BadSample names
+    `where` and the value.
 
-    A float without a fraction is a whole number, as tables have them. True is none, nor is text. `where` may be a function
-    where it takes time to say what the sample is called.
+    A float without a fraction is a whole number, as tables have them. True is none, nor is text. `where` may
+    be a function where it takes time to say what the sample is called.
     """
     label = value
     if hasattr(value, "item"):
@@ -43,7 +46,9 @@ def label_of(value: Any, where: str | Callable[[], str]) -> int:
     if isinstance(label, int) and not isinstance(label, bool) and -LARGEST <= label < LARGEST:
         return label
     name = where if isinstance(where, str) else where()
-    raise BadSample(f"{name} has the label {_shown(value)}; a label must be one whole number, 0 for the first class")
+    raise BadSample(
+        f"{name} has the label {_shown(value)}; a label must be one whole number, 0 for the first class"
+    )
 
 
 def label_in(text: bytes, where: str) -> int:
@@ -53,18 +58,26 @@ def label_in(text: bytes, where: str) -> int:
 
 
 def field_in(text: bytes, field: str, where: str) -> Any:
-    """The value of a field in a sample's JSON, by timm's rule a name or a path with slashes; BadSample if it has none."""
+    """The value of a field in a sample's JSON, by timm's rule a name or a path with slashes; BadSample if it
+    has none.
+    """
     try:
         found = json.loads(text)
         for part in [field] if field in found else field.split("/"):
             found = found[part]
     except (ValueError, LookupError, TypeError) as error:
-        what = "is no JSON" if isinstance(error, ValueError) else f"has no field '{field}', which is to be the label; set data.label_key"
+        what = (
+            "is no JSON"
+            if isinstance(error, ValueError)
+            else f"has no field '{field}', which is to be the label; set data.label_key"
+        )
         raise BadSample(f"{where} {what}") from None
     return found
 
 
-def labels_of(values: NDArray[Any], where: Callable[[int], str], value_at: Callable[[int], Any]) -> NDArray[np.int64]:
+def labels_of(
+    values: NDArray[Any], where: Callable[[int], str], value_at: Callable[[int], Any]
+) -> NDArray[np.int64]:
     """A table's column as labels (N,); BadSample for the first that is none.
 
     `value_at` gives it as it stands in the table, where NumPy may have made something else of it.
@@ -77,7 +90,9 @@ def labels_of(values: NDArray[Any], where: Callable[[int], str], value_at: Calla
             return values.astype(np.int64)
         first = int(np.flatnonzero(~whole)[0])
         label_of(value_at(first), where(first))
-    return np.array([label_of(value_at(number), where(number)) for number in range(len(values))], dtype=np.int64)
+    return np.array(
+        [label_of(value_at(number), where(number)) for number in range(len(values))], dtype=np.int64
+    )
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""What a data set consists of: which files count, in one rule for all kinds of data, and one digest of its samples."""
+"""What a data set consists of: which files count, in one rule for all kinds of data, and one digest of its
+samples.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,24 @@ from roadmap.strict_yaml import ConfigError, Problem
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of images in a folder: timm's, and others that Pillow reads
+# of images in a folder: timm's, and others that Pillow reads
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NUMBERS = re.compile(r"(\d+)")
-HIDDEN = (".", "__MACOSX", "PaxHeader")  # how the names of hidden files begin, and of folders in which archivers keep metadata
+# how the names of hidden files begin, and of folders in which archivers keep metadata
+HIDDEN = (".", "__MACOSX", "PaxHeader")
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file or folder, or a folder on the path to it, is nobody's data; `.` and `..` on the path are not hidden."""
+    """Whether a file or folder, or a folder on the path to it, is nobody's data; `.` and `..` on the path are
+    not hidden.
+    """
     return any(part.startswith(HIDDEN) and part not in (".", "..") for part in path.split("/"))
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that any encoding of Unicode takes: a byte that is not UTF-8 is written as `\xe9`."""
+    r"""A file's name as text that any encoding of Unicode takes: a byte that is not UTF-8 is written as
+    `\xe9`.
+    """
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -38,19 +46,27 @@ def readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError([Problem(printable(str(error.filename)), f"cannot be read: {error.strerror}")]) from error
+        raise ConfigError(
+            [Problem(printable(str(error.filename)), f"cannot be read: {error.strerror}")]
+        ) from error
 
 
 def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:
-    """The names of the images in a folder, by their suffixes, in no order; images in folders below are not part of it.
+    """The names of the images in a folder, by their suffixes, in no order; images in folders below are not
+    part of it.
 
-    Files that are no images are counted in `others`, by suffix; hidden ones are skipped. ConfigError where it cannot be read.
+    Files that are no images are counted in `others`, by suffix; hidden ones are skipped. ConfigError where it
+    cannot be read.
     """
     with readable(), os.scandir(folder) as entries:
         for entry in entries:  # a million of them
             name = entry.name
             is_image = name.lower().endswith(IMAGE_SUFFIXES)
-            if not (is_image or others is not None) or name.startswith(HIDDEN) or _is_folder(entry) is not False:
+            if (
+                not (is_image or others is not None)
+                or name.startswith(HIDDEN)
+                or _is_folder(entry) is not False
+            ):
                 continue
             if is_image:
                 yield name
@@ -58,8 +74,12 @@ def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]
                 others[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122
 
 
-def find_images(folder: Path, classes: list[str], others: Counter[str] | None = None) -> Iterator[tuple[str, int]]:
-    """The images in a split's class folders, by their paths in `folder`, with their labels, in no order; as `images_in`."""
+def find_images(
+    folder: Path, classes: list[str], others: Counter[str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The images in a split's class folders, by their paths in `folder`, with their labels, in no order; as
+    `images_in`.
+    """
     for label, name in enumerate(classes):
         yield from ((f"{name}/{file}", label) for file in images_in(folder / name, others))
 
@@ -86,9 +106,12 @@ def _natural_key(text: str) -> list[str | int]:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """All files below a folder that are not hidden, by their paths in it, in no order. ConfigError where a folder cannot be read.
+    """All files below a folder that are not hidden, by their paths in it, in no order.
 
-    Links are followed, so a folder with two links is read twice, but a link to a folder that it lies in is skipped.
+    ConfigError where a folder cannot be read.
+
+    Links are followed, so a folder with two links is read twice, but a link to a folder that it lies in is
+    skipped.
     """
     with readable():
         above = frozenset(map(_place, {*folder.absolute().parents, *folder.resolve().parents}))
@@ -125,7 +148,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool | None:
 
 
 def listing_digest(*parts: NDArray[Any] | str | int | None) -> str:
-    """16 hex digits of `parts`, which identify the samples of a data set in order; the same in every process, for the same parts."""
+    """16 hex digits of `parts`, which identify the samples of a data set in order; the same in every process,
+    for the same parts.
+    """
     digest = blake2b(digest_size=8)
     for part in parts:
         if part is None or isinstance(part, str | int):

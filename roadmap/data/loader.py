@@ -1,4 +1,6 @@
-"""From a data set to batches on the device, in an order and with augmentations that depend only on seed, epoch and sample."""
+"""From a data set to batches on the device, in an order and with augmentations that depend only on seed,
+epoch and sample.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,14 @@ GREYS = 255  # what a mean or a standard deviation of 1 stands for
 class Checked:
     """A DataLoader's batches, with a clear error in place of the first that must not reach the network."""
 
-    def __init__(self, loader: DataLoader[Any], feed: Numbered | Stream, config: RunConfig, split: Split, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        feed: Numbered | Stream,
+        config: RunConfig,
+        split: Split,
+        waiting: Waiting,
+    ) -> None:
         self.loader, self.feed, self.config, self.split, self.waiting = loader, feed, config, split, waiting
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -50,7 +59,9 @@ class Checked:
     def _check(self, low: int, high: int) -> None:
         self.feed.corrupt.check()
         if low == LEFT_OUT and self.split == "train":
-            raise CorruptImages(f"dataset '{self.config.data.dataset}' has no image in {self.split} that can be read")
+            raise CorruptImages(
+                f"dataset '{self.config.data.dataset}' has no image in {self.split} that can be read"
+            )
         for label in (low, high):
             if label != LEFT_OUT:
                 check_label(label if label >= 0 else label - LEFT_OUT, self.config, self.split)
@@ -64,13 +75,15 @@ class Checked:
 
 
 class Loader:
-    """Normalised float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process `rank`.
+    """Normalised float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process
+    `rank`.
 
-    In training, `recipe.pipeline: tensor` leaves grey levels, 0 to 255, which the engine augments before it normalises them.
-    Training gives the plan's micro-batches of whole global batches, evaluation each of the split's `images` once among all
-    processes. A label of -1 marks an image of the evaluation that could not be read. `source` stands in for the data set
-    that the configuration names. With the loader `beside` it, it shares what `system.corrupt_images` allows this process.
-    While a batch does not come, `waiting` is called with the seconds so far every few seconds, and may raise; NoBatch ends the wait.
+    In training, `recipe.pipeline: tensor` leaves grey levels, 0 to 255, which the engine augments before it
+    normalises them. Training gives the plan's micro-batches of whole global batches, evaluation each of the
+    split's `images` once among all processes. A label of -1 marks an image of the evaluation that could not
+    be read. `source` stands in for the data set that the configuration names. With the loader `beside` it, it
+    shares what `system.corrupt_images` allows this process. While a batch does not come, `waiting` is called
+    with the seconds so far every few seconds, and may raise; NoBatch ends the wait.
     """
 
     def __init__(
@@ -102,12 +115,15 @@ class Loader:
             raise ConfigError([Problem(name, f"{counts}; --set model.num_classes={classes}")])
         least = plan.share * plan.world if split == "train" else 1
         if self.images < least:
-            raise ConfigError([Problem(name, f"has {self.images} images in {split}, less than a batch of {least}")])
+            raise ConfigError(
+                [Problem(name, f"has {self.images} images in {split}, less than a batch of {least}")]
+            )
         workers = config.system.workers
         check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
         loader: Any = DataLoader(
-            **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate, pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0, worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
+            **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate,
+            pin_memory=device.type == "cuda", persistent_workers=workers > 0,
+            worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
         )  # fmt: skip
         self._batches = Checked(loader, self._feed, config, split, waiting)
         mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
@@ -119,16 +135,23 @@ class Loader:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a position in it is measured in, which must be the same for a run that resumes there: JSON values by their names.
+        """What a position in it is measured in, which must be the same for a run that resumes there: JSON
+        values by their names.
 
-        `images` and the `digest` of their listing, None where data can only be streamed; then `readers` says how processes and
-        workers share the stream. `classes` are the names in the order of their labels, None if the data has none.
+        `images` and the `digest` of their listing, None where data can only be streamed; then `readers` says
+        how processes and workers share the stream. `classes` are the names in the order of their labels, None
+        if the data has none.
         """
-        return {"images": self.images, "digest": self._feed.digest, "readers": self._feed.readers, "classes": self.class_names}
+        return {
+            "images": self.images,
+            "digest": self._feed.digest,
+            "readers": self._feed.readers,
+            "classes": self.class_names,
+        }
 
     @property
     def class_names(self) -> list[str] | None:
-        """What the classes are called, in the order of their labels; None unless the data says it of all of the model's."""
+        """What the classes are called, in label order; None unless the data says it of all of the model's."""
         names = self._feed.class_names
         return names if names is not None and len(names) == self._batches.config.model.num_classes else None
 
@@ -142,27 +165,28 @@ class Loader:
         return self._feed.corrupt.state()
 
     def restore_corrupt(self, state: Iterable[int]) -> None:
-        """Counts images that an earlier attempt or another process could not read, even if they are too many."""
+        """Counts images that an earlier attempt or another process could not read, even if too many."""
         self._feed.corrupt.restore(state)
 
     def check_corrupt(self) -> None:
-        """CorruptImages if more are counted, here and in the loaders beside this one, than `system.corrupt_images` allows."""
+        """CorruptImages if this loader and those beside it count more than `system.corrupt_images` allows."""
         self._feed.corrupt.check()
 
     def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's micro-batches of an epoch from iteration `first` on, `plan.accumulation` of them each."""
+        """This process's micro-batches of an epoch from iteration `first` on, `plan.accumulation` in each."""
         dropped = self._feed.seek(epoch, first)
         for number, (images, labels) in enumerate(self._loader):
             if number >= dropped:
                 yield images.contiguous(memory_format=torch.channels_last), labels
 
     def close(self) -> None:
-        """Ends the workers, for which Python takes seconds each where it is left to find out that nobody needs them."""
+        """Ends the workers; left to find out that nobody needs them, Python takes seconds for each."""
         self._batches.close()
 
 
 def obey_parent(parent: int, worker: int) -> None:
-    """Has a worker leave signals to the process that it works for: one to all processes must not end it under that one's hands.
+    """Has a worker leave signals to the process that it works for: one to all processes must not end it under
+    that one's hands.
 
     `parent` is that process: Python may have started the worker from another, its fork server.
     """

@@ -1,4 +1,6 @@
-"""A data set whose images have numbers, in batches of an order that is the same for any number of processes and workers."""
+"""A data set whose images have numbers, in batches of an order that is the same for any number of processes
+and workers.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,22 @@ Transform = Callable[[Picture], Tensor]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
-    """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the transform's random numbers depend on those alone.
+    """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the transform's random numbers
+    depend on those alone.
 
-    Where an image cannot be read, the next one that can takes its place if `replace`, or else a black one with label -1.
+    Where an image cannot be read, the next one that can takes its place if `replace`, or else a black one
+    with label -1.
     """
 
-    def __init__(self, source: Source, transform: Transform, seed: int | None, corrupt: Corrupt, blank: Picture, replace: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        seed: int | None,
+        corrupt: Corrupt,
+        blank: Picture,
+        replace: bool,
+    ) -> None:
         self.source, self.transform, self.seed = source, transform, seed
         self.corrupt, self.blank, self.replace = corrupt, blank, replace
 
@@ -50,7 +62,8 @@ class Samples(Dataset[tuple[Tensor, int]]):
                 if self.corrupt.too_many:  # the loader ends the run when it gets this batch
                     break
             else:
-                return image, label if label >= 0 else label + LEFT_OUT  # a negative label is an error, and -1 has a meaning
+                # a negative label is an error, and -1 has a meaning
+                return image, label if label >= 0 else label + LEFT_OUT
         return self.blank, LEFT_OUT
 
 
@@ -85,7 +98,9 @@ class TrainingBatches(Sampler[list[Key]]):
         turns = [self.plan.positions(self.rank, turn) for turn in range(self.plan.accumulation)]
         for iteration in range(self.first, self.iterations):
             for positions in turns:
-                yield [(self.epoch, order[iteration * self.global_batch + position]) for position in positions]
+                yield [
+                    (self.epoch, order[iteration * self.global_batch + position]) for position in positions
+                ]
 
 
 class EvaluationBatches(Sampler[list[Key]]):
@@ -108,13 +123,24 @@ class Numbered:
     """A data set whose images have numbers, in a process's batches."""
 
     def __init__(
-        self, config: RunConfig, split: Split, transform: Transform, plan: BatchPlan, rank: int, given: Any, beside: Corrupt | None
+        self,
+        config: RunConfig,
+        split: Split,
+        transform: Transform,
+        plan: BatchPlan,
+        rank: int,
+        given: Any,
+        beside: Corrupt | None,
     ) -> None:
         source, training = make_source(config, split, given), split == "train"
         self.images, self.num_classes, self.class_names = len(source), source.num_classes, source.class_names
         self.readers: str | None = None  # an image's place does not depend on them
         self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
-        if source.labels is not None and len(source.labels) and source.num_classes in (None, config.model.num_classes):
+        if (
+            source.labels is not None
+            and len(source.labels)
+            and source.num_classes in (None, config.model.num_classes)
+        ):
             for label in (int(source.labels.min()), int(source.labels.max())):
                 check_label(label, config, split)
         self.batches: TrainingBatches | EvaluationBatches
@@ -125,7 +151,9 @@ class Numbered:
         self.iterations = self.batches.iterations
         self.batch = plan.micro if training else config.system.eval_batch
         seed = config.seed if training and config.recipe.augments else None
-        blank = make_decoder(config, split).convert(Image.new(image_mode(config), (config.data.image_size,) * 2))
+        blank = make_decoder(config, split).convert(
+            Image.new(image_mode(config), (config.data.image_size,) * 2)
+        )
         kind = Remembered if isinstance(source, Digits) and seed is None else Samples
         self.samples = kind(source, transform, seed, self.corrupt, blank, training)
 

@@ -9,26 +9,58 @@ from pathlib import Path
 def add_prepare_options(options: argparse.ArgumentParser) -> None:
     """What `roadmap.data.prepare.prepare_folder` reads."""
     options.description = (
-        "Write an image folder, SOURCE/train/CLASS/*.jpg and SOURCE/val/CLASS/*.jpg, as tar shards for data.dataset=shards. "
-        "Killed at any moment, the same command goes on from the last finished shard."
+        "Write an image folder, SOURCE/train/CLASS/*.jpg and SOURCE/val/CLASS/*.jpg, as tar shards for"
+        " data.dataset=shards. Killed at any moment, the same command goes on from the last finished shard."
     )
     options.add_argument("source", type=Path, metavar="SOURCE", help="the folder that holds the splits")
-    options.add_argument("destination", type=Path, metavar="DESTINATION", help="the folder for the shards; made if need be")
+    options.add_argument(
+        "destination", type=Path, metavar="DESTINATION", help="the folder for the shards; made if need be"
+    )
     options.add_argument(
         "--size",
         type=_size,
         default=512,
         metavar="PX",
-        help="the shorter edge at most; none or 0 keeps all files as they are (default: 512, which leaves most of ImageNet alone; "
-        "256 decodes faster, but training crops down to 8%% of an image, and enlarges what it finds there)",
+        help=(
+            "the shorter edge at most; none or 0 keeps all files as they are (default: 512, which leaves most"
+            " of ImageNet alone; 256 decodes faster, but training crops down to 8%% of an image, and enlarges"
+            " what it finds there)"
+        ),
     )
-    options.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPEGs that are written anew, 1 to 100 (default: 90)")
-    options.add_argument("--splits", nargs="+", default=["train", "val"], metavar="NAME", help="folders of SOURCE (default: train val)")
-    options.add_argument("--shard-images", type=int, metavar="N", help="images of a shard at most (default: what makes about 200 MB)")
-    options.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    options.add_argument("--seed", type=int, default=0, metavar="N", help="of the order in which train is shuffled (default: 0)")
     options.add_argument(
-        "--corrupt-images", type=int, default=0, metavar="N", help="how many images that cannot be read to name and leave out (default: 0)"
+        "--quality",
+        type=int,
+        default=90,
+        metavar="Q",
+        help="of JPEGs that are written anew, 1 to 100 (default: 90)",
+    )
+    options.add_argument(
+        "--splits",
+        nargs="+",
+        default=["train", "val"],
+        metavar="NAME",
+        help="folders of SOURCE (default: train val)",
+    )
+    options.add_argument(
+        "--shard-images",
+        type=int,
+        metavar="N",
+        help="images of a shard at most (default: what makes about 200 MB)",
+    )
+    options.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    options.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the order in which train is shuffled (default: 0)",
+    )
+    options.add_argument(
+        "--corrupt-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many images that cannot be read to name and leave out (default: 0)",
     )
 
 

@@ -26,8 +26,8 @@ PACKAGES = {  # the module that reads a kind of data, and what pip calls it
 }
 STREAMS = ("wds", "tfds", "hfids")  # what can only be read one image after the other
 TORCH = (  # what timm calls torchvision's
-    "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist", "inat", "places365", "imagenet",
-    "image_folder", "folder",
+    "cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "inaturalist", "inat", "places365",
+    "imagenet", "image_folder", "folder",
 )  # fmt: skip
 MOST_SHARDS = 10**6
 GROUP = re.compile(r"\{([^{}]*)\}")
@@ -47,15 +47,16 @@ class Facts:
 def check_data(*configs: RunConfig, here: bool = True) -> None:
     """ConfigError if a configuration's images are not where it says, or its model is made for others.
 
-    Data that several configurations share is looked at once. Unless they are to be trained `here`, `stage_dir` is not looked at:
-    whoever hands a run over need not have a node's disk.
+    Data that several configurations share is looked at once. Unless they are to be trained `here`,
+    `stage_dir` is not looked at: whoever hands a run over need not have a node's disk.
     """
     sharing: dict[tuple[DataSpec, SystemSpec], list[RunConfig]] = {}
     for config in configs:
         check_pipeline(config)
         sharing.setdefault((config.data, config.system), []).append(config)
     for members in sharing.values():
-        hungriest = max(members, key=lambda config: config.recipe.global_batch)  # images are counted up to a batch
+        # images are counted up to a batch
+        hungriest = max(members, key=lambda config: config.recipe.global_batch)
         facts = LOOK.get(kind_of(hungriest.data), _look_elsewhere)(hungriest)
         for config in members:
             _check_model(config, facts)
@@ -68,13 +69,23 @@ def _check_model(config: RunConfig, facts: Facts) -> None:
     data, model = config.data, config.model
     problems = []
     if facts.classes is not None and model.num_classes != facts.classes:
-        problems.append(f"has {facts.classes} classes, the model {model.num_classes}; --set model.num_classes={facts.classes}")
+        problems.append(
+            f"has {facts.classes} classes, the model {model.num_classes}; --set"
+            f" model.num_classes={facts.classes}"
+        )
     if model.in_chans not in facts.channels:
-        problems.append(f"has images of {' or '.join(map(str, facts.channels))} channels, model.in_chans is {model.in_chans}")
+        problems.append(
+            f"has images of {' or '.join(map(str, facts.channels))} channels, model.in_chans is"
+            f" {model.in_chans}"
+        )
     if facts.images is not None and facts.images < config.recipe.global_batch:
-        problems.append(f"has {facts.images} training images, less than a batch of {config.recipe.global_batch}")
+        problems.append(
+            f"has {facts.images} training images, less than a batch of {config.recipe.global_batch}"
+        )
     if problems:
-        raise ConfigError([Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems])
+        raise ConfigError(
+            [Problem(config.system.data_dir or f"dataset '{data.dataset}'", problem) for problem in problems]
+        )
 
 
 def check_pipeline(config: RunConfig) -> None:
@@ -112,9 +123,13 @@ def _look_at_folder(config: RunConfig) -> Facts:
         found = count_images(root / data.train_split / name, max(1, config.recipe.global_batch - images))
         images += found
         empty += [] if found else [f"{data.train_split}/{name}"]
-    empty += [f"{data.val_split}/{name}" for name in names if not count_images(root / data.val_split / name, 1)]
+    empty += [
+        f"{data.val_split}/{name}" for name in names if not count_images(root / data.val_split / name, 1)
+    ]
     if empty:
-        raise ConfigError([Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")])
+        raise ConfigError(
+            [Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")]
+        )
     return Facts(len(names), images=images)  # no more than a batch of them
 
 
@@ -129,7 +144,14 @@ def _look_at_shards(config: RunConfig) -> Facts:
         if problems:
             raise ConfigError(problems)
     elif config.system.stage_dir is None:
-        raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {config.system.data_dir} to be put?")])
+        raise ConfigError(
+            [
+                Problem(
+                    "system.stage_dir",
+                    f"is not set: where are the shards of {config.system.data_dir} to be put?",
+                )
+            ]
+        )
     return _look_elsewhere(config)
 
 
@@ -153,7 +175,8 @@ LOOK: dict[str, Callable[[RunConfig], Facts]] = {
     "digits": _look_at_digits,
     "folder": _look_at_folder,
     "shards": _look_at_shards,
-    "synthetic": lambda config: Facts(None, images=config.data.images[0]),  # it has as many classes as the model
+    # it has as many classes as the model
+    "synthetic": lambda config: Facts(None, images=config.data.images[0]),
     "custom": _look_at_custom,
 }
 
@@ -185,7 +208,9 @@ def is_remote(config: RunConfig) -> bool:
 
 
 def is_staged(config: RunConfig) -> bool:
-    """Whether the data is to be copied to `stage_dir`: what streams from an address, or is yet to be downloaded, is not."""
+    """Whether the data is to be copied to `stage_dir`: what streams from an address, or is yet to be
+    downloaded, is not.
+    """
     system, kind = config.system, kind_of(config.data)
     if system.data_dir is None or system.stage_dir is None:
         return False
@@ -195,27 +220,41 @@ def is_staged(config: RunConfig) -> bool:
 
 
 def make_stage_dir(config: RunConfig) -> Path:
-    """The folder that `stage_dir` stands for on this machine, made if need be; ConfigError if nothing can be copied there."""
+    """The folder that `stage_dir` stands for here, made if need be; ConfigError if it cannot be copied to."""
     name = config.system.stage_dir or ""
     folder = Path(os.path.expandvars(name)).expanduser()
     if "$" in str(folder):
-        raise ConfigError([Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")])
+        raise ConfigError(
+            [Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")]
+        )
     if not is_remote(config) and folder.resolve().is_relative_to(data_dir(config).resolve()):
-        raise ConfigError([Problem("system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself")])
+        raise ConfigError(
+            [
+                Problem(
+                    "system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself"
+                )
+            ]
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError([Problem(f"system.stage_dir {folder}", f"cannot be made: {error.strerror}")]) from error
+        raise ConfigError(
+            [Problem(f"system.stage_dir {folder}", f"cannot be made: {error.strerror}")]
+        ) from error
     return folder.resolve()
 
 
 def choose_classes(known: Iterable[str], data: DataSpec, where: str) -> list[str]:
-    """The classes to learn, sorted: all `known` ones, or those of them that `data.classes` names; ConfigError where it names others."""
+    """The classes to learn, sorted: all `known` ones, or those of them that `data.classes` names; ConfigError
+    where it names others.
+    """
     names = list(known)
     if data.classes is None:
         return sorted(names)
     there = set(names)
-    problems = [f"has no class '{name}'{did_you_mean(name, names)}" for name in data.classes if name not in there]
+    problems = [
+        f"has no class '{name}'{did_you_mean(name, names)}" for name in data.classes if name not in there
+    ]
     if len(set(data.classes)) < len(data.classes):
         problems.append("is to give a class twice: data.classes repeats itself")
     if problems:
@@ -229,7 +268,9 @@ def splits_of(config: RunConfig) -> dict[str, str]:
 
 
 def class_names(config: RunConfig) -> list[str]:
-    """A folder's classes, sorted: an image's label is the place of its folder's name; ConfigError unless both splits have the same."""
+    """A folder's classes, sorted: an image's label is the place of its folder's name; ConfigError unless both
+    splits have the same.
+    """
     root, data = data_dir(config), config.data
     check_splits(root, splits_of(config))
     train, val = (class_folders(root / split) for split in (data.train_split, data.val_split))
@@ -249,19 +290,30 @@ def class_folders(folder: Path) -> set[str]:
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
     except OSError as error:
-        raise ConfigError([Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]) from error
-    if foreign := sorted(printable(name) for name in names if printable(name) != name):  # it could not be written into a table
-        raise ConfigError([Problem(str(folder), f"has class folders whose names are not UTF-8: {some(foreign)}; rename them")])
+        raise ConfigError(
+            [Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]
+        ) from error
+    # it could not be written into a table
+    if foreign := sorted(printable(name) for name in names if printable(name) != name):
+        raise ConfigError(
+            [
+                Problem(
+                    str(folder), f"has class folders whose names are not UTF-8: {some(foreign)}; rename them"
+                )
+            ]
+        )
     return names
 
 
 def count_images(folder: Path, most: int | None = None) -> int:
-    """How many images a class's folder has, whatever lies in folders below; it looks for no more than `most`."""
+    """How many images a class's folder has, whatever lies in folders below; it looks for at most `most`."""
     return sum(1 for _ in islice(images_in(folder), most))
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """The names that a pattern with braces stands for: `a-{00..02}.tar` is a-00.tar, a-01.tar and a-02.tar, `{a,b}` a and b."""
+    """The names that a pattern with braces stands for: `a-{00..02}.tar` is a-00.tar, a-01.tar and a-02.tar,
+    `{a,b}` a and b.
+    """
     group = GROUP.search(pattern)
     if group is None:
         yield pattern
@@ -277,7 +329,9 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def find_shards(config: RunConfig, pattern: str) -> list[str]:
-    """The shards that a pattern of braces or wildcards stands for, by their paths in `data_dir`; ConfigError names those missing."""
+    """The shards that a pattern of braces or wildcards stands for, by their paths in `data_dir`; ConfigError
+    names those missing.
+    """
     root = data_dir(config)
     found: list[str] = []
     missing = []
@@ -290,7 +344,9 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
         check_root(root)
         key = "data.train_split" if pattern == config.data.train_split else "data.val_split"
         hint = "" if found else _instead(root, pattern, key)
-        raise ConfigError([Problem(str(root), f"has no {some(missing or [pattern])}, which {key} names as shards{hint}")])
+        raise ConfigError(
+            [Problem(str(root), f"has no {some(missing or [pattern])}, which {key} names as shards{hint}")]
+        )
     return list(dict.fromkeys(found))
 
 
@@ -308,7 +364,10 @@ def _instead(root: Path, pattern: str, key: str) -> str:
         prefix = next((name[1] for name in numbered if split in name[1]), None)
         if prefix is not None:
             alike = [name[2] for name in numbered if name[1] == prefix]
-            return f"; --set {shlex.quote(f'{key}={prefix}{{{alike[0]}..{alike[-1]}}}.tar')} names those that are there"
+            return (
+                f"; --set {shlex.quote(f'{key}={prefix}{{{alike[0]}..{alike[-1]}}}.tar')} names those that"
+                " are there"
+            )
     if (root / pattern).is_dir():
         return "; it has a folder of that name: --set data.dataset=folder reads images in folders"
     return f", but {some(there)}" if there else ""

@@ -1,4 +1,6 @@
-"""An image folder turned into tar shards of smaller images by many processes; killed at any moment, it goes on where it was."""
+"""An image folder turned into tar shards of smaller images by many processes; killed at any moment, it goes
+on where it was.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from roadmap.config import RunConfig
 from roadmap.data.listing import IMAGE_SUFFIXES
-from roadmap.data.prepare_plan import CLASSES_FILE, Finished, Recipe, Split, find_classes, find_samples, folder_config
+from roadmap.data.prepare_plan import (
+    CLASSES_FILE,
+    Finished,
+    Recipe,
+    Split,
+    find_classes,
+    find_samples,
+    folder_config,
+)
 from roadmap.data.prepare_worker import FORK, Shared, begin, write_shard
 from roadmap.data.shards import load_index
 from roadmap.files import leftovers, locked, write_json, written
@@ -51,12 +61,20 @@ def prepare_folder(arguments: argparse.Namespace) -> int:
 
 
 def prepare(
-    source: Path, destination: Path, recipe: Recipe, *, splits: list[str], workers: int, corrupt_images: int, console: Console
+    source: Path,
+    destination: Path,
+    recipe: Recipe,
+    *,
+    splits: list[str],
+    workers: int,
+    corrupt_images: int,
+    console: Console,
 ) -> str:
-    """Writes the shards that are not there yet, and their index; returns what is there, and how a run reads it.
+    """Writes the shards that are not there yet, and their index; returns what is there, and how a run reads
+    it.
 
-    ConfigError for what cannot be had or written, for shards of another plan, and for the first image that cannot be read
-    beyond `corrupt_images`. Finished shards are kept whatever happens.
+    ConfigError for what cannot be had or written, for shards of another plan, and for the first image that
+    cannot be read beyond `corrupt_images`. Finished shards are kept whatever happens.
     """
     began = time.monotonic()
     _check(source, destination, recipe, splits, workers, corrupt_images)
@@ -73,7 +91,9 @@ def prepare(
         _write_classes(destination / CLASSES_FILE, classes)
         for plan in plans:
             plan.save()
-            for leftover in leftovers(destination, rf"{re.escape(plan.name)}-\d{{6,}}\.tar|{re.escape(plan.path.name)}"):
+            for leftover in leftovers(
+                destination, rf"{re.escape(plan.name)}-\d{{6,}}\.tar|{re.escape(plan.path.name)}"
+            ):
                 leftover.unlink(missing_ok=True)
         try:
             _write_all(plans, recipe, workers, corrupt_images, console)
@@ -84,7 +104,9 @@ def prepare(
             return _report(plans, destination, config, len(classes), time.monotonic() - began)
 
 
-def _check(source: Path, destination: Path, recipe: Recipe, splits: list[str], workers: int, corrupt_images: int) -> None:
+def _check(
+    source: Path, destination: Path, recipe: Recipe, splits: list[str], workers: int, corrupt_images: int
+) -> None:
     problems = recipe.check()
     if workers < 1:
         problems.append(Problem("--workers", f"must be at least 1, not {workers}"))
@@ -92,9 +114,16 @@ def _check(source: Path, destination: Path, recipe: Recipe, splits: list[str], w
         problems.append(Problem("--corrupt-images", f"must be at least 0, not {corrupt_images}"))
     for split in splits:
         if Path(split).name != split or splits.count(split) > 1:
-            problems.append(Problem("--splits", f"names '{split}', which is not a folder of {source}, or there twice"))
+            problems.append(
+                Problem("--splits", f"names '{split}', which is not a folder of {source}, or there twice")
+            )
         elif destination.resolve().is_relative_to((source / split).resolve()):
-            problems.append(Problem(str(destination), f"lies in {source / split}, where it would be a class; choose another destination"))
+            problems.append(
+                Problem(
+                    str(destination),
+                    f"lies in {source / split}, where it would be a class; choose another destination",
+                )
+            )
     if problems:
         raise ConfigError(problems)
 
@@ -103,8 +132,15 @@ def _name_others(others: dict[str, Counter[str]], console: Console) -> None:
     """Says how many files of each split are no images by their suffixes, and what those are."""
     for split, suffixes in others.items():
         if suffixes:
-            what = f"{split}: {count(suffixes.total(), 'file')} left aside, for only {', '.join(IMAGE_SUFFIXES)} are read"
-            console.print(f"{what}: {', '.join(sorted(suffix or 'no suffix' for suffix in suffixes))}", style="yellow", soft_wrap=True)
+            what = (
+                f"{split}: {count(suffixes.total(), 'file')} left aside, for only {', '.join(IMAGE_SUFFIXES)}"
+                " are read"
+            )
+            console.print(
+                f"{what}: {', '.join(sorted(suffix or 'no suffix' for suffix in suffixes))}",
+                style="yellow",
+                soft_wrap=True,
+            )
 
 
 @contextmanager
@@ -114,20 +150,32 @@ def _alone(destination: Path, console: Console) -> Iterator[None]:
     with written(destination):
         lock.touch()
     with ExitStack() as stack:
-        waiting = partial(console.print, f"waiting for another process that writes to {destination}", soft_wrap=True)
+        waiting = partial(
+            console.print, f"waiting for another process that writes to {destination}", soft_wrap=True
+        )
         try:
             stack.enter_context(locked(lock, waiting))
         except OSError as error:
-            console.print(f"{destination} cannot be locked ({error.strerror}): let no other process write there", soft_wrap=True)
+            console.print(
+                f"{destination} cannot be locked ({error.strerror}): let no other process write there",
+                soft_wrap=True,
+            )
         yield
 
 
 def _write_classes(path: Path, classes: list[str]) -> None:
-    """The classes' names in the order of their labels, for whoever reads the shards; others' are kept unless no shard came of them."""
+    """The classes' names in the order of their labels, for whoever reads the shards; others' are kept unless
+    no shard came of them.
+    """
     unused = any(path.parent.glob("prepared-*.json")) and not any(path.parent.glob("*.tar"))
     if not unused and path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
         raise ConfigError(
-            [Problem(relative(path), "names other classes: shards of another data set are there; choose another destination")]
+            [
+                Problem(
+                    relative(path),
+                    "names other classes: shards of another data set are there; choose another destination",
+                )
+            ]
         )
     with written(path):
         write_json(path, classes)
@@ -166,7 +214,9 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Workers made inside never hear of Ctrl-C, which reaches all of a terminal's processes: the parent has them stop."""
+    """Workers made inside never hear of Ctrl-C, which reaches all of a terminal's processes: the parent has
+    them stop.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -192,8 +242,15 @@ class _Watch:
     def __init__(self, shared: Shared, total: int, console: Console) -> None:
         self.shared, self.total, self.console = shared, total, console
         self._began = self._said = time.monotonic()
-        columns = (TextColumn("preparing"), BarColumn(bar_width=None), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        columns = (
+            TextColumn("preparing"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        )
         self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> _Watch:
@@ -214,7 +271,9 @@ class _Watch:
 
 
 def _report(plans: list[Split], destination: Path, config: RunConfig, classes: int, seconds: float) -> str:
-    """What is there, and the options that read it; the index is made on the way, so that the first run starts at once."""
+    """What is there, and the options that read it; the index is made on the way, so that the first run starts
+    at once.
+    """
     root = destination.resolve()
     options = ["data.dataset=shards", f"system.data_dir={root}"]
     lines = []
@@ -222,7 +281,9 @@ def _report(plans: list[Split], destination: Path, config: RunConfig, classes: i
         kind = "train" if plan.name.startswith("train") else "val"
         load_index(root, [shard.path.name for shard in plan.shards], config.data)
         option = f"data.{kind}_split={plan.pattern}"
-        images, size = (sum(getattr(record, name) for record in plan.finished.values()) for name in ("images", "bytes"))
+        images, size = (
+            sum(getattr(record, name) for record in plan.finished.values()) for name in ("images", "bytes")
+        )
         lines.append(f"{plan.name}: {images:,} images in {count(len(plan.shards), 'shard')}, {decimal(size)}")
         if any(other.startswith(f"data.{kind}_split=") for other in options):
             lines.append(f"{plan.name}: is read with --set {shlex.quote(option)}")
@@ -230,7 +291,9 @@ def _report(plans: list[Split], destination: Path, config: RunConfig, classes: i
             options.append(option)
         if plan.left_out:
             left_out = count(len(plan.left_out), "image")
-            lines.append(f"{plan.name}: {left_out} left out that could not be read; {relative(plan.path)} names them")
+            lines.append(
+                f"{plan.name}: {left_out} left out that could not be read; {relative(plan.path)} names them"
+            )
     if classes != config.model.num_classes:
         options.append(f"model.num_classes={classes}")
     words = " ".join(f"--set {shlex.quote(option)}" for option in options)

@@ -1,4 +1,6 @@
-"""What `prepare` is to write: an image folder cut into shards, and a manifest that says what they hold and which are finished."""
+"""What `prepare` is to write: an image folder cut into shards, and a manifest that says what they hold and
+which are finished.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ OPTIONS = {"size": "--size", "quality": "--quality", "shard_images": "--shard-im
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the content of shards beside the images: the shorter edge in pixels at most, None to keep files as they are."""
+    """What decides the content of shards beside the images: the shorter edge in pixels at most, None to keep
+    files as they are.
+    """
 
     size: int | None
     quality: int
@@ -43,7 +47,11 @@ class Recipe:
     def check(self) -> list[Problem]:
         """What is wrong with it."""
         counts = ((self.size, "--size"), (self.shard_images, "--shard-images"))
-        problems = [Problem(option, f"must be at least 1, not {value}") for value, option in counts if value is not None and value < 1]
+        problems = [
+            Problem(option, f"must be at least 1, not {value}")
+            for value, option in counts
+            if value is not None and value < 1
+        ]
         if not 1 <= self.quality <= 100:
             problems.append(Problem("--quality", f"must be 1 to 100, not {self.quality}"))
         return problems
@@ -77,7 +85,8 @@ class Finished:
 
 
 class Split:
-    """A split's shards, in order, and its manifest in `destination`; `plan` is what all shards there must have in common.
+    """A split's shards, in order, and its manifest in `destination`; `plan` is what all shards there must
+    have in common.
 
     ConfigError if shards of another plan are there.
     """
@@ -95,12 +104,20 @@ class Split:
         elif not known:
             what = f"holds {there[0]} that this command did not write; choose another destination"
             raise ConfigError([Problem(str(destination), what)])
-        images = recipe.shard_images or known.get("shard_images") or images_of_a_shard(self.folder, samples, recipe.size)
+        images = (
+            recipe.shard_images
+            or known.get("shard_images")
+            or images_of_a_shard(self.folder, samples, recipe.size)
+        )
         self.plan: dict[str, Any] = {
             "format": FORMAT,
-            "listing": sha256(
-                "\n".join(f"{sample.label} {sample.file}" for sample in samples).encode(errors="surrogateescape")
-            ).hexdigest(),
+            "listing": (
+                sha256(
+                    "\n".join(f"{sample.label} {sample.file}" for sample in samples).encode(
+                        errors="surrogateescape"
+                    )
+                ).hexdigest()
+            ),
             "size": recipe.size,
             "quality": recipe.quality if recipe.size else None,
             "seed": recipe.seed if shuffled else None,
@@ -111,10 +128,17 @@ class Split:
         count = -(-len(samples) // images)
         ends = [len(samples) * number // count for number in range(count + 1)]
         paths = [destination / f"{name}-{number:06d}.tar" for number in range(count)]
-        self.shards = [Shard(path, self.folder, samples[ends[number] : ends[number + 1]]) for number, path in enumerate(paths)]
+        self.shards = [
+            Shard(path, self.folder, samples[ends[number] : ends[number + 1]])
+            for number, path in enumerate(paths)
+        ]
         if known:
             self._check(known)
-        self.finished = {shard.path.name: self.finished[shard.path.name] for shard in self.shards if self._is_finished(shard)}
+        self.finished = {
+            shard.path.name: self.finished[shard.path.name]
+            for shard in self.shards
+            if self._is_finished(shard)
+        }
 
     def _check(self, known: dict[str, Any]) -> None:
         """ConfigError if the plan is not the `known` one of the shards that are there."""
@@ -122,9 +146,16 @@ class Split:
         for key in [key for key, value in self.plan.items() if known.get(key) != value]:
             if key in OPTIONS:
                 before, now = ("none" if plan.get(key) is None else plan[key] for plan in (known, self.plan))
-                what = f"has {self.name} with {OPTIONS[key]} {before}, not {now}; go on with {OPTIONS[key]} {before}"
+                what = (
+                    f"has {self.name} with {OPTIONS[key]} {before}, not {now}; go on with {OPTIONS[key]}"
+                    f" {before}"
+                )
             else:
-                what = f"has {self.name} of other images than {self.folder} holds now" if key == "listing" else "is of another version"
+                what = (
+                    f"has {self.name} of other images than {self.folder} holds now"
+                    if key == "listing"
+                    else "is of another version"
+                )
             problems.append(Problem(relative(self.path), f"{what}, or choose another destination"))
         if problems:
             raise ConfigError(problems)
@@ -156,35 +187,47 @@ class Split:
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Finished]]:
-    """A manifest's plan and its finished shards, both empty if there is none; ConfigError if it is damaged."""
+    """A manifest's plan and its finished shards, both empty if there is none; ConfigError if damaged."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return dict(document["plan"]), {name: Finished(**record) for name, record in document["shards"].items()}
+        return dict(document["plan"]), {
+            name: Finished(**record) for name, record in document["shards"].items()
+        }
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError([Problem(relative(path), f"cannot be read: {error}; choose another destination")]) from error
+        raise ConfigError(
+            [Problem(relative(path), f"cannot be read: {error}; choose another destination")]
+        ) from error
 
 
 def folder_config(source: Path) -> RunConfig:
     """A run on the folder, in whose terms the readers of folders and shards are asked."""
     roadmap = load_roadmap()
-    return resolve(roadmap, roadmap.trunk[0], overrides={"system.data_dir": str(source), "data.dataset": "folder"})
+    return resolve(
+        roadmap, roadmap.trunk[0], overrides={"system.data_dir": str(source), "data.dataset": "folder"}
+    )
 
 
 def find_classes(config: RunConfig, splits: list[str]) -> list[str]:
-    """The names of the folders in each split's, sorted, as a run on the folder numbers them; ConfigError unless all have the same."""
+    """The names of the folders in each split's, sorted, as a run on the folder numbers them; ConfigError
+    unless all have the same.
+    """
     check_splits(
         data_dir(config),
         {split: split for split in splits},
         Options(
             "SOURCE",
             lambda root: f"name {root} instead",
-            lambda key, name: shlex.join(["--splits", *(name if key == split else split for split in splits)]),
+            lambda key, name: shlex.join(
+                ["--splits", *(name if key == split else split for split in splits)]
+            ),
         ),
     )
     pairs = [{"train_split": splits[0], "val_split": split} for split in splits]
-    named = [class_names(config.model_copy(update={"data": config.data.model_copy(update=pair)})) for pair in pairs]
+    named = [
+        class_names(config.model_copy(update={"data": config.data.model_copy(update=pair)})) for pair in pairs
+    ]
     return named[0]
 
 
@@ -196,7 +239,9 @@ def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list
     found = in_order(find_images(folder, classes, others))
     there = {label for _, label in found}
     if empty := [name for label, name in enumerate(classes) if label not in there]:
-        raise ConfigError([Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")])
+        raise ConfigError(
+            [Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")]
+        )
     taken: set[str] = set()
     samples = []
     for file, label in found:

@@ -1,4 +1,6 @@
-"""What a worker of `prepare` does: images made smaller, packed into a shard that gets its name when it is whole."""
+"""What a worker of `prepare` does: images made smaller, packed into a shard that gets its name when it is
+whole.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,12 @@ from roadmap.strict_yaml import ConfigError, Problem, relative
 
 FORK = multiprocessing.get_context("fork")  # before any thread is started
 JPEG = ("JPEG", "MPO")
-SUFFIXES = {"PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}  # Pillow looks at the content; other readers go by the name
+# Pillow looks at the content; other readers go by the name
+SUFFIXES = {"PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}
 GREY = ("1", "L", "LA")
-GAP = 1.4  # how much larger than wanted libjpeg may halve an image; 48 dB from resizing all of it, in a third of the time
+# how much larger than wanted libjpeg may halve an image; 48 dB from resizing all of it, in a third of the
+# time
+GAP = 1.4
 
 
 class Interrupted(Exception):
@@ -32,7 +37,9 @@ class Interrupted(Exception):
 
 
 class Shared:
-    """What the processes know of each other: whether to stop, how many images are done, how many were left out of those `allowed`."""
+    """What the processes know of each other: whether to stop, how many images are done, how many were left
+    out of those `allowed`.
+    """
 
     def __init__(self, left_out: int, allowed: int) -> None:
         self.stop, self.done = FORK.RawValue(c_bool, False), FORK.Value(c_uint64, 0)
@@ -97,7 +104,10 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
         temporary.replace(shard.path)
         sync_folder(shard.path.parent)
     except OSError as error:
-        what = f"cannot be written: {reason(error, shard.path)}; the finished shards are kept, and the same command goes on from there"
+        what = (
+            f"cannot be written: {reason(error, shard.path)}; the finished shards are kept, and the same"
+            " command goes on from there"
+        )
         raise ConfigError([Problem(relative(shard.path), what)]) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -112,10 +122,11 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
-    """An image's content, with its shorter edge at most `recipe.size`, and its suffix; Unreadable if it is none.
+    """An image's content, with its shorter edge at most `recipe.size`, and its suffix; Unreadable if it is
+    none.
 
-    A JPEG of one or three channels that is small enough is kept as it is. What is written anew has the pixels that
-    a run on the folder would see: no orientation or colour profile is applied.
+    A JPEG of one or three channels that is small enough is kept as it is. What is written anew has the pixels
+    that a run on the folder would see: no orientation or colour profile is applied.
     """
     with reading(str(path)):
         content = path.read_bytes()

@@ -1,4 +1,6 @@
-"""Shards of WebDataset, tar files of images and labels, read in any order: their index is made by one scan and kept."""
+"""Shards of WebDataset, tar files of images and labels, read in any order: their index is made by one scan
+and kept.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,14 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 LABEL_MEMBER, TABLE_MEMBER = "cls", "json"
-APART = "; others of that name lie elsewhere in the file, where they are another sample: write it with tar --sort=name"
+APART = (
+    "; others of that name lie elsewhere in the file, where they are another sample: write it with tar"
+    " --sort=name"
+)
 OPEN_FILES = 64  # a process may have some thousand at most, and each worker of a loader has as many
 BLOCK = 512  # a tar's unit; one of zeros ends it
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)  # a sample's name ends at the first dot, as WebDataset has it
+# a sample's name ends at the first dot, as WebDataset has it
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
 SCAN = 2  # another number for another way to read the members, so that no index of the old one is used
 Stamp = tuple[str, int, int]  # a shard's name, size and time of change
 
@@ -69,7 +75,10 @@ class Index:
         """The index in a file, or None if there is none that is whole."""
         try:
             with np.load(path, allow_pickle=False) as columns:
-                shards = [(str(name), int(size), int(time)) for name, size, time in json.loads(str(columns["shards"]))]
+                shards = [
+                    (str(name), int(size), int(time))
+                    for name, size, time in json.loads(str(columns["shards"]))
+                ]
                 return cls(shards, *(columns[name] for name in COLUMNS))
         except Exception as error:  # whatever is wrong with it, the shards are still there
             if path.exists():
@@ -113,7 +122,8 @@ class Shards:
     def name(self, number: int) -> str:
         """What an image is called in messages."""
         member, shard = os.fsdecode(self.index.name[number]), self.index.shards[self.index.shard[number]][0]
-        return f"{printable(member)} at byte {self.index.offset[number]} of {self.root / shard}"  # members may share a name
+        # members may share a name
+        return f"{printable(member)} at byte {self.index.offset[number]} of {self.root / shard}"
 
     def _file(self, shard: int) -> int:
         if self._process != os.getpid():  # a worker opens its own, and closes what it has inherited
@@ -150,7 +160,9 @@ class Shards:
 
 
 def class_names_of(index: Index) -> list[str] | None:
-    """What classes are called, by label: the folder in which all samples of a label lie and no others, None unless each has one."""
+    """What classes are called, by label: the folder in which all samples of a label lie and no others, None
+    unless each has one.
+    """
     labels, first = np.unique(index.label, return_index=True)
     folders = [bytes(index.name[number]).rpartition(b"/")[0] for number in first]
     names = [printable(os.fsdecode(folder.rpartition(b"/")[2])) for folder in folders]
@@ -161,7 +173,8 @@ def class_names_of(index: Index) -> list[str] | None:
 
 
 def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
-    """The index of the shards, from its file beside them if they are as they were; ConfigError if a shard is torn.
+    """The index of the shards, from its file beside them if they are as they were; ConfigError if a shard is
+    torn.
 
     It is written there, for the next time, unless the folder cannot be written.
     """
@@ -182,7 +195,9 @@ def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
 
 
 def known_index(root: Path, names: list[str], data: DataSpec) -> Index | None:
-    """The index of the shards from its file beside them, None if that is not there or the shards are not as they were."""
+    """The index of the shards from its file beside them, None if that is not there or the shards are not as
+    they were.
+    """
     index = Index.read(_index_file(root, names, data))
     return index if index is not None and index.shards == [_stamp(root, name) for name in names] else None
 
@@ -215,7 +230,9 @@ def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
 
 
 def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, bytes]]:
-    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, BadSample if a sample is incomplete."""
+    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, BadSample
+    if a sample is incomplete.
+    """
     images = data.image_key.split(";") if data.image_key else IMAGE_MEMBERS
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         samples = list(_group(tar, path))
@@ -226,8 +243,15 @@ def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, byte
             image = next((members[key] for key in images if key in members), None)
             label = members.get(data.label_key or LABEL_MEMBER, members.get(TABLE_MEMBER))
             if image is None or label is None:
-                wanted = " or ".join(images) if image is None else f"{data.label_key or LABEL_MEMBER} or {TABLE_MEMBER}"
-                what = f"no {'image' if image is None else 'label'}: no member {wanted}, but {', '.join(sorted(members))}"
+                wanted = (
+                    " or ".join(images)
+                    if image is None
+                    else f"{data.label_key or LABEL_MEMBER} or {TABLE_MEMBER}"
+                )
+                what = (
+                    f"no {'image' if image is None else 'label'}: no member {wanted}, but"
+                    f" {', '.join(sorted(members))}"
+                )
                 apart = "" if sum(name == other for other, _ in samples) == 1 else APART
                 raise BadSample(f"sample '{printable(name)}' in {path} has {what}{apart}")
             file.seek(label.offset_data)
@@ -241,14 +265,22 @@ def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, byte
 
 
 def _group(tar: Iterable[tarfile.TarInfo], path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Samples as WebDataset has them: members side by side that share a name, by their suffixes; BadSample for one that is there twice."""
-    files = ((member, NAME.fullmatch(member.name)) for member in tar if member.isfile() and not is_hidden(member.name))
+    """Samples as WebDataset has them: members side by side that share a name, by their suffixes; BadSample
+    for one that is there twice.
+    """
+    files = (
+        (member, NAME.fullmatch(member.name))
+        for member in tar
+        if member.isfile() and not is_hidden(member.name)
+    )
     named = ((match[1], match[2].lower(), member) for member, match in files if match)
     for name, group in groupby(named, key=itemgetter(0)):
         members: dict[str, tarfile.TarInfo] = {}
         for _, suffix, member in group:
             if suffix in members:
                 hint = "samples side by side need names of their own"
-                raise BadSample(f"sample '{printable(name)}' in {path} has two members {printable(suffix)}; {hint}")
+                raise BadSample(
+                    f"sample '{printable(name)}' in {path} has two members {printable(suffix)}; {hint}"
+                )
             members[suffix] = member
         yield name, members

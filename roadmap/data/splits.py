@@ -12,14 +12,17 @@ from blocks.spelling import did_you_mean
 from roadmap.data.listing import is_hidden, readable
 from roadmap.strict_yaml import ConfigError, Problem
 
-SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))  # timm takes one for the other
+# timm takes one for the other
+SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 USUAL = (SYNONYMS[0], (*SYNONYMS[1], "test", "dev"))  # what people call the folders
 NAMED = 5  # names in a message
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a command is told where the data is: what it calls the folder, and words that set another one, or a split by its key."""
+    """How a command is told where the data is: what it calls the folder, and words that set another one, or a
+    split by its key.
+    """
 
     where: str
     root: Callable[[Path], str]
@@ -54,23 +57,36 @@ def usual_names(name: str) -> tuple[str, ...]:
     return (name, *_group(name, USUAL))
 
 
-def check_splits(root: Path, splits: Mapping[str, str], options: Options = SET, *, synonyms: bool = False) -> None:
-    """ConfigError where `root` lacks the folder of a split; it names what is there and the option that takes it.
+def check_splits(
+    root: Path, splits: Mapping[str, str], options: Options = SET, *, synonyms: bool = False
+) -> None:
+    """ConfigError where `root` lacks the folder of a split; it names what is there and the option that takes
+    it.
 
-    `splits` are names of folders by the keys that set them. With `synonyms` a folder of a synonymous name will do.
+    `splits` are names of folders by the keys that set them. With `synonyms` a folder of a synonymous name
+    will do.
     """
     check_root(root, options)
     with readable():
-        missing = {key: name for key, name in splits.items() if not (find_split(root, name) if synonyms else (root / name).is_dir())}
+        missing = {
+            key: name
+            for key, name in splits.items()
+            if not (find_split(root, name) if synonyms else (root / name).is_dir())
+        }
         if not missing:
             return
         there = _folders(root)
         for better in (root.absolute().parent, *(root / name for name in there)):
             if all(any((better / each).is_dir() for each in usual_names(name)) for name in splits.values()):
-                what = f"has no folder {' or '.join(dict.fromkeys(missing.values()))}, but {better} has; {options.root(better)}"
+                what = (
+                    f"has no folder {' or '.join(dict.fromkeys(missing.values()))}, but {better} has;"
+                    f" {options.root(better)}"
+                )
                 raise ConfigError([Problem(str(root), what)])
     free = [name for name in there if name not in splits.values()]
-    raise ConfigError([Problem(str(root), _missing(key, name, there, free, options)) for key, name in missing.items()])
+    raise ConfigError(
+        [Problem(str(root), _missing(key, name, there, free, options)) for key, name in missing.items()]
+    )
 
 
 def _missing(key: str, name: str, there: list[str], free: list[str], options: Options) -> str:
@@ -84,7 +100,9 @@ def check_root(root: Path, options: Options = SET) -> None:
     if not root.is_dir():
         near = did_you_mean(root.name, _folders(root.parent)) if root.parent.is_dir() else ""
         what = "is a file" if root.exists() else "does not exist"
-        raise ConfigError([Problem(str(root), f"{what}; {options.where} is the folder that holds the data{near}")])
+        raise ConfigError(
+            [Problem(str(root), f"{what}; {options.where} is the folder that holds the data{near}")]
+        )
 
 
 def _folders(root: Path) -> list[str]:

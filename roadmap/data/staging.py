@@ -18,7 +18,16 @@ from urllib.request import urlopen
 
 from roadmap.config import RunConfig
 from roadmap.data.listing import find_images, readable, walk_files
-from roadmap.data.preflight import class_names, data_dir, expand, find_shards, is_remote, is_staged, kind_of, make_stage_dir
+from roadmap.data.preflight import (
+    class_names,
+    data_dir,
+    expand,
+    find_shards,
+    is_remote,
+    is_staged,
+    kind_of,
+    make_stage_dir,
+)
 from roadmap.disk import disk_error, reason
 from roadmap.files import aside, locked, written
 from roadmap.strict_yaml import ConfigError, Problem
@@ -30,28 +39,43 @@ ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 1.0, 60.0
 
 
 def stage(config: RunConfig) -> RunConfig:
-    """The configuration with `data_dir` on `stage_dir`, where its files are copied first unless they are there already.
+    """The configuration with `data_dir` on `stage_dir`, where its files are copied first unless they are
+    there already.
 
-    As many processes of a node as like may call at once: one copies, the others wait. Of a folder the classes that the
-    configuration reads are copied, of shards those that it names, of any other kind all of `data_dir`, unless that is yet
-    to be downloaded. Shards at a web address are fetched here, all of them, for an epoch's order goes
-    across all. ConfigError where that fails, and nothing half copied is left behind. A staged configuration is returned as it is.
+    As many processes of a node as like may call at once: one copies, the others wait. Of a folder the classes
+    that the configuration reads are copied, of shards those that it names, of any other kind all of
+    `data_dir`, unless that is yet to be downloaded. Shards at a web address are fetched here, all of them,
+    for an epoch's order goes across all. ConfigError where that fails, and nothing half copied is left
+    behind. A staged configuration is returned as it is.
     """
     system, kind = config.system, kind_of(config.data)
     remote = is_remote(config)
     if system.data_dir is None or (remote and kind == "wds"):  # which streams from an address as it is
         return config
     if remote and kind != "shards":
-        raise ConfigError([Problem(system.data_dir, "is an address, from which only shards and wds/ are read")])
+        raise ConfigError(
+            [Problem(system.data_dir, "is an address, from which only shards and wds/ are read")]
+        )
     if system.stage_dir is None:
         if remote:
-            raise ConfigError([Problem("system.stage_dir", f"is not set: where are the shards of {system.data_dir} to be put?")])
+            raise ConfigError(
+                [
+                    Problem(
+                        "system.stage_dir",
+                        f"is not set: where are the shards of {system.data_dir} to be put?",
+                    )
+                ]
+            )
         return config
     staged = system.data_dir
     if is_staged(config):
         folder = make_stage_dir(config)
-        staged = str(_fetch_all(config, system.data_dir.rstrip("/"), folder) if remote else _copy_all(config, folder))
-    return config.model_copy(update={"system": system.model_copy(update={"data_dir": staged, "stage_dir": None})})
+        staged = str(
+            _fetch_all(config, system.data_dir.rstrip("/"), folder) if remote else _copy_all(config, folder)
+        )
+    return config.model_copy(
+        update={"system": system.model_copy(update={"data_dir": staged, "stage_dir": None})}
+    )
 
 
 def _copy_all(config: RunConfig, folder: Path) -> Path:
@@ -105,7 +129,7 @@ def _sizes(root: Path, files: Iterable[str]) -> dict[str, int]:
 
 
 def _holds(folder: Path, sizes: dict[str, int]) -> bool:
-    """Whether all files are in `folder`, with these sizes: cleaners of temporary folders take old files, too."""
+    """Whether all files are in `folder`, with these sizes: cleaners of temporary folders take old files."""
     try:
         return all(os.stat(f"{folder}/{name}").st_size == size for name, size in sizes.items())  # noqa: PTH116
     except OSError:
@@ -122,7 +146,9 @@ def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
         try:
             for folder in sorted({(partial_copy / name).parent for name in sizes}):
                 folder.mkdir(parents=True, exist_ok=True)
-            _in_threads(COPIES_AT_ONCE, lambda name, _: shutil.copyfile(source / name, partial_copy / name), sizes)
+            _in_threads(
+                COPIES_AT_ONCE, lambda name, _: shutil.copyfile(source / name, partial_copy / name), sizes
+            )
             partial_copy.rename(target)
         finally:
             shutil.rmtree(partial_copy, ignore_errors=True)
@@ -139,12 +165,21 @@ def _check_space(folder: Path, source: Path | str, needed: int) -> None:
 
 
 def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
-    """The folder with all shards of both splits, each fetched unless it is there: a shard gets its name when it is whole."""
+    """The folder with all shards of both splits, each fetched unless it is there: a shard gets its name when
+    it is whole.
+    """
     target = folder / f"{address.rpartition('/')[2]}-{_digest(address)}"
     names = [name for split in (config.data.train_split, config.data.val_split) for name in expand(split)]
     for name in names:
         if any(sign in name for sign in "*?[") or ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise ConfigError([Problem(f"pattern '{name}'", f"is none for shards of {address}: say which with braces, {{0000..0127}}")])
+            raise ConfigError(
+                [
+                    Problem(
+                        f"pattern '{name}'",
+                        f"is none for shards of {address}: say which with braces, {{0000..0127}}",
+                    )
+                ]
+            )
     with written(target):
         target.mkdir(exist_ok=True)
     with ExitStack() as stack:
@@ -159,10 +194,11 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
 def _in_threads(threads: int, work: Callable[[str, Event], object], names: Iterable[str]) -> None:
     """Calls `work` for each name; the first error, or a signal, ends all at once.
 
-    It sets the event that `work` is given, and waits for no thread, which a silent server would make a wait of minutes.
+    It sets the event that `work` is given, and waits for no thread: on a silent server that takes minutes.
     """
     ended = Event()
-    with ThreadPool(threads) as pool:  # of daemons: those of concurrent.futures are waited for, at the end of Python, too
+    # of daemons: those of concurrent.futures are waited for, at the end of Python, too
+    with ThreadPool(threads) as pool:
         try:
             for _ in pool.imap_unordered(lambda name: work(name, ended), names):
                 pass
@@ -173,7 +209,8 @@ def _in_threads(threads: int, work: Callable[[str, Event], object], names: Itera
 def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
     url, path = f"{address}/{name}", folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = aside(path).with_suffix(f".{get_ident()}.tmp")  # a thread that nobody waits for may still be at work on another
+    # a thread that nobody waits for may still be at work on another
+    temporary = aside(path).with_suffix(f".{get_ident()}.tmp")
     for attempt in range(ATTEMPTS):
         if ended.wait(PAUSE_S * attempt):
             return None

@@ -9,7 +9,8 @@ from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
 from roadmap.data.listing import listing_digest
 
-GREY_LEVELS, BLACK = 85, 85  # of made-up images, as of the digits: noise is cut off only beyond one grey range
+# of made-up images, as of the digits: noise is cut off only beyond one grey range
+GREY_LEVELS, BLACK = 85, 85
 PATTERN = 8  # pixels across a class's pattern
 NOISE_BANK = 1 << 20
 PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
@@ -40,7 +41,8 @@ class Digits:
 
 
 class Synthetic:
-    """Made-up images, cheap to make: a coarse pattern for each class, under noise that depends on split and number.
+    """Made-up images, cheap to make: a coarse pattern for each class, under noise that depends on split and
+    number.
 
     Classes take turns. The noise of an image is a piece of one long line of noise.
     """
@@ -51,9 +53,13 @@ class Synthetic:
         self.decoder = make_decoder(config, split)
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.labels = np.arange(data.images[split == "val"], dtype=np.int64) % self.num_classes
-        grey = np.random.default_rng(PATTERN_SEED).random((self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32)
+        grey = np.random.default_rng(PATTERN_SEED).random(
+            (self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32
+        )
         self._patterns = np.rint(BLACK + GREY_LEVELS * grey).astype(np.uint8)
-        drawn = np.random.default_rng(NOISE_SEED[split]).standard_normal(NOISE_BANK + size * size * channels, dtype=np.float32)
+        drawn = np.random.default_rng(NOISE_SEED[split]).standard_normal(
+            NOISE_BANK + size * size * channels, dtype=np.float32
+        )
         # As bytes that wrap around: no sum with a pattern leaves 0 to 255.
         self._noise = np.rint(GREY_LEVELS * np.clip(data.noise * drawn, -1, 1)).astype(np.int8).view(np.uint8)
         self._blow_up = np.arange(size) * PATTERN // size

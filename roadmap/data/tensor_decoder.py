@@ -1,4 +1,6 @@
-"""Training images as uint8 tensors, from the file to the batch: torchvision's decoding and resizing, timm's random crops."""
+"""Training images as uint8 tensors, from the file to the batch: torchvision's decoding and resizing, timm's
+random crops.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,11 @@ RESIZE = {
 
 
 class TensorDecoder:
-    """uint8 tensors (C, H, W), pixel after pixel in memory as resizing is fastest; their pixels are those of Pillow.
+    """uint8 tensors (C, H, W), pixel after pixel in memory as resizing is fastest; their pixels are those of
+    Pillow.
 
-    torchvision decodes the JPEGs for which that holds, Pillow all else: other formats, CMYK, colours for a grey model, and
-    whatever torchvision cannot read, so that Pillow alone says what is damaged.
+    torchvision decodes the JPEGs for which that holds, Pillow all else: other formats, CMYK, colours for a
+    grey model, and whatever torchvision cannot read, so that Pillow alone says what is damaged.
     """
 
     def __init__(self, mode: str) -> None:
@@ -53,7 +56,9 @@ class TensorDecoder:
             image = open_image(io.BytesIO(content))  # its header alone
             if decode_jpeg is not None and image.format in JPEG and image.mode in ("L", self.mode):
                 with suppress(RuntimeError):
-                    pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=READ_MODES[self.mode])
+                    pixels: Tensor = decode_jpeg(
+                        torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=READ_MODES[self.mode]
+                    )
                     return pixels
             return self.convert(image)
 
@@ -83,14 +88,18 @@ class Crop:
 
 
 def for_tensors(timms: Any, recipe: Recipe) -> Callable[[Tensor], Tensor]:
-    """timm's transform of Pillow's images as one of uint8 tensors (C, H, W), by the same random numbers, without RandAugment."""
+    """timm's transform of Pillow's images as one of uint8 tensors (C, H, W), by the same random numbers,
+    without RandAugment.
+    """
     interpolation = RESIZE[recipe.train_interpolation]
     swaps: dict[type, Callable[[Any], list[Any]]] = {
         RandomResizedCropAndInterpolation: lambda crop: [Crop(crop, interpolation)],
         transforms.Resize: lambda resize: [Resize(resize.size, interpolation, antialias=True)],
         RandAugment: lambda _: [],
     }
-    stages = [part for stage in timms.transforms for part in swaps.get(type(stage), lambda stage: [stage])(stage)]
+    stages = [
+        part for stage in timms.transforms for part in swaps.get(type(stage), lambda stage: [stage])(stage)
+    ]
     transform: Callable[[Tensor], Tensor] = transforms.Compose(stages)
     return transform
 

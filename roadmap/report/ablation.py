@@ -10,7 +10,16 @@ from blocks import complexity
 from roadmap.config import RunConfig
 from roadmap.records import Status
 from roadmap.report.rows import Ablation, Row, accuracies
-from roadmap.report.stats import Correlation, Summary, difference, holm, rank_correlation, summarize, welch, z_score
+from roadmap.report.stats import (
+    Correlation,
+    Summary,
+    difference,
+    holm,
+    rank_correlation,
+    summarize,
+    welch,
+    z_score,
+)
 from roadmap.report.trained import left_out
 from roadmap.result import Result
 from roadmap.tree import Reference, Roadmap, change_of, resolve
@@ -19,14 +28,23 @@ from roadmap.tree import Reference, Roadmap, change_of, resolve
 def published(roadmap: Roadmap) -> Ablation:
     """The ablation that the paper prints; GMACs and parameters are ours, the printed GMACs stand beside."""
     rows = [_printed(roadmap, name) for name, step in roadmap.tree.items() if step.paper]
-    notes = [f"As printed{f' in {roadmap.source}' if roadmap.source else ''}; GMACs and parameters are computed from our plans."]
-    notes += [f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note]
+    notes = [
+        f"As printed{f' in {roadmap.source}' if roadmap.source else ''}; GMACs and parameters are computed"
+        " from our plans."
+    ]
+    notes += [
+        f"{row.step}: prints {row.paper_gmacs:.2f} GMACs; {row.gmacs_note}." for row in rows if row.gmacs_note
+    ]
     if any(row.top1 and row.top1.std is not None for row in rows):
         unresolved = [row.step for row in rows if row.delta and row.delta.resolved is False]
-        notes.append(f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}.")
+        notes.append(
+            f"Not resolved by the published spread (Welch, 95 %): {', '.join(unresolved) or 'none'}."
+        )
     else:
         notes.append("No spread is published: no step is resolved or unresolved.")
-    return Ablation(f"{roadmap.title} as published", tuple(rows), "paper", notes, roadmap, reference=roadmap.reference)
+    return Ablation(
+        f"{roadmap.title} as published", tuple(rows), "paper", notes, roadmap, reference=roadmap.reference
+    )
 
 
 def measured(
@@ -38,7 +56,8 @@ def measured(
     *,
     adjusted: bool = False,
 ) -> Ablation:
-    """The ablation of our own runs; those of another configuration than the roadmap's present one are left out, and named.
+    """The ablation of our own runs; those of another configuration than the roadmap's present one are left
+    out, and named.
 
     `adjusted` has the p-values of all steps adjusted together, so that none of them may be false, after Holm.
     """
@@ -55,7 +74,8 @@ def measured(
     rows = _adjust(rows) if adjusted else rows
     here = [run.run for run in runs if run.run.step in configs]
     others = list(left_out(roadmap, profile, here, {config.hash for config in configs.values()}))
-    first = [] if any(row.top1 for row in rows) else others  # an empty table must say at once where the runs are
+    # an empty table must say at once where the runs are
+    first = [] if any(row.top1 for row in rows) else others
     notes = [] if first else others
     unknown = {run.run.step for run in runs if not roadmap.knows(run.run.step)}
     notes += [f"{name}: not a step of {roadmap.path.name}, left out." for name in sorted(unknown)]
@@ -67,17 +87,30 @@ def measured(
 
 
 def _adjust(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the p-values, and with the seeds that are needed, of differences that are tested together."""
+    """The rows with the p-values, and with the seeds that are needed, of differences that are tested
+    together.
+    """
     ps = {row.step: row.delta.p for row in rows if row.delta and row.delta.p is not None}
-    adjusted, seeds = dict(zip(ps, holm(list(ps.values())), strict=True)), {row.step: row.seeds for row in rows}
+    adjusted, seeds = (
+        dict(zip(ps, holm(list(ps.values())), strict=True)),
+        {row.step: row.seeds for row in rows},
+    )
     return [
-        replace(row, p_holm=adjusted[row.step], delta=difference(row.seeds, seeds[row.parent or ""], len(ps))) if row.step in ps else row
+        (
+            replace(
+                row, p_holm=adjusted[row.step], delta=difference(row.seeds, seeds[row.parent or ""], len(ps))
+            )
+            if row.step in ps
+            else row
+        )
         for row in rows
     ]
 
 
 def _one_a_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:
-    """A run for each seed of those with one configuration: a finished one before others, one that is filed under `step` before others."""
+    """A run for each seed of those with one configuration: a finished one before others, one that is filed
+    under `step` before others.
+    """
     best = sorted(runs, key=lambda run: (run.result is None, run.run.step != step))
     return tuple({run.run.seed: run for run in reversed(best)}.values())
 
@@ -105,11 +138,16 @@ def _printed(roadmap: Roadmap, name: str) -> Row:
     )
 
 
-def _measured(roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequence[Status]], planned: int) -> Row:
+def _measured(
+    roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequence[Status]], planned: int
+) -> Row:
     """A step with our figures beside the publication's."""
     name, parent = config.step, roadmap.tree[config.step].parent
     printed = _printed(roadmap, name)
-    mine, before = ([run.result for run in present.get(step or "", ()) if run.result is not None] for step in (name, parent))
+    mine, before = (
+        [run.result for run in present.get(step or "", ()) if run.result is not None]
+        for step in (name, parent)
+    )
     top1 = summarize(list(accuracies(mine).values()))
     theirs = printed.paper if top1 and same_task(config, resolve(roadmap, name)) else None
     return replace(
@@ -128,7 +166,9 @@ def _measured(roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequenc
 
 
 def same_task(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two configurations are tested on the same images and classes, so that their accuracies can be compared."""
+    """Whether two configurations are tested on the same images and classes, so that their accuracies can be
+    compared.
+    """
     return (one.data, one.model.num_classes) == (other.data, other.model.num_classes)
 
 
@@ -153,17 +193,32 @@ def _honest(rows: Sequence[Row], reference: Reference | None, adjusted: bool) ->
     many = (
         "the p-values of all steps are adjusted together (Holm), and 'yes' means below .05."
         if adjusted
-        else "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty would say so, too."
+        else (
+            "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty"
+            " would say so, too."
+        )
     )
     notes = [
-        f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation over n seeds.",
-        f"Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else Welch); {many}",
+        (
+            f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation"
+            " over n seeds."
+        ),
+        (
+            "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else"
+            f" Welch); {many}"
+        ),
     ]
-    notes += [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
+    notes += (
+        [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
+    )
     diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
     notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
     mixed = [f"{row.step} ({', '.join(row.mixed)})" for row in rows if row.mixed]
-    notes += [f"† Runs of a row, or of it and its parent, that differ in more than the step: {'; '.join(mixed)}."] if mixed else []
+    notes += (
+        [f"† Runs of a row, or of it and its parent, that differ in more than the step: {'; '.join(mixed)}."]
+        if mixed
+        else []
+    )
     return notes + origins([result for row in rows for result in row.results])
 
 
@@ -172,18 +227,36 @@ def origins(results: Sequence[Result]) -> list[str]:
     notes = []
     for what, values in (
         ("Hardware", {result.hardware for result in results}),
-        ("Versions", {", ".join(f"{name} {version}" for name, version in result.versions.items()) for result in results}),
+        (
+            "Versions",
+            {
+                ", ".join(f"{name} {version}" for name, version in result.versions.items())
+                for result in results
+            },
+        ),
         ("Code", {result.commit or "no commit" for result in results}),
     ):
-        notes += [f"{what}: {'; '.join(sorted(values))}." + (" MIXED." if len(values) > 1 else "")] if values else []
+        notes += (
+            [f"{what}: {'; '.join(sorted(values))}." + (" MIXED." if len(values) > 1 else "")]
+            if values
+            else []
+        )
     return notes
 
 
 def agreement_of(roadmap: Roadmap, rows: Sequence[Row]) -> Correlation | None:
     """Whether the measured path orders the steps as the paper's does."""
-    both = [(row.top1.mean, row.paper.mean) for row in rows if row.step in roadmap.trunk and row.top1 and row.paper]
+    both = [
+        (row.top1.mean, row.paper.mean)
+        for row in rows
+        if row.step in roadmap.trunk and row.top1 and row.paper
+    ]
     return rank_correlation([ours for ours, _ in both], [theirs for _, theirs in both])
 
 
 def _agreement(found: Correlation | None) -> list[str]:
-    return [f"Spearman's rank correlation with the paper's top-1 along the path: {found} (n = {found.n} steps)."] if found else []
+    return (
+        [f"Spearman's rank correlation with the paper's top-1 along the path: {found} (n = {found.n} steps)."]
+        if found
+        else []
+    )

@@ -19,7 +19,9 @@ class Aligned:
 
 
 def aligned(ablations: Sequence[Ablation]) -> list[Aligned]:
-    """All steps of some ablations in their order; one that only a later ablation has stands behind its predecessor there."""
+    """All steps of some ablations in their order; one that only a later ablation has stands behind its
+    predecessor there.
+    """
     by_key = [{_key(ablation, row): row for row in ablation.rows} for ablation in ablations]
     order: list[str] = []
     for rows in by_key:
@@ -37,7 +39,9 @@ def _key(ablation: Ablation, row: Row) -> str:
 
 
 def _joined(titles: Sequence[str]) -> str:
-    """Different titles with a stroke between them; those that differ in what is in brackets only share the rest."""
+    """Different titles with a stroke between them; those that differ in what is in brackets only share the
+    rest.
+    """
     different = list(dict.fromkeys(titles))
     heads = {title.partition(" (")[0] for title in different}
     if len(different) > 1 and len(heads) == 1 and all(title.endswith(")") for title in different):

@@ -1,4 +1,6 @@
-"""What `collect.py` does with its options: which runs or published figures, what of them, once or again and again."""
+"""What `collect.py` does with its options: which runs or published figures, what of them, once or again and
+again.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +42,31 @@ def _refuse_nonsense(arguments: argparse.Namespace) -> None:
     if (arguments.paper is None) == (not arguments.runs):
         problems.append(Problem("collect.py", "takes either a folder of RUNS, or two, or --paper"))
     if max(len(arguments.runs), len(arguments.paper or ())) > 2:
-        problems.append(Problem("collect.py", "compares two folders of RUNS or two roadmaps of the paper, not more"))
+        problems.append(
+            Problem("collect.py", "compares two folders of RUNS or two roadmaps of the paper, not more")
+        )
     if arguments.paper and arguments.roadmap is not None:
         problems.append(Problem("--roadmap", "is not needed where --paper names the roadmaps"))
     if arguments.paper is not None and (given := [name for name in RUNS_ONLY if getattr(arguments, name)]):
-        words = ", ".join({"overrides": "--set", "kind": f"--{arguments.kind}"}.get(name, f"--{name.replace('_', '-')}") for name in given)
+        words = ", ".join(
+            {"overrides": "--set", "kind": f"--{arguments.kind}"}.get(name, f"--{name.replace('_', '-')}")
+            for name in given
+        )
         problems.append(Problem("--paper", f"takes no {words}: the paper's figures are of its own runs"))
     if arguments.paper is not None and arguments.ablate is not None:
         problems.append(Problem("--ablate", "the paper has figures for the path only"))
     if arguments.as_trained and (arguments.overrides or arguments.init_from):
-        problems.append(Problem("--as-trained", "takes what is set from the runs; leave out --set and --init-from"))
-    numbers = {f"--{name}": value for name in ("watch", "check") if (value := getattr(arguments, name)) is not None}
-    problems += [Problem(name, f"must be more than 0, not {value:g}") for name, value in numbers.items() if not 0 < value < math.inf]
+        problems.append(
+            Problem("--as-trained", "takes what is set from the runs; leave out --set and --init-from")
+        )
+    numbers = {
+        f"--{name}": value for name in ("watch", "check") if (value := getattr(arguments, name)) is not None
+    }
+    problems += [
+        Problem(name, f"must be more than 0, not {value:g}")
+        for name, value in numbers.items()
+        if not 0 < value < math.inf
+    ]
     if arguments.against is not None and arguments.check is None:
         problems.append(Problem("--against", "is what --check TOLERANCE checks against; give both"))
     if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
@@ -76,7 +91,9 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
     if not keys:
         raise ConfigError([Problem(option, f"names nothing; there are {', '.join(known)}")])
     if unknown := [key for key in keys if key not in known]:
-        raise ConfigError([Problem(option, f"unknown key '{key}'{one_of_these(key, known)}") for key in unknown])
+        raise ConfigError(
+            [Problem(option, f"unknown key '{key}'{one_of_these(key, known)}") for key in unknown]
+        )
     return keys
 
 
@@ -84,7 +101,13 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     """What the folders hold."""
     overrides = choices_of(arguments)["overrides"]
     choices = Choices(
-        arguments.steps_file, arguments.roadmap, arguments.profile, overrides, arguments.ablate, arguments.holm, arguments.as_trained
+        arguments.steps_file,
+        arguments.roadmap,
+        arguments.profile,
+        overrides,
+        arguments.ablate,
+        arguments.holm,
+        arguments.as_trained,
     )
     return [experiment_of(folder, choices) for folder in arguments.runs]
 
@@ -108,5 +131,9 @@ def _watch(arguments: argparse.Namespace, how: How) -> int:
     from roadmap.report.watch import watch
 
     with suppress(KeyboardInterrupt):
-        watch(_experiments(arguments), lambda found: Report(parts_of(found)).write(arguments.out, how), arguments.watch)
+        watch(
+            _experiments(arguments),
+            lambda found: Report(parts_of(found)).write(arguments.out, how),
+            arguments.watch,
+        )
     return 0

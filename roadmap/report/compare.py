@@ -15,22 +15,33 @@ from roadmap.files import write_atomic, written
 from roadmap.report.columns import NONE, Column
 from roadmap.report.render import Grid, page, to_html, to_latex, to_markdown
 from roadmap.report.rows import Ablation, Row
-from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, rank_correlation, same_sign, summarize
+from roadmap.report.stats import (
+    CONFIDENCE,
+    Correlation,
+    Difference,
+    Summary,
+    rank_correlation,
+    same_sign,
+    summarize,
+)
 
 AGREE, CONTRADICT, OPEN = "agree", "contradict", "open"
 MEANING = (
-    "Effects: 'agree' where both Δ are resolved with the same sign, 'contradict' with opposite signs, 'A only' and 'B only' where one "
-    "is resolved and the other is not, 'open' where neither is, a dash where one is missing."
+    "Effects: 'agree' where both Δ are resolved with the same sign, 'contradict' with opposite signs, 'A"
+    " only' and 'B only' where one is resolved and the other is not, 'open' where neither is, a dash where"
+    " one is missing."
 )
 MARGIN = (
-    "Δ B less Δ A with its 95 % interval (Welch, on the standard errors of the two Δ, which are taken for independent), * where it "
-    "excludes zero; without an interval where one of the Δ has none."
+    "Δ B less Δ A with its 95 % interval (Welch, on the standard errors of the two Δ, which are taken for"
+    " independent), * where it excludes zero; without an interval where one of the Δ has none."
 )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A step on both sides, None where a side does not have it; `effects` is the verdict, `difference` is Δ B less Δ A in points."""
+    """A step on both sides, None where a side does not have it; `effects` is the verdict, `difference` is Δ B
+    less Δ A in points.
+    """
 
     step: str
     title: str
@@ -42,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The steps of A and then those that B alone has; `agreement` is the rank correlation of the Δ that both have."""
+    """The steps of A, then those of B alone; `agreement` is the rank correlation of the Δ that both have."""
 
     a: Ablation
     b: Ablation
@@ -64,7 +75,11 @@ def compare(a: Ablation, b: Ablation) -> Comparison:
         one, other = ours.get(step), theirs.get(step)
         title = next(row.title for row in (one, other) if row)
         pairs.append(Pair(step, title, one, other, _effects(one, other), _difference(a, one, b, other)))
-    both = [(pair.a.delta.value, pair.b.delta.value) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta]
+    both = [
+        (pair.a.delta.value, pair.b.delta.value)
+        for pair in pairs
+        if pair.a and pair.b and pair.a.delta and pair.b.delta
+    ]
     agreement = rank_correlation([one for one, _ in both], [other for _, other in both])
     return Comparison(a, b, tuple(pairs), agreement, tuple(_notes(a, b, pairs, agreement)))
 
@@ -79,7 +94,7 @@ def _effects(a: Row | None, b: Row | None) -> str:
 
 
 def _difference(a: Ablation, one: Row | None, b: Ablation, other: Row | None) -> Difference | None:
-    """Δ B less Δ A; its standard error and degrees of freedom follow from those of the two (Welch and Satterthwaite)."""
+    """Δ B less Δ A; standard error and degrees of freedom follow from theirs (Welch and Satterthwaite)."""
     if one is None or other is None or one.delta is None or other.delta is None:
         return None
     from scipy import stats
@@ -94,7 +109,9 @@ def _difference(a: Ablation, one: Row | None, b: Ablation, other: Row | None) ->
 
 
 def _error(ablation: Ablation, row: Row) -> tuple[float, float] | None:
-    """The standard error of a row's Δ, and its degrees of freedom, as `stats.difference` has them; None where it has no interval."""
+    """The standard error of a row's Δ, and its degrees of freedom, as `stats.difference` has them; None where
+    it has no interval.
+    """
     if row.delta is None or row.delta.margin is None or row.parent is None or row.top1 is None:
         return None
     parent = ablation.row(row.parent)
@@ -104,7 +121,9 @@ def _error(ablation: Ablation, row: Row) -> tuple[float, float] | None:
     if parent.top1 is None:
         return None
     one, other = _of_mean(row.top1), _of_mean(parent.top1)
-    return math.hypot(one, other), (one**2 + other**2) ** 2 / (one**4 / (row.top1.n - 1) + other**4 / (parent.top1.n - 1))
+    return math.hypot(one, other), (one**2 + other**2) ** 2 / (
+        one**4 / (row.top1.n - 1) + other**4 / (parent.top1.n - 1)
+    )
 
 
 def _of_mean(summary: Summary) -> float:
@@ -115,28 +134,55 @@ def _notes(a: Ablation, b: Ablation, pairs: list[Pair], agreement: Correlation |
     """What a reader must know to judge the comparison."""
     for name, side in (("A", a), ("B", b)):
         what = "published" if side.source == "paper" else f"{sum(row.planned for row in side.rows)} planned"
-        yield f"{name}: {side.title}, {sum(row.top1.n for row in side.rows if row.top1)} runs with an accuracy ({what})."
+        yield (
+            f"{name}: {side.title}, {sum(row.top1.n for row in side.rows if row.top1)} runs with an accuracy"
+            f" ({what})."
+        )
     yield MEANING
-    counts = {word: sum(pair.effects == word for pair in pairs) for word in (AGREE, CONTRADICT, "A only", "B only", OPEN)}
+    counts = {
+        word: sum(pair.effects == word for pair in pairs)
+        for word in (AGREE, CONTRADICT, "A only", "B only", OPEN)
+    }
     words = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
     yield f"Of {sum(counts.values())} steps with both Δ: {words or 'none'}."
-    both = [(pair.a.delta, pair.b.delta) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta]
+    both = [
+        (pair.a.delta, pair.b.delta) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta
+    ]
     same = sum(same_sign(one.value, other.value) for one, other in both)
     yield f"Resolved or not, {same} of {len(both)} have the same sign."
-    for name, bare in (("A", sum(one.margin is None for one, _ in both)), ("B", sum(other.margin is None for _, other in both))):
+    for name, bare in (
+        ("A", sum(one.margin is None for one, _ in both)),
+        ("B", sum(other.margin is None for _, other in both)),
+    ):
         if bare:
-            yield f"{name}: {bare} of {len(both)} Δ have no interval (too few seeds, or no spread is published), and cannot be resolved."
+            yield (
+                f"{name}: {bare} of {len(both)} Δ have no interval (too few seeds, or no spread is"
+                " published), and cannot be resolved."
+            )
     yield MARGIN
     if agreement:
         yield f"Spearman's rank correlation of the two Δ: {agreement} (n = {agreement.n} steps)."
     for pair in pairs:
-        if pair.a and pair.b and pair.a.parent != pair.b.parent and (first := _against(a, pair.a)) != (second := _against(b, pair.b)):
+        if (
+            pair.a
+            and pair.b
+            and pair.a.parent != pair.b.parent
+            and (first := _against(a, pair.a)) != (second := _against(b, pair.b))
+        ):
             yield f"{pair.step}: Δ is against {first} in A, against {second} in B."
 
 
 def _against(ablation: Ablation, row: Row) -> str:
-    """What a row is compared with; the first steps of two roadmaps are each other's counterparts, whatever they are called."""
-    return "nothing" if row.parent is None else "the first step" if row.parent == ablation.roadmap.steps[0] else row.parent
+    """What a row is compared with; the first steps of two roadmaps are each other's counterparts, whatever
+    they are called.
+    """
+    return (
+        "nothing"
+        if row.parent is None
+        else "the first step"
+        if row.parent == ablation.roadmap.steps[0]
+        else row.parent
+    )
 
 
 def to_grid(comparison: Comparison) -> Grid:
@@ -151,18 +197,32 @@ def to_grid(comparison: Comparison) -> Grid:
         ("delta_difference", "Δ B − Δ A", True),
     ]
     columns = [
-        Column(key, head, head, lambda row: row.step, lambda row: row.step, number, is_code=key == "step") for key, head, number in heads
+        Column(key, head, head, lambda row: row.step, lambda row: row.step, number, is_code=key == "step")
+        for key, head, number in heads
     ]
-    return Grid(comparison.title, columns, [_cells(pair) for pair in comparison.pairs], list(comparison.notes))
+    return Grid(
+        comparison.title, columns, [_cells(pair) for pair in comparison.pairs], list(comparison.notes)
+    )
 
 
 def _cells(pair: Pair) -> list[str]:
-    sides = [text for row in (pair.a, pair.b) for text in (_top1(row), _starred(row.delta if row else None, bool(row and row.resolved)))]
-    return [pair.step, *sides, pair.effects, _starred(pair.difference, bool(pair.difference and pair.difference.resolved))]
+    sides = [
+        text
+        for row in (pair.a, pair.b)
+        for text in (_top1(row), _starred(row.delta if row else None, bool(row and row.resolved)))
+    ]
+    return [
+        pair.step,
+        *sides,
+        pair.effects,
+        _starred(pair.difference, bool(pair.difference and pair.difference.resolved)),
+    ]
 
 
 def _top1(row: Row | None) -> str:
-    return f"{row.top1} (n = {row.top1.n})" if row and row.top1 else "diverged" if row and row.diverged else NONE
+    return (
+        f"{row.top1} (n = {row.top1.n})" if row and row.top1 else "diverged" if row and row.diverged else NONE
+    )
 
 
 def _starred(found: Difference | None, resolved: bool) -> str:
@@ -192,14 +252,23 @@ def _record(pair: Pair) -> dict[str, Any]:
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
-    """Writes comparison.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where that cannot be."""
+    """Writes comparison.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where
+    that cannot be.
+    """
     table, rows = to_grid(comparison), [_record(pair) for pair in comparison.pairs]
     lines = io.StringIO()
     writer = csv.DictWriter(lines, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    sides = {name: {"title": side.title, "roadmap": side.roadmap.name, "profile": side.profile, "source": side.source}
-             for name, side in (("a", comparison.a), ("b", comparison.b))}  # fmt: skip
+    sides = {
+        name: {
+            "title": side.title,
+            "roadmap": side.roadmap.name,
+            "profile": side.profile,
+            "source": side.source,
+        }
+        for name, side in (("a", comparison.a), ("b", comparison.b))
+    }
     agreement = asdict(comparison.agreement) if comparison.agreement else None
     document = {**sides, "rank_correlation": agreement, "notes": comparison.notes, "rows": rows}
     texts = {

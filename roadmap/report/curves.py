@@ -17,7 +17,8 @@ Values = tuple[float | None, ...]
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run logged after each of its epochs; accuracies are percent, None is a figure that was not finite or not measured.
+    """What a run logged after each of its epochs; accuracies are percent, None is a figure that was not
+    finite or not measured.
 
     `step` is the row's, which may have the runs of another step with the same configuration.
     """
@@ -32,14 +33,18 @@ class Curve:
 
 
 def curves_of(ablation: Ablation, most: int = MOST_RUNS) -> list[Curve]:
-    """The curves of all runs that have logged an epoch, finished or not, in the order of the rows and by seed.
+    """The curves of all runs that have logged an epoch, finished or not, in the order of the rows and by
+    seed.
 
-    None for a publication, and none if there are more than `most` runs: thousands are collected from their results alone. Lines
-    and files that are torn, missing or not a log of ours are left out; of two records of an epoch the later one holds.
+    None for a publication, and none if there are more than `most` runs: thousands are collected from their
+    results alone. Lines and files that are torn, missing or not a log of ours are left out; of two records of
+    an epoch the later one holds.
     """
     if sum(len(row.runs) for row in ablation.rows) > most:
         return []
-    runs = [(row.step, run.run) for row in ablation.rows for run in sorted(row.runs, key=lambda run: run.run.seed)]
+    runs = [
+        (row.step, run.run) for row in ablation.rows for run in sorted(row.runs, key=lambda run: run.run.seed)
+    ]
     return [curve for step, run in runs if (curve := _read(step, run)).epoch]
 
 
@@ -47,7 +52,8 @@ def _read(step: str, run: RunDir) -> Curve:
     found = {record["epoch"]: record for record in read_json_lines(run.metrics) if _is_epoch(record)}
     records = [found[epoch] for epoch in sorted(found)]
     train_loss, val_loss, top1, ema_top1 = (
-        tuple(_number(record.get(name)) for record in records) for name in ("train_loss", "val_loss", "top1", "ema_top1")
+        tuple(_number(record.get(name)) for record in records)
+        for name in ("train_loss", "val_loss", "top1", "ema_top1")
     )
     return Curve(step, run.seed, tuple(sorted(found)), train_loss, val_loss, top1, ema_top1)
 
@@ -58,6 +64,11 @@ def _is_epoch(record: Mapping[str, Any]) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e300 or not math.isfinite(value):
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or abs(value) > 1e300
+        or not math.isfinite(value)
+    ):
         return None
     return float(value)

@@ -22,7 +22,8 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Worth:
-    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None where runs are missing.
+    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None
+    where runs are missing.
 
     `diverged` counts the runs that did, on either side; `hashes` are the configurations that were compared.
     """
@@ -35,8 +36,12 @@ class Worth:
     hashes: frozenset[str] = frozenset()
 
 
-def worths(roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]) -> list[Worth]:
-    """The worth of each change on the way to `end`, from the finished runs of a roadmap and profile, whatever step they are filed under."""
+def worths(
+    roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]
+) -> list[Worth]:
+    """The worth of each change on the way to `end`, from the finished runs of a roadmap and profile, whatever
+    step they are filed under.
+    """
     top1: dict[str, dict[int, float]] = {}
     diverged = Counter(run.result.hash for run in runs if run.result is not None and run.result.top1 is None)
     for run in runs:
@@ -47,7 +52,11 @@ def worths(roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[s
     before = root.name
     for delta in deltas:
         name, of, n, lost, used = delta.name, {}, {}, {}, set()
-        pairs = {ALONE: (f"{root.name}+{name}", root.name), IN_PLACE: (name, before), LAST: (end, f"{end}-{name}")}
+        pairs = {
+            ALONE: (f"{root.name}+{name}", root.name),
+            IN_PLACE: (name, before),
+            LAST: (end, f"{end}-{name}"),
+        }
         for reading, (child, parent) in pairs.items():
             one, other = (_hash(roadmap, step, profile, overrides) for step in (child, parent))
             of[reading], n[reading] = _compare(top1, one, other)
@@ -66,8 +75,10 @@ def _hash(roadmap: Roadmap, step: str, profile: str | None, overrides: Mapping[s
         return None  # a combination without meaning; `ablate` says so
 
 
-def _compare(top1: Mapping[str, dict[int, float]], child: str | None, parent: str | None) -> tuple[Difference | None, int]:
-    """Child minus parent, and the seeds that both have at least; nothing where the two are one configuration."""
+def _compare(
+    top1: Mapping[str, dict[int, float]], child: str | None, parent: str | None
+) -> tuple[Difference | None, int]:
+    """Child minus parent, and the seeds that both have at least; nothing if they are one configuration."""
     if child is None or parent is None or child == parent:
         return None, 0
     ours, theirs = top1.get(child, {}), top1.get(parent, {})

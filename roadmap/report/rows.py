@@ -17,12 +17,13 @@ from roadmap.tree import Reference, Roadmap
 
 @dataclass(frozen=True)
 class Row:
-    """A step in the ablation: its runs, of one configuration and one a seed, or for a publication none, and what they say.
+    """A step in the ablation: its runs, of one configuration and one a seed, or for a publication none, and
+    what they say.
 
-    `top1` is percent of the last epoch, `delta` against the parent, `p_holm` its p-value adjusted for all steps if that was
-    asked for. `planned` counts the runs there should be. `gap` is the mean less the paper's in percentage points and `gap_z` the
-    same in standard errors, both None on other data than the paper's. `mixed` names what its runs, or they and its parent's,
-    do not have in common: code, versions or hardware.
+    `top1` is percent of the last epoch, `delta` against the parent, `p_holm` its p-value adjusted for all
+    steps if that was asked for. `planned` counts the runs there should be. `gap` is the mean less the paper's
+    in percentage points and `gap_z` the same in standard errors, both None on other data than the paper's.
+    `mixed` names what its runs, or they and its parent's, do not have in common: code, versions or hardware.
     """
 
     step: str
@@ -71,7 +72,9 @@ class Row:
 
     @property
     def resolved(self) -> bool | None:
-        """Whether the difference to the parent is resolved, for all steps together if the p-values were adjusted."""
+        """Whether the difference to the parent is resolved, for all steps together if the p-values were
+        adjusted.
+        """
         if self.p_holm is not None:
             return self.p_holm < 1 - CONFIDENCE
         return self.delta.resolved if self.delta else None
@@ -83,13 +86,24 @@ class Row:
 
     @property
     def device_hours(self) -> float | None:
-        """A run's hours of training times its processes, each of which drives one GPU or shares the CPU; mean over the runs."""
-        return self._mean([result.train_seconds * result.processes / 3600 for result in self.results if result.status == "done"])
+        """A run's hours of training times its processes, each of which drives one GPU or shares the CPU; mean
+        over the runs.
+        """
+        return self._mean(
+            [
+                result.train_seconds * result.processes / 3600
+                for result in self.results
+                if result.status == "done"
+            ]
+        )
 
     @property
     def peak_memory_mb(self) -> float | None:
         """The largest of any run; None where no run measured it."""
-        return max((result.peak_memory_mb for result in self.results if result.peak_memory_mb is not None), default=None)
+        return max(
+            (result.peak_memory_mb for result in self.results if result.peak_memory_mb is not None),
+            default=None,
+        )
 
     def same(self, field: str) -> Any:
         """What all results have in a field, or all their values, sorted, as text; None without results."""
@@ -104,10 +118,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The rows of a roadmap, a title, and the sentences that belong under its table; `source` is `paper` or `measured`.
+    """The rows of a roadmap, a title, and the sentences that belong under its table; `source` is `paper` or
+    `measured`.
 
-    `roadmap`, `profile` and `overrides` say what was run. `reference` is drawn as a line, `agreement` is the rank correlation of
-    the path's top-1 with the paper's.
+    `roadmap`, `profile` and `overrides` say what was run. `reference` is drawn as a line, `agreement` is the
+    rank correlation of the path's top-1 with the paper's.
     """
 
     title: str

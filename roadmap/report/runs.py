@@ -45,7 +45,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of one roadmap and profile below `folder`; `roadmap` is `whole`, or the ablation of it that was asked for.
+    """The runs of one roadmap and profile below `folder`; `roadmap` is `whole`, or the ablation of it that
+    was asked for.
 
     `note` says so where the overrides were taken from the runs.
     """
@@ -59,9 +60,15 @@ class Experiment:
 
     def look(self) -> Found:
         """Where the runs stand now, those that are there twice counted once."""
-        mine = [run for run in find_runs(self.folder) if run.experiment == (self.whole.name, self.choices.profile or NO_PROFILE)]
+        mine = [
+            run
+            for run in find_runs(self.folder)
+            if run.experiment == (self.whole.name, self.choices.profile or NO_PROFILE)
+        ]
         found, copies = _once([status(run) for run in mine], run_tree(self.folder))
-        found.sort(key=lambda run: (_place(self.roadmap, run.run.step), run.run.step, run.run.seed, run.run.hash))
+        found.sort(
+            key=lambda run: (_place(self.roadmap, run.run.step), run.run.step, run.run.seed, run.run.hash)
+        )
         return Found(self, found, copies)
 
 
@@ -75,7 +82,9 @@ class Worths:
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at an experiment found: a status a run, in the order of the steps, and a sentence on each copy that was left out."""
+    """What a look at an experiment found: a status a run, in the order of the steps, and a sentence on each
+    copy that was left out.
+    """
 
     experiment: Experiment
     all: Sequence[Status]
@@ -83,19 +92,39 @@ class Found:
 
     @cached_property
     def runs(self) -> Sequence[Status]:
-        """The runs that the ablation is about: those of its steps, under whatever name, and of steps that nobody knows."""
+        """The runs that the ablation is about: those of its steps, under whatever name, and of steps that
+        nobody knows.
+        """
         its, choices = self.experiment, self.experiment.choices
-        hashes = {resolve(its.roadmap, step, profile=choices.profile, overrides=choices.overrides).hash for step in its.roadmap.steps}
+        hashes = {
+            resolve(its.roadmap, step, profile=choices.profile, overrides=choices.overrides).hash
+            for step in its.roadmap.steps
+        }
         strange = {step for step in {run.run.step for run in self.all} if not its.whole.knows(step)}
-        return [run for run in self.all if run.run.step in its.roadmap.tree or run.run.hash in hashes or run.run.step in strange]
+        return [
+            run
+            for run in self.all
+            if run.run.step in its.roadmap.tree or run.run.hash in hashes or run.run.step in strange
+        ]
 
     @cached_property
     def ablation(self) -> Ablation:
         """The table's rows and notes."""
         its, choices = self.experiment, self.experiment.choices
-        made = measured(its.roadmap, choices.profile, choices.overrides, self.runs, its.reference, adjusted=choices.adjusted)
+        made = measured(
+            its.roadmap,
+            choices.profile,
+            choices.overrides,
+            self.runs,
+            its.reference,
+            adjusted=choices.adjusted,
+        )
         others = len(self.all) - len(self.runs)
-        notes = [f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."] if others else []
+        notes = (
+            [f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."]
+            if others
+            else []
+        )
         return replace(made, notes=[*([its.note] if its.note else []), *made.notes, *notes, *self.copies])
 
     @property
@@ -111,25 +140,41 @@ class Found:
         changes = worths(its.whole, end, choices.profile, choices.overrides, self.all) if end else []
         if end is None or not changes:
             return None
-        return Worths(f"What each change on the way to {its.whole.tree[end].title} is worth on {choices.profile or 'ImageNet-1K'}", changes)
+        return Worths(
+            f"What each change on the way to {its.whole.tree[end].title} is worth on"
+            f" {choices.profile or 'ImageNet-1K'}",
+            changes,
+        )
 
 
 def experiment_of(folder: Path, choices: Choices) -> Experiment:
-    """The one experiment that a folder of runs holds, or that is chosen of it; ConfigError where that is open, or there is none."""
+    """The one experiment that a folder of runs holds, or that is chosen of it; ConfigError where that is
+    open, or there is none.
+    """
     runs = find_runs(folder)
     there = [run.experiment for run in runs]
     name = _one("roadmap", folder, {roadmap for roadmap, _ in there}, choices.roadmap)
-    profile = _one("profile", folder, {profile for roadmap, profile in there if roadmap == name}, choices.profile)
+    profile = _one(
+        "profile", folder, {profile for roadmap, profile in there if roadmap == name}, choices.profile
+    )
     choices = replace(choices, roadmap=name, profile=None if profile == NO_PROFILE else profile)
     whole = load_roadmap(choices.steps_file, name)
-    choices, note = _trained(whole, folder, choices, [run for run in runs if run.experiment == (name, profile)])
+    choices, note = _trained(
+        whole, folder, choices, [run for run in runs if run.experiment == (name, profile)]
+    )
     settings: dict[str, Any] = {"profile": choices.profile, "overrides": choices.overrides}
     roadmap = ablate(whole, choices.ablation, **settings) if choices.ablation is not None else whole
-    return Experiment(folder, whole, roadmap, choices, _reference(whole, choices.profile, choices.overrides), note)
+    return Experiment(
+        folder, whole, roadmap, choices, _reference(whole, choices.profile, choices.overrides), note
+    )
 
 
-def _trained(roadmap: Roadmap, folder: Path, choices: Choices, runs: Sequence[RunDir]) -> tuple[Choices, str | None]:
-    """The choices with the overrides that the runs were trained with, and a note on that; by default if all of them agree on others."""
+def _trained(
+    roadmap: Roadmap, folder: Path, choices: Choices, runs: Sequence[RunDir]
+) -> tuple[Choices, str | None]:
+    """The choices with the overrides that the runs were trained with, and a note on that; by default if all
+    of them agree on others.
+    """
     if choices.as_trained:
         variant = as_trained(roadmap, choices.profile, folder, runs)
     elif choices.overrides or _present(roadmap, choices, runs):
@@ -156,14 +201,29 @@ def _one(what: str, folder: Path, there: set[str], wanted: str | None) -> str:
     if not there:
         raise ConfigError([Problem(relative(folder), "holds no runs")])
     if wanted is None and len(there) > 1:
-        raise ConfigError([Problem(relative(folder), f"holds runs of the {what}s {', '.join(sorted(there))}; choose one with --{what}")])
+        raise ConfigError(
+            [
+                Problem(
+                    relative(folder),
+                    f"holds runs of the {what}s {', '.join(sorted(there))}; choose one with --{what}",
+                )
+            ]
+        )
     if wanted is not None and wanted not in there:
-        raise ConfigError([Problem(relative(folder), f"holds no runs of {what} '{wanted}', but of {', '.join(sorted(there))}")])
+        raise ConfigError(
+            [
+                Problem(
+                    relative(folder), f"holds no runs of {what} '{wanted}', but of {', '.join(sorted(there))}"
+                )
+            ]
+        )
     return wanted or there.pop()
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
-    """What the runs are compared with: on digits a logistic regression, on the paper's own data its reference network."""
+    """What the runs are compared with: on digits a logistic regression, on the paper's own data its reference
+    network.
+    """
     first = roadmap.steps[0]
     mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
     if mine.data.dataset == "digits":
@@ -173,13 +233,17 @@ def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, An
 
 @cache
 def _logistic_regression(data: DataSpec) -> float:
-    """Its accuracy, worked out once for each data set: scikit-learn takes seconds to be imported and to train it."""
+    """Its accuracy, worked out once for each data set: scikit-learn takes seconds to be imported and to train
+    it.
+    """
     decided_by = [
         json.dumps(data.model_dump(mode="json")),
         versions(("scikit-learn", "scipy", "numpy")),
         Path(digits.__file__).read_text("utf-8"),
     ]
-    return float(kept("logistic-regression", "\n".join(decided_by), lambda: repr(digits.logistic_regression(data))))
+    return float(
+        kept("logistic-regression", "\n".join(decided_by), lambda: repr(digits.logistic_regression(data)))
+    )
 
 
 def _place(roadmap: Roadmap, step: str) -> int:
@@ -199,7 +263,9 @@ def _once(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]
             left.append((first if better else run, name))
     said = [_copy(one, kept[name], root) for one, name in left]
     more = len(said) - NAMED
-    return list(kept.values()), said[:NAMED] + ([f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else [])
+    return list(kept.values()), said[:NAMED] + (
+        [f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else []
+    )
 
 
 def _copy(left: Status, kept: Status, root: Path) -> str:

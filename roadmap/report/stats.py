@@ -11,7 +11,8 @@ from itertools import pairwise
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
-ROUNDING = 1e-9  # percentage points below which figures are the same: far above rounding, and one image of a million is 1e-4
+# percentage points below which figures are the same: far above rounding, and one image of a million is 1e-4
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two means. What rests on a spread is None where n leaves none.
+    """A difference of two means.
 
-    `margin` is the half width of the 95 % interval and `p` the two-sided p-value of no difference. `needed` is how many seeds on
-    either side would resolve it with 80 % probability, or more where several are tested together, if it and the spread are what they seem;
-    `MOST_SEEDS + 1` says more.
+    What rests on a spread is None where n leaves none.
+
+    `margin` is the half width of the 95 % interval and `p` the two-sided p-value of no difference. `needed`
+    is how many seeds on either side would resolve it with 80 % probability, or more where several are tested
+    together, if it and the spread are what they seem; `MOST_SEEDS + 1` says more.
     """
 
     value: float
@@ -52,7 +55,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation over `n` pairs, with its 95 % interval, unknown for fewer than four or where every rank agrees."""
+    """A rank correlation over `n` pairs with its 95 % interval, unknown below four or if all ranks agree."""
 
     value: float
     low: float | None
@@ -65,32 +68,43 @@ class Correlation:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """The mean and spread of some runs; None if there are none. Values that differ by rounding alone have no spread."""
+    """The mean and spread of some runs; None if there are none.
+
+    Values that differ by rounding alone have no spread.
+    """
     if not values:
         return None
     if len(values) == 1:
         return Summary(values[0], None, 1)
     if max(values) - min(values) < ROUNDING:
-        return Summary(min(values), 0.0, len(values))  # a mean that is rounded would differ from its own values
+        # a mean that is rounded would differ from its own values
+        return Summary(min(values), 0.0, len(values))
     mean = math.fsum(values) / len(values)
-    return Summary(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
+    return Summary(
+        mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values)
+    )
 
 
 def difference(child: Mapping[int, float], parent: Mapping[int, float], tests: int = 1) -> Difference | None:
     """Child minus parent, from accuracies by seed: in pairs where both ran the same seeds, else by Welch.
 
-    The seeds needed are those for one of `tests` differences whose p-values are adjusted together; the interval and p are its own.
+    The seeds needed are those for one of `tests` differences whose p-values are adjusted together; the
+    interval and p are its own.
     """
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
         assert pairs is not None
-        return _tested(pairs.mean, pairs.std or 0.0, lambda n: n - 1, pairs.n - 1, _standard_error(pairs), tests)
+        return _tested(
+            pairs.mean, pairs.std or 0.0, lambda n: n - 1, pairs.n - 1, _standard_error(pairs), tests
+        )
     one, other = summarize(list(child.values())), summarize(list(parent.values()))
     return welch(one, other, tests) if one and other else None
 
 
 def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
-    """Child minus parent, from summaries of independent runs with spreads of their own (Welch 1947); `tests` as in `difference`."""
+    """Child minus parent, from summaries of independent runs with spreads of their own (Welch 1947); `tests`
+    as in `difference`.
+    """
     value = child.mean - parent.mean
     if child.std is None or parent.std is None:
         return Difference(value, None)
@@ -100,11 +114,15 @@ def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
     first, second = child.std**2, parent.std**2
     share = (first + second) ** 2 / (first**2 + second**2)  # of equal numbers of seeds on both sides
-    return _tested(value, math.sqrt(first + second), lambda n: share * (n - 1), freedom, math.sqrt(one + other), tests)
+    return _tested(
+        value, math.sqrt(first + second), lambda n: share * (n - 1), freedom, math.sqrt(one + other), tests
+    )
 
 
 def z_score(ours: Summary, theirs: Summary) -> float | None:
-    """Our mean minus theirs, in standard errors of that difference; None where a spread is unknown or there is none at all."""
+    """Our mean minus theirs, in standard errors of that difference; None where a spread is unknown or there
+    is none at all.
+    """
     if ours.std is None or theirs.std is None:
         return None
     if max(ours.std, theirs.std) < ROUNDING:
@@ -113,12 +131,14 @@ def z_score(ours: Summary, theirs: Summary) -> float | None:
 
 
 def same_sign(one: float, other: float) -> bool:
-    """Whether two differences in percentage points point the same way; one that is rounding alone points nowhere."""
+    """Whether two differences in percentage points point the same way; mere rounding points nowhere."""
     return min(abs(one), abs(other)) >= ROUNDING and (one > 0) == (other > 0)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false one among them is below the level that they are held against (Holm 1979)."""
+    """p-values adjusted so that the chance of any false one among them is below the level that they are held
+    against (Holm 1979).
+    """
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
@@ -143,8 +163,12 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlat
     return Correlation(value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), n)
 
 
-def _tested(value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float, tests: int) -> Difference:
-    """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with `freedom_of(n)` degrees of freedom."""
+def _tested(
+    value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float, tests: int
+) -> Difference:
+    """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with
+    `freedom_of(n)` degrees of freedom.
+    """
     from scipy import stats
 
     if spread < ROUNDING:
@@ -155,10 +179,11 @@ def _tested(value: float, spread: float, freedom_of: Callable[[int], float], fre
 
 
 def _needed(effect: float, freedom_of: Callable[[int], float], tests: int) -> int:
-    """The fewest seeds with which a difference of so many spreads is resolved with the probability `POWER`."""
+    """The fewest seeds with which a difference of so many spreads is resolved with probability `POWER`."""
     from scipy import stats
 
-    level = (1 - CONFIDENCE) / tests  # Holm's method resolves all below this one, whatever the other p-values are
+    # Holm's method resolves all below this one, whatever the other p-values are
+    level = (1 - CONFIDENCE) / tests
 
     def resolves(n: int) -> bool:
         freedom = freedom_of(n)

@@ -1,4 +1,4 @@
-"""The ablation as files: Markdown, LaTeX and HTML for readers, CSV and JSON in full precision for machines."""
+"""An ablation as files: Markdown, LaTeX and HTML for readers, CSV and JSON in full precision for machines."""
 
 from __future__ import annotations
 
@@ -21,22 +21,41 @@ from roadmap.report.rows import Ablation, Row
 from roadmap.report.stats import Difference, Summary
 
 __all__ = [
-    "WORTH_COLUMNS", "Grid", "grid", "markdown", "page", "runs_frame", "to_frame", "to_html", "to_json", "to_latex", "to_markdown",
-    "worth_cells", "worth_frame", "write", "write_runs",
+    "WORTH_COLUMNS", "Grid", "grid", "markdown", "page", "runs_frame", "to_frame", "to_html", "to_json",
+    "to_latex", "to_markdown", "worth_cells", "worth_frame", "write", "write_runs",
 ]  # fmt: skip
 COMMON = ("epochs", "global_batch", "image_size", "hardware")
-FIGURES = {"seed", "status", "top1", "top5", "ema_top1", "val_loss", "train_loss", "images_per_s", "train_seconds", "peak_memory_mb"}
+FIGURES = {
+    "seed",
+    "status",
+    "top1",
+    "top5",
+    "ema_top1",
+    "val_loss",
+    "train_loss",
+    "images_per_s",
+    "train_seconds",
+    "peak_memory_mb",
+}
 
 
 def grid(ablation: Ablation, keys: Sequence[str] | None = None) -> Grid:
-    """The table of an ablation with the columns named by `keys`, or those that say something; ConfigError for an unknown key."""
+    """The table of an ablation with the columns named by `keys`, or those that say something; ConfigError for
+    an unknown key.
+    """
     columns = chosen(ablation, keys)
     rows = [[column.text(row) for column in columns] for row in ablation.rows]
-    return Grid(ablation.title, columns, rows, [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)])
+    return Grid(
+        ablation.title,
+        columns,
+        rows,
+        [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)],
+    )
 
 
 def write(ablation: Ablation, out: Path, keys: Sequence[str] | None = None) -> list[Path]:
-    """Writes ablation.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where that cannot be.
+    """Writes ablation.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where
+    that cannot be.
 
     `keys` choose the columns for readers; CSV and JSON hold all figures.
     """
@@ -65,20 +84,26 @@ def _write(path: Path, text: str) -> Path:
 
 def _label(ablation: Ablation) -> str:
     r"""What \ref finds the table by."""
-    names = (ablation.roadmap.name, ablation.roadmap.ablation, ablation.profile, "paper" if ablation.source == "paper" else None)
+    names = (
+        ablation.roadmap.name,
+        ablation.roadmap.ablation,
+        ablation.profile,
+        "paper" if ablation.source == "paper" else None,
+    )
     return "tab:" + re.sub(r"[^A-Za-z0-9]+", "-", "-".join(name for name in names if name))
 
 
 def to_frame(ablation: Ablation) -> pd.DataFrame:
     """The table in full precision, one row a step, `top1_seed0` and so on for the single runs.
 
-    Accuracies and differences are in percentage points. `delta_resolved` is what the table says, by `p_holm` where there is one.
-    A `seeds_needed` above `roadmap.report.stats.MOST_SEEDS` says only that it is more.
+    Accuracies and differences are in percentage points. `delta_resolved` is what the table says, by `p_holm`
+    where there is one. A `seeds_needed` above `roadmap.report.stats.MOST_SEEDS` says only that it is more.
     """
     found = [row.seeds for row in ablation.rows]
     seeds = sorted(set[int]().union(*found))
     records = [
-        _record(row) | {f"top1_seed{seed}": mine.get(seed) for seed in seeds} for row, mine in zip(ablation.rows, found, strict=True)
+        _record(row) | {f"top1_seed{seed}": mine.get(seed) for seed in seeds}
+        for row, mine in zip(ablation.rows, found, strict=True)
     ]
     return pd.DataFrame(records).convert_dtypes()
 
@@ -103,7 +128,12 @@ def _record(row: Row) -> dict[str, Any]:
             f"{name}delta_resolved": delta.resolved if delta else None,
         }
     figures["delta_resolved"] = row.resolved
-    figures |= {"macs": row.cost.macs, "params": row.cost.params, "images_per_s": row.images_per_s, "paper_gmacs": row.paper_gmacs}
+    figures |= {
+        "macs": row.cost.macs,
+        "params": row.cost.params,
+        "images_per_s": row.images_per_s,
+        "paper_gmacs": row.paper_gmacs,
+    }
     return figures | {
         "p": row.delta.p if row.delta else None,
         "p_holm": row.p_holm,
@@ -122,7 +152,8 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def to_json(ablation: Ablation) -> str:
-    """The ablation in full precision with all that belongs to it; null where there is no figure, or none that is finite.
+    """The ablation in full precision with all that belongs to it; null where there is no figure, or none that
+    is finite.
 
     `seeds_needed` is what `to_frame` says of it.
     """
@@ -174,7 +205,13 @@ def _summary(found: Summary | None) -> dict[str, Any] | None:
 def _delta(found: Difference | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {"value": found.value, "margin_95": found.margin, "p": found.p, "seeds_needed": found.needed, "resolved": found.resolved}
+    return {
+        "value": found.value,
+        "margin_95": found.margin,
+        "p": found.p,
+        "seeds_needed": found.needed,
+        "resolved": found.resolved,
+    }
 
 
 def _finite(value: Any) -> Any:
@@ -196,7 +233,9 @@ def runs_frame(runs: Sequence[Status], ablation: Ablation) -> pd.DataFrame:
         record["in_table"] = run.result is not None and run.run.hash in hashes
         if run.result is not None:
             result = run.result.model_dump(exclude={"format", "status", "versions"})
-            record |= result | {name.replace("-", "_"): version for name, version in run.result.versions.items()}
+            record |= result | {
+                name.replace("-", "_"): version for name, version in run.result.versions.items()
+            }
         records.append(record)
     return pd.DataFrame(records).convert_dtypes()  # whole numbers stay whole beside missing ones
 
@@ -225,6 +264,12 @@ def worth_frame(worths: Sequence[Worth]) -> pd.DataFrame:
     for worth in worths:
         for reading in READINGS:
             found = worth.of[reading]
-            figures = {"delta": found.value, "delta_margin_95": found.margin, "resolved": found.resolved} if found else {}
+            figures = (
+                {"delta": found.value, "delta_margin_95": found.margin, "resolved": found.resolved}
+                if found
+                else {}
+            )
             records.append({"step": worth.step, "reading": reading, "n": worth.n[reading], **figures})
-    return pd.DataFrame(records, columns=["step", "reading", "n", "delta", "delta_margin_95", "resolved"]).convert_dtypes()
+    return pd.DataFrame(
+        records, columns=["step", "reading", "n", "delta", "delta_margin_95", "resolved"]
+    ).convert_dtypes()

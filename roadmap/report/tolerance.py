@@ -37,12 +37,23 @@ class Verdict:
 
 
 def published_figures(ablation: Ablation) -> Expected:
-    """The paper's accuracies of the steps that are tested on the paper's own images and classes; ConfigError where none is."""
+    """The paper's accuracies of the steps that are tested on the paper's own images and classes; ConfigError
+    where none is.
+    """
     printed = {row.step: row.paper for row in ablation.rows if row.paper and _same_task(ablation, row)}
     if not printed:
-        data = resolve(ablation.roadmap, ablation.rows[0].step, profile=ablation.profile, overrides=ablation.overrides).data
+        data = resolve(
+            ablation.roadmap, ablation.rows[0].step, profile=ablation.profile, overrides=ablation.overrides
+        ).data
         message = f"the paper has no figures for these runs (data set '{data.dataset}', {data.image_size} px)"
-        raise ConfigError([Problem("--check", f"{message}; give a table to check against, such as --against an earlier ablation.csv")])
+        raise ConfigError(
+            [
+                Problem(
+                    "--check",
+                    f"{message}; give a table to check against, such as --against an earlier ablation.csv",
+                )
+            ]
+        )
     return Expected("the paper", printed)
 
 
@@ -53,7 +64,8 @@ def _same_task(ablation: Ablation, row: Row) -> bool:
 
 
 def read_expected(path: Path) -> Expected:
-    """The columns `step` and `top1_mean`, and `top1_std` and `n` where they are there, of a CSV file such as an ablation.csv.
+    """The columns `step` and `top1_mean`, and `top1_std` and `n` where they are there, of a CSV file such as
+    an ablation.csv.
 
     Steps without a figure are left out. ConfigError names the file and the line of what is wrong.
     """
@@ -62,7 +74,9 @@ def read_expected(path: Path) -> Expected:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []
             if missing := [name for name in ("step", "top1_mean") if name not in names]:
-                raise _error(path, f"has no column {' and no column '.join(missing)}; an ablation.csv has both")
+                raise _error(
+                    path, f"has no column {' and no column '.join(missing)}; an ablation.csv has both"
+                )
             figures: dict[str, Summary] = {}
             for row in reader:
                 place = f"line {reader.line_num}"
@@ -119,7 +133,11 @@ def check(ablation: Ablation, expected: Expected, tolerance: float) -> Verdict:
             within += 1
     extra = sum(row.top1 is not None and row.step not in expected.figures for row in ablation.rows)
     more = f"; {count(extra, 'step')} that {expected.source} does not have" if extra else ""
-    return Verdict(lines, f"{within} of {count(len(expected.figures), 'step')} within {tolerance:g} points of {expected.source}{more}")
+    return Verdict(
+        lines,
+        f"{within} of {count(len(expected.figures), 'step')} within {tolerance:g} points of"
+        f" {expected.source}{more}",
+    )
 
 
 def _said(figure: Summary) -> str:

@@ -26,8 +26,8 @@ Values = Mapping[str, Any]  # by key
 class Variant:
     """Runs that have the configuration of the steps file with `overrides`.
 
-    `edited` holds the keys in which the one step of these runs was edited since, with their values then and now; `why` is set
-    where the configuration is unknown.
+    `edited` holds the keys in which the one step of these runs was edited since, with their values then and
+    now; `why` is set where the configuration is unknown.
     """
 
     runs: tuple[RunDir, ...]
@@ -45,20 +45,32 @@ class Variant:
     def note(self) -> str:
         """Why the runs are left out, and how they are taken."""
         runs, steps = count(len(self.runs), "run"), list(dict.fromkeys(run.step for run in self.runs))
-        of = ", ".join(steps[:LISTED]) + (f" and {count(len(steps) - LISTED, 'more step')}" if len(steps) > LISTED else "")
+        of = ", ".join(steps[:LISTED]) + (
+            f" and {count(len(steps) - LISTED, 'more step')}" if len(steps) > LISTED else ""
+        )
         if self.why is not None:
             return f"{runs} of an unknown configuration left out ({of}): {self.why}."
         if self.edited:
-            keys = ", ".join(f"{key} was {show(then)}, is {show(now)} now" for key, (then, now) in self.edited.items())
-            return f"{runs} left out, for {of} was edited since: {keys}{f' (trained with {self.options})' * bool(self.options)}."
+            keys = ", ".join(
+                f"{key} was {show(then)}, is {show(now)} now" for key, (then, now) in self.edited.items()
+            )
+            return (
+                f"{runs} left out, for {of} was edited since:"
+                f" {keys}{f' (trained with {self.options})' * bool(self.options)}."
+            )
         how = f"add {self.options}" if self.options else "leave --set out"
-        return f"{runs} of another configuration left out ({of}); {how} to collect {'it' if len(self.runs) == 1 else 'them'}."
+        return (
+            f"{runs} of another configuration left out ({of}); {how} to collect"
+            f" {'it' if len(self.runs) == 1 else 'them'}."
+        )
 
 
 def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> list[Variant]:
-    """Runs by the overrides that give their configurations, with as few sets of overrides as possible, that of most runs first.
+    """Runs by the overrides that give their configurations, with as few sets of overrides as possible, that
+    of most runs first.
 
-    Runs of unknown steps are ignored. The config.yaml is read of runs alone whose configuration is not that of the steps file.
+    Runs of unknown steps are ignored. The config.yaml is read of runs alone whose configuration is not that
+    of the steps file.
     """
     groups: dict[Group, list[RunDir]] = {}
     for run in runs:
@@ -91,7 +103,9 @@ class _Now:
         return resolve(self.roadmap, step, profile=self.profile, overrides=overrides)
 
     def differences(self, group: Group, run: RunDir) -> Values:
-        """The keys in which runs differ from their step as it is now, with the runs' values; ConfigError if that is unknown."""
+        """The keys in which runs differ from their step as it is now, with the runs' values; ConfigError if
+        that is unknown.
+        """
         step, digest = group
         now = self.config(step, {})
         if now.hash == digest:
@@ -122,8 +136,11 @@ class _Now:
         return found
 
     def edited(self, step: str, values: Values) -> dict[str, tuple[Any, Any]]:
-        """Of values that one step alone differs in, those of keys that it sets itself, with the values now."""
-        own, now = (self.roadmap.tree[step].settings if step in self.roadmap.tree else {}), self.config(step, {})
+        """Of values that one step alone differs in, those of keys it sets itself, with the values now."""
+        own, now = (
+            (self.roadmap.tree[step].settings if step in self.roadmap.tree else {}),
+            self.config(step, {}),
+        )
         return {key: (value, _value(now, key)) for key, value in values.items() if key in own}
 
 
@@ -131,7 +148,9 @@ def _value(config: RunConfig, key: str) -> Any:
     return reduce(getattr, key.split("."), config)
 
 
-def left_out(roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir], present: Collection[str]) -> Iterator[str]:
+def left_out(
+    roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir], present: Collection[str]
+) -> Iterator[str]:
     """A note on each variant of `runs` of which there are runs whose hashes are not `present`."""
     if all(run.hash in present for run in runs):
         return
@@ -141,13 +160,19 @@ def left_out(roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir], pres
 
 
 def as_trained(roadmap: Roadmap, profile: str | None, folder: Path, runs: Iterable[RunDir]) -> Variant | None:
-    """What all runs were trained with where the steps file gives something else; None where it is what the steps file says.
+    """What all runs were trained with where the steps file gives something else; None where it agrees.
 
-    Runs of steps that were edited since do not count. ConfigError where runs differ, or nothing is known of any.
+    Runs of steps edited since do not count. ConfigError where runs differ, or nothing is known of any.
     """
     found = [variant for variant in variants(roadmap, profile, runs) if not variant.edited]
     if len(found) == 1 and found[0].why is None:
         return found[0] if found[0].overrides else None
-    lines = [f"{variant.why or variant.options or 'no --set'} ({count(len(variant.runs), 'run')})" for variant in found]
-    message = f"the runs in {relative(folder)} do not share one configuration; choose one with --set: {'; '.join(lines) or 'none is known'}"
+    lines = [
+        f"{variant.why or variant.options or 'no --set'} ({count(len(variant.runs), 'run')})"
+        for variant in found
+    ]
+    message = (
+        f"the runs in {relative(folder)} do not share one configuration; choose one with --set:"
+        f" {'; '.join(lines) or 'none is known'}"
+    )
     raise ConfigError([Problem("--as-trained", message)])

@@ -14,8 +14,12 @@ from roadmap.report.runs import Experiment, Found
 from roadmap.terminal import console, count, tally
 
 
-def watch(experiments: Sequence[Experiment], write: Callable[[Sequence[Found]], object], seconds: float) -> Sequence[Found]:
-    """Calls `write` with what it finds, now and whenever that has changed, until all runs are finished; returns the last it found."""
+def watch(
+    experiments: Sequence[Experiment], write: Callable[[Sequence[Found]], object], seconds: float
+) -> Sequence[Found]:
+    """Calls `write` with what it finds, now and whenever that has changed, until all runs are finished;
+    returns the last it found.
+    """
     before = ""
     with _line() as say:
         while True:
@@ -31,7 +35,9 @@ def watch(experiments: Sequence[Experiment], write: Callable[[Sequence[Found]], 
 
 
 def fingerprint(found: Sequence[Found]) -> str:
-    """The same for two looks between which no run has changed its state or its result, and none was added or removed."""
+    """The same for two looks between which no run has changed its state or its result, and none was added or
+    removed.
+    """
     digest = hashlib.sha256()
     for run in (run for each in found for run in each.all):
         result = run.result.model_dump_json() if run.result else None

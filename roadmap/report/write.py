@@ -23,7 +23,9 @@ from roadmap.tree import Roadmap
 
 @dataclass(frozen=True)
 class How:
-    """What is made: the tables' columns, the x-axes of the figures of accuracy against cost, or the tables alone."""
+    """What is made: the tables' columns, the x-axes of the figures of accuracy against cost, or the tables
+    alone.
+    """
 
     columns: Sequence[str] | None = None
     x: Sequence[str] = ("gmacs",)
@@ -32,7 +34,9 @@ class How:
 
 @dataclass(frozen=True)
 class Part:
-    """One ablation of a report, with its runs if it was measured; its tables go into `folder` below the report's."""
+    """One ablation of a report, with its runs if it was measured; its tables go into `folder` below the
+    report's.
+    """
 
     ablation: Ablation
     folder: str = ""
@@ -45,13 +49,21 @@ def papers(roadmaps: Sequence[Roadmap]) -> list[Part]:
     for roadmap in roadmaps:
         ablation = published(roadmap)
         if not ablation.rows:
-            raise ConfigError([Problem(relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}")])
+            raise ConfigError(
+                [
+                    Problem(
+                        relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}"
+                    )
+                ]
+            )
         parts.append(Part(ablation, roadmap.name if len(roadmaps) > 1 else ""))
     return parts
 
 
 def parts_of(found: Sequence[Found]) -> list[Part]:
-    """The ablations of one or two folders of runs; those of two go into folders that say in what the two differ."""
+    """The ablations of one or two folders of runs; those of two go into folders that say in what the two
+    differ.
+    """
     names = _names([each.experiment for each in found]) if len(found) > 1 else [""]
     return [Part(each.ablation, name, each) for each, name in zip(found, names, strict=True)]
 
@@ -77,9 +89,13 @@ class Report:
         return compare(self.parts[0].ablation, self.parts[1].ablation) if len(self.parts) > 1 else None
 
     def write(self, out: Path, how: How) -> dict[str, list[Path]]:
-        """Writes tables, figures and the page, and returns their paths by what they are; ConfigError where that cannot be."""
+        """Writes tables, figures and the page, and returns their paths by what they are; ConfigError where
+        that cannot be.
+        """
         if out.exists() and not out.is_dir():
-            raise ConfigError([Problem(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")])
+            raise ConfigError(
+                [Problem(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")]
+            )
         files: dict[str, list[Path]] = {"tables": []}
         with written(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +103,10 @@ class Report:
                 files["tables"] += _write_tables(part, out / part.folder, how.columns)
             files["tables"] += write_comparison(self.comparison, out) if self.comparison else []
             if not how.tables_only:
-                files |= {"figures": _write_figures(self.parts, out, how.x), "page": [_write_page(self.parts, out)]}
+                files |= {
+                    "figures": _write_figures(self.parts, out, how.x),
+                    "page": [_write_page(self.parts, out)],
+                }
         return files
 
     def show(self, how: How) -> None:
@@ -122,7 +141,10 @@ def _named(parts: Sequence[Part]) -> list[Ablation]:
     """The ablations, called A and B as in the comparison where there are two."""
     if len(parts) == 1:
         return [parts[0].ablation]
-    return [replace(part.ablation, title=f"{letter}: {part.ablation.title}") for letter, part in zip("AB", parts, strict=True)]
+    return [
+        replace(part.ablation, title=f"{letter}: {part.ablation.title}")
+        for letter, part in zip("AB", parts, strict=True)
+    ]
 
 
 def _write_figures(parts: Sequence[Part], out: Path, x: Sequence[str]) -> list[Path]:
@@ -157,9 +179,12 @@ def _write_worth(found: Found, worth: Worths, out: Path) -> list[Path]:
 def _worth_notes(found: Found, worth: Worths) -> list[str]:
     """What a reader must know to judge what each change is worth."""
     notes = [f"{reading}: {meaning}." for reading, meaning in MEANING.items()]
-    notes.append("Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero.")
     notes.append(
-        "A dash stands for missing runs, and where a change that comes later sets the same values, so that leaving it out is none."
+        "Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero."
+    )
+    notes.append(
+        "A dash stands for missing runs, and where a change that comes later sets the same values, so that"
+        " leaving it out is none."
     )
     if any(any(change.diverged.values()) for change in worth.changes):
         notes.append("Runs that diverged are counted behind the difference, and in no mean.")
@@ -168,7 +193,12 @@ def _worth_notes(found: Found, worth: Worths) -> list[str]:
 
 
 def _show(made: Grid) -> None:
-    _print(made.title, [f"{'>' * column.is_number}{column.head}" for column in made.columns], made.rows, made.notes)
+    _print(
+        made.title,
+        [f"{'>' * column.is_number}{column.head}" for column in made.columns],
+        made.rows,
+        made.notes,
+    )
 
 
 def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:

@@ -15,7 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class Watch:
-    """Somebody who looks at a run; this one does not care. As a context manager it is opened first and closed whatever happens."""
+    """Somebody who looks at a run; this one does not care.
+
+    As a context manager it is opened first and closed whatever happens.
+    """
 
     def open(self) -> None:
         """A run may follow."""
@@ -36,12 +39,16 @@ class Watch:
         self.open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 class Watches(Watch):
-    """Several who look at a run; one that fails is named in a warning and left out, for that is no reason to stop training."""
+    """Several who look at a run; one that fails is named in a warning and left out, for that is no reason to
+    stop training.
+    """
 
     def __init__(self, watches: Iterable[Watch]) -> None:
         self._watches = list(watches)
@@ -72,13 +79,20 @@ class Watches(Watch):
                 news(watch)
             except Exception as error:
                 self._watches.remove(watch)
-                logger.warning("%s fails and is left out from here on: %s: %s", type(watch).__name__, type(error).__name__, error)
+                logger.warning(
+                    "%s fails and is left out from here on: %s: %s",
+                    type(watch).__name__,
+                    type(error).__name__,
+                    error,
+                )
                 with suppress(Exception):
                     watch.close()
 
 
 class LiveProgress(Watch):
-    """A live bar with epoch, loss, accuracy, images/s and time left; plain lines, an epoch each, where there is no terminal."""
+    """A live bar with epoch, loss, accuracy, images/s and time left; plain lines, an epoch each, where there
+    is no terminal.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""The last two checkpoints of a run: whole, verified, and never the only copy while another is being written."""
+"""The last two checkpoints of a run: whole, verified, and never the only copy while another is written."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A folder of checkpoints named `<iteration>-<digest>.pt`; the digest of a file's bytes tells a whole one from a torn one.
+    """A folder of checkpoints `<iteration>-<digest>.pt`; the digest of its bytes shows that a file is whole.
 
-    Files of other names in the folder, such as copies that somebody keeps there, are neither read, counted nor deleted.
+    Files of other names there, such as copies that somebody keeps, are neither read, counted nor deleted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,10 @@ class Checkpoints:
         return checkpoint_files(self.folder)
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint and forgets all but two. DiskError if the disk is full; those before it stay."""
+        """Writes a checkpoint and forgets all but two.
+
+        DiskError if the disk is full; those before it stay.
+        """
         path = self.folder / f"{iteration:09d}.pt"
         temporary = aside(path)
         with explaining(path, state_bytes(state)):
@@ -56,9 +59,9 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def shortage(self, size: int, saves: int) -> str | None:
-        """What is missing on the disk for all files that there will be at a time, of `size` bytes, in so many `saves`; None if they fit.
+        """What the disk lacks for all files at a time, of `size` bytes, in so many `saves`; None if they fit.
 
-        While a checkpoint is written, those that it follows are there, too. Where there is one already, its size counts.
+        While one is written, those before it are there, too. Where there is one already, its size counts.
         """
         there = [path.stat().st_size for path in self.files()]
         size, files = max(there, default=size), min(KEEP + 1, len(there) + saves)
@@ -70,15 +73,17 @@ class Checkpoints:
         return f"{where}, and {file_system(self.folder)} has {megabytes(free)} free"
 
     def forget_after(self, iteration: int) -> None:
-        """Removes the checkpoints of a future that did not happen: damaged ones, and those whose metrics are lost."""
+        """Removes checkpoints of a future that did not happen: damaged, or with their metrics lost."""
         for path in self.files():
             if _parts(path)[0] > iteration:
                 path.unlink(missing_ok=True)
 
     def load(self) -> Iterator[dict[str, Any]]:
-        """The whole checkpoints, newest first, on the CPU; one with other bytes than were written is named and passed over.
+        """The whole checkpoints, newest first, on the CPU; one with other bytes than were written is named
+        and passed over.
 
-        OSError for one that cannot be read just now: it may be whole, and whoever went on without it would lose what it holds.
+        OSError for one that cannot be read just now: it may be whole, and whoever went on without it would
+        lose what it holds.
         """
         for path in self.files():
             try:
@@ -96,19 +101,25 @@ class Checkpoints:
         try:
             return next(self.load(), None)
         except OSError as error:
-            raise ConfigError([Problem(relative(self.folder), f"cannot be read: {error.strerror or error}")]) from error
+            raise ConfigError(
+                [Problem(relative(self.folder), f"cannot be read: {error.strerror or error}")]
+            ) from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no room for it twice."""
+        """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no
+        room for it twice.
+        """
         state: dict[str, Any] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
         return state | {"name": name}
 
 
 def state_bytes(state: Any) -> int:
-    """About how many bytes a state takes on the disk: those of its tensors, each with its name and place in the file."""
+    """About how many bytes a state takes on disk: its tensors, each with its name and place in the file."""
     if isinstance(state, Tensor):
         return state.nbytes + ENTRY_BYTES
-    values: Iterable[Any] = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    values: Iterable[Any] = (
+        state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    )
     return sum(map(state_bytes, values))
 
 

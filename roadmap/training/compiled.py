@@ -1,4 +1,6 @@
-"""Networks that PyTorch compiles, and the check that a compiled one has the gradients of the eager one on the machine at hand."""
+"""Networks that PyTorch compiles, and the check that a compiled one has the gradients of the eager one on the
+machine at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ from torch.nn import functional
 from roadmap.rng import CHECK, reseed
 from roadmap.signals import Stopped
 
-# A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to the eager one, and by
-# FLOOR of a typical value, for some gradients are zero but for rounding, such as that of a bias before a BatchNorm. Rounding to 16
-# bits may change the gradients of a ReLU network at its start beyond recognition; their norms stay within a factor of RATIO.
+# A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to
+# the eager one, and by FLOOR of a typical value, for some gradients are zero but for rounding, such as that
+# of a bias before a BatchNorm. Rounding to 16 bits may change the gradients of a ReLU network at its start
+# beyond recognition; their norms stay within a factor of RATIO.
 TOLERANCE, ROUNDING, FLOOR, RATIO = 1e-2, 4.0, 5e-3, 4.0
 SCALES = (0.1, 0.5)  # of norms and layer scales: larger ones amplify rounding from block to block
 FP16_SCALE = 64.0  # keeps the gradients of half precision from underflow, as GradScaler does in training
@@ -26,7 +29,8 @@ FP16_SCALE = 64.0  # keeps the gradients of half precision from underflow, as Gr
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """How `wrong` of `tensors` compiled tensors differ from eager ones; `worst` is off by `error`, `allowed` of it by rounding.
+    """How `wrong` of `tensors` compiled tensors differ from eager ones; `worst` is off by `error`, `allowed`
+    of it by rounding.
 
     Both are shares of the tensor's norm.
     """
@@ -38,7 +42,10 @@ class GradientCheck:
     allowed: float
 
     def __str__(self) -> str:
-        off = f"'{self.worst}' is off by {100 * self.error:.3g} %, of which rounding explains {100 * self.allowed:.2g} %"
+        off = (
+            f"'{self.worst}' is off by {100 * self.error:.3g} %, of which rounding explains"
+            f" {100 * self.allowed:.2g} %"
+        )
         return f"{off}; {self.wrong} of {self.tensors} tensors are wrong"
 
     def report(self) -> dict[str, Any]:
@@ -53,7 +60,7 @@ class CompilerFailed(RuntimeError):
 def compile_network(network: nn.Module) -> Any:
     """`network`, or its DistributedDataParallel, compiled by Inductor.
 
-    It draws the random numbers of the eager network: without that, stochastic depth would keep both from being compared.
+    It draws the eager network's random numbers: else stochastic depth would keep both from being compared.
     """
     return torch.compile(network, options={"fallback_random": True})
 
@@ -61,15 +68,18 @@ def compile_network(network: nn.Module) -> Any:
 def check_gradients(
     network: nn.Module, eager: Any, compiled: Any, images: Tensor, labels: Tensor, precision: torch.dtype
 ) -> GradientCheck:  # fmt: skip
-    """Compares logits and gradients of `compiled` with those of `eager`, tensor by tensor; both call `network`, which stays as it is.
+    """Compares logits and gradients of `compiled` with those of `eager`, tensor by tensor.
 
-    `images` are (N, C, H, W) and `labels` (N,), as training has them: the graph that is checked is the graph that trains. Losses
-    do not show the faults of a compiler, gradients do. CompilerFailed if nothing could be compiled.
+    Both call `network`, which stays as it is. `images` are (N, C, H, W) and `labels` (N,), as training has
+    them: the graph that is checked is the graph that trains. Losses do not show the faults of a compiler,
+    gradients do. CompilerFailed if nothing could be compiled.
     """
     with randomized(network):
         with recomputing(network):  # single precision takes more memory than what is trained
             exact = _tensors(network, eager, images, labels, torch.float32)
-            rounded = exact if precision == torch.float32 else _tensors(network, eager, images, labels, precision)
+            rounded = (
+                exact if precision == torch.float32 else _tensors(network, eager, images, labels, precision)
+            )
         with compiling():
             found = _tensors(network, compiled, images, labels, precision)
     return compare(found, rounded, exact)
@@ -79,7 +89,10 @@ def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dty
     """The same for the logits of networks in evaluation."""
 
     def logits(forward: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-        with torch.inference_mode(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with (
+            torch.inference_mode(),
+            torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
             return {"logits": forward(images).float()}
 
     with compiling():
@@ -89,7 +102,9 @@ def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dty
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """CompilerFailed for whatever a compiled network raises, which is called after the eager one has passed; not for want of memory."""
+    """CompilerFailed for whatever a compiled network raises, which is called after the eager one has passed;
+    not for want of memory.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
@@ -97,7 +112,9 @@ def compiling() -> Iterator[None]:
     except Exception as error:  # a compiler fails in many ways
         if (stopped := _stop_behind(error)) is not None:  # of a signal that came while it was at work
             raise stopped from None
-        raise CompilerFailed(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}") from error
+        raise CompilerFailed(
+            f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        ) from error
 
 
 def _stop_behind(error: BaseException | None) -> Stopped | None:
@@ -107,28 +124,38 @@ def _stop_behind(error: BaseException | None) -> Stopped | None:
     return error
 
 
-def compare(found: Mapping[str, Tensor], rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> GradientCheck:
-    """`found` against `rounded`, the same in the same precision, and `exact`, the same in single precision."""
+def compare(
+    found: Mapping[str, Tensor], rounded: Mapping[str, Tensor], exact: Mapping[str, Tensor]
+) -> GradientCheck:
+    """`found` against `rounded`, the same at its precision, and `exact`, the same in single precision."""
     typical = median(_norm(tensor) / math.sqrt(tensor.numel()) for tensor in exact.values())
-    errors: dict[str, tuple[float, float, float]] = {}  # the error over the one allowed, and both as shares of the norm
+    # the error over the one allowed, and both as shares of the norm
+    errors: dict[str, tuple[float, float, float]] = {}
     for name, tensor in exact.items():
         floor = FLOOR * typical * math.sqrt(tensor.numel())
         norm, eager = max(_norm(tensor), floor), max(_norm(rounded[name]), floor)
         allowed = TOLERANCE * norm + ROUNDING * _norm(rounded[name] - tensor) + floor
         error, ratio = _norm(found[name] - tensor), max(_norm(found[name]), floor) / eager
         if not math.isfinite(allowed):
-            continue  # half precision overflows in the eager network, too, and GradScaler skips such an iteration
-        excess = max(error / allowed, ratio / RATIO, 1 / (RATIO * ratio)) if math.isfinite(error) else math.inf
+            # half precision overflows in the eager network, too, and GradScaler skips such an iteration
+            continue
+        excess = (
+            max(error / allowed, ratio / RATIO, 1 / (RATIO * ratio)) if math.isfinite(error) else math.inf
+        )
         errors[name] = excess, error / norm, allowed / norm
     worst = max(errors, key=lambda name: errors[name][0])
-    return GradientCheck(len(errors), sum(excess > 1 for excess, _, _ in errors.values()), worst, *errors[worst][1:])
+    return GradientCheck(
+        len(errors), sum(excess > 1 for excess, _, _ in errors.values()), worst, *errors[worst][1:]
+    )
 
 
 def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float32))
 
 
-def _tensors(network: nn.Module, forward: Any, images: Tensor, labels: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
+def _tensors(
+    network: nn.Module, forward: Any, images: Tensor, labels: Tensor, precision: torch.dtype
+) -> dict[str, Tensor]:
     """The logits and the gradient of each parameter, in single precision."""
     reseed(CHECK)
     network.train()
@@ -159,9 +186,9 @@ def recomputing(network: Any) -> Iterator[None]:
 
 @contextmanager
 def randomized(network: nn.Module) -> Iterator[None]:
-    """Gives every norm, bias and layer scale random values, and at the end all parameters and buffers those that they had.
+    """Gives norms, biases and layer scales random values; at the end, parameters and buffers are restored.
 
-    A layer scale of 1e-6, as training begins with, would hide the gradients of the blocks behind those of the rest.
+    A layer scale of 1e-6, as training begins with, would hide the blocks' gradients behind the others.
     """
     state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     reseed(CHECK)

@@ -18,17 +18,34 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
-    """The device that the configuration names, the `local_rank`-th of its kind; `auto` is CUDA where there is one."""
+    """The device that the configuration names, the `local_rank`-th of its kind; `auto` is CUDA where there is
+    one.
+    """
     name = config.system.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError([Problem("system.device", f"'{name}' is not to be had on this machine; 'auto' takes what there is")])
+    if (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ConfigError(
+            [
+                Problem(
+                    "system.device", f"'{name}' is not to be had on this machine; 'auto' takes what there is"
+                )
+            ]
+        )
     if config.system.sync_bn and name != "cuda":
         raise ConfigError(
-            [Problem("system.sync_bn", f"needs CUDA, for PyTorch's synchronised BN has no other home; this run is on {name}")]
+            [
+                Problem(
+                    "system.sync_bn",
+                    f"needs CUDA, for PyTorch's synchronised BN has no other home; this run is on {name}",
+                )
+            ]
         )
-    return torch.device(name, local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+    return (
+        torch.device(name, local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+    )
 
 
 def set_up(config: RunConfig, device: torch.device) -> None:
@@ -47,9 +64,11 @@ def set_up(config: RunConfig, device: torch.device) -> None:
 
 
 def keep_memory() -> None:
-    """Has the C library keep what is freed, where it is glibc, and not give it back only to fault each page in anew.
+    """Has the C library keep what is freed, where it is glibc, and not give it back only to fault each page
+    in anew.
 
-    At 224 px that took about a seventh of a training step of ConvNeXt-T on a CPU. The most memory a process takes stays the same.
+    At 224 px that took about a seventh of a training step of ConvNeXt-T on a CPU. The most memory a process
+    takes stays the same.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -60,7 +79,9 @@ def keep_memory() -> None:
 def hardware(device: torch.device, count: int = 1) -> str:
     """What a result was computed on: the GPU or processor, and how many processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
-    return name if count == 1 else f"{count} x {name}" if device.type == "cuda" else f"{name}, {count} processes"
+    return (
+        name if count == 1 else f"{count} x {name}" if device.type == "cuda" else f"{name}, {count} processes"
+    )
 
 
 class OutOfMemory(RuntimeError):

@@ -1,10 +1,10 @@
-"""RandAugment on the device: timm draws what happens to each image, and all images of a batch that drew the same go through it at once.
+"""RandAugment on the device: timm draws for each image, and those that drew the same go through at once.
 
-Pixel by pixel, an operation gives what timm's gives of Pillow's images, in whole grey levels, but for auto-contrast where a
-level ought to be whole: Pillow rounds its factor first and may fall below it, so the brightest pixel of an image of levels 0
-to 25 becomes 254 there, and 255 here. Rotation, shear and translation interpolate as `recipe.train_interpolation` says:
-bilinear and nearest as Pillow does; bicubic by PyTorch's kernel, whose parameter is -0.75 where that of Pillow's transforms
-is -1, so that its edges are a little softer.
+Pixel by pixel, an operation gives what timm's gives of Pillow's images, in whole gray levels, but for
+auto-contrast where a level ought to be whole: Pillow rounds its factor first and may fall below it, so the
+brightest pixel of an image of levels 0 to 25 becomes 254 there, and 255 here. Rotation, shear and translation
+interpolate as `recipe.train_interpolation` says: bilinear and nearest as Pillow does; bicubic by PyTorch's
+kernel, whose parameter is -0.75 where that of Pillow's transforms is -1, so its edges are a little softer.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class RandAugment:
         self.timm: Any = next(stage for stage in stages if isinstance(stage, auto_augment.RandAugment))
         unknown = sorted({op.aug_fn.__name__ for op in self.timm.ops} - APPLY.keys() - MATRICES.keys())
         if unknown:
-            what = f"has {', '.join(unknown)}, which is not to be had on a device; --set recipe.pipeline=pillow"
+            what = (
+                f"has {', '.join(unknown)}, which is not to be had on a device; --set recipe.pipeline=pillow"
+            )
             raise ConfigError([Problem(f"recipe.randaugment '{config.recipe.randaugment}'", what)])
         self.device, settings = device, self.timm.ops[0].kwargs
         self.fill = torch.tensor(settings["fillcolor"], dtype=torch.float32, device=device).view(1, -1, 1, 1)
@@ -69,7 +71,7 @@ class RandAugment:
         self.timm.ops = np.array(self.timm.ops, dtype=object)  # or timm makes one of it for each image
 
     def draw(self, seed: int, iteration: int, position: int) -> list[Draw]:
-        """What happens to the image at a position of an iteration's global batch, in order, as timm draws it."""
+        """What happens to the image at a place of an iteration's global batch, in order, as timm draws it."""
         number = seed_of(RANDAUGMENT, seed, iteration, position)
         random.seed(number)
         np.random.seed(number % 2**32)
@@ -88,13 +90,19 @@ class RandAugment:
         start = 0
         for step in steps:
             part = slice(start, start + len(step.rows))
-            images.index_copy_(0, rows[part], self._apply(step.name, images.index_select(0, rows[part]), arguments[part]))
+            images.index_copy_(
+                0, rows[part], self._apply(step.name, images.index_select(0, rows[part]), arguments[part])
+            )
             start = part.stop
         return images
 
     def _send(self, values: list[Any], dtype: torch.dtype) -> Tensor:
         tensor = torch.tensor(values, dtype=dtype)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor.to(self.device)
+        )
 
     def _apply(self, name: str, images: Tensor, arguments: Tensor) -> Tensor:
         if name == AFFINE:
@@ -103,7 +111,7 @@ class RandAugment:
 
 
 class Finish:
-    """What `recipe.pipeline: tensor` leaves to the device: RandAugment, if the recipe has it, and normalisation."""
+    """What `recipe.pipeline: tensor` leaves to the device: RandAugment, if any, and normalization."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.seed = config.seed
@@ -127,7 +135,7 @@ def _note(name: str, noted: list[Draw], *arguments: float, **_: Any) -> list[Dra
 
 
 def batched(drawn: list[list[Draw]], height: int, width: int) -> Iterable[Batched]:
-    """What is to be done, in order: each image's first operation, then its second; all movements count as one operation."""
+    """What is to be done, in order: each image's first operation, then its second; movements count as one."""
     for layer in range(max(map(len, drawn), default=0)):
         steps: dict[str, Batched] = {}
         for row, draws in enumerate(drawn):
@@ -147,7 +155,8 @@ def _rotate(degrees: float, width: int, height: int) -> Matrix:
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
-# Where a pixel of the result comes from, (ax + by + c, dx + ey + f), as Pillow has it; by timm's argument, width and height.
+# Where a pixel of the result comes from, (ax + by + c, dx + ey + f), as Pillow has it; by timm's argument,
+# width and height.
 MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
     "rotate": _rotate,
     "shear_x": lambda factor, width, height: (1, factor, 0, 0, 1, 0),
@@ -158,7 +167,9 @@ MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Tensor:
-    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the colour `fill` (1, C, 1, 1)."""
+    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the colour `fill` (1,
+    C, 1, 1).
+    """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
     a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)

@@ -1,4 +1,4 @@
-"""The processes that train a run together: what one does for all, what they add up, and what they agree on."""
+"""The processes that train a run together: what one does for all, what they add up, what they agree on."""
 
 from __future__ import annotations
 
@@ -81,10 +81,11 @@ class World:
 
 
 class Ballot:
-    """Flags that any process may raise and that all see at the same iteration, without waiting for the device or each other.
+    """Flags that any process may raise and that all see at the same iteration, without waiting for the device
+    or each other.
 
-    What is raised in a call is seen by all in the next, when it has long been exchanged; a process alone sees it at once.
-    `lag` is the number of calls in between.
+    What is raised in a call is seen by all in the next, when it has long been exchanged; a process alone sees
+    it at once. `lag` is the number of calls in between.
     """
 
     def __init__(self, world: World) -> None:
@@ -138,6 +139,8 @@ def joined(stop: StopSignals) -> Iterator[World]:
         try:
             dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
         except RuntimeError as error:  # a port that is taken, or nobody came
-            raise ConfigError([Problem("the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})")]) from error
+            raise ConfigError(
+                [Problem("the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})")]
+            ) from error
     yield World(launch)
     dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them

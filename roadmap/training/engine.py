@@ -1,4 +1,4 @@
-"""One network in training: what happens in an iteration, in an evaluation, and what a checkpoint must hold."""
+"""A network in training: what happens in an iteration, in an evaluation, and what a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 class Engine:
     """A network, its optimizer, schedule and moving average; `iteration` counts the optimizer's steps.
 
-    All processes of the world hold the same, the running statistics of BN apart, of which the first process's count.
+    All processes hold the same, but for the running statistics of BN, of which the first process's count.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, iterations_per_epoch: int, world: World | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, iterations_per_epoch: int, world: World | None = None
+    ) -> None:
         recipe, system = config.recipe, config.system
         self.config, self.device, self.iteration = config, device, 0
         self.between_iterations = True  # or a part of the batch has changed running statistics already
@@ -55,7 +57,11 @@ class Engine:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
         self.finish = Finish(config, device) if recipe.pipeline == "tensor" else None
-        self.erase = RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device) if recipe.random_erasing else None
+        self.erase = (
+            RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device)
+            if recipe.random_erasing
+            else None
+        )
         self.mix = build_mixup(config) if recipe.mixes else None
         # the network as training calls it
         self.averaged = self._distributed() if self.world.size > 1 else None
@@ -64,29 +70,40 @@ class Engine:
             self.forward = compile_network(self.forward)
 
     def check_compiled(self) -> dict[str, Any] | None:
-        """Compares what PyTorch has compiled with the eager network, on a micro-batch of noise; the report is for provenance.json.
+        """Compares what PyTorch has compiled with the eager network, on a micro-batch of noise; the report is
+        for provenance.json.
 
-        Where they differ, or nothing could be compiled, `system.compile: try` trains the eager network, with a warning, and
-        `true` is a ConfigError. All processes decide alike. None where nothing is compiled.
+        Where they differ, or nothing could be compiled, `system.compile: try` trains the eager network, with
+        a warning, and `true` is a ConfigError. All processes decide alike. None where nothing is compiled.
         """
         if not self.config.system.compile:
             return None
         eager, found, problem = self.averaged or self.model, None, None
         with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
             try:
-                found = check_gradients(self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision])
+                found = check_gradients(
+                    self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision]
+                )
                 problem = f"compiled gradients are wrong: {found}" if found.wrong else None
             except CompilerFailed as error:
                 problem = f"PyTorch cannot compile the network: {error}"
         problem = next(filter(None, self.world.gather(problem)), None)
         if problem is not None:
-            problem = f"{problem} (PyTorch {torch.__version__}, {self.config.recipe.precision}, on {self.device.type})"
+            problem = (
+                f"{problem} (PyTorch {torch.__version__}, {self.config.recipe.precision}, on"
+                f" {self.device.type})"
+            )
             if self.config.system.compile != "try":
-                ways = "--set system.compile=false trains the eager network, system.compile=try does so where the compiled one is wrong"
+                ways = (
+                    "--set system.compile=false trains the eager network, system.compile=try does so where"
+                    " the compiled one is wrong"
+                )
                 raise ConfigError([Problem("system.compile:", f"{problem}; {ways}")])
             logger.warning("%s; the eager network is trained", problem)
             self.forward = eager
-        return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (found.report() if found else {})
+        return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (
+            found.report() if found else {}
+        )
 
     def _noise(self) -> tuple[Tensor, Tensor]:
         """Images and labels of a micro-batch, with the shapes, types and memory format that training has."""
@@ -99,10 +116,12 @@ class Engine:
 
     def _distributed(self) -> DistributedDataParallel:
         """The network with its gradients averaged over the processes."""
-        return DistributedDataParallel(self.model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            self.model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
 
     def step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """One iteration on this process's micro-batches; returns the loss of the whole batch, on the device."""
+        """One iteration on this process's micro-batches; returns the whole batch's loss, on the device."""
         self.schedule.step_update(self.iteration)
         if not self.model.training:  # to tell hundreds of modules takes a millisecond
             self.model.train()
@@ -133,7 +152,9 @@ class Engine:
             return functional.cross_entropy(self.forward(images), labels, label_smoothing=smoothing)
 
     def _augment(self, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Changes each image and mixes each group with random numbers of its own, so that both are the same on any world."""
+        """Changes each image and mixes each group with random numbers of its own, so that both are the same
+        on any world.
+        """
         seed, rank = self.config.seed, self.world.rank
         positions = self.plan.positions(rank, turn)
         if self.finish is not None:
@@ -146,7 +167,9 @@ class Engine:
             mixed = []
             for part in self.plan.parts(rank, turn):
                 reseed(MIX, seed, self.iteration, part.group)
-                images[part.start : part.end], soft = self.mix(images[part.start : part.end], labels[part.start : part.end])
+                images[part.start : part.end], soft = self.mix(
+                    images[part.start : part.end], labels[part.start : part.end]
+                )
                 mixed.append(soft)
             labels = torch.cat(mixed)
         return images, labels
@@ -167,7 +190,7 @@ class Engine:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-        """The scores of the network as it is now, on this process's batches and those of the others together."""
+        """Scores of the network as it is now, on this process's batches and those of the others together."""
         return self._evaluate(self.model, batches)
 
     def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores | None:
@@ -185,11 +208,13 @@ class Engine:
             totals += tally(logits, labels)
         scores = Scores.of(self.world.sum(totals))
         if not scores.images:
-            raise ConfigError([Problem(f"dataset '{self.config.data.dataset}'", "has no validation image that can be read")])
+            raise ConfigError(
+                [Problem(f"dataset '{self.config.data.dataset}'", "has no validation image that can be read")]
+            )
         return scores
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it; random numbers depend on `iteration` alone, so none of their state is here."""
+        """What a checkpoint holds of it; random numbers depend on `iteration` alone, with no state here."""
         return {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -199,12 +224,19 @@ class Engine:
         }
 
     def checkpoint_bytes(self) -> int:
-        """The size of a checkpoint once the optimizer has made a step: before it, it has no state of its own."""
+        """A checkpoint's size once the optimizer has made a step: before, it has no state of its own."""
         networks = [self.model.state_dict()] * (1 if self.ema is None else 2)
-        return state_bytes([*networks, [list(self.model.parameters())] * {"sgd": 1, "adamw": 2}[self.config.recipe.optimizer]])
+        return state_bytes(
+            [
+                *networks,
+                [list(self.model.parameters())] * {"sgd": 1, "adamw": 2}[self.config.recipe.optimizer],
+            ]
+        )
 
     def start(self, classes: Sequence[str] | None = None) -> None:
-        """Begins from the weights that the configuration names, if it names any; `classes` are the data's names, by label."""
+        """Begins from the weights that the configuration names, if it names any; `classes` are the data's
+        names, by label.
+        """
         initialise_from(self.model, self.config, classes)
         if self.ema is not None:
             self.ema.set(self.model)

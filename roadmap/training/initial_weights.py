@@ -1,4 +1,6 @@
-"""A training that starts from weights: which they are, whether they are there, and what of them the network takes over."""
+"""A training that starts from weights: which they are, whether they are there, and what of them the network
+takes over.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,33 @@ def named(config: RunConfig) -> RunConfig:
 
 
 def check_init(config: RunConfig) -> None:
-    """ConfigError unless the weights to start from are those that the recipe names, and there are some where it needs them."""
+    """ConfigError unless the weights to start from are those that the recipe names, and there are some where
+    it needs them.
+    """
     recipe, source = config.recipe, config.system.init_from
     if source is not None:
         there = digest_of(source)
         if recipe.init_digest is None:
-            raise refusal("recipe.init_digest", f"is not set, and system.init_from is; --init-from sets both, to {there}")
+            raise refusal(
+                "recipe.init_digest",
+                f"is not set, and system.init_from is; --init-from sets both, to {there}",
+            )
         if there != recipe.init_digest:
-            message = f"has the digest {there}, and recipe.init_digest wants {recipe.init_digest}: these are other weights"
+            message = (
+                f"has the digest {there}, and recipe.init_digest wants {recipe.init_digest}: these are other"
+                " weights"
+            )
             raise refusal(name_of(source), f"{message}; --init-from takes them all the same, as another run")
     elif recipe.init_digest is not None:
-        raise refusal("recipe.init_digest", f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are")
+        raise refusal(
+            "recipe.init_digest",
+            f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are",
+        )
     elif recipe.init_weights == "ema":
-        message = "is ema, and there are no weights to start from; --init-from FILE gives some, or --raw does without"
+        message = (
+            "is ema, and there are no weights to start from; --init-from FILE gives some, or --raw does"
+            " without"
+        )
         raise refusal(f"{config.step}: recipe.init_weights", message)
     elif recipe.layer_decay < 1:
         message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
@@ -49,14 +65,19 @@ def check_init(config: RunConfig) -> None:
 
 
 def initialise_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
-    """Makes a fresh network ready for training: scales its classifier, and loads the weights of `system.init_from` if there are any.
+    """Makes a fresh network ready for training: scales its classifier, and loads the weights of
+    `system.init_from` if there are any.
 
-    A classifier stays fresh where there is none to load, or one for another number of classes; one that is loaded is matched by
-    name to `classes`, the data's in the order of their labels, if both are known. ConfigError as in `check_init`, and if anything
-    else does not fit.
+    A classifier stays fresh where there is none to load, or one for another number of classes; one that is
+    loaded is matched by name to `classes`, the data's in the order of their labels, if both are known.
+    ConfigError as in `check_init`, and if anything else does not fit.
     """
     check_init(config)
-    classifier, scale, source = network.get_classifier(), config.recipe.head_init_scale, config.system.init_from
+    classifier, scale, source = (
+        network.get_classifier(),
+        config.recipe.head_init_scale,
+        config.system.init_from,
+    )
     if scale != 1:
         for parameter in classifier.parameters():
             parameter.data.mul_(scale)
@@ -65,18 +86,29 @@ def initialise_from(network: Network, config: RunConfig, classes: Sequence[str] 
     from roadmap.weights import TAKEN, copy_weights, read_weights, select
 
     weights, kind = read_weights(source), config.recipe.init_weights
-    report = copy_weights(network, select(weights.states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER)
+    report = copy_weights(
+        network, select(weights.states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER
+    )
     if len(weights.states) > 1:
         logger.warning("%s: training starts from %s", report.source, TAKEN[kind])
     if report.missing or report.misshaped:
         there = f"has {report.misshaped[0][1][0]}" if report.misshaped else "has no classifier"
-        logger.warning("the classifier starts fresh, for %d classes: %s %s", config.model.num_classes, report.source, there)
+        logger.warning(
+            "the classifier starts fresh, for %d classes: %s %s",
+            config.model.num_classes,
+            report.source,
+            there,
+        )
     else:
         _match_classifier(classifier, weights.classes, classes, report.source)
 
 
-def _match_classifier(classifier: nn.Module, there: Sequence[str] | None, here: Sequence[str] | None, source: str) -> None:
-    """Puts the outputs of a classifier for the classes `there` in the order of those `here`, where they are the same ones."""
+def _match_classifier(
+    classifier: nn.Module, there: Sequence[str] | None, here: Sequence[str] | None, source: str
+) -> None:
+    """Puts the outputs of a classifier for the classes `there` in the order of those `here`, where they are
+    the same ones.
+    """
     if here is None or here == there:
         return
     if there is None:
@@ -88,4 +120,9 @@ def _match_classifier(classifier: nn.Module, there: Sequence[str] | None, here: 
         for parameter in classifier.parameters():
             parameter.data.copy_(parameter.data[outputs])
     else:
-        logger.warning("the classifier starts from that of other classes: %s has %s, the data %s", source, some(there), some(here))
+        logger.warning(
+            "the classifier starts from that of other classes: %s has %s, the data %s",
+            source,
+            some(there),
+            some(here),
+        )

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from roadmap.strict_yaml import ConfigError, Problem
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below those that systems hand out by themselves
-OUTER = re.compile(r"(TORCHELASTIC|SLURM|SUBMITIT|PMI|PMIX|OMPI)_\w+|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)")
+OUTER = re.compile(
+    r"(TORCHELASTIC|SLURM|SUBMITIT|PMI|PMIX|OMPI)_\w+|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
+)
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -21,7 +23,8 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 class Launch:
     """Process `rank` of `size`, the `local_rank`-th on its machine; all meet at `address`:`port`.
 
-    `because` names the variable that counts them, and `instead` is what starts all of them, or this one alone.
+    `because` names the variable that counts them, and `instead` is what starts all of them, or this one
+    alone.
     """
 
     rank: int = 0
@@ -36,11 +39,16 @@ class Launch:
     def waits(self) -> str:
         """Who this process waits for, why, and what to do if nobody is to come."""
         others = "1 other process" if self.size == 2 else f"{self.size - 1} other processes"
-        return f"process {self.rank} waits for {others} at {self.address}:{self.port}, for {self.because} is {self.size}; {self.instead}"
+        return (
+            f"process {self.rank} waits for {others} at {self.address}:{self.port}, for {self.because} is"
+            f" {self.size}; {self.instead}"
+        )
 
 
 def launched() -> Launch:
-    """This process's place; a process that nobody launched with others is alone. ConfigError if it is told half of it.
+    """This process's place; a process that nobody launched with others is alone.
+
+    ConfigError if it is told half of it.
 
     Under srun and submitit all meet on the job's first host, at a port that follows from the job's id.
     """
@@ -51,13 +59,23 @@ def launched() -> Launch:
         return _slurm()
     if env.get("SUBMITIT_EXECUTOR") == "local" and _number("SUBMITIT_LOCAL_NTASKS") > 1:
         rank, local, size = (_number(f"SUBMITIT_LOCAL_{name}") for name in ("GLOBALID", "LOCALID", "NTASKS"))
-        return Launch(rank, size, local, "127.0.0.1", _port(env["SUBMITIT_LOCAL_JOB_ID"]), "SUBMITIT_LOCAL_NTASKS", "submitit starts all")
+        return Launch(
+            rank,
+            size,
+            local,
+            "127.0.0.1",
+            _port(env["SUBMITIT_LOCAL_JOB_ID"]),
+            "SUBMITIT_LOCAL_NTASKS",
+            "submitit starts all",
+        )
     return Launch()
 
 
 @contextmanager
 def launched_by_nobody() -> Iterator[None]:
-    """Processes that are started inside do not take this one's launcher for theirs, such as in the shell of an interactive Slurm step."""
+    """Processes that are started inside do not take this one's launcher for theirs, such as in the shell of
+    an interactive Slurm step.
+    """
     before = {name: os.environ.pop(name) for name in list(os.environ) if OUTER.fullmatch(name)}
     try:
         yield
@@ -69,21 +87,39 @@ def _torchrun() -> Launch:
     missing = [name for name in TORCHRUN if name not in os.environ]
     if missing:
         there = [name for name in TORCHRUN if name not in missing]
-        raise ConfigError([Problem(" and ".join(there), f"set, but not {', '.join(missing)}; launch several processes with torchrun")])
+        raise ConfigError(
+            [
+                Problem(
+                    " and ".join(there),
+                    f"set, but not {', '.join(missing)}; launch several processes with torchrun",
+                )
+            ]
+        )
     rank, size, local, port = (_number(name) for name in (*TORCHRUN[:3], "MASTER_PORT"))
     if not 0 <= rank < size:
-        raise ConfigError([Problem(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")])
+        raise ConfigError(
+            [Problem(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")]
+        )
     instead = "torchrun starts all of them, and `env -u RANK -u WORLD_SIZE python …` this one alone"
-    return Launch(rank, size, local, os.environ["MASTER_ADDR"], port, "WORLD_SIZE", instead) if size > 1 else Launch()
+    return (
+        Launch(rank, size, local, os.environ["MASTER_ADDR"], port, "WORLD_SIZE", instead)
+        if size > 1
+        else Launch()
+    )
 
 
 def _slurm() -> Launch:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
-    rank, size, local, job = (_number(f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "JOB_ID"))
+    rank, size, local, job = (
+        _number(f"SLURM_{name}") for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID", "JOB_ID")
+    )
     hosts = SlurmJobEnvironment().hostnames
     port = _port(f"{job}{os.environ.get('SLURM_STEP_ID', '')}")
-    instead = "`srun python …` starts all of them, and in the shell of an interactive step `env -u SLURM_PROCID python …` this one alone"
+    instead = (
+        "`srun python …` starts all of them, and in the shell of an interactive step `env -u SLURM_PROCID"
+        " python …` this one alone"
+    )
     return Launch(rank, size, local, _address(hosts[0]), port, "SLURM_STEP_NUM_TASKS", instead)
 
 
@@ -92,9 +128,12 @@ def _address(node: str) -> str:
     with suppress(OSError):
         socket.getaddrinfo(node, None)
         return node
-    with suppress(OSError, subprocess.SubprocessError):  # scontrol may be out of reach, such as in a container
+    # scontrol may be out of reach, such as in a container
+    with suppress(OSError, subprocess.SubprocessError):
         asked = ["scontrol", "show", "node", node]
-        answer = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False).stdout
+        answer = subprocess.run(
+            asked, capture_output=True, encoding="utf-8", errors="replace", timeout=30, check=False
+        ).stdout
         if address := re.search(r"NodeAddr=(\S+)", answer):
             return address[1]
     return node

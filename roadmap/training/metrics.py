@@ -13,7 +13,9 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Scores:
-    """An evaluation of `images`: mean cross-entropy, and the share in % whose label is the first, or among the first five."""
+    """An evaluation of `images`: mean cross-entropy, and the share in % whose label is the first, or among
+    the first five.
+    """
 
     loss: float
     top1: float
@@ -29,7 +31,9 @@ class Scores:
 
 
 def tally(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums over a batch: cross-entropy, labels ranked first, among the first five, and images; a label of -1 is none."""
+    """Sums over a batch: cross-entropy, labels ranked first, among the first five, and images; a label of -1
+    is none.
+    """
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
     loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     sums = [loss, ranked[:, 0].sum(), ranked.sum(), labels.ge(0).sum()]

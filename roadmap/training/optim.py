@@ -19,10 +19,11 @@ BLOCKS_A_GROUP = 3
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says otherwise.
+    """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says
+    otherwise.
 
-    They are PyTorch's fused ones, but for SGD in fp16: where the very first iteration overflows, as the loss scaler's does,
-    PyTorch 2.15's fused SGD leaves its momentum uninitialised and goes on from that.
+    They are PyTorch's fused ones, but for SGD in fp16: where the very first iteration overflows, as the loss
+    scaler's does, PyTorch 2.15's fused SGD leaves its momentum uninitialised and goes on from that.
     """
     options: dict[str, dict[str, Any]] = {
         "sgd": {"opt": "momentum", "momentum": recipe.momentum},
@@ -42,8 +43,9 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 def layer_groups(model: nn.Module, by: Literal["layer", "stage"]) -> dict[str, int]:
     """The group of each parameter of one of our networks, by its name: 0 the stem, the last one the head.
 
-    Between them a group is a stage, or by `layer` up to three blocks of a stage in a row; the layers that lead into a stage
-    belong to its first group. For stages of 3, 3, 27 and 3 blocks, they are the groups of the original ConvNeXt's fine-tuning.
+    Between them a group is a stage, or by `layer` up to three blocks of a stage in a row; the layers that
+    lead into a stage belong to its first group. For stages of 3, 3, 27 and 3 blocks, they are the groups of
+    the original ConvNeXt's fine-tuning.
     """
     places = {name: _place(name, by) for name, _ in model.named_parameters()}
     groups = {place: group for group, place in enumerate(sorted(set(places.values())))}
@@ -59,25 +61,34 @@ def _place(name: str, by: str) -> tuple[int, int]:
 
 
 def scaled_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the rate by `lr_scale`.
+    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the rate by
+    `lr_scale`.
 
-    The head's, whose scale is 1, come first, because the first group's learning rate is the one that is reported.
+    The head's, whose scale is 1, come first, because the first group's learning rate is the one that is
+    reported.
     """
     numbers = layer_groups(model, recipe.layer_decay_by)
     last = max(numbers.values())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))  # timm's rule
+            # timm's rule
+            decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))
             groups.setdefault((last - numbers[name], decays), []).append(parameter)
     return [
-        {"params": groups[below, decays], "weight_decay": recipe.weight_decay * decays, "lr_scale": recipe.layer_decay**below}
+        {
+            "params": groups[below, decays],
+            "weight_decay": recipe.weight_decay * decays,
+            "lr_scale": recipe.layer_decay**below,
+        }
         for below, decays in sorted(groups)
     ]
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, iterations_per_epoch: int) -> Scheduler:
-    """The learning rate as a function of the iteration: linear warm-up from 0, then cosine or steps, set by `step_update`."""
+    """The learning rate as a function of the iteration: linear warm-up from 0, then cosine or steps, set by
+    `step_update`.
+    """
     schedule: Scheduler
     schedule, _ = create_scheduler_v2(
         optimizer,
@@ -85,7 +96,8 @@ def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, iterations_
         num_epochs=recipe.epochs - recipe.warmup_epochs if recipe.schedule == "cosine" else recipe.epochs,
         warmup_epochs=recipe.warmup_epochs,
         warmup_lr=0.0,
-        warmup_prefix=recipe.schedule == "cosine",  # the cosine spans what the warm-up leaves; steps count from the start
+        # the cosine spans what the warm-up leaves; steps count from the start
+        warmup_prefix=recipe.schedule == "cosine",
         min_lr=recipe.min_lr,
         decay_epochs=recipe.step_epochs,
         decay_rate=recipe.gamma,

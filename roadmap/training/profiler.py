@@ -24,8 +24,9 @@ ROWS = 30
 class Profiler(Watch):
     """Profiles `steps` iterations after WARM_UP others, and then gets out of the way.
 
-    `run_dir`/profile gets a Chrome trace, trace-<first iteration>.json, and operators.txt with the time of each iteration and
-    the operators by self time. A run with fewer iterations left is profiled as far as it goes. ConfigError for `steps` below 1.
+    `run_dir`/profile gets a Chrome trace, trace-<first iteration>.json, and operators.txt with the time of
+    each iteration and the operators by self time. A run with fewer iterations left is profiled as far as it
+    goes. ConfigError for `steps` below 1.
     """
 
     def __init__(self, run_dir: Path, steps: int) -> None:
@@ -73,7 +74,9 @@ class Profiler(Watch):
         ended.stop()
         made = max(0, len(self._times) - self._warm_up)
         if made < self.steps:
-            logger.warning("the run ended after %d of the %d iterations that were to be profiled", made, self.steps)
+            logger.warning(
+                "the run ended after %d of the %d iterations that were to be profiled", made, self.steps
+            )
 
     def _write(self, ready: profile) -> None:
         times = self._times[self._warm_up :]
@@ -89,11 +92,20 @@ class Profiler(Watch):
             temporary.replace(trace)
         finally:
             temporary.unlink(missing_ok=True)
-        table = ready.key_averages().table(sort_by=f"self_{'cuda' if self.cuda else 'cpu'}_time_total", row_limit=ROWS)
+        table = ready.key_averages().table(
+            sort_by=f"self_{'cuda' if self.cuda else 'cpu'}_time_total", row_limit=ROWS
+        )
         write_atomic(self.folder / "operators.txt", self._summary(times) + table)
 
     def _summary(self, times: list[float]) -> str:
-        """The time of each iteration, in ms, from one to the next: loading data is in it, and an evaluation between them, too."""
+        """The time of each iteration, in ms, from one to the next: loading data is in it, and an evaluation
+        between them, too.
+        """
         device = torch.cuda.get_device_name() if self.cuda else "CPU"
-        lines = [f"iteration {self._first + number}: {1e3 * seconds:.3f} ms" for number, seconds in enumerate(times)]
-        return "\n".join([f"{len(times)} iterations on {device}, {1e3 * fmean(times):.3f} ms on average", *lines, "", ""])
+        lines = [
+            f"iteration {self._first + number}: {1e3 * seconds:.3f} ms"
+            for number, seconds in enumerate(times)
+        ]
+        return "\n".join(
+            [f"{len(times)} iterations on {device}, {1e3 * fmean(times):.3f} ms on average", *lines, "", ""]
+        )

@@ -1,4 +1,6 @@
-"""A run's metrics in TensorBoard or Weights & Biases (W&B), beside `metrics.jsonl`, which is written whatever is tracked."""
+"""A run's metrics in TensorBoard or Weights & Biases (W&B), beside `metrics.jsonl`, which is written whatever
+is tracked.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,10 @@ class TensorBoard(Watch):
 
 
 class WandB(Watch):
-    """A run of W&B, whose files are in `run_dir`/wandb; a resumed run goes on with it. WANDB_MODE decides where it is sent."""
+    """A run of W&B, whose files are in `run_dir`/wandb; a resumed run goes on with it.
+
+    WANDB_MODE decides where it is sent.
+    """
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
         self.config, self.run_dir = config, run_dir
@@ -57,7 +62,8 @@ class WandB(Watch):
         import wandb
 
         config = self.config
-        wandb.setup(wandb.Settings(login_timeout=LOGIN_SECONDS))  # it asks who you are, and nobody may be at the terminal
+        # it asks who you are, and nobody may be at the terminal
+        wandb.setup(wandb.Settings(login_timeout=LOGIN_SECONDS))
         self._run = wandb.init(
             project=config.roadmap,
             group=config.step,
@@ -105,8 +111,14 @@ def _installed(package: str) -> bool:
 
 
 def curves(record: dict[str, Any]) -> dict[str, float]:
-    """A record's figures by the names of their curves, such as `epoch/top1`; what is unknown or no figure is left out."""
-    figures = {name: value for name, value in record.items() if name != "iteration" and isinstance(value, int | float)}
+    """A record's figures by the names of their curves, such as `epoch/top1`; what is unknown or no figure is
+    left out.
+    """
+    figures = {
+        name: value
+        for name, value in record.items()
+        if name != "iteration" and isinstance(value, int | float)
+    }
     return {f"{record['kind']}/{name}": value for name, value in figures.items()}
 
 

@@ -1,4 +1,4 @@
-"""One attempt at a run: epoch after epoch from the last checkpoint on, until it is done, stopped or killed."""
+"""An attempt at a run: epoch after epoch from the last checkpoint on, until it is done, stopped or killed."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 
 logger = logging.getLogger(__name__)
-# How long to wait for a batch that is late when the run is to stop: less than Slurm's 30 s from SIGTERM to SIGKILL; or, where a
-# time limit was announced, long enough for a start that is slow, for a job that made no iteration would be queued for ever.
+# How long to wait for a batch that is late when the run is to stop: less than Slurm's 30 s from SIGTERM to
+# SIGKILL; or, where a time limit was announced, long enough for a start that is slow, for a job that made no
+# iteration would be queued for ever.
 STOP_WAIT_S, NOTICE_WAIT_S = 10.0, 60.0
 MEASURES = {
     "images": "training images:",
@@ -60,7 +61,14 @@ class Attempt:
     """One attempt at a run, seen from one of its processes; the first one alone writes."""
 
     def __init__(
-        self, config: RunConfig, run: RunDir, lease: Lease, stop: StopSignals, watch: Watch, world: World, data: Data | None
+        self,
+        config: RunConfig,
+        run: RunDir,
+        lease: Lease,
+        stop: StopSignals,
+        watch: Watch,
+        world: World,
+        data: Data | None,
     ) -> None:
         self.config, self.run_dir, self.lease, self.stop, self.world = config, run, lease, stop, world
         self.watch = watch if world.first else Watch()
@@ -81,9 +89,11 @@ class Attempt:
         self.provenance = world.share(lambda: provenance(self.hardware)) | {"compile": self.compiled}
 
     def _open_data(self, data: Data | None) -> None:
-        """Both loaders, in all processes or in none. The first process lists the images of a folder for all of them.
+        """Both loaders, in all processes or in none.
 
-        Each attempt lists them anew: a listing that an earlier one had kept would not show that the data has changed since.
+        The first process lists the images of a folder for all of them.
+
+        Each attempt lists them anew: an earlier one's listing would not show that the data has changed.
         """
         staged = self._in_all(lambda: stage(self.config))
         train: Any = None
@@ -91,14 +101,18 @@ class Attempt:
         if data is not None:
             train, val = data
         elif kind_of(staged.data) == "folder":
-            train, val = self.world.share(lambda: self._at_once(lambda: (list_images(staged, "train"), list_images(staged, "val"))))
+            train, val = self.world.share(
+                lambda: self._at_once(lambda: (list_images(staged, "train"), list_images(staged, "val")))
+            )
         how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
         self.loader = self._in_all(lambda: Loader(staged, "train", self.device, source=train, **how))
-        self.val_loader = self._in_all(lambda: Loader(staged, "val", self.device, source=val, beside=self.loader, **how))
+        self.val_loader = self._in_all(
+            lambda: Loader(staged, "val", self.device, source=val, beside=self.loader, **how)
+        )
         self.votes = max(self.world.gather(len(self.val_loader)))
 
     def _in_all(self, make: Callable[[], T]) -> T:
-        """What `make` returns in this process, once it has returned in all of them; an error of one is raised in all."""
+        """What `make` returns here once it has in all processes; an error of one is raised in all."""
         try:
             made = self._at_once(make)
         except Exception as error:
@@ -108,7 +122,9 @@ class Attempt:
         return made
 
     def _at_once(self, make: Callable[[], T]) -> T:
-        """What `make` returns, unless a signal ends it, also where other processes wait: they learn of it when they meet again."""
+        """What `make` returns, unless a signal ends it, also where other processes wait: they learn of it
+        when they meet again.
+        """
         with self.stop.at_once():
             return make()
 
@@ -141,7 +157,10 @@ class Attempt:
             self._restore()
         left = self.config.recipe.epochs - self.epoch
         if self.world.first and (shortage := self.checkpoints.shortage(self.engine.checkpoint_bytes(), left)):
-            logger.warning("%s; without more room, training ends at a checkpoint, and the one before it is kept", shortage)
+            logger.warning(
+                "%s; without more room, training ends at a checkpoint, and the one before it is kept",
+                shortage,
+            )
         total = self.config.recipe.epochs * len(self.loader)
         self.watch.begin(self.engine.iteration, total)
         try:
@@ -157,7 +176,7 @@ class Attempt:
         return self.world.share(lambda: self._result(status))
 
     def _know_corrupt(self) -> None:
-        """Has every process know what any of them could not read; CorruptImages in all if that is too much."""
+        """Has every process know what any could not read; CorruptImages in all if that is too much."""
         for loader in self.loaders:
             known = self.world.gather(loader.corrupt_state())
             loader.restore_corrupt(sorted(set[int]().union(*known)))
@@ -187,7 +206,8 @@ class Attempt:
                 self._log("train", self.window.take())
             due = time.monotonic() - self.saved_at > 60 * self.config.system.checkpoint_minutes
             stop, save = self.ballot.vote(self.stop.signal is not None, due and self.world.first)
-            if stop or (save and self.saved_iteration < self.engine.iteration - self.ballot.lag):  # not since it was asked for
+            # not since it was asked for
+            if stop or (save and self.saved_iteration < self.engine.iteration - self.ballot.lag):
                 self._clock(started)
                 self._save()
                 started = time.perf_counter()
@@ -216,7 +236,12 @@ class Attempt:
             scores = self.engine.evaluate(self._validation())
             ema = self.engine.evaluate_ema(self._validation())
         self._know_corrupt()
-        figures = {"val_loss": scores.loss, "top1": scores.top1, "top5": scores.top5, "ema_top1": ema.top1 if ema else None}
+        figures = {
+            "val_loss": scores.loss,
+            "top1": scores.top1,
+            "top5": scores.top5,
+            "ema_top1": ema.top1 if ema else None,
+        }
         train_loss = self.whole.take()
         self._log("epoch", train_loss, **figures)
         self.last = {"train_loss": train_loss, **figures}
@@ -224,7 +249,10 @@ class Attempt:
         self._save()
 
     def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an evaluation. A run that is to stop meanwhile saves, and evaluates anew when it goes on."""
+        """The batches of an evaluation.
+
+        A run that is to stop meanwhile saves, and evaluates anew when it goes on.
+        """
         left = self.votes  # the same in every process, whose batches may be one more or less
         try:
             for batch in self.val_loader.epoch():
@@ -245,10 +273,20 @@ class Attempt:
             raise self._stopped()
 
     def _log(self, kind: str, train_loss: float, **figures: float | None) -> None:
-        """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON could not hold either."""
+        """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON
+        could not hold either.
+        """
         figures = {"train_loss": train_loss, **figures}
-        finite = {name: value if value is None or math.isfinite(value) else None for name, value in figures.items()}
-        record = {"kind": kind, "epoch": self.epoch + 1, "iteration": self.engine.iteration, "lr": self.engine.lr(), **finite}
+        finite = {
+            name: value if value is None or math.isfinite(value) else None for name, value in figures.items()
+        }
+        record = {
+            "kind": kind,
+            "epoch": self.epoch + 1,
+            "iteration": self.engine.iteration,
+            "lr": self.engine.lr(),
+            **finite,
+        }
         record |= {"images_per_s": round(self._speed(), 1), "seconds": round(self.seconds, 3)}
         self.world.share(lambda: self._write_record(record))
         if finite != figures:
@@ -268,8 +306,14 @@ class Attempt:
         self.saved_at, self.saved_iteration = time.monotonic(), self.engine.iteration
 
     def _save_alone(self) -> None:
-        """Saves what has not been saved where no other process must take part, unless a part of an iteration is trained already."""
-        if self.world.size == 1 and self.engine.between_iterations and self.saved_iteration < self.engine.iteration:
+        """Saves what has not been saved where no other process must take part, unless a part of an iteration
+        is trained already.
+        """
+        if (
+            self.world.size == 1
+            and self.engine.between_iterations
+            and self.saved_iteration < self.engine.iteration
+        ):
             self._save()
 
     def _write_checkpoint(self) -> None:
@@ -314,7 +358,10 @@ class Attempt:
             if state["metrics_offset"] <= length:
                 name, offset, iteration = state["name"], state["metrics_offset"], state["engine"]["iteration"]
                 break
-            logger.warning("%s is shorter than its checkpoint says; an older one is taken", relative(self.run_dir.metrics))
+            logger.warning(
+                "%s is shorter than its checkpoint says; an older one is taken",
+                relative(self.run_dir.metrics),
+            )
         else:
             offset = 0
         self.log.cut(offset)
@@ -324,18 +371,29 @@ class Attempt:
     def _data(self) -> dict[str, Any]:
         """What the positions in a checkpoint are measured in."""
         train, val = (loader.identity for loader in self.loaders)
-        return train | {"iterations_per_epoch": len(self.loader)} | {f"val_{key}": val[key] for key in ("images", "digest")}
+        return (
+            train
+            | {"iterations_per_epoch": len(self.loader)}
+            | {f"val_{key}": val[key] for key in ("images", "digest")}
+        )
 
     def _check_data(self, state: dict[str, Any]) -> None:
-        """ConfigError where a checkpoint's positions would be others in the data as it is now; nothing has been changed by then."""
+        """ConfigError where a checkpoint's positions would be others in the data as it is now; nothing has
+        been changed by then.
+        """
         now, iteration, epoch = self._data(), state["engine"]["iteration"], state["epoch"]
         then = now | state.get("data", {})  # checkpoints of earlier versions do not say
-        differ = [f"{MEASURES[key]} {then[key]} then, {now[key]} now" for key in MEASURES if then[key] != now[key]]
+        differ = [
+            f"{MEASURES[key]} {then[key]} then, {now[key]} now" for key in MEASURES if then[key] != now[key]
+        ]
         if not differ and not 0 <= iteration - epoch * len(self.loader) <= len(self.loader):
             differ = [f"an epoch has {len(self.loader)} iterations now"]
         if differ:
             where = self.config.system.data_dir or f"dataset '{self.config.data.dataset}'"
-            place = f"has changed since iteration {iteration}, in epoch {epoch + 1}, of {relative(self.run_dir.path)}"
+            place = (
+                f"has changed since iteration {iteration}, in epoch {epoch + 1}, of"
+                f" {relative(self.run_dir.path)}"
+            )
             way = "resume with the data as it was, or move the run's folder away to train anew"
             raise ConfigError([Problem(where, f"{place} ({'; '.join(differ)}); {way}")])
 

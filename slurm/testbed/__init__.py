@@ -1,1 +1,3 @@
-"""A real Slurm on one machine, for tests: started as root in a folder of its own, and stopped without a trace."""
+"""A real Slurm on one machine, for tests: started as root in a folder of its own, and stopped without a
+trace.
+"""

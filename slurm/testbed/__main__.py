@@ -22,8 +22,10 @@ from slurm.testbed.packages import install
 
 DEFAULT = Settings()
 EPILOG = """\
-A testbed is a real Slurm with accounting on one machine, run by root from Debian's packages, in one folder and on ports of its own; others
-may run beside it. Its nodes n1, n2, ... have as many CPUs and GPUs as you say: it schedules them, but they need not exist. Partitions are
+A testbed is a real Slurm with accounting on one machine, run by root from Debian's packages, \
+in one folder and on ports of its own; others
+may run beside it. Its nodes n1, n2, ... have as many CPUs and GPUs as you say: \
+it schedules them, but they need not exist. Partitions are
 main, short (time limit 2 minutes) and low, whose jobs are requeued when others need the place.
 
   python -m slurm.testbed install
@@ -60,7 +62,12 @@ def parser() -> argparse.ArgumentParser:
         "env": "print what a shell has to evaluate for Slurm's commands to go there",
     }.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        command.add_argument("--folder", type=Path, metavar="DIR", help=f"where all its files are (default: {default_folder()})")
+        command.add_argument(
+            "--folder",
+            type=Path,
+            metavar="DIR",
+            help=f"where all its files are (default: {default_folder()})",
+        )
         if name in {"start", "run"}:
             add_settings(command)
         if name == "run":
@@ -72,9 +79,17 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     """An option for each setting."""
     for field in dataclasses.fields(Settings):
         if field.name in HELP:
-            option, text = f"--{field.name.replace('_', '-')}", f"{HELP[field.name]} (default: {field.default})"
+            option, text = (
+                f"--{field.name.replace('_', '-')}",
+                f"{HELP[field.name]} (default: {field.default})",
+            )
             command.add_argument(option, type=int, default=field.default, metavar="N", help=text)
-    command.add_argument("--without-accounting", dest="accounting", action="store_false", help="no MariaDB, no slurmdbd, and no sacct")
+    command.add_argument(
+        "--without-accounting",
+        dest="accounting",
+        action="store_false",
+        help="no MariaDB, no slurmdbd, and no sacct",
+    )
 
 
 def default_folder() -> Path:
@@ -128,7 +143,10 @@ def main() -> int:
         if arguments.command == "install":
             install()
             return 0
-        bed = Testbed(arguments.folder or default_folder(), settings_of(arguments) if hasattr(arguments, "nodes") else None)
+        bed = Testbed(
+            arguments.folder or default_folder(),
+            settings_of(arguments) if hasattr(arguments, "nodes") else None,
+        )
         if arguments.command == "run":
             return run_command(bed, arguments.words)
         if arguments.command == "start":

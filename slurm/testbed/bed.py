@@ -1,4 +1,4 @@
-"""A testbed: all daemons started in order and stopped together, single ones killed, and commands run on it."""
+"""A testbed: daemons started in order and stopped together, single ones killed, and commands run on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from slurm.testbed.config import Plan, Settings, Unusable
 from slurm.testbed.packages import cgroup_plugin, hindrance, search_path
 from slurm.testbed.processes import kill_all, members
 
-KEPT = {"log", "testbed.json", "slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf"}  # by `stop`, for whoever asks what happened
+# by `stop`, for whoever asks what happened
+KEPT = {"log", "testbed.json", "slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf"}
 # Variables that would send a command to another cluster, or have it think that it is in a job.
 FOREIGN = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
 SAVED_AFTER_S = 6  # Slurm's SAVE_MAX_WAIT, and some more
@@ -28,7 +29,7 @@ USABLE = {"idle", "mixed", "allocated"}
 class Testbed:
     """A Slurm in `folder`; as a context manager, it is started and stopped.
 
-    Another process may use one that runs: `Testbed(folder)`, without settings, is what was last started there.
+    Another process may use one that runs: `Testbed(folder)`, without settings, is the last started there.
     """
 
     __test__: ClassVar = False  # by its name, pytest would take it for a class of tests
@@ -42,7 +43,9 @@ class Testbed:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     @property
@@ -52,12 +55,14 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment, such that Slurm's commands go to this testbed and to no other cluster."""
+        """This process's environment, such that Slurm's commands go to this testbed and no other cluster."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         return kept | {"SLURM_CONF": str(self.plan.conf), "PATH": search_path()}
 
     def start(self) -> None:
-        """Starts it, after clearing away what a crash has left, and returns when jobs run on all nodes and are accounted for."""
+        """Starts it, after clearing away what a crash has left, and returns when jobs run on all nodes and
+        are accounted for.
+        """
         if reason := hindrance(self.plan.settings.accounting):
             raise Unusable(reason)
         self.plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,17 +81,34 @@ class Testbed:
                 raise
 
     def stop(self) -> None:
-        """Kills all daemons and jobs and deletes their state; logs and configuration stay. Where nothing runs, that is fine."""
+        """Kills all daemons and jobs and deletes their state; logs and configuration stay.
+
+        Where nothing runs, that is fine.
+        """
         if self.plan.folder.exists():
             with self._alone():
                 kill_all(self.plan.conf)
                 self._clear(KEPT)
 
-    def run(self, *words: str, check: bool = True, timeout_s: float = 60, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Runs a command on the testbed and captures what it prints; one that fails is an error unless `check` is false."""
-        done = subprocess.run(words, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+    def run(
+        self, *words: str, check: bool = True, timeout_s: float = 60, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command on the testbed and captures what it prints; one that fails is an error unless
+        `check` is false.
+        """
+        done = subprocess.run(
+            words,
+            env=self.environment,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
         if check and done.returncode:
-            raise Unusable(f"`{' '.join(words)}` failed with exit code {done.returncode}: {done.stderr}{done.stdout}")
+            raise Unusable(
+                f"`{' '.join(words)}` failed with exit code {done.returncode}: {done.stderr}{done.stdout}"
+            )
         return done
 
     def alive(self) -> dict[str, int | None]:
@@ -101,19 +123,31 @@ class Testbed:
     def kill_slurmctld(self, saved: bool = True) -> None:
         """kill -9 on the controller; jobs that run go on.
 
-        What it has not `saved` is lost, as it is on any cluster: it would give the ids of jobs again, and start others twice.
+        What it has not `saved` is lost, as it is on any cluster: it would give the ids of jobs again, and
+        start others twice.
         """
         if saved:
-            asked, file = time.time() + 0.1, self.plan.folder / "state" / "job_state"  # a save that is under way may know less
-            self.wait_for(lambda: time.time() > asked + SAVED_AFTER_S or (file.exists() and file.stat().st_mtime > asked), "a save")
+            # a save that is under way may know less
+            asked, file = time.time() + 0.1, self.plan.folder / "state" / "job_state"
+            self.wait_for(
+                lambda: (
+                    time.time() > asked + SAVED_AFTER_S or (file.exists() and file.stat().st_mtime > asked)
+                ),
+                "a save",
+            )
         daemons.kill(self.plan, "slurmctld")
 
     def start_slurmctld(self) -> None:
-        """Starts the controller again, and waits until it answers and has heard of the nodes whose daemons run."""
+        """Starts the controller again; waits until it answers and knows the nodes whose daemons run."""
         daemons.start(self.plan, "slurmctld")
-        self.wait_for(lambda: "is UP" in self.run("scontrol", "ping", check=False).stdout, "slurmctld to answer")
+        self.wait_for(
+            lambda: "is UP" in self.run("scontrol", "ping", check=False).stdout, "slurmctld to answer"
+        )
         alive = [node for node in self.nodes if self.alive()[f"slurmd-{node}"]]
-        self.wait_for(lambda: not {self.state_of(node).rstrip("*") for node in alive} & {"", "unknown"}, "slurmctld to hear of its nodes")
+        self.wait_for(
+            lambda: not {self.state_of(node).rstrip("*") for node in alive} & {"", "unknown"},
+            "slurmctld to hear of its nodes",
+        )
 
     def kill_slurmd(self, node: str) -> None:
         """kill -9 on a node's daemon; jobs that run there go on."""
@@ -125,24 +159,27 @@ class Testbed:
         self.wait_for(lambda: self.state_of(node) in USABLE, f"{node} to be ready")
 
     def stop_accounting(self) -> None:
-        """kill -9 on slurmdbd: sacct knows nothing until `start_accounting`, when it is told what has happened meanwhile."""
+        """kill -9 on slurmdbd: sacct knows nothing until `start_accounting`, when it is told all since."""
         daemons.kill(self.plan, "slurmdbd")
 
     def start_accounting(self) -> None:
         """Starts slurmdbd again, and waits until it answers."""
         daemons.start(self.plan, "slurmdbd")
-        self.wait_for(lambda: self.run("sacctmgr", "-n", "list", "user", check=False).returncode == 0, "slurmdbd to answer")
+        self.wait_for(
+            lambda: self.run("sacctmgr", "-n", "list", "user", check=False).returncode == 0,
+            "slurmdbd to answer",
+        )
 
     def state_of(self, node: str) -> str:
         """A node's state in Slurm's words, such as idle; empty if the controller does not answer."""
         return self.run("sinfo", "-h", "-N", "-n", node, "-p", "main", "-o", "%T", check=False).stdout.strip()
 
     def state_of_job(self, job: str) -> str:
-        """A job's state as the controller has it, such as PENDING; empty if it has forgotten the job or does not answer."""
+        """A job's state to the controller, such as PENDING; empty if it forgot the job or does not answer."""
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T", check=False).stdout.strip()
 
     def wait_for(self, predicate: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-        """Returns when `predicate` holds; if that takes too long, says what it waited for and what the logs end with."""
+        """Returns when `predicate` holds; if late, says what it waited for and what the logs end with."""
         try:
             daemons.wait_for(predicate, what, timeout_s)
         except Unusable as reason:
@@ -150,8 +187,13 @@ class Testbed:
 
     def tails(self, lines: int = 8) -> str:
         """The last lines of each log."""
-        logs = {path.name: path.read_text(encoding="utf-8", errors="replace") for path in sorted(self.plan.logs.glob("*.log"))}
-        return "\n".join(f"{name}: {line}" for name, text in logs.items() for line in text.splitlines()[-lines:])
+        logs = {
+            path.name: path.read_text(encoding="utf-8", errors="replace")
+            for path in sorted(self.plan.logs.glob("*.log"))
+        }
+        return "\n".join(
+            f"{name}: {line}" for name, text in logs.items() for line in text.splitlines()[-lines:]
+        )
 
     def _start_all(self) -> None:
         daemons.start(self.plan, "munged")
@@ -167,10 +209,15 @@ class Testbed:
         self.run("srun", f"--nodes={len(self.nodes)}", "--job-name=testbed", "true")
         self._wait_until_idle()
         if self.plan.settings.accounting:
-            self.wait_for(lambda: "COMPLETED" in self.run("sacct", "-n", "-X", "-o", "state").stdout, "sacct to show a job")
+            self.wait_for(
+                lambda: "COMPLETED" in self.run("sacct", "-n", "-X", "-o", "state").stdout,
+                "sacct to show a job",
+            )
 
     def _wait_until_idle(self) -> None:
-        self.wait_for(lambda: {self.state_of(node) for node in self.nodes} == {"idle"}, "all nodes to be idle")
+        self.wait_for(
+            lambda: {self.state_of(node) for node in self.nodes} == {"idle"}, "all nodes to be idle"
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

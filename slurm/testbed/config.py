@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LONGEST_SOCKET = 107  # bytes in the path of a Unix socket
-LISTENING_PORTS = range(12_000, 30_000)  # below those that the kernel hands to outgoing connections, which would be in the way
+# below those that the kernel hands to outgoing connections, which would be in the way
+LISTENING_PORTS = range(12_000, 30_000)
 
 
 class Unusable(Exception):
@@ -86,7 +87,15 @@ class Plan:
         """Fills the folder, which must be empty."""
         if len(os.fsencode(self.database_socket)) > LONGEST_SOCKET:
             raise Unusable(f"{self.folder}: the path is too long for a socket; choose another with --folder")
-        for name in ("log", "pid", "state", "spool", "database", "gpu", *(f"spool/{node}" for node in self.nodes)):
+        for name in (
+            "log",
+            "pid",
+            "state",
+            "spool",
+            "database",
+            "gpu",
+            *(f"spool/{node}" for node in self.nodes),
+        ):
             (self.folder / name).mkdir(mode=0o700)
         private(self.folder / "munge.key", secrets.token_bytes(128))
         private(self.folder / "slurmdbd.conf", slurmdbd_conf(self).encode())
@@ -148,7 +157,8 @@ MinJobAge=300
 KillWait=5
 SlurmdTimeout={settings.slurmd_timeout_s}
 
-# A job of `low` makes way for one of the others: it gets the signal that it asked for, and is requeued after the time of grace.
+# A job of `low` makes way for one of the others: it gets the signal that it asked for, \
+and is requeued after the time of grace.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -165,7 +175,11 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={plan.ports["slurmdbd"]}
 AccountingStoragePass={plan.munge_socket}
 AccountingStorageTRES=gres/gpu"""
-    gres = f"Gres={','.join(f'gpu:{kind}:{len(numbers)}' for kind, numbers in gpu_types(settings).items())} " if settings.gpus else ""
+    gres = (
+        f"Gres={','.join(f'gpu:{kind}:{len(numbers)}' for kind, numbers in gpu_types(settings).items())} "
+        if settings.gpus
+        else ""
+    )
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={plan.ports[name]} CPUs={settings.cpus}"
         f" RealMemory={settings.memory_mb} {gres}State=UNKNOWN"
@@ -200,7 +214,7 @@ PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime={settings.grace_s
 
 
 def gres_conf(plan: Plan) -> str:
-    """The GPUs of a node; jobs are given numbers of them in CUDA_VISIBLE_DEVICES, whether or not the machine has any."""
+    """The GPUs of a node; jobs get their numbers in CUDA_VISIBLE_DEVICES even if the machine has none."""
     return "".join(
         f"Name=gpu Type={kind} File={plan.folder}/gpu/gpu[{numbers[0]}-{numbers[-1]}]\n"
         for kind, numbers in gpu_types(plan.settings).items()

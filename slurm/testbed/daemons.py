@@ -23,25 +23,39 @@ def commands(plan: Plan) -> dict[str, list[str]]:
     """The command line of each daemon, by its name and in the order in which they are started."""
     folder = plan.folder
     munged = (
-        f"--key-file={folder}/munge.key --socket={plan.munge_socket} --pid-file={folder}/pid/munged.pid --seed-file={folder}/munge.seed"
+        f"--key-file={folder}/munge.key --socket={plan.munge_socket} --pid-file={folder}/pid/munged.pid"
+        f" --seed-file={folder}/munge.seed"
     )
     # --force: the folder may be closed to other users, which munged takes for a mistake.
     found = {"munged": ["munged", "--foreground", "--force", "--num-threads=10", *munged.split()]}
     if plan.settings.accounting:
-        files = f"--datadir={folder}/database --socket={plan.database_socket} --pid-file={folder}/pid/mariadbd.pid"
+        files = (
+            f"--datadir={folder}/database --socket={plan.database_socket}"
+            f" --pid-file={folder}/pid/mariadbd.pid"
+        )
         found["mariadbd"] = ["mariadbd", *MARIADB, *files.split(), "--skip-networking"]
         found["slurmdbd"] = ["slurmdbd", "-D"]
-    return found | {"slurmctld": ["slurmctld", "-D"]} | {f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in plan.nodes}
+    return (
+        found
+        | {"slurmctld": ["slurmctld", "-D"]}
+        | {f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in plan.nodes}
+    )
 
 
 def environment(plan: Plan, name: str) -> dict[str, str]:
     """What a daemon knows of its surroundings: nothing of those that the testbed was started from."""
-    known = {"PATH": search_path(), "LC_ALL": "C", "SLURM_CONF": str(plan.conf), "MYSQL_UNIX_PORT": str(plan.database_socket)}
+    known = {
+        "PATH": search_path(),
+        "LC_ALL": "C",
+        "SLURM_CONF": str(plan.conf),
+        "MYSQL_UNIX_PORT": str(plan.database_socket),
+    }
     # MariaDB clears its temporary tables away when it starts, and would clear away another testbed's.
     temporary = plan.folder / "temporary"
     temporary.mkdir(exist_ok=True)
     known["TMPDIR"] = str(temporary)
-    # Nothing here outlives the machine, and waiting for the disk would be most of the start; without the library, it is.
+    # Nothing here outlives the machine, and waiting for the disk would be most of the start; without the
+    # library, it is.
     return known | {DAEMON: name, "LD_PRELOAD": "libeatmydata.so"}
 
 

@@ -11,10 +11,18 @@ from pathlib import Path
 
 from slurm.testbed.config import Unusable
 
-# The parts of MariaDB that have no service, no user and no database of their own; enough for a server that somebody else starts.
+# The parts of MariaDB that have no service, no user and no database of their own; enough for a server that
+# somebody else starts.
 PACKAGES = ["slurm-wlm", "slurmdbd", "munge", "mariadb-server-core", "mariadb-client-core", "libeatmydata1"]
 NEEDED = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "sinfo", "squeue", "scancel"]
-NEEDED_FOR_ACCOUNTING = ["mariadbd", "mariadb-install-db", "my_print_defaults", "slurmdbd", "sacct", "sacctmgr"]
+NEEDED_FOR_ACCOUNTING = [
+    "mariadbd",
+    "mariadb-install-db",
+    "my_print_defaults",
+    "slurmdbd",
+    "sacct",
+    "sacctmgr",
+]
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
@@ -33,8 +41,12 @@ def executable(name: str) -> str:
 
 
 def cgroup_plugin() -> str:
-    """What this Slurm has to be told to leave cgroups alone, which a container may not have: all do without, once it has started."""
-    version = subprocess.run([executable("slurmctld"), "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    """What this Slurm has to be told to leave cgroups alone, which a container may not have: all do without,
+    once it has started.
+    """
+    version = subprocess.run(
+        [executable("slurmctld"), "-V"], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
     year, month = version.split(".")[:2]
     return "disabled" if (int(year), int(month)) >= (23, 11) else "cgroup/v1"
 
@@ -45,7 +57,11 @@ def hindrance(accounting: bool = True) -> str | None:
         return "a Slurm of one's own needs root"
     names = NEEDED + NEEDED_FOR_ACCOUNTING * accounting
     missing = [name for name in names if shutil.which(name, path=search_path()) is None]
-    return f"not installed: {', '.join(missing)}; `python -m slurm.testbed install` does it on Debian" if missing else None
+    return (
+        f"not installed: {', '.join(missing)}; `python -m slurm.testbed install` does it on Debian"
+        if missing
+        else None
+    )
 
 
 def install() -> None:
@@ -59,7 +75,9 @@ def install() -> None:
     with no_services():
         for words in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *PACKAGES]):
             command = ["apt-get", *words]
-            done = subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, check=False)
+            done = subprocess.run(
+                command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, check=False
+            )
             if done.returncode:
                 raise Unusable(f"`{' '.join(command)}` failed with exit code {done.returncode}")
     if reason := hindrance():
@@ -68,7 +86,9 @@ def install() -> None:
 
 @contextmanager
 def no_services() -> Iterator[None]:
-    """Packages installed inside do not start their services, unless the machine has a policy of its own on that."""
+    """Packages installed inside do not start their services, unless the machine has a policy of its own on
+    that.
+    """
     if POLICY.exists():
         yield
         return

@@ -1,4 +1,6 @@
-"""The processes of a testbed: started in sessions of their own, recognised again by anybody, and killed to the last."""
+"""The processes of a testbed: started in sessions of their own, recognised again by anybody, and killed to
+the last.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,19 @@ def is_alive(pid: int) -> bool:
 def stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; none if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except (FileNotFoundError, ProcessLookupError):
         return []
 
 
 def members(conf: Path) -> dict[int, str]:
-    """The pid of each process of the testbed with this slurm.conf, and which daemon it is, or descends from, if any.
+    """The pid of each process of the testbed with this slurm.conf, and which daemon it is, or descends from,
+    if any.
 
-    These are its daemons, the jobs and their descendants; not commands such as srun, and never this process or one that it runs in.
+    These are its daemons, the jobs and their descendants; not commands such as srun, and never this process
+    or one that it runs in.
     """
     parents = {pid: int(fields[1]) for pid in all_pids() if (fields := stat(pid)) and fields[0] != "Z"}
     marked = {pid: name for pid in parents if (name := mark(pid, conf)) is not None}
@@ -66,14 +72,17 @@ def all_pids() -> list[int]:
 
 
 def mark(pid: int, conf: Path) -> str | None:
-    """The daemon's name if the process is one or was started by one, an empty text if it is a job's, and None if neither."""
+    """The daemon's name if the process is one or was started by one, an empty text if it is a job's, and None
+    if neither.
+    """
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         values = dict(line.split(b"=", 1) for line in lines if b"=" in line)
         if values.get(b"SLURM_CONF") == os.fsencode(conf):
             name = values.get(DAEMON.encode())
             return name.decode() if name is not None else "" if b"SLURM_JOB_ID" in values else None
-        # The steps' daemons write their title over their environment; what tells one from another testbed's is its log.
+        # The steps' daemons write their title over their environment; what tells one from another testbed's
+        # is its log.
         return "step" if not values and is_slurms(pid) and has_open(pid, conf.parent) else None
     except OSError:  # it is gone, or the kernel's
         return None
@@ -85,7 +94,9 @@ def is_slurms(pid: int) -> bool:
 
 
 def has_open(pid: int, folder: Path) -> bool:
-    """Whether the process has a file open that is, or was, in `folder`; false if it is gone, or does not show its files even to root."""
+    """Whether the process has a file open that is, or was, in `folder`; false if it is gone, or does not show
+    its files even to root.
+    """
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
@@ -95,7 +106,9 @@ def has_open(pid: int, folder: Path) -> bool:
 
 
 def kill_all(conf: Path, timeout_s: float = 20) -> None:
-    """Kills the testbed's processes until two looks in a row find none: one misses those that are about to become another program."""
+    """Kills the testbed's processes until two looks in a row find none: one misses those that are about to
+    become another program.
+    """
     until, quiet = time.monotonic() + timeout_s, 0
     while quiet < 2:
         left = [pid for pid in members(conf) if is_alive(pid)]

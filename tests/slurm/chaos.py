@@ -1,4 +1,6 @@
-"""The whole tiny roadmap under random kills ends as one that nothing disturbed; `make slurm-chaos` runs it, for some minutes."""
+"""The whole tiny roadmap under random kills ends as one that nothing disturbed; `make slurm-chaos` runs it,
+for some minutes.
+"""
 
 from __future__ import annotations
 
@@ -57,16 +59,27 @@ def test_a_roadmap_under_random_kills_ends_as_a_quiet_one(testbed: Testbed, tmp_
             run, how = draw.choice(targets), draw.choice(["kill -9", "USR2", "requeue"])
             if strike(testbed, run, how):
                 struck[how] += 1
-                print(f"{time.monotonic() - started:6.1f} s: {how} to {run.step}, attempt {len(attempts(run.path))}; {len(left())} left")
+                print(
+                    f"{time.monotonic() - started:6.1f} s: {how} to {run.step}, attempt"
+                    f" {len(attempts(run.path))}; {len(left())} left"
+                )
         time.sleep(draw.uniform(0, PAUSE_S))
     assert left() == []
-    testbed.wait_for(lambda: all(outcomes(run)[-1] == "done" for run in found(tmp_path)), "all attempts to have ended")
+    testbed.wait_for(
+        lambda: all(outcomes(run)[-1] == "done" for run in found(tmp_path)), "all attempts to have ended"
+    )
     runs = found(tmp_path)
     assert len(runs) == len(roadmap.steps)
     for run in runs:
         assert outcomes(run).count("done") == 1, f"{run.step} was finished more than once"
-        quiet = prepare(tmp_path / "quiet", resolve(roadmap, run.step, profile="digits", overrides=TINY | {"recipe.epochs": EPOCHS}))
-        train(resolve(roadmap, run.step, profile="digits", overrides=TINY | {"recipe.epochs": EPOCHS}), quiet.path)
+        quiet = prepare(
+            tmp_path / "quiet",
+            resolve(roadmap, run.step, profile="digits", overrides=TINY | {"recipe.epochs": EPOCHS}),
+        )
+        train(
+            resolve(roadmap, run.step, profile="digits", overrides=TINY | {"recipe.epochs": EPOCHS}),
+            quiet.path,
+        )
         assert_same(run, quiet)
         print(f"{run.step}: {len(outcomes(run))} attempts, the same as quiet")
     testbed.wait_for(lambda: (tmp_path / "out/accuracy_vs_gmacs.svg").is_file(), "tables and figures", 200)

@@ -1,4 +1,6 @@
-"""A real Slurm for the tests of this folder, one for each worker of pytest-xdist; without root or packages they are skipped."""
+"""A real Slurm for the tests of this folder, one for each worker of pytest-xdist; without root or packages
+they are skipped.
+"""
 
 from __future__ import annotations
 

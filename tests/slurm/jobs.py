@@ -12,7 +12,9 @@ def submit(bed: Testbed, script: str, *options: str) -> str:
 
 
 def wait_for_state(bed: Testbed, job: str, state: str) -> None:
-    bed.wait_for(lambda: bed.state_of_job(job) == state, f"job {job}, {bed.state_of_job(job)} at first, to be {state}")
+    bed.wait_for(
+        lambda: bed.state_of_job(job) == state, f"job {job}, {bed.state_of_job(job)} at first, to be {state}"
+    )
 
 
 def lines_of(path: Path) -> list[str]:

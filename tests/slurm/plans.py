@@ -30,19 +30,46 @@ TIMES = {"seconds", "images_per_s"}
 
 def write_clusters(folder: Path, **values: Any) -> Path:
     """A cluster file with one entry, `bed`."""
-    entry = {"scheduler": "slurm", "partition": "main", "memory_gb": 2, "time": "00:20:00", "signal_seconds": 20, **values}
+    entry = {
+        "scheduler": "slurm",
+        "partition": "main",
+        "memory_gb": 2,
+        "time": "00:20:00",
+        "signal_seconds": 20,
+        **values,
+    }
     path = folder / "clusters.yaml"
     path.write_text(json.dumps({"clusters": {"bed": entry}}), encoding="utf-8")
     return path
 
 
 def submit(
-    bed: Testbed, folder: Path, *words: str, epochs: int = 2, check: bool = True, variables: dict[str, str] | None = None
+    bed: Testbed,
+    folder: Path,
+    *words: str,
+    epochs: int = 2,
+    check: bool = True,
+    variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Submits a tiny plan from `folder`, whose cluster file has been written, from a shell with `variables`."""
+    """Submits a tiny plan from `folder`, whose cluster file has been written,
+    from a shell with `variables`.
+    """
     command = ["env", *(f"{name}={value}" for name, value in (variables or {}).items())]
-    command += [sys.executable, str(ROOT / "slurm/submit.py"), "--cluster", "bed", "--cluster-file", "clusters.yaml", "--profile", "digits"]
-    command += [word for key, value in (TINY | {"recipe.epochs": epochs}).items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    command += [
+        sys.executable,
+        str(ROOT / "slurm/submit.py"),
+        "--cluster",
+        "bed",
+        "--cluster-file",
+        "clusters.yaml",
+        "--profile",
+        "digits",
+    ]
+    command += [
+        word
+        for key, value in (TINY | {"recipe.epochs": epochs}).items()
+        for word in ("--set", f"{key}={json.dumps(value)}")
+    ]
     return bed.run(*command, *words, check=check, timeout_s=120, cwd=folder)
 
 
@@ -53,7 +80,9 @@ def found(folder: Path) -> list[RunDir]:
 def wait(bed: Testbed, folder: Path, runs: int, timeout_s: float = 400) -> list[RunDir]:
     """The runs, all finished."""
     bed.wait_for(
-        lambda: sum(run.result.is_file() and outcomes(run)[-1] == "done" for run in found(folder)) >= runs, f"{runs} results", timeout_s
+        lambda: sum(run.result.is_file() and outcomes(run)[-1] == "done" for run in found(folder)) >= runs,
+        f"{runs} results",
+        timeout_s,
     )
     return found(folder)
 
@@ -66,7 +95,9 @@ def wait_for_lines(bed: Testbed, folder: Path, lines: int = 2, timeout_s: float 
         at_work[:] = [
             run
             for run in found(folder)
-            if run.metrics.exists() and run.metrics.read_bytes().count(b"\n") >= lines and not run.result.exists()
+            if run.metrics.exists()
+            and run.metrics.read_bytes().count(b"\n") >= lines
+            and not run.result.exists()
         ]
         return bool(at_work)
 
@@ -87,11 +118,15 @@ def outcomes(run: RunDir) -> list[str | None]:
 
 
 def outcome(run: RunDir) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Everything that must not depend on what a run went through: its metrics but for times, and its final weights."""
+    """Everything that must not depend on what a run went through: its metrics but for times, and its final
+    weights.
+    """
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     metrics = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
     engine = torch.load(max(run.checkpoints.glob("*.pt")), weights_only=True)["engine"]
-    return metrics, {f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in engine[part].items()}
+    return metrics, {
+        f"{part}.{name}": tensor for part in ("model", "ema") for name, tensor in engine[part].items()
+    }
 
 
 def assert_same(run: RunDir, quiet: RunDir) -> None:

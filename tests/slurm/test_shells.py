@@ -1,4 +1,6 @@
-"""A roadmap on a real Slurm behind what shells and sites put before it: variables, foreign jobs, wrappers, errors, a full queue."""
+"""A roadmap on a real Slurm behind what shells and sites put before it: variables, foreign jobs, wrappers,
+errors, a full queue.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ SHELL = {
     "SCANCEL_STATE": "RUNNING",
     "SLURM_TIME_FORMAT": "relative",
 }
-TIMEOUT = "echo sbatch: error: Batch job submission failed: Socket timed out on send/recv operation >&2; exit 1"
+TIMEOUT = (
+    "echo sbatch: error: Batch job submission failed: Socket timed out on send/recv operation >&2; exit 1"
+)
 ONCE = "test -e $0.once || { touch $0.once; %s; }"
 
 
@@ -52,7 +56,9 @@ def busy(testbed: Testbed) -> None:
 
 
 def wrapper(bed: Testbed, folder: Path, command: str, script: str) -> dict[str, str]:
-    """The variables of a shell that finds a script of the site's before a command of Slurm's, which the script calls as $real."""
+    """The variables of a shell that finds a script of the site's before a command of Slurm's, which the
+    script calls as $real.
+    """
     real = bed.run("which", command).stdout.strip()
     file = folder / "site" / command
     file.parent.mkdir(exist_ok=True)
@@ -61,14 +67,20 @@ def wrapper(bed: Testbed, folder: Path, command: str, script: str) -> dict[str, 
     return {"PATH": f"{file.parent}:{bed.environment['PATH']}"}
 
 
-def call(bed: Testbed, folder: Path, command: str, *words: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def call(
+    bed: Testbed, folder: Path, command: str, *words: str, variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     shell = ["env", *(f"{name}={value}" for name, value in variables.items())]
     return bed.run(*shell, sys.executable, str(ROOT / "slurm" / f"{command}.py"), *words, cwd=folder)
 
 
 def tasks(bed: Testbed) -> list[str]:
     """The names of all tasks in the queue; runs are tasks of convnext_t."""
-    return sorted(name for name in bed.run("squeue", "-h", "-r", "-o", "%j").stdout.split() if name in ("convnext_t", "collect"))
+    return sorted(
+        name
+        for name in bed.run("squeue", "-h", "-r", "-o", "%j").stdout.split()
+        if name in ("convnext_t", "collect")
+    )
 
 
 def job_in(folder: Path) -> str:
@@ -82,7 +94,10 @@ def job_in(folder: Path) -> str:
 def test_a_shells_defaults_for_slurms_commands_change_nothing(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, *PLAN, variables=SHELL)
-    warning = f"ignored: {', '.join(sorted(SHELL))} in the environment; what a job gets is set in the cluster file\n"
+    warning = (
+        f"ignored: {', '.join(sorted(SHELL))} in the environment; what a job gets is set in the cluster"
+        " file\n"
+    )
     assert done.stderr == warning
     again = submit(testbed, tmp_path, *PLAN, variables=SHELL)
     assert "2 in the queue, 0 to submit" in again.stdout
@@ -103,12 +118,17 @@ def test_a_shells_defaults_for_slurms_commands_change_nothing(testbed: Testbed, 
 def test_other_jobs_may_have_any_comment(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     comment = "a\n1|2|PENDING||N/A|b|c\n" + "\x1f".join("1234567")
-    other = testbed.run("sbatch", "--parsable", f"--comment={comment}", "--output=/dev/null", "--wrap", "sleep 9").stdout.strip()
+    other = testbed.run(
+        "sbatch", "--parsable", f"--comment={comment}", "--output=/dev/null", "--wrap", "sleep 9"
+    ).stdout.strip()
     submit(testbed, tmp_path, *PLAN)
     assert "2 in the queue, 0 to submit" in submit(testbed, tmp_path, *PLAN).stdout
     status = call(testbed, tmp_path, "status", "runs", "--json", variables={})
     assert [run["state"] for run in json.loads(status.stdout)["runs"]] == ["queued"] * 2
-    assert "2 jobs and 0 processes in all" in call(testbed, tmp_path, "cancel", "runs", "--all", variables={}).stdout
+    assert (
+        "2 jobs and 0 processes in all"
+        in call(testbed, tmp_path, "cancel", "runs", "--all", variables={}).stdout
+    )
     assert testbed.state_of_job(other) == "PENDING"
 
 
@@ -121,7 +141,9 @@ BANNERS = {
 
 @pytest.mark.usefixtures("busy")
 @pytest.mark.parametrize("script", BANNERS.values(), ids=BANNERS)
-def test_a_site_may_print_what_it_likes_when_a_job_is_submitted(script: str, testbed: Testbed, tmp_path: Path) -> None:
+def test_a_site_may_print_what_it_likes_when_a_job_is_submitted(
+    script: str, testbed: Testbed, tmp_path: Path
+) -> None:
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, *PLAN, variables=wrapper(testbed, tmp_path, "sbatch", script))
     job = job_in(tmp_path)
@@ -132,7 +154,10 @@ def test_a_site_may_print_what_it_likes_when_a_job_is_submitted(script: str, tes
 def test_a_job_that_is_queued_though_sbatch_fails_is_adopted(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     shell = wrapper(testbed, tmp_path, "sbatch", f'$real "$@" > /dev/null; {TIMEOUT}')
-    submit(testbed, tmp_path, *PLAN, variables=shell | {"SLURM_EXPORT_ENV": "NONE", "SRUN_EXPORT_ENV": "NONE"})  # which a job's srun reads
+    # which a job's srun reads
+    submit(
+        testbed, tmp_path, *PLAN, variables=shell | {"SLURM_EXPORT_ENV": "NONE", "SRUN_EXPORT_ENV": "NONE"}
+    )
     assert "0 to submit" in submit(testbed, tmp_path, *PLAN).stdout
     assert tasks(testbed) == ["collect", "convnext_t", "convnext_t"]
     assert [outcomes(run) for run in wait(testbed, tmp_path, 2)] == [["done"]] * 2
@@ -148,17 +173,30 @@ def test_a_busy_controller_is_asked_again(testbed: Testbed, tmp_path: Path) -> N
     assert tasks(testbed) == ["collect", "convnext_t", "convnext_t"]
 
 
-def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(
+    testbed: Testbed, tmp_path: Path
+) -> None:
     """Neither sbatch nor squeue answers once the job is queued; it trains its runs all the same."""
     write_clusters(tmp_path)
-    shell = wrapper(testbed, tmp_path, "sbatch", '$real "$@" > /dev/null; touch $0.down; echo something went wrong >&2; exit 1')
+    shell = wrapper(
+        testbed,
+        tmp_path,
+        "sbatch",
+        '$real "$@" > /dev/null; touch $0.down; echo something went wrong >&2; exit 1',
+    )
     shell |= wrapper(
-        testbed, tmp_path, "squeue", f'test ! -e $(dirname $0)/sbatch.down || {{ {TIMEOUT.replace("sbatch", "squeue")}; }}; exec $real "$@"'
+        testbed,
+        tmp_path,
+        "squeue",
+        f"test ! -e $(dirname $0)/sbatch.down || {{ {TIMEOUT.replace('sbatch', 'squeue')}; }}; exec $real"
+        ' "$@"',
     )
     done = submit(testbed, tmp_path, *PLAN, check=False, variables=shell)
     assert done.returncode == 2
     assert re.search(
-        r"cluster 'bed': nobody knows whether 2 jobs of runs/.*\.json are queued, .* Socket timed out .* not queued twice\n$", done.stderr
+        r"cluster 'bed': nobody knows whether 2 jobs of runs/.*\.json are queued, .* Socket timed out .* not"
+        r" queued twice\n$",
+        done.stderr,
     )
     assert "2 in the queue, 0 to submit" in submit(testbed, tmp_path, *PLAN).stdout
     assert [outcomes(run) for run in wait(testbed, tmp_path, 2)] == [["done"]] * 2
@@ -169,14 +207,21 @@ def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(te
 def test_a_queue_that_is_full_after_some_jobs_keeps_them(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path, steps={"gelu": {"time": "00:10:00"}})
     full = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)"
-    shell = wrapper(testbed, tmp_path, "sbatch", f'if grep -q "time=10$" $2; then echo "{full}" >&2; exit 1; fi; exec $real "$@"')
+    shell = wrapper(
+        testbed,
+        tmp_path,
+        "sbatch",
+        f'if grep -q "time=10$" $2; then echo "{full}" >&2; exit 1; fi; exec $real "$@"',
+    )
     refused = submit(testbed, tmp_path, *PLAN, check=False, variables=shell)
     assert refused.returncode == 2
     job = job_in(tmp_path)
     name = next(run.name for run in found(tmp_path) if run.step == "gelu")
-    assert refused.stderr == (
-        "cluster 'bed': sbatch refuses: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)\n"
-        f"cluster 'bed': queued are the jobs {job}, but not 1 run from {name} on; the same command submits those later\n"
+    assert (
+        refused.stderr
+        == "cluster 'bed': sbatch refuses: Batch job submission failed: Job violates accounting/QOS policy"
+        f" (job submit limit)\ncluster 'bed': queued are the jobs {job}, but not 1 run from {name} on; the"
+        " same command submits those later\n"
     )
     assert re.search(r"job \d+: collects when they have ended", refused.stdout)
     assert tasks(testbed) == ["collect", "convnext_t"]

@@ -1,4 +1,6 @@
-"""A roadmap on a real Slurm: submitted once whatever happens, and the same in the end as one that nothing disturbed."""
+"""A roadmap on a real Slurm: submitted once whatever happens, and the same in the end as one that nothing
+disturbed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,18 @@ from slurm.submitted import jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from slurm.testbed.packages import hindrance
-from tests.slurm.plans import TINY, assert_same, found, job_of, outcome, outcomes, submit, wait, wait_for_lines, write_clusters
+from tests.slurm.plans import (
+    TINY,
+    assert_same,
+    found,
+    job_of,
+    outcome,
+    outcomes,
+    submit,
+    wait,
+    wait_for_lines,
+    write_clusters,
+)
 
 STEP = "separate_downsampling"
 LONG = 12  # epochs: long enough to be caught at work
@@ -75,7 +88,9 @@ def test_the_whole_roadmap_ends_in_a_table(testbed: Testbed, tmp_path: Path) -> 
     testbed.wait_for(lambda: (tmp_path / "out/accuracy_vs_gmacs.svg").is_file(), "the figures")
     table = (tmp_path / "out/ablation.md").read_text(encoding="utf-8")
     assert f"{len(steps)} of {len(steps)} runs" in table
-    assert [line.split("|")[1].strip(" └") for line in table.splitlines() if line.startswith("| ")][2:] == list(steps)
+    assert [line.split("|")[1].strip(" └") for line in table.splitlines() if line.startswith("| ")][
+        2:
+    ] == list(steps)
 
 
 def test_runs_are_submitted_while_the_accounting_is_down(testbed: Testbed, tmp_path: Path) -> None:
@@ -90,7 +105,9 @@ def test_runs_are_submitted_while_the_accounting_is_down(testbed: Testbed, tmp_p
 
 
 @pytest.mark.parametrize("how", ["requeue", "USR2", "kill -9", "kill -9 of the node's daemon", "node down"])
-def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: RunDir, tmp_path: Path) -> None:
+def test_a_disturbed_run_ends_as_a_quiet_one(
+    how: str, testbed: Testbed, quiet: RunDir, tmp_path: Path
+) -> None:
     write_clusters(tmp_path)
     submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", epochs=LONG)
     run = wait_for_lines(testbed, tmp_path)
@@ -105,7 +122,8 @@ def test_a_disturbed_run_ends_as_a_quiet_one(how: str, testbed: Testbed, quiet: 
     elif how == "node down":
         node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
         testbed.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-        # a node that registers anew by itself meanwhile, as on a slow machine, cannot be resumed; the run shows whether it is back
+        # a node that registers anew by itself meanwhile, as on a slow machine, cannot be resumed; the run
+        # shows whether it is back
         testbed.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     else:
         node = testbed.run("squeue", "-h", "-j", job, "-o", "%N").stdout.strip()
@@ -125,7 +143,9 @@ def test_the_controller_may_die_and_come_back(testbed: Testbed, quiet: RunDir, t
     testbed.kill_slurmctld()
     refused = submit(testbed, tmp_path, "--steps", STEP, "--seeds", "2", epochs=LONG, check=False)
     assert refused.returncode == 2
-    assert "does not answer, so nobody knows what is queued already, and nothing was submitted" in refused.stderr
+    assert (
+        "does not answer, so nobody knows what is queued already, and nothing was submitted" in refused.stderr
+    )
     testbed.start_slurmctld()
     wait(testbed, tmp_path, 1)
     assert_same(run, quiet)
@@ -155,7 +175,11 @@ def test_only_the_task_that_was_stopped_is_queued_again(testbed: Testbed, tmp_pa
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, "--steps", STEP, "--seeds", "3", epochs=2000)
     array = done.stdout.partition("job ")[2].partition(":")[0]
-    testbed.wait_for(lambda: sum(any(run.checkpoints.glob("*.pt")) for run in found(tmp_path)) == 3, "three runs to be at work", 180)
+    testbed.wait_for(
+        lambda: sum(any(run.checkpoints.glob("*.pt")) for run in found(tmp_path)) == 3,
+        "three runs to be at work",
+        180,
+    )
     runs = sorted(found(tmp_path), key=lambda run: run.seed)
 
     def shown(index: int) -> dict[str, str]:
@@ -167,9 +191,15 @@ def test_only_the_task_that_was_stopped_is_queued_again(testbed: Testbed, tmp_pa
     testbed.wait_for(lambda: shown(1)["JobState"] == "CANCELLED", "the middle task to be cancelled")
     testbed.run("scancel", "--signal=USR2", f"{array}_2")
     testbed.wait_for(lambda: len(attempts(runs[2].path)) == 2, "the last task to be begun again", 180)
-    assert [(shown(index)["JobState"], shown(index)["Restarts"]) for index in (0, 2)] == [("RUNNING", "0"), ("RUNNING", "1")]
+    assert [(shown(index)["JobState"], shown(index)["Restarts"]) for index in (0, 2)] == [
+        ("RUNNING", "0"),
+        ("RUNNING", "1"),
+    ]
     assert [outcomes(run) for run in runs] == [[None], ["stopped"], ["stopped", None]]
-    assert testbed.run("squeue", "-h", "-r", "-j", array, "-o", "%K").stdout.split() in (["0", "2"], ["2", "0"])
+    assert testbed.run("squeue", "-h", "-r", "-j", array, "-o", "%K").stdout.split() in (
+        ["0", "2"],
+        ["2", "0"],
+    )
 
 
 def test_a_run_that_crashes_is_begun_again_a_few_times(testbed: Testbed, tmp_path: Path) -> None:
@@ -191,7 +221,9 @@ def test_a_rejected_submission_leaves_nothing(testbed: Testbed, tmp_path: Path) 
     write_clusters(tmp_path, partition="moon")
     refused = submit(testbed, tmp_path, "--steps", STEP, "--seeds", "2", check=False)
     assert refused.returncode == 2
-    assert re.fullmatch(r"cluster 'bed': sbatch refuses: .*invalid partition.*\n", refused.stderr), refused.stderr
+    assert re.fullmatch(r"cluster 'bed': sbatch refuses: .*invalid partition.*\n", refused.stderr), (
+        refused.stderr
+    )
     jobs = jobs_of(found(tmp_path)[0])
     assert [path.name for path in jobs.iterdir() if not path.name.startswith("source-")] == ["attempts"]
 
@@ -200,13 +232,18 @@ def test_two_submissions_at_once_submit_once(testbed: Testbed, tmp_path: Path) -
     write_clusters(tmp_path)
     said: list[subprocess.CompletedProcess[str]] = []
     words = ("--steps", STEP, "--seeds", "2")
-    threads = [threading.Thread(target=lambda: said.append(submit(testbed, tmp_path, *words, check=False))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: said.append(submit(testbed, tmp_path, *words, check=False)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert {done.returncode for done in said} <= {0, 2}
-    assert sum("2 to submit" in done.stdout for done in said) == 1, [done.stdout + done.stderr for done in said]
+    assert sum("2 to submit" in done.stdout for done in said) == 1, [
+        done.stdout + done.stderr for done in said
+    ]
     runs = wait(testbed, tmp_path, 2)
     assert [outcomes(run) for run in runs] == [["done"]] * 2
 
@@ -221,7 +258,9 @@ def test_two_nodes_train_a_run_together(testbed: Testbed, tmp_path: Path) -> Non
     alone = prepare(tmp_path / "alone", config)
     train(config, alone.path)
     (metrics, _), (expected, _) = (outcome(each) for each in (run, alone))
-    ours, theirs = ([line["train_loss"] for line in lines if line["kind"] == "train"] for lines in (metrics, expected))
+    ours, theirs = (
+        [line["train_loss"] for line in lines if line["kind"] == "train"] for lines in (metrics, expected)
+    )
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
@@ -240,7 +279,9 @@ def test_a_limit_of_runs_at_a_time_holds_for_jobs_of_two_kinds(testbed: Testbed,
     done = submit(testbed, tmp_path, "--steps", "gelu", STEP, "--seeds", "1", epochs=LONG)
     assert len(re.findall(r"^job \d+: 1 job", done.stdout, re.MULTILINE)) == 2
     runs = wait(testbed, tmp_path, 2)
-    first, second = sorted((read_attempt(attempts(run.path)[0]) for run in runs), key=lambda record: str(record["started"]))
+    first, second = sorted(
+        (read_attempt(attempts(run.path)[0]) for run in runs), key=lambda record: str(record["started"])
+    )
     assert first["ended"] <= second["started"]
 
 
@@ -273,9 +314,21 @@ def test_the_source_may_be_edited_after_a_submission(testbed: Testbed, tmp_path:
     for part in ("steps.yaml", "run_step.py", "collect.py"):
         shutil.copy(ROOT / part, copy / part)
     write_clusters(tmp_path)
-    words = [word for key, value in TINY.items() for word in ("--set", f"{key}={str(value).replace(' ', '')}")]
+    words = [
+        word for key, value in TINY.items() for word in ("--set", f"{key}={str(value).replace(' ', '')}")
+    ]
     command = ["env", f"PYTHONPATH={copy}", sys.executable, str(copy / "slurm/submit.py"), "--cluster", "bed"]
-    command += ["--cluster-file", str(tmp_path / "clusters.yaml"), "--profile", "digits", "--steps", STEP, "--seeds", "1", *words]
+    command += [
+        "--cluster-file",
+        str(tmp_path / "clusters.yaml"),
+        "--profile",
+        "digits",
+        "--steps",
+        STEP,
+        "--seeds",
+        "1",
+        *words,
+    ]
     testbed.run(*command, cwd=tmp_path, timeout_s=60)
     (copy / "roadmap/train.py").write_text("raise SystemExit('edited')\n", encoding="utf-8")
     run = wait(testbed, tmp_path, 1)[0]

@@ -1,4 +1,6 @@
-"""A testbed starts where another has crashed, stands beside others, stops without a trace, and is driven from a shell."""
+"""A testbed starts where another has crashed, stands beside others, stops without a trace, and is driven from
+a shell.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_two_beside_each_other_share_nothing(testbed: Testbed, plain: Testbed) -
     assert None not in testbed.alive().values()
 
 
-@pytest.mark.parametrize("victims", [[], ["slurmctld"], ["munged", "slurmd-n1"], ["slurmctld", "munged", "slurmd-n1", "slurmd-n2"]])
+@pytest.mark.parametrize(
+    "victims", [[], ["slurmctld"], ["munged", "slurmd-n1"], ["slurmctld", "munged", "slurmd-n1", "slurmd-n2"]]
+)
 def test_stop_leaves_no_process_and_little_else(plain: Testbed, victims: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     submit(plain, f"sleep 1000 & setsid sleep 1000 & echo $! >> {out}; srun sleep 1000", "--nodes=2")
@@ -88,7 +92,15 @@ def test_a_folder_of_somebody_else_is_left_alone(testbed: Testbed, tmp_path: Pat
 
 def command(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")} | more
-    return subprocess.run([*COMMAND, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [*COMMAND, *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_the_command_line_from_start_to_stop(testbed: Testbed, tmp_path: Path) -> None:
@@ -98,8 +110,17 @@ def test_the_command_line_from_start_to_stop(testbed: Testbed, tmp_path: Path) -
     assert (started.returncode, "3 nodes after" in started.stdout) == (0, True), started.stderr
     try:
         assert "slurmd-n3" in command("status", *folder).stdout
-        shell = f"{command('env', *folder, SLURM_JOB_ID='7').stdout}\necho job $SLURM_JOB_ID; srun --nodes=3 --cpus-per-task=2 hostname"
-        ran = subprocess.run(["bash", "-c", shell], env=os.environ | {"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=True)
+        shell = (
+            f"{command('env', *folder, SLURM_JOB_ID='7').stdout}\necho job $SLURM_JOB_ID; srun --nodes=3"
+            " --cpus-per-task=2 hostname"
+        )
+        ran = subprocess.run(
+            ["bash", "-c", shell],
+            env=os.environ | {"SLURM_JOB_ID": "7"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert ran.stdout.splitlines() == ["job", *[socket.gethostname()] * 3]
         assert command("start", *folder).returncode == 2
     finally:

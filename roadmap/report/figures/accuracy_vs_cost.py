@@ -20,18 +20,24 @@ __all__ = ["COSTS", "accuracy_vs"]
 DOT: Any = {"linestyle": "none", "marker": "o", "markersize": 5, "color": GREY}
 
 
-def accuracy_vs(ablations: Sequence[Ablation], x: str = "gmacs", width: float = DOUBLE_COLUMN) -> Figure | None:
-    """Accuracy against one of `COSTS`: arrows from parent to child, error bars of one standard deviation, and the Pareto front.
+def accuracy_vs(
+    ablations: Sequence[Ablation], x: str = "gmacs", width: float = DOUBLE_COLUMN
+) -> Figure | None:
+    """Accuracy against one of `COSTS`: arrows from parent to child, error bars of one standard deviation, and
+    the Pareto front.
 
-    Numbers name the steps in the key, side branches are hollow. The area of a bubble is the number of parameters, or GMACs where
-    those are the cost. `width` is in inches. None if no row has both an accuracy and this cost; rows that lack one are left out.
+    Numbers name the steps in the key, side branches are hollow. The area of a bubble is the number of
+    parameters, or GMACs where those are the cost. `width` is in inches. None if no row has both an accuracy
+    and this cost; rows that lack one are left out.
     """
     scene = Scene(ablations, COSTS[x], type_of(width))
     if not scene.all_marks:
         return None
     with style(width):
         figure, axes, key_axes, key = _page(scene, width)
-        figure.set_label(f"{'; '.join(ablation.title for ablation in ablations)}: accuracy and {scene.cost.label}")
+        figure.set_label(
+            f"{'; '.join(ablation.title for ablation in ablations)}: accuracy and {scene.cost.label}"
+        )
         draw(figure, axes, scene)
         key.draw(key_axes)
         return figure
@@ -62,7 +68,13 @@ def _entries(scene: Scene) -> list[Entry]:
     """What numbers, colours, bubbles and lines mean."""
     drawn, entries = {mark.number for mark in scene.all_marks}, []
     for number, same in enumerate(aligned(scene.ablations), 1):
-        why = "" if str(number) in drawn else " (not measured)" if any(row and row.top1 for row in same.rows) else " (no result)"
+        why = (
+            ""
+            if str(number) in drawn
+            else " (not measured)"
+            if any(row and row.top1 for row in same.rows)
+            else " (no result)"
+        )
         entries.append(Entry(str(number), f"{same.title}{why}"))
     if len(scene.ablations) > 1:
         for look, ablation in zip(LOOKS, scene.ablations, strict=False):
@@ -77,4 +89,8 @@ def _entries(scene: Scene) -> list[Entry]:
     entries.append(Entry(FRONT, "Pareto front"))
     starred = [found for found, _ in scene.stars]
     entries += [Entry({**STAR, "markersize": 8}, f"{found.title} (published)") for found in starred]
-    return entries + [Entry(REFERENCE, f"{found.title} {found.top1:.2f}") for found in scene.references if found not in starred]
+    return entries + [
+        Entry(REFERENCE, f"{found.title} {found.top1:.2f}")
+        for found in scene.references
+        if found not in starred
+    ]

@@ -16,12 +16,19 @@ from roadmap.report.figures.label_placement import FAR, Box, Line, place
 from roadmap.report.figures.pareto import pareto, stairs
 from roadmap.report.figures.style import DARK, GREEN, GREY, ORANGE
 
-LOG_FROM, DECADES_FROM = 4.0, 50.0  # the largest cost over the smallest from which on the axis is logarithmic, and shows decades only
+# the largest cost over the smallest from which on the axis is logarithmic, and shows decades only
+LOG_FROM, DECADES_FROM = 4.0, 50.0
 TICKS = 6  # on the axis of costs, at most
 STAR_SIZE = 1.1  # of the small font size
 LABEL = 5  # the height in the stack of what is drawn
 FRONT: Any = {"color": GREEN, "linewidth": 0.8}
-STAR: Any = {"marker": "*", "color": ORANGE, "markeredgecolor": DARK, "markeredgewidth": 0.5, "linestyle": "none"}
+STAR: Any = {
+    "marker": "*",
+    "color": ORANGE,
+    "markeredgecolor": DARK,
+    "markeredgewidth": 0.5,
+    "linestyle": "none",
+}
 REFERENCE: Any = {"color": DARK, "linestyle": ":", "linewidth": 1.0}
 
 
@@ -55,11 +62,15 @@ def _scale(axes: Axes, scene: Scene) -> None:
     axes.autoscale_view()
     axes.set_xlim(axes.get_xlim())
     axes.set_ylim(axes.get_ylim())
-    axes.set_yticks([tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= min(axes.get_ylim()[1], 100.0)])
+    axes.set_yticks(
+        [tick for tick in axes.get_yticks() if axes.get_ylim()[0] <= tick <= min(axes.get_ylim()[1], 100.0)]
+    )
     seeds = sorted({mark.row.top1.n for mark in marks if mark.row.top1})
     axes.set_xlabel(scene.cost.label)
     bars = "mean ± std, " if any(mark.row.top1 and mark.row.top1.std is not None for mark in marks) else ""
-    axes.set_ylabel(f"top-1 accuracy (%), {bars}n = {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'}")
+    axes.set_ylabel(
+        f"top-1 accuracy (%), {bars}n = {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'}"
+    )
 
 
 def _arrows(axes: Axes, scene: Scene) -> list[Line]:
@@ -87,7 +98,9 @@ def _front(axes: Axes, scene: Scene) -> list[Line]:
     points = [(mark.x, mark.y) for mark in scene.all_marks]
     more = scene.cost.more_is_better
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    corners = stairs(points, pareto(points, more_is_better=more), (left, low), (right, high), more_is_better=more)
+    corners = stairs(
+        points, pareto(points, more_is_better=more), (left, low), (right, high), more_is_better=more
+    )
     axes.plot([x for x, _ in corners], [y for _, y in corners], zorder=1.5, **FRONT)
     return [_pixels(axes, one, other) for one, other in pairwise(corners)]
 
@@ -95,10 +108,12 @@ def _front(axes: Axes, scene: Scene) -> list[Line]:
 def _draw(axes: Axes, mark: Mark) -> None:
     colour = mark.look.colour
     axes.errorbar(
-        mark.x, mark.y, xerr=mark.x_std or None, yerr=None if mark.row.top1 is None or mark.row.top1.std is None else mark.y_std,
+        mark.x, mark.y, xerr=mark.x_std or None,
+        yerr=None if mark.row.top1 is None or mark.row.top1.std is None else mark.y_std,
         fmt="none", ecolor=colour, capsize=1.5, linewidth=0.8, capthick=0.8, zorder=2.5,
     )  # fmt: skip
-    face, edge = ("white", colour) if mark.row.is_side_branch else (colour, "white")  # an edge that parts it from those below
+    # an edge that parts it from those below
+    face, edge = ("white", colour) if mark.row.is_side_branch else (colour, "white")
     look: Any = {"marker": mark.look.marker, "facecolor": face, "edgecolor": edge, "linewidth": 0.4}
     axes.scatter([mark.x], [mark.y], s=mark.side**2, zorder=3, **look)
 
@@ -117,20 +132,38 @@ def _references(axes: Axes, scene: Scene) -> list[Line]:
 
 
 def _label(figure: Figure, axes: Axes, scene: Scene, lines: Sequence[Line]) -> None:
-    """Each mark's number and each star's name beside it, where it covers nothing; a thin line leads to those that had to move away."""
-    look: Any = {"ha": "center", "va": "center", "fontsize": scene.size.small, "fontweight": "bold", "zorder": LABEL}
+    """Each mark's number and each star's name beside it, where it covers nothing; a thin line leads to those
+    that had to move away.
+    """
+    look: Any = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": scene.size.small,
+        "fontweight": "bold",
+        "zorder": LABEL,
+    }
     several = len(scene.ablations) > 1
-    texts = [axes.text(mark.x, mark.y, mark.number, color=mark.look.colour if several else DARK, **look) for mark in scene.all_marks]
+    texts = [
+        axes.text(mark.x, mark.y, mark.number, color=mark.look.colour if several else DARK, **look)
+        for mark in scene.all_marks
+    ]
     texts += [axes.text(gmacs, found.top1, found.title, color=DARK, **look) for found, gmacs in scene.stars]
     canvas: Any = FigureCanvasAgg(figure)
     extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     points = [_box(axes, mark.x, mark.y, mark.side * figure.dpi / 72) for mark in scene.all_marks]
-    points += [_box(axes, gmacs, found.top1, STAR_SIZE * scene.size.small * figure.dpi / 72) for found, gmacs in scene.stars]
+    points += [
+        _box(axes, gmacs, found.top1, STAR_SIZE * scene.size.small * figure.dpi / 72)
+        for found, gmacs in scene.stars
+    ]
     area = axes.get_window_extent()
     frame = Box(area.x0 + area.width / 2, area.y0 + area.height / 2, area.width, area.height)
-    placed = place(points, [(extent.width + 2, extent.height + 1) for extent in extents], lines, frame, points)
+    placed = place(
+        points, [(extent.width + 2, extent.height + 1) for extent in extents], lines, frame, points
+    )
     for text, box, point in zip(texts, placed, points, strict=True):
-        start, tip, at = axes.transData.inverted().transform([box.border(point), (point.x, point.y), (box.x, box.y)])
+        start, tip, at = axes.transData.inverted().transform(
+            [box.border(point), (point.x, point.y), (box.x, box.y)]
+        )
         text.set_position(at)
         if box.gap(point) > FAR:
             axes.plot([start[0], tip[0]], [start[1], tip[1]], color=GREY, linewidth=0.5, zorder=2.4)
@@ -138,8 +171,16 @@ def _label(figure: Figure, axes: Axes, scene: Scene, lines: Sequence[Line]) -> N
 
 def _error_bars(axes: Axes, scene: Scene) -> list[Line]:
     """In pixels."""
-    ends = [((mark.x - mark.x_std, mark.y), (mark.x + mark.x_std, mark.y)) for mark in scene.all_marks if mark.x_std]
-    ends += [((mark.x, mark.y - mark.y_std), (mark.x, mark.y + mark.y_std)) for mark in scene.all_marks if mark.y_std]
+    ends = [
+        ((mark.x - mark.x_std, mark.y), (mark.x + mark.x_std, mark.y))
+        for mark in scene.all_marks
+        if mark.x_std
+    ]
+    ends += [
+        ((mark.x, mark.y - mark.y_std), (mark.x, mark.y + mark.y_std))
+        for mark in scene.all_marks
+        if mark.y_std
+    ]
     return [_pixels(axes, *pair) for pair in ends]
 
 

@@ -20,7 +20,9 @@ SMALLEST = 0.4  # the side of a bubble that would be too small to see, in small 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a row costs, as a column of the table has it; `spreads` where it is measured anew in each run and the mean is shown."""
+    """What a row costs, as a column of the table has it; `spreads` where it is measured anew in each run and
+    the mean is shown.
+    """
 
     key: str
     label: str
@@ -44,7 +46,9 @@ COSTS = {
     for cost in (
         Cost("gmacs", "GMACs an image"),
         Cost("params", "parameters (M)"),
-        Cost("images_per_s", "images/s in training, all processes together", more_is_better=True, spreads=True),
+        Cost(
+            "images_per_s", "images/s in training, all processes together", more_is_better=True, spreads=True
+        ),
         Cost("device_hours", "device-hours of a run", spreads=True),
         Cost("peak_memory_mb", "peak memory of a GPU (MiB), the largest of any run"),
     )
@@ -81,7 +85,9 @@ class Scene:
     def marks(self) -> list[list[Mark]]:
         """Those of each ablation; the same step has the same number."""
         found: list[list[Mark]] = [[] for _ in self.ablations]
-        largest = max((self._bubble(row) for ablation in self.ablations for row in ablation.rows), default=1.0)
+        largest = max(
+            (self._bubble(row) for ablation in self.ablations for row in ablation.rows), default=1.0
+        )
         for number, same in enumerate(aligned(self.ablations), 1):
             for index, row in enumerate(same.rows):
                 if row is None or row.top1 is None or (x := self.cost.of(row)) is None:
@@ -113,4 +119,8 @@ class Scene:
     @property
     def stars(self) -> list[tuple[Reference, float]]:
         """Those of the references that have a place among the costs, and which."""
-        return [(found, found.gmacs) for found in self.references if self.cost.key == "gmacs" and found.gmacs is not None]
+        return [
+            (found, found.gmacs)
+            for found in self.references
+            if self.cost.key == "gmacs" and found.gmacs is not None
+        ]

@@ -18,12 +18,20 @@ from roadmap.report.rows import Ablation
 SPEED = "images_per_s"
 
 
-def draw(ablations: Sequence[Ablation], x: Sequence[str] = ("gmacs",), width: float = DOUBLE_COLUMN) -> Iterator[tuple[str, Figure]]:
-    """The figures that have anything to show, with the names of their files; each is drawn when it is asked for, so that the last can go.
+def draw(
+    ablations: Sequence[Ablation], x: Sequence[str] = ("gmacs",), width: float = DOUBLE_COLUMN
+) -> Iterator[tuple[str, Figure]]:
+    """The figures that have anything to show, with the names of their files; each is drawn when it is asked
+    for, so that the last can go.
 
-    `x` names the costs that accuracy is drawn against, and measured speeds are drawn if there are any; `width` is in inches.
+    `x` names the costs that accuracy is drawn against, and measured speeds are drawn if there are any;
+    `width` is in inches.
     """
-    costs = list(dict.fromkeys([*x, *([SPEED] if any(row.images_per_s for each in ablations for row in each.rows) else [])]))
+    costs = list(
+        dict.fromkeys(
+            [*x, *([SPEED] if any(row.images_per_s for each in ablations for row in each.rows) else [])]
+        )
+    )
     makers: dict[str, Callable[..., Figure | None]] = {
         "roadmap": roadmap_bars,
         **{f"accuracy_vs_{cost}": partial(accuracy_vs, x=cost) for cost in costs},

@@ -1,6 +1,10 @@
-"""Places for the labels of a scatter plot, so that none covers another, a point or a line. Pixels; pure geometry."""
+"""Places for the labels of a scatter plot, so that none covers another, a point or a line.
 
-# Not by adjustText, which left numbers on points and arrows of these very plots: here a label takes the nearest place that is free.
+Pixels; pure geometry.
+"""
+
+# Not by adjustText, which left numbers on points and arrows of these very plots: here a label takes the
+# nearest place that is free.
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ FAR = 6.0  # the gap between a label and its point from which on a line leads fr
 NEAR = 4.0  # the gap up to which a label seems to belong to a point
 GRID = 2.5  # places are looked for every so many pixels
 AT_ONCE = 400  # places that are compared together
-# What it costs, in pixels of distance, to cover anything, to be led to across a label or a point, and to seem another point's
+# What it costs, in pixels of distance, to cover anything, to be led to across a label or a point, and to seem
+# another point's
 COVERED, CROSSING, AMBIGUOUS = 1e4, 40.0, 25.0
 
 
@@ -33,7 +38,10 @@ class Box:
 
     def covers(self, other: Box) -> bool:
         """Whether the two share any area."""
-        return abs(self.x - other.x) * 2 < self.width + other.width and abs(self.y - other.y) * 2 < self.height + other.height
+        return (
+            abs(self.x - other.x) * 2 < self.width + other.width
+            and abs(self.y - other.y) * 2 < self.height + other.height
+        )
 
     def gap(self, other: Box) -> float:
         """The distance between the two, 0 where they touch."""
@@ -51,9 +59,14 @@ class Box:
 
 
 def place(
-    points: Sequence[Box], sizes: Sequence[tuple[float, float]], lines: Sequence[Line], frame: Box, obstacles: Sequence[Box]
+    points: Sequence[Box],
+    sizes: Sequence[tuple[float, float]],
+    lines: Sequence[Line],
+    frame: Box,
+    obstacles: Sequence[Box],
 ) -> list[Box]:
-    """A box of each size, as near its point as there is room inside `frame`, off `obstacles`, `lines` and the other labels.
+    """A box of each size, as near its point as there is room inside `frame`, off `obstacles`, `lines` and the
+    other labels.
 
     Where there is no room at all, a label covers as few of them as it can.
     """
@@ -67,7 +80,14 @@ def place(
     return placed
 
 
-def _best(places: Numbers, size: tuple[float, float], point: Box, points: Numbers, labels: Numbers, segments: Numbers) -> Box:
+def _best(
+    places: Numbers,
+    size: tuple[float, float],
+    point: Box,
+    points: Numbers,
+    labels: Numbers,
+    segments: Numbers,
+) -> Box:
     """The cheapest of some places for a label: the nearest, if it covers nothing."""
     half, middle = np.array(size) / 2, np.array([point.x, point.y])
     boxes = np.hstack([places - half, places + half])
@@ -84,10 +104,13 @@ def _best(places: Numbers, size: tuple[float, float], point: Box, points: Number
     return Box(float(places[best, 0]), float(places[best, 1]), *size)
 
 
-def _penalty(boxes: Numbers, gaps: Numbers, middle: Numbers, points: Numbers, labels: Numbers, segments: Numbers) -> Numbers:
+def _penalty(
+    boxes: Numbers, gaps: Numbers, middle: Numbers, points: Numbers, labels: Numbers, segments: Numbers
+) -> Numbers:
     """What each box for the label of the point around `middle` costs beside its distance."""
     ends = np.vstack([boxes[:, :2], boxes[:, 2:], middle])
-    hull = np.hstack([ends.min(axis=0), ends.max(axis=0)])[None]  # what lies outside is in the way of none of them
+    # what lies outside is in the way of none of them
+    hull = np.hstack([ends.min(axis=0), ends.max(axis=0)])[None]
     taken = np.vstack([points, labels])
     taken, segments = taken[~_apart(hull, taken)[0]], segments[_crossed(hull, segments)[0]]
     covered = (~_apart(boxes, taken)).sum(axis=1) + _crossed(boxes, segments).sum(axis=1)
@@ -102,7 +125,10 @@ def _penalty(boxes: Numbers, gaps: Numbers, middle: Numbers, points: Numbers, la
 def _places(frame: Box, size: tuple[float, float], point: Box) -> Numbers:
     """A grid around a point of the centres that keep a label inside the frame."""
     axes = []
-    for middle, extent, centre, length in ((frame.x, frame.width, point.x, size[0]), (frame.y, frame.height, point.y, size[1])):
+    for middle, extent, centre, length in (
+        (frame.x, frame.width, point.x, size[0]),
+        (frame.y, frame.height, point.y, size[1]),
+    ):
         room = max(0.0, (extent - length) / 2)
         steps = centre + np.arange(-int(extent / GRID), int(extent / GRID) + 1) * GRID
         axes.append(np.unique(np.clip(steps, middle - room, middle + room)))
@@ -111,7 +137,10 @@ def _places(frame: Box, size: tuple[float, float], point: Box) -> Numbers:
 
 def _corners(boxes: Sequence[Box]) -> Numbers:
     """(boxes, 4): left, bottom, right, top."""
-    sides = [[box.x - box.width / 2, box.y - box.height / 2, box.x + box.width / 2, box.y + box.height / 2] for box in boxes]
+    sides = [
+        [box.x - box.width / 2, box.y - box.height / 2, box.x + box.width / 2, box.y + box.height / 2]
+        for box in boxes
+    ]
     return np.array(sides, dtype=np.float64).reshape(-1, 4)
 
 

@@ -34,7 +34,12 @@ class Key:
     @property
     def height(self) -> float:
         """In inches."""
-        return max((line + words.count("\n") + 1 for _, line, words, _ in self._placed()), default=0) * LINE * self.points / 72
+        return (
+            max((line + words.count("\n") + 1 for _, line, words, _ in self._placed()), default=0)
+            * LINE
+            * self.points
+            / 72
+        )
 
     def draw(self, axes: Axes) -> None:
         """Fills axes of `columns` times `inches`, from top to bottom."""

@@ -8,24 +8,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, GREEN, ORANGE, PALE, style, type_of, wrapped
+from roadmap.report.figures.style import (
+    BLUE,
+    DARK,
+    DOUBLE_COLUMN,
+    GREEN,
+    ORANGE,
+    PALE,
+    style,
+    type_of,
+    wrapped,
+)
 from roadmap.report.marginal import ALONE, IN_PLACE, LAST, Worth
 from roadmap.report.stats import Difference
 from roadmap.terminal import count
 
-MARKS = {ALONE: (ORANGE, "o", -0.26), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.26)}  # colour, marker, place in the row
-FAR = 4.0  # how many times further from zero than nine in ten of the others a difference must lie to be written instead of drawn
+# colour, marker, place in the row
+MARKS = {ALONE: (ORANGE, "o", -0.26), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.26)}
+# how many times further from zero than nine in ten of the others a difference must lie to be written instead
+# of drawn
+FAR = 4.0
 TITLES = 0.34  # of the width that the changes' titles may take
 
 
 def worth_points(worths: Sequence[Worth], title: str, width: float = DOUBLE_COLUMN) -> Figure:
-    """A row a change, with its worth alone, in place and last; error bars of the 95 % interval, filled marks where it excludes zero.
+    """A row a change, with its worth alone, in place and last; error bars of the 95 % interval, filled marks
+    where it excludes zero.
 
-    A difference that would leave no room for the others is an arrow at the border with its value. `width` is in inches.
+    A difference that would leave no room for the others is an arrow at the border with its value. `width` is
+    in inches.
     """
     size = type_of(width)
     titles = [wrapped(worth.title, TITLES * width, size.text) for worth in worths]
-    row = max([4.5 * 0.8 * size.small, *(1.25 * size.text * (words.count("\n") + 1) + 6 for words in titles)]) / 72
+    row = (
+        max([4.5 * 0.8 * size.small, *(1.25 * size.text * (words.count("\n") + 1) + 6 for words in titles)])
+        / 72
+    )
     with style(width):
         figure = Figure(figsize=(width, 1.2 + row * len(worths)), layout="constrained")
         figure.set_label(title)
@@ -47,26 +65,45 @@ def worth_points(worths: Sequence[Worth], title: str, width: float = DOUBLE_COLU
             Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=1, label=reading)
             for reading, (colour, marker, _) in MARKS.items()
         ]
-        axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, borderaxespad=0, columnspacing=1.2)
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=3,
+            frameon=False,
+            borderaxespad=0,
+            columnspacing=1.2,
+        )
         return figure
 
 
 def _limit(worths: Sequence[Worth]) -> float:
     """How far from zero a difference may lie to be drawn."""
-    sizes = sorted(abs(difference.value) for worth in worths for difference in worth.of.values() if difference is not None)
+    sizes = sorted(
+        abs(difference.value)
+        for worth in worths
+        for difference in worth.of.values()
+        if difference is not None
+    )
     return FAR * sizes[int(0.9 * (len(sizes) - 1))] if sizes else 0.0
 
 
 def _draw(axes: Axes, worths: Sequence[Worth], reading: str, limit: float) -> list[tuple[float, Difference]]:
     """Draws a reading's differences up to `limit`; returns the others with their heights."""
     colour, marker, shift = MARKS[reading]
-    points = [(row + shift, difference) for row, worth in enumerate(worths) if (difference := worth.of[reading]) is not None]
+    points = [
+        (row + shift, difference)
+        for row, worth in enumerate(worths)
+        if (difference := worth.of[reading]) is not None
+    ]
     near = [(height, difference) for height, difference in points if abs(difference.value) <= limit]
     values, heights = [difference.value for _, difference in near], [height for height, _ in near]
     margins = [difference.margin or 0.0 for _, difference in near]
     axes.errorbar(values, heights, xerr=margins, fmt="none", ecolor=colour, linewidth=1)
     faces = [colour if difference.resolved else "white" for _, difference in near]
-    axes.scatter(values, heights, s=18, marker=marker, facecolors=faces, edgecolors=colour, linewidths=1, zorder=3)
+    axes.scatter(
+        values, heights, s=18, marker=marker, facecolors=faces, edgecolors=colour, linewidths=1, zorder=3
+    )
     return [point for point in points if point not in near]
 
 
@@ -74,7 +111,16 @@ def _point_out(axes: Axes, height: float, difference: Difference, points: float)
     """An arrow at the border that a difference lies beyond, with its value."""
     side, x, arrow = ("right", 0.995, "▶") if difference.value > 0 else ("left", 0.005, "◀")
     words = f"{difference} {arrow}" if side == "right" else f"{arrow} {difference}"
-    axes.text(x, height, words, transform=axes.get_yaxis_transform(), ha=side, va="center", color=DARK, fontsize=points)
+    axes.text(
+        x,
+        height,
+        words,
+        transform=axes.get_yaxis_transform(),
+        ha=side,
+        va="center",
+        color=DARK,
+        fontsize=points,
+    )
 
 
 def _unit(worths: Sequence[Worth]) -> str:

@@ -30,7 +30,7 @@ LABEL = (0.66, 1.15)  # a digit's width and a number's height, in font sizes
 
 @dataclass(frozen=True)
 class Point:
-    """A step in the paper (x) and here (y), with the half lengths of its error bars; 0 where there is none."""
+    """A step in the paper (x) and here (y), with the half lengths of its error bars; 0 if there is none."""
 
     number: int
     is_side_branch: bool
@@ -41,13 +41,18 @@ class Point:
 
 
 def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
-    """Top-1, and its change against the parent, measured against published; None where fewer than three steps have both.
+    """Top-1, and its change against the parent, measured against published; None where fewer than three steps
+    have both.
 
-    Error bars of accuracies are one standard deviation, those of changes the 95 % interval; what reaches far out is cut at the
-    border. Accuracies on other data than the paper's have a scale of their own; on the same, and for changes, a line says where
-    both are equal. `width` is in inches.
+    Error bars of accuracies are one standard deviation, those of changes the 95 % interval; what reaches far
+    out is cut at the border. Accuracies on other data than the paper's have a scale of their own; on the
+    same, and for changes, a line says where both are equal. `width` is in inches.
     """
-    shown = [ablation for ablation in ablations if ablation.source == "measured" and len(_accuracies(ablation, {})) >= FEWEST]
+    shown = [
+        ablation
+        for ablation in ablations
+        if ablation.source == "measured" and len(_accuracies(ablation, {})) >= FEWEST
+    ]
     if not shown:
         return None
     known = numbers(shown)
@@ -69,7 +74,14 @@ def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUM
 
 def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
     return [
-        Point(of.get(row.step, 0), row.is_side_branch, row.paper.mean, row.top1.mean, row.paper.std or 0.0, row.top1.std or 0.0)
+        Point(
+            of.get(row.step, 0),
+            row.is_side_branch,
+            row.paper.mean,
+            row.top1.mean,
+            row.paper.std or 0.0,
+            row.top1.std or 0.0,
+        )
         for row in ablation.rows
         if row.top1 and row.paper
     ]
@@ -78,7 +90,8 @@ def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
 def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
     return [
         Point(
-            of[row.step], row.is_side_branch, row.paper_delta.value, row.delta.value, row.paper_delta.margin or 0.0, row.delta.margin or 0.0
+            of[row.step], row.is_side_branch, row.paper_delta.value, row.delta.value,
+            row.paper_delta.margin or 0.0, row.delta.margin or 0.0,
         )
         for row in ablation.rows
         if row.delta and row.paper_delta
@@ -88,7 +101,10 @@ def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
 def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], width: float) -> None:
     rows = [(row.top1, row.paper, row.gap) for row in ablation.rows if row.top1 and row.paper]
     same_task = all(gap is not None for _, _, gap in rows)
-    x, y = _limits([(point.x, point.x_error) for point in points]), _limits([(point.y, point.y_error) for point in points])
+    x, y = (
+        _limits([(point.x, point.x_error) for point in points]),
+        _limits([(point.y, point.y_error) for point in points]),
+    )
     if same_task:
         x = y = (min(x[0], y[0]), max(x[1], y[1]))
     _draw(axes, points, x, y)
@@ -101,11 +117,16 @@ def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], wi
     if ablation.agreement:
         found = ablation.agreement
         interval = f", {INTERVAL}," if found.low is not None else ","
-        _head(axes, f"Spearman's ρ = {found}{interval} {_together(f'n = {found.n} steps')} of the path", width)
+        _head(
+            axes, f"Spearman's ρ = {found}{interval} {_together(f'n = {found.n} steps')} of the path", width
+        )
 
 
 def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
-    x, y = _limits([(point.x, point.x_error) for point in points]), _limits([(point.y, point.y_error) for point in points])
+    x, y = (
+        _limits([(point.x, point.x_error) for point in points]),
+        _limits([(point.y, point.y_error) for point in points]),
+    )
     for line in (axes.axhline, axes.axvline):
         line(0, color=DARK, linewidth=0.7, zorder=1, label="zero")
     _draw(axes, points, (min(x[0], 0.0), max(x[1], 0.0)), (min(y[0], 0.0), max(y[1], 0.0)))
@@ -131,14 +152,21 @@ def _head(axes: Axes, words: str, width: float) -> None:
     """A sentence right above the axes, below their title."""
     size = type_of(width).small
     text = wrapped(words, _room(width), size)
-    axes.annotate(text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", va="bottom", color=DARK)
+    axes.annotate(
+        text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", va="bottom", color=DARK
+    )
     if title := axes.get_title(loc="left"):
-        axes.set_title(title, loc="left", fontsize=type_of(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1))
+        axes.set_title(
+            title, loc="left", fontsize=type_of(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1)
+        )
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Limits that hold all points, and their error bars unless those would leave no room for the points."""
-    low, high = min((value for value, _ in values), default=0.0), max((value for value, _ in values), default=1.0)
+    low, high = (
+        min((value for value, _ in values), default=0.0),
+        max((value for value, _ in values), default=1.0),
+    )
     reach = LONGEST * (high - low) or max((error for _, error in values), default=0.0) or 0.5
     low, high = (
         max(low - reach, min((value - error for value, error in values), default=low)),
@@ -154,13 +182,24 @@ def _draw(axes: Axes, points: Sequence[Point], x: tuple[float, float], y: tuple[
         errors: Any = {"xerr": point.x_error or None, "yerr": point.y_error or None}
         face = "white" if point.is_side_branch else BLUE
         axes.errorbar(
-            point.x, point.y, **errors, fmt="o", markersize=4, color=BLUE, ecolor=GREY, elinewidth=0.8, markerfacecolor=face, zorder=3,
+            point.x, point.y, **errors, fmt="o", markersize=4, color=BLUE, ecolor=GREY, elinewidth=0.8,
+            markerfacecolor=face, zorder=3,
         )  # fmt: skip
 
 
 def _diagonal(axes: Axes) -> None:
     ends = axes.get_xlim()
-    axes.plot(ends, ends, color=DARK, linestyle="--", linewidth=0.9, zorder=1, scalex=False, scaley=False, label="y = x")
+    axes.plot(
+        ends,
+        ends,
+        color=DARK,
+        linestyle="--",
+        linewidth=0.9,
+        zorder=1,
+        scalex=False,
+        scaley=False,
+        label="y = x",
+    )
 
 
 def _label(axes: Axes, points: Sequence[Point], size: float) -> None:
@@ -181,8 +220,9 @@ def _label(axes: Axes, points: Sequence[Point], size: float) -> None:
         at, tip = axes.transData.inverted().transform([(box.x, box.y), (mark.x, mark.y)])
         lead = {"arrowstyle": "-", "color": DARK, "linewidth": 0.45, "shrinkA": 0, "shrinkB": 1.5}
         axes.annotate(
-            text, xy=tip, xytext=at, ha="center", va="center_baseline", color=DARK, zorder=5, annotation_clip=False,
-            arrowprops=lead if box.gap(mark) > 0.5 * size * pixels else None, path_effects=[withStroke(linewidth=1.5, foreground="white")],
+            text, xy=tip, xytext=at, ha="center", va="center_baseline", color=DARK, zorder=5,
+            annotation_clip=False, arrowprops=lead if box.gap(mark) > 0.5 * size * pixels else None,
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
         )  # fmt: skip
 
 

@@ -21,13 +21,16 @@ WIDE = 5.0  # inches from which on two panels stand side by side
 LEADING = 1.25  # the distance of two lines in font sizes
 FINE = 720.0  # dots an inch at which text is measured, so that no rounding to whole dots is left
 MOST_COLUMNS = 5
-CAPS = tuple(round(3.0 - 0.15 * step, 2) for step in range(15))  # inches to which the key's lines are broken, tried in turn
-MARK, AFTER, BETWEEN = 2.0, 0.5, 1.2  # of the key's columns: the mark, the gaps behind it and behind the words, in font sizes
+# inches to which the key's lines are broken, tried in turn
+CAPS = tuple(round(3.0 - 0.15 * step, 2) for step in range(15))
+# of the key's columns: the mark, the gaps behind it and behind the words, in font sizes
+MARK, AFTER, BETWEEN = 2.0, 0.5, 1.2
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers that stand for the steps in a figure: the places in the table, or in several tables row by row.
+    """The numbers that stand for the steps in a figure: the places in the table, or in several tables row by
+    row.
 
     `titles` are in the order of the numbers, from 1; `of` holds the numbers of each ablation's steps.
     """
@@ -39,7 +42,10 @@ class Numbers:
 def numbers(ablations: Sequence[Ablation]) -> Numbers:
     """The same step has the same number in all ablations."""
     rows = aligned(ablations)
-    of = [{row.rows[index].step: number for number, row in enumerate(rows, 1) if row.rows[index]} for index in range(len(ablations))]  # type: ignore[union-attr]
+    of = [
+        {row.rows[index].step: number for number, row in enumerate(rows, 1) if row.rows[index]}  # type: ignore[union-attr]
+        for index in range(len(ablations))
+    ]
     return Numbers(tuple(row.title for row in rows), tuple(of))
 
 
@@ -49,8 +55,12 @@ def seeds(sizes: Iterable[int]) -> str:
     return f"n = {count(found[0], 'seed')}" if len(found) == 1 else f"n = {found[0]} to {found[-1]} seeds"
 
 
-def paired(ablations: Sequence[Ablation], width: float, height: float) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """A figure with two panels an ablation, each `height` inches high: side by side, or where it is narrow one below the other."""
+def paired(
+    ablations: Sequence[Ablation], width: float, height: float
+) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """A figure with two panels an ablation, each `height` inches high: side by side, or where it is narrow
+    one below the other.
+    """
     across = 2 if width >= WIDE else 1
     down = 2 * len(ablations) // across
     size = type_of(width).title
@@ -71,9 +81,10 @@ def add_key(figure: Figure, entries: Sequence[tuple[Artist, str]], note: str = "
     size = type_of(width).small
     columns, labels = _columns([words for _, words in entries], float(width) - 0.15, size)
     key = figure.legend(
-        [mark for mark, _ in entries], labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=size, title_fontsize=size,
-        title=wrapped(note, width - 0.2, size) or None, alignment="left", handlelength=MARK, handletextpad=AFTER, columnspacing=BETWEEN,
-        labelspacing=0.25, borderpad=0.2, borderaxespad=0.2,
+        [mark for mark, _ in entries], labels, loc="outside lower left", ncols=columns, frameon=False,
+        fontsize=size, title_fontsize=size, title=wrapped(note, width - 0.2, size) or None, alignment="left",
+        handlelength=MARK, handletextpad=AFTER, columnspacing=BETWEEN, labelspacing=0.25, borderpad=0.2,
+        borderaxespad=0.2,
     )  # fmt: skip
     figure.set_size_inches(width, height + key.get_window_extent().height / figure.dpi + 0.05)
 
@@ -86,8 +97,13 @@ def _columns(words: Sequence[str], width: float, size: float) -> tuple[int, list
         for cap in CAPS:
             labels = [wrapped(label, cap, size) for label in words]
             parts = [list(part) for part in np.array_split(labels, columns)]
-            if sum(max(_inches(label, size) for label in part) for part in parts) <= room or (columns, cap) == (1, CAPS[-1]):
-                found.append((max(sum(label.count("\n") + 1 for label in part) for part in parts), columns, labels))
+            if sum(max(_inches(label, size) for label in part) for part in parts) <= room or (
+                columns,
+                cap,
+            ) == (1, CAPS[-1]):
+                found.append(
+                    (max(sum(label.count("\n") + 1 for label in part) for part in parts), columns, labels)
+                )
                 break
     _, columns, labels = min(found, default=(0, 1, []))
     return columns, labels
@@ -106,7 +122,9 @@ def _inches(text: str, size: float) -> float:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places next to the wanted ones that lie `gap` apart, in the same order, between `low` and `high` if they fit there."""
+    """The places next to the wanted ones that lie `gap` apart, in the same order, between `low` and `high` if
+    they fit there.
+    """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     places = [0.0] * len(wanted)
     groups: list[tuple[float, int]] = []  # of places that touch: the lowest wanted start, how many

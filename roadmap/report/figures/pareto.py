@@ -13,8 +13,9 @@ Point = tuple[float, float]
 def pareto(points: Sequence[Point], *, more_is_better: bool) -> list[int]:
     """The indices of the points (cost, accuracy) on the front, from the best cost to the best accuracy.
 
-    A point is on it if no other is at least as good in both and better in one. So points with the same figures are on it together
-    or not at all, and of those with the same accuracy, up to rounding, only the cheapest are. `more_is_better` is said of the cost.
+    A point is on it if no other is at least as good in both and better in one. So points with the same
+    figures are on it together or not at all, and of those with the same accuracy, up to rounding, only the
+    cheapest are. `more_is_better` is said of the cost.
     """
     sign = -1 if more_is_better else 1
     order = sorted(range(len(points)), key=lambda index: (sign * points[index][0], -points[index][1]))
@@ -27,8 +28,11 @@ def pareto(points: Sequence[Point], *, more_is_better: bool) -> list[int]:
     return front
 
 
-def stairs(points: Sequence[Point], front: Sequence[int], low: Point, high: Point, *, more_is_better: bool) -> list[Point]:
-    """The corners of the line below which everything is beaten by the front, or reached by it, between two corners of the axes.
+def stairs(
+    points: Sequence[Point], front: Sequence[int], low: Point, high: Point, *, more_is_better: bool
+) -> list[Point]:
+    """The corners of the line below which everything is beaten by the front, or reached by it, between two
+    corners of the axes.
 
     At each cost it is as high as the best accuracy that is to be had at that cost or a better one.
     """

@@ -30,9 +30,11 @@ SIDE_BRANCH: Any = {"facecolor": "white", "hatch": "////"}
 
 
 def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure:
-    """A bar a step from top to bottom, its error bar one standard deviation; mean, n and GMACs beside, side branches hatched.
+    """A bar a step from top to bottom, its error bar one standard deviation; mean, n and GMACs beside, side
+    branches hatched.
 
-    Ablations share the steps' titles and have a panel each, with their own reference as a line; `width` is in inches.
+    Ablations share the steps' titles and have a panel each, with their own reference as a line; `width` is in
+    inches.
     """
     beside = width >= BESIDE * len(ablations)
     panels = [aligned(ablations)] if beside else [aligned([ablation]) for ablation in ablations]
@@ -40,7 +42,9 @@ def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) ->
     titles = [[wrapped(row.title, labels, size.text) for row in panel] for panel in panels]
     lines = max(title.count("\n") + 1 for panel in titles for title in panel)
     inches = [len(panel) * max(1.9, 1.25 * lines + 0.4) * size.text / 72 for panel in panels]
-    references = dict.fromkeys((found.title, found.top1) for ablation in ablations if (found := ablation.reference))
+    references = dict.fromkeys(
+        (found.title, found.top1) for ablation in ablations if (found := ablation.reference)
+    )
     dashes = dict(zip(references, cycle(DASHES), strict=False))
     with style(width):
         figure = Figure(figsize=(width, sum(inches) + 0.75 * len(panels) + 0.3), layout="constrained")
@@ -51,14 +55,27 @@ def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) ->
             rows = [row.rows[index] for row in panels[0]] if beside else list(ablation.rows)
             shown = titles[0 if beside else index] if index == 0 or not beside else [""] * len(rows)
             axes.set_yticks(range(len(rows)), shown)
-            _panel(axes, ablation, rows, LOOKS[index % len(LOOKS)].colour, (width - labels - 0.15) / shape[1], size)
+            _panel(
+                axes,
+                ablation,
+                rows,
+                LOOKS[index % len(LOOKS)].colour,
+                (width - labels - 0.15) / shape[1],
+                size,
+            )
             if ablation.reference:
-                axes.axvline(ablation.reference.top1, linestyle=dashes[ablation.reference.title, ablation.reference.top1], **REFERENCE)
+                axes.axvline(
+                    ablation.reference.top1,
+                    linestyle=dashes[ablation.reference.title, ablation.reference.top1],
+                    **REFERENCE,
+                )
         _legend(figure, ablations, width, size, dashes)
         return figure
 
 
-def _panel(axes: Axes, ablation: Ablation, rows: Sequence[Row | None], colour: str, room: float, size: Type) -> None:
+def _panel(
+    axes: Axes, ablation: Ablation, rows: Sequence[Row | None], colour: str, room: float, size: Type
+) -> None:
     """One ablation, in a place `room` inches wide for the bars and the figures beside them."""
     low, high = _limits(ablation)
     for height, row in enumerate(rows):
@@ -80,7 +97,14 @@ def _bar(axes: Axes, height: int, row: Row, low: float, colour: str) -> None:
     look: dict[str, Any]
     if row.top1 is None:
         words = "diverged" if row.diverged else "no run has finished"
-        look = {"textcoords": "offset points", "va": "center", "color": DARK, "style": "italic", "bbox": PAPER, "zorder": 4}
+        look = {
+            "textcoords": "offset points",
+            "va": "center",
+            "color": DARK,
+            "style": "italic",
+            "bbox": PAPER,
+            "zorder": 4,
+        }
         axes.annotate(words, (low, height), (4, 0), **look)
         return
     look = SIDE_BRANCH if row.is_side_branch else {"facecolor": colour}
@@ -102,7 +126,9 @@ def _figures(axes: Axes, rows: Sequence[Row | None], points: float, *, has_sprea
         look: Any = {"textcoords": "offset points", "ha": "right", "color": DARK}
         axes.annotate(head, (1, 1), (offset, 3), xycoords="axes fraction", va="bottom", **look)
         for height, text in enumerate(texts):
-            axes.annotate(text, (1, height), (offset, 0), xycoords=axes.get_yaxis_transform(), va="center", **look)
+            axes.annotate(
+                text, (1, height), (offset, 0), xycoords=axes.get_yaxis_transform(), va="center", **look
+            )
 
 
 def _mean(row: Row | None, *, has_spread: bool) -> str:
@@ -122,16 +148,31 @@ def _limits(ablation: Ablation) -> tuple[float, float]:
     return low, max(ends) + 0.04 * (max(ends) - low)
 
 
-def _legend(figure: Figure, ablations: Sequence[Ablation], width: float, size: Type, dashes: Mapping[tuple[str, float], Dash]) -> None:
+def _legend(
+    figure: Figure,
+    ablations: Sequence[Ablation],
+    width: float,
+    size: Type,
+    dashes: Mapping[tuple[str, float], Dash],
+) -> None:
     """What bars and lines mean, below all panels."""
     rows = [row for ablation in ablations for row in ablation.rows if row.top1]
     handles: list[Artist] = [
-        Line2D([], [], linestyle=dash, label=f"{title} {top1:.2f}", **REFERENCE) for (title, top1), dash in dashes.items()
+        Line2D([], [], linestyle=dash, label=f"{title} {top1:.2f}", **REFERENCE)
+        for (title, top1), dash in dashes.items()
     ]
-    handles += [Patch(**SIDE_BRANCH, edgecolor=DARK, label="side branch")] if any(row.is_side_branch for row in rows) else []
+    handles += (
+        [Patch(**SIDE_BRANCH, edgecolor=DARK, label="side branch")]
+        if any(row.is_side_branch for row in rows)
+        else []
+    )
     if any(row.top1 and row.top1.std is not None for row in rows):
-        handles.append(Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1, label="mean ± std over n seeds"))
+        handles.append(
+            Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1, label="mean ± std over n seeds")
+        )
     widest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, int(width / ((0.6 * widest + 5) * size.small / 72)))
     if handles:
-        figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, borderaxespad=0.2)
+        figure.legend(
+            handles=handles, loc="outside lower left", ncols=columns, frameon=False, borderaxespad=0.2
+        )

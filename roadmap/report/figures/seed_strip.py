@@ -15,7 +15,18 @@ from matplotlib.ticker import MaxNLocator
 
 from roadmap.report.aligned import aligned
 from roadmap.report.figures.panels import LEADING, add_key
-from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, GREY, LOOKS, PALE, VERMILION, Type, style, type_of, wrapped
+from roadmap.report.figures.style import (
+    DARK,
+    DOUBLE_COLUMN,
+    GREY,
+    LOOKS,
+    PALE,
+    VERMILION,
+    Type,
+    style,
+    type_of,
+    wrapped,
+)
 from roadmap.report.rows import Ablation, Row
 from roadmap.report.stats import CONFIDENCE, Summary
 
@@ -25,7 +36,13 @@ LANES = 0.5  # of a row's height, in which its seeds lie from top to bottom
 LONGEST = 0.4  # of the range of all seeds, which an interval may reach beyond them before it is cut
 LOST = 0.12  # of the axis, left of all seeds, for those that diverged
 MOST_CROSSES = 3
-CROSS: Any = {"marker": "x", "linestyle": "none", "color": VERMILION, "markersize": 4.5, "markeredgewidth": 1.2}
+CROSS: Any = {
+    "marker": "x",
+    "linestyle": "none",
+    "color": VERMILION,
+    "markersize": 4.5,
+    "markeredgewidth": 1.2,
+}
 JOINED = "the same seed"
 THIN: Any = {"color": GREY, "linewidth": 0.5, "alpha": 0.7}
 MOST_JOINED = 5  # seeds up to which their dots are joined with their parents'
@@ -34,8 +51,9 @@ MOST_JOINED = 5  # seeds up to which their dots are joined with their parents'
 def seed_strip(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
     """A dot a seed, a row a step, with the mean and its 95 % interval; None where no run has finished.
 
-    A row's seeds lie below each other in their order. Few are joined with the same seeds of the parent. Crosses at the left
-    border are the seeds that diverged, with their number if they are many. `width` is in inches.
+    A row's seeds lie below each other in their order. Few are joined with the same seeds of the parent.
+    Crosses at the left border are the seeds that diverged, with their number if they are many. `width` is in
+    inches.
     """
     shown = [ablation for ablation in ablations if any(row.results for row in ablation.rows)]
     if not shown:
@@ -47,7 +65,10 @@ def seed_strip(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> F
     lines = max(title.count("\n") + 1 for panel in titles for title in panel)
     inches = [len(panel) * max(2.0, LEADING * lines + 0.5) * size.text / 72 for panel in panels]
     with style(width):
-        heads = [wrapped(ablation.title, (width - labels) / (len(shown) if beside else 1), size.title).count("\n") for ablation in shown]
+        heads = [
+            wrapped(ablation.title, (width - labels) / (len(shown) if beside else 1), size.title).count("\n")
+            for ablation in shown
+        ]
         more = (max(heads) if beside else sum(heads)) * LEADING * size.title / 72
         figure = Figure(figsize=(width, sum(inches) + 0.75 * len(panels) + more), layout="constrained")
         figure.set_label("; ".join(ablation.title for ablation in shown))
@@ -57,7 +78,14 @@ def seed_strip(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> F
             rows = [row.rows[index] for row in panels[0]] if beside else list(ablation.rows)
             names = titles[0 if beside else index] if index == 0 or not beside else [""] * len(rows)
             axes.set_yticks(range(len(rows)), names)
-            _panel(axes, ablation.title, rows, LOOKS[index % len(LOOKS)].colour, (width - labels) / shape[1], size)
+            _panel(
+                axes,
+                ablation.title,
+                rows,
+                LOOKS[index % len(LOOKS)].colour,
+                (width - labels) / shape[1],
+                size,
+            )
         _legend(figure, shown)
         return figure
 
@@ -83,7 +111,12 @@ def _panel(axes: Axes, title: str, rows: Sequence[Row | None], colour: str, room
         if row is not None:
             _row(axes, height, row, places, colour)
         if row is not None and not row.results:
-            words: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "color": DARK, "style": "italic"}
+            words: dict[str, Any] = {
+                "transform": axes.get_yaxis_transform(),
+                "va": "center",
+                "color": DARK,
+                "style": "italic",
+            }
             axes.text(start + 0.01, height, "no run has finished", **words)
     if start:
         axes.axvline(low + start * (high - low), color=PALE, linewidth=0.8)
@@ -105,7 +138,11 @@ def _lanes(rows: Sequence[Row | None]) -> dict[int, float]:
 
 def _row(axes: Axes, height: int, row: Row, places: Mapping[int, float], colour: str) -> None:
     at = [height + places[seed] for seed in row.seeds]
-    look: dict[str, Any] = {"markersize": 3.6 if len(places) <= 2 * MOST_JOINED else 2.4, "markeredgewidth": 0.8, "linestyle": "none"}
+    look: dict[str, Any] = {
+        "markersize": 3.6 if len(places) <= 2 * MOST_JOINED else 2.4,
+        "markeredgewidth": 0.8,
+        "linestyle": "none",
+    }
     look["markerfacecolor"] = "white" if row.is_side_branch else colour
     axes.plot(list(row.seeds.values()), at, marker="o", color=colour, zorder=3, label=row.step, **look)
     if row.top1:
@@ -120,14 +157,30 @@ def _crosses(axes: Axes, height: int, lost: int) -> None:
     drawn = lost if lost <= MOST_CROSSES else 1
     x = [LOST * (place + 0.5) / MOST_CROSSES for place in range(drawn)]
     axes.plot(
-        x, [height] * drawn, "x", transform=axes.get_yaxis_transform(), color=VERMILION, markersize=4.5, markeredgewidth=1.2, zorder=4
+        x,
+        [height] * drawn,
+        "x",
+        transform=axes.get_yaxis_transform(),
+        color=VERMILION,
+        markersize=4.5,
+        markeredgewidth=1.2,
+        zorder=4,
     )
     if drawn < lost:
-        axes.text(LOST * 1.0 / MOST_CROSSES, height, str(lost), transform=axes.get_yaxis_transform(), va="center", color=DARK)
+        axes.text(
+            LOST * 1.0 / MOST_CROSSES,
+            height,
+            str(lost),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            color=DARK,
+        )
 
 
 def _join(axes: Axes, rows: Sequence[Row | None], places: Mapping[int, float]) -> None:
-    """The same seed from parent to child, which the differences pair; not where one step is the parent of all, nor for many seeds."""
+    """The same seed from parent to child, which the differences pair; not where one step is the parent of
+    all, nor for many seeds.
+    """
     known = {row.step: (height, row) for height, row in enumerate(rows) if row and not row.is_side_branch}
     children = Counter(row.parent for _, row in known.values())
     if len(places) > MOST_JOINED:
@@ -142,10 +195,21 @@ def _join(axes: Axes, rows: Sequence[Row | None], places: Mapping[int, float]) -
 
 
 def _counts(axes: Axes, rows: Sequence[Row | None], points: float) -> None:
-    """A column right of the axes: how many seeds there are, of how many there should be where some are missing."""
+    """A column right of the axes: how many seeds there are, of how many there should be where some are
+    missing.
+    """
     texts = ["" if row is None else _count(row) for row in rows]
     offset = points * (0.8 + 0.66 * max(1, *map(len, texts)))
-    axes.annotate("n", (1, 1), (offset, 3), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom", color=DARK)
+    axes.annotate(
+        "n",
+        (1, 1),
+        (offset, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=DARK,
+    )
     for height, text in enumerate(texts):
         axes.annotate(
             text,
@@ -165,7 +229,9 @@ def _count(row: Row) -> str:
 
 
 def _limits(rows: Sequence[Row | None]) -> tuple[float, float]:
-    """Limits that hold all seeds, the intervals of their means unless those would leave no room, and a strip for those that diverged."""
+    """Limits that hold all seeds, the intervals of their means unless those would leave no room, and a strip
+    for those that diverged.
+    """
     seeds = [value for row in rows if row for value in row.seeds.values()]
     if not seeds:
         return 0.0, 100.0
@@ -176,7 +242,9 @@ def _limits(rows: Sequence[Row | None]) -> tuple[float, float]:
     high = min(high + reach, max(high, *(mean + margin for mean, margin in means)))
     margin = 0.04 * (high - low) or 0.5
     low, high = low - margin, high + margin
-    return low - (LOST / (1 - LOST) * (high - low) if any(row and row.diverged for row in rows) else 0.0), high
+    return low - (
+        LOST / (1 - LOST) * (high - low) if any(row and row.diverged for row in rows) else 0.0
+    ), high
 
 
 def _legend(figure: Figure, ablations: Sequence[Ablation]) -> None:
@@ -186,10 +254,17 @@ def _legend(figure: Figure, ablations: Sequence[Ablation]) -> None:
     if any(row.seeds for row in rows):
         entries.append((Line2D([], [], linestyle="none", marker="o", markersize=3.6, color=colour), "a seed"))
     if any(row.is_side_branch and row.seeds for row in rows):
-        hollow = Line2D([], [], linestyle="none", marker="o", markersize=3.6, color=colour, markerfacecolor="white")
+        hollow = Line2D(
+            [], [], linestyle="none", marker="o", markersize=3.6, color=colour, markerfacecolor="white"
+        )
         entries.append((hollow, "of a side branch"))
     if any(row.top1 for row in rows):
-        entries.append((Line2D([], [], linestyle="none", marker="|", markersize=9, markeredgewidth=1.3, color=DARK), "mean"))
+        entries.append(
+            (
+                Line2D([], [], linestyle="none", marker="|", markersize=9, markeredgewidth=1.3, color=DARK),
+                "mean",
+            )
+        )
     if any(row.top1 and row.top1.std is not None for row in rows):
         entries.append((Line2D([], [], color=DARK, linewidth=0.9), "95 % interval of the mean (t)"))
     if any(line.get_label() == JOINED for axes in figure.axes for line in axes.lines):

@@ -54,19 +54,28 @@ METADATA: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one of several ablations in a figure is told from the others; `share` is how much of its square the marker fills."""
+    """How one of several ablations in a figure is told from the others; `share` is how much of its square the
+    marker fills.
+    """
 
     colour: str
     marker: str
     share: float
 
 
-LOOKS = (Look(BLUE, "o", math.pi / 4), Look(VERMILION, "s", 1.0), Look(GREEN, "^", 0.5), Look(PURPLE, "v", 0.5))
+LOOKS = (
+    Look(BLUE, "o", math.pi / 4),
+    Look(VERMILION, "s", 1.0),
+    Look(GREEN, "^", 0.5),
+    Look(PURPLE, "v", 0.5),
+)
 
 
 @dataclass(frozen=True)
 class Type:
-    """Font sizes in points: of titles, of the axes' labels and rows, and of all else, which is the smallest in a figure."""
+    """Font sizes in points: of titles, of the axes' labels and rows, and of all else, which is the smallest
+    in a figure.
+    """
 
     title: float
     text: float
@@ -80,7 +89,8 @@ def type_of(width: float) -> Type:
 
 def wrapped(words: str, inches: float, points: float) -> str:
     """Text in lines that are no longer than `inches` at a font size."""
-    letters = max(FEWEST, int(inches * 72 / (0.58 * points)))  # a letter of this font is 0.58 of its size wide, on average
+    # a letter of this font is 0.58 of its size wide, on average
+    letters = max(FEWEST, int(inches * 72 / (0.58 * points)))
     while True:
         lines = textwrap.wrap(words, letters, break_on_hyphens=False)
         if letters == FEWEST or all(_inches(line, points) <= inches for line in lines):
@@ -98,7 +108,9 @@ def _inches(line: str, points: float) -> float:
 
 
 def _width(x: NDArray[np.float64], codes: NDArray[np.uint8]) -> float:
-    """How wide a text's outline of lines and quadratic curves is, as `Path.get_extents` has it, curve by curve in Python."""
+    """How wide a text's outline of lines and quadratic curves is, as `Path.get_extents` has it, curve by
+    curve in Python.
+    """
     control = np.flatnonzero(codes == Outline.CURVE3)[::2]
     start, middle, end = x[control - 1], x[control], x[control + 1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,10 +123,13 @@ def _width(x: NDArray[np.float64], codes: NDArray[np.uint8]) -> float:
 
 @contextmanager
 def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
-    """Figures of a width in inches are made inside, from matplotlib's own defaults: a user's matplotlibrc changes nothing."""
+    """Figures of a width in inches are made inside, from matplotlib's own defaults: a user's matplotlibrc
+    changes nothing.
+    """
     with mpl.rc_context():
         current: Any = mpl.rcParams
-        dict.update(current, _parameters(width))  # the checks of its own update take longer than a line of text is drawn
+        # the checks of its own update take longer than a line of text is drawn
+        dict.update(current, _parameters(width))
         yield
 
 

@@ -27,8 +27,10 @@ BRIGHTEST = 0.88  # of the colour map; what is above is too pale for a line on w
 DASHES: tuple[Any, ...] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))  # of side branches, in turn
 WARM_UP = 1 / 3  # the share of the epochs that may lie below the axis, where all lines rise steeply
 FEW = 12  # epochs up to which each is marked
-BEFORE, BEHIND = 0.05, 0.02  # of the epochs' span, left and right of it: lines end near the numbers beside the axes
-ALONE = 0.9  # of an epoch left of a single one, so that it lies at the right, too, and no tick at an epoch that never was
+# of the epochs' span, left and right of it: lines end near the numbers beside the axes
+BEFORE, BEHIND = 0.05, 0.02
+# of an epoch left of a single one, so that it lies at the right, too, and no tick at an epoch that never was
+ALONE = 0.9
 LEADER = "#B8B8B8"  # of the lines to the numbers: light, for they are no curves
 HEIGHT = 2.4  # inches of a panel, at least
 AROUND = 0.85  # inches of it that are not the axes
@@ -42,9 +44,9 @@ Look = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Line:
-    """A quantity of a step against the epoch: the mean of the seeds as far as all reached, their range, and the single seeds.
+    """A step's quantity against the epoch: the mean as far as all seeds reached, their range, each seed.
 
-    `lone` are the parts of single seeds that are in no mean: of runs that diverged, and of those ahead of others.
+    `lone` are the parts of seeds that are in no mean: of runs that diverged, and of those ahead of others.
     """
 
     number: int
@@ -59,8 +61,9 @@ class Line:
 def training_curves(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
     """Validation top-1 and training loss against the epoch; None where no run has logged an epoch.
 
-    A line is the mean over the seeds that did not diverge, as far as all of them reached, its band their range. Thin lines are
-    single seeds: those ahead of the others, and those that diverged, which end in a cross. `width` is in inches.
+    A line is the mean over the seeds that did not diverge, as far as all of them reached, its band their
+    range. Thin lines are single seeds: those ahead of the others, and those that diverged, which end in a
+    cross. `width` is in inches.
     """
     found = [(ablation, curves) for ablation in ablations if (curves := curves_of(ablation))]
     if not found:
@@ -85,7 +88,9 @@ def training_curves(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN)
         return figure
 
 
-def _lines(ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curve], Values], of: Mapping[str, int]) -> list[Line]:
+def _lines(
+    ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curve], Values], of: Mapping[str, int]
+) -> list[Line]:
     """A line a step that has any value."""
     lines = []
     for row in ablation.rows:
@@ -93,7 +98,11 @@ def _lines(ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curv
         whole: list[dict[int, float]] = []
         lone: list[tuple[bool, dict[int, float]]] = []
         for curve in (curve for curve in curves if curve.step == row.step):
-            values = {epoch: value for epoch, value in zip(curve.epoch, quantity(curve), strict=True) if value is not None}
+            values = {
+                epoch: value
+                for epoch, value in zip(curve.epoch, quantity(curve), strict=True)
+                if value is not None
+            }
             if values and curve.seed in lost:
                 lone.append((True, values))
             elif values:
@@ -103,11 +112,17 @@ def _lines(ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curv
     return lines
 
 
-def _line(number: int, whole: Sequence[dict[int, float]], lone: Sequence[tuple[bool, dict[int, float]]]) -> Line:
+def _line(
+    number: int, whole: Sequence[dict[int, float]], lone: Sequence[tuple[bool, dict[int, float]]]
+) -> Line:
     shared = sorted(set.intersection(*map(set, whole))) if whole else []
     columns = [[values[epoch] for values in whole] for epoch in shared]
     last = shared[-1] if shared else 0
-    ahead = [(False, {epoch: value for epoch, value in values.items() if epoch >= last}) for values in whole if max(values) > last]
+    ahead = [
+        (False, {epoch: value for epoch, value in values.items() if epoch >= last})
+        for values in whole
+        if max(values) > last
+    ]
     return Line(
         number,
         tuple(shared),
@@ -120,7 +135,7 @@ def _line(number: int, whole: Sequence[dict[int, float]], lone: Sequence[tuple[b
 
 
 def _looks(ablations: Sequence[Ablation]) -> dict[int, Look]:
-    """Colour by place on the path, the same in all panels; side branches have the place of their siblings, and dashes."""
+    """Color by place on the path, alike in all panels; side branches have their siblings', and dashes."""
     looks: dict[int, Look] = {}
     for ablation, of in zip(ablations, numbers(ablations).of, strict=True):
         trunk, dashes = ablation.roadmap.trunk, 0
@@ -150,29 +165,61 @@ def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
         if line.n > 1 and line.epoch:
             axes.fill_between(line.epoch, line.low, line.high, color=look["color"], alpha=0.13, linewidth=0)
         if line.epoch:
-            axes.plot(line.epoch, line.mean, linewidth=1.2, marker="o" if few else "", markersize=2.2, label=str(line.number), **look)
+            axes.plot(
+                line.epoch,
+                line.mean,
+                linewidth=1.2,
+                marker="o" if few else "",
+                markersize=2.2,
+                label=str(line.number),
+                **look,
+            )
         for lost, epoch, values in line.lone:
             axes.plot(epoch, values, linewidth=0.6, **look)
             if lost:  # what it ends with lies far out, as a rule
                 end = min(max(values[-1], low), high)
-                axes.plot(epoch[-1], end, marker="x", markersize=4, markeredgewidth=1, color=look["color"], clip_on=False, zorder=4)
+                axes.plot(
+                    epoch[-1],
+                    end,
+                    marker="x",
+                    markersize=4,
+                    markeredgewidth=1,
+                    color=look["color"],
+                    clip_on=False,
+                    zorder=4,
+                )
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     axes.set(xlim=_span(lines), ylim=(low, high))
 
 
 def _span(lines: Sequence[Line]) -> tuple[float, float]:
     """Limits around the epochs of all lines."""
-    epochs = [epoch for line in lines for part in (line.epoch, *(lone for _, lone, _ in line.lone)) for epoch in part]
+    epochs = [
+        epoch
+        for line in lines
+        for part in (line.epoch, *(lone for _, lone, _ in line.lone))
+        for epoch in part
+    ]
     last = max(epochs, default=1)
     first = min([last - ALONE, *epochs])
     return first - BEFORE * (last - first), last + BEHIND * (last - first)
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """Limits that hold all means, bands and seeds that are ahead, but not the first epochs, so that the lines' ends can be told apart."""
+    """Limits that hold all means, bands and seeds that are ahead, but not the first epochs, so that the
+    lines' ends can be told apart.
+    """
     last = max((line.epoch[-1] for line in lines if line.epoch), default=0)
-    late = [[index for index, epoch in enumerate(line.epoch) if epoch > WARM_UP * last] or range(len(line.epoch)) for line in lines]
-    ends = [side[index] for line, places in zip(lines, late, strict=True) for side in (line.low, line.high) for index in places]
+    late = [
+        [index for index, epoch in enumerate(line.epoch) if epoch > WARM_UP * last] or range(len(line.epoch))
+        for line in lines
+    ]
+    ends = [
+        side[index]
+        for line, places in zip(lines, late, strict=True)
+        for side in (line.low, line.high)
+        for index in places
+    ]
     ends += [value for line in lines for lost, _, values in line.lone if not lost for value in values[1:]]
     ends = ends or [value for line in lines for _, _, values in line.lone for value in values]
     margin = 0.05 * (max(ends) - min(ends)) or 0.5 if ends else 0.5
@@ -180,24 +227,36 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _number(axes: Axes, line: Line) -> Annotation:
-    """The step's number right of the axes, with a thin line from the border at the height of its own line's end.
+    """The step's number right of the axes, with a thin line from the border at the height of its own line's
+    end.
 
     `_spread` finds the number's height.
     """
     end = line.mean[-1] if line.epoch else line.lone[0][2][-1]
     low, high = axes.get_ylim()
     beside: Any = offset_copy(axes.transAxes, axes.get_figure(root=True), x=9, y=0, units="points")
-    lead = {"arrowstyle": "-", "color": LEADER, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+    lead = {
+        "arrowstyle": "-",
+        "color": LEADER,
+        "linewidth": 0.5,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "relpos": (0, 0.5),
+    }
     return axes.annotate(
-        str(line.number), xy=(1.0, min(max(end, low), high)), xycoords=axes.get_yaxis_transform(), xytext=(1.0, 0.5), textcoords=beside,
-        ha="left", va="center", color=DARK, arrowprops=lead, annotation_clip=False,
+        str(line.number), xy=(1.0, min(max(end, low), high)), xycoords=axes.get_yaxis_transform(),
+        xytext=(1.0, 0.5), textcoords=beside, ha="left", va="center", color=DARK, arrowprops=lead,
+        annotation_clip=False,
     )  # fmt: skip
 
 
 def _spread(axes: Axes, labels: Sequence[Annotation], gap: float) -> None:
     """Puts each number beside its line's end, or as near as the others leave room."""
     height = axes.get_window_extent().height / axes.figure.dpi * 72
-    wanted = [float(axes.transAxes.inverted().transform(axes.transData.transform(label.xy))[1]) * height for label in labels]
+    wanted = [
+        float(axes.transAxes.inverted().transform(axes.transData.transform(label.xy))[1]) * height
+        for label in labels
+    ]
     for label, place in zip(labels, spread(wanted, gap, 0, height - gap / 2), strict=True):
         label.xyann = (1.0, place / height)
 
@@ -205,9 +264,16 @@ def _spread(axes: Axes, labels: Sequence[Annotation], gap: float) -> None:
 def _add_key(figure: Figure, titles: Sequence[str], lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
     """Which line is which step, and what lines and bands are, with n."""
     present = sorted({line.number for line in lines})
-    entries = [(Line2D([], [], linewidth=1.4, **looks[number]), f"{number} {titles[number - 1]}") for number in present]
+    entries = [
+        (Line2D([], [], linewidth=1.4, **looks[number]), f"{number} {titles[number - 1]}")
+        for number in present
+    ]
     sizes = [line.n for line in lines if line.n]
-    note = "Lines: mean over the seeds; bands: lowest to highest" if max(sizes, default=0) > 1 else "Lines: one seed each"
+    note = (
+        "Lines: mean over the seeds; bands: lowest to highest"
+        if max(sizes, default=0) > 1
+        else "Lines: one seed each"
+    )
     note += f" ({seeds(sizes)})." if sizes else "."
     if any(not lost for line in lines for lost, _, _ in line.lone):
         note += " Thin: a seed ahead of others that are still training."

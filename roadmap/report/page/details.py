@@ -1,4 +1,6 @@
-"""What the page says of a step beyond its row: the values it sets, its block, the paper's figures, and where its runs come from."""
+"""What the page says of a step beyond its row: the values it sets, its block, the paper's figures, and where
+its runs come from.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,29 @@ from roadmap.settings import changes
 from roadmap.strict_yaml import show
 from roadmap.tree import resolve, trace
 
-FIGURES = ("p", "needed", "ema", "gmacs", "params", "images_per_s", "device_hours", "peak_memory_mb", "gap", "hash")
+FIGURES = (
+    "p",
+    "needed",
+    "ema",
+    "gmacs",
+    "params",
+    "images_per_s",
+    "device_hours",
+    "peak_memory_mb",
+    "gap",
+    "hash",
+)
 RUN_HEADS = (
-    "run", "seed", "state", "top-1 (%)", "epochs", "images/s", "processes", "attempts", "corrupt images", "hash", "commit", "hardware",
-    "versions", "finished", "remark",
+    "run", "seed", "state", "top-1 (%)", "epochs", "images/s", "processes", "attempts", "corrupt images",
+    "hash", "commit", "hardware", "versions", "finished", "remark",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Change:
-    """A leaf of the configuration that a step sets, before and after; `remark` says why it makes no difference, where it makes none."""
+    """A leaf of the configuration that a step sets, before and after; `remark` says why it makes no
+    difference, where it makes none.
+    """
 
     path: str
     before: str
@@ -58,11 +73,12 @@ def details(ablation: Ablation, row: Row) -> Step:
 
 
 def _changes(ablation: Ablation, row: Row) -> Iterator[Change]:
-    """The leaves that differ from the parent's, in the order of the base, and those that the step sets without effect."""
+    """The leaves that differ from the parent's, in the base's order, and those set without effect."""
     if row.parent is None:
         return
     before, after = (
-        trace(ablation.roadmap, step, profile=ablation.profile, overrides=ablation.overrides) for step in (row.parent, row.step)
+        trace(ablation.roadmap, step, profile=ablation.profile, overrides=ablation.overrides)
+        for step in (row.parent, row.step)
     )
     differences, own = changes(before, after), ablation.roadmap.tree[row.step].settings
     for path in ablation.roadmap.base:
@@ -71,7 +87,11 @@ def _changes(ablation: Ablation, row: Row) -> Iterator[Change]:
             yield Change(path, show(old), show(new))
         elif path in own:
             setter = after[path].source or "an override"
-            why = "the parent has the same" if setter == own[path].source else f"{setter} sets {show(after[path].value)}"
+            why = (
+                "the parent has the same"
+                if setter == own[path].source
+                else f"{setter} sets {show(after[path].value)}"
+            )
             yield Change(path, show(before[path].value), show(own[path].value), f"without effect here: {why}")
 
 

@@ -1,4 +1,6 @@
-"""The ablation as one page that needs nothing else: a table to sort and filter, charts to point at, and all that is known of a step."""
+"""The ablation as one page that needs nothing else: a table to sort and filter, charts to point at, and all
+that is known of a step.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from roadmap.strict_yaml import show
 
 PAGE = Path(__file__).parent
 SCRIPTS = ("page.js", "table.js", "charts.js", "curves.js", "main.js")
-UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+UNSAFE = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 EXPORTED = "window.vegaEmbed = vegaEmbed;"
 STATES = {
     "resolved": "difference resolved",
@@ -47,7 +51,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: its number, its cells in the order of the columns, which of `STATES` it is in, and its details."""
+    """A row of the table: its number, its cells in the order of the columns, which of `STATES` it is in, and
+    its details.
+    """
 
     number: int
     row: Row
@@ -75,12 +81,21 @@ class View:
 
 
 def page(ablations: Sequence[Ablation]) -> str:
-    """The text of one HTML file for one ablation, or for several beside one another; the same ablations give the same text."""
+    """The text of one HTML file for one ablation, or for several beside one another; the same ablations give
+    the same text.
+    """
     views = [_view(ablation) for ablation in ablations]
-    data = {"charts": {"accuracy": charts.accuracy_chart(), "curve": charts.curve_chart()}, "views": [view.data for view in views]}
+    data = {
+        "charts": {"accuracy": charts.accuracy_chart(), "curve": charts.curve_chart()},
+        "views": [view.data for view in views],
+    }
     library, own = bundle(), _own_script()
     environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(
         title=" and ".join(dict.fromkeys(ablation.title for ablation in ablations)),
@@ -126,7 +141,10 @@ def _policy(*scripts: str) -> str:
     """A content security policy under which these scripts run, no other does, and nothing is requested."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri"
+        " 'none'; form-action 'none'"
+    )
 
 
 def _json(value: Any) -> str:
@@ -143,7 +161,9 @@ def _view(ablation: Ablation) -> View:
     curves = charts.bands(curves_of(ablation), {row.step: number for number, row in enumerate(ablation.rows)})
     axes, reference = charts.axes(ablation), ablation.reference
     data = {
-        "points": [point | {"way": line.way} for point, line in zip(charts.points(ablation), lines, strict=True)],
+        "points": [
+            point | {"way": line.way} for point, line in zip(charts.points(ablation), lines, strict=True)
+        ],
         "axes": axes,
         "reference": {"top1": reference.top1} if reference else None,
         "curves": curves,
@@ -213,16 +233,24 @@ def _states(row: Row) -> Iterator[str]:
 def _facts(ablation: Ablation) -> Iterator[tuple[str, str]]:
     """What was run, and how much of it is there."""
     roadmap, rows = ablation.roadmap, ablation.rows
-    yield "roadmap", f"{roadmap.name}, {len(rows)} steps" + (f", {roadmap.ablation}" if roadmap.ablation else "")
+    yield (
+        "roadmap",
+        f"{roadmap.name}, {len(rows)} steps" + (f", {roadmap.ablation}" if roadmap.ablation else ""),
+    )
     if ablation.source == "measured":
         yield "profile", ablation.profile or "none: the paper's setting"
         for path, setting in overriding(roadmap.base, ablation.overrides).items():
             yield path, show(setting.value)
-        yield "runs with an accuracy", f"{sum(row.top1.n for row in rows if row.top1)} of {sum(row.planned for row in rows)}"
+        yield (
+            "runs with an accuracy",
+            f"{sum(row.top1.n for row in rows if row.top1)} of {sum(row.planned for row in rows)}",
+        )
     tested = [row.resolved for row in rows if row.resolved is not None]
     if tested:
         yield "differences resolved", f"{sum(tested)} of {len(tested)}"
-    if best := max((row for row in rows if row.top1), key=lambda row: row.top1.mean if row.top1 else 0.0, default=None):
+    if best := max(
+        (row for row in rows if row.top1), key=lambda row: row.top1.mean if row.top1 else 0.0, default=None
+    ):
         yield "highest mean", f"{best.step}, {charts.accuracy(best)}"
     if ablation.reference:
         yield "reference", f"{ablation.reference.title}, {ablation.reference.top1:.2f} %"

@@ -1,4 +1,6 @@
-"""The page's charts as Vega-Lite: what they look like here, what they show as rows of plain values for the page to fill in."""
+"""The page's charts as Vega-Lite: what they look like here, what they show as rows of plain values for the
+page to fill in.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,21 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 def axes(ablation: Ablation) -> list[dict[str, str]]:
-    """The costs that a step with an accuracy has, as `key` and `title`; each can be the chart's horizontal axis."""
+    """The costs that a step with an accuracy has, as `key` and `title`; each can be the chart's horizontal
+    axis.
+    """
     drawn = [row for row in ablation.rows if row.top1]
     return [
-        {"key": key, "title": COLUMNS[key].tells} for key in COSTS if any(_finite(COLUMNS[key].value(row)) is not None for row in drawn)
+        {"key": key, "title": COLUMNS[key].tells}
+        for key in COSTS
+        if any(_finite(COLUMNS[key].value(row)) is not None for row in drawn)
     ]
 
 
 def points(ablation: Ablation) -> list[dict[str, Any]]:
-    """A record for every row: its place in the tree as numbers of rows, its accuracy, its costs, and what the tooltip says."""
+    """A record for every row: its place in the tree as numbers of rows, its accuracy, its costs, and what the
+    tooltip says.
+    """
     numbers = {row.step: number for number, row in enumerate(ablation.rows)}
     return [_point(number, row, numbers.get(row.parent or "")) for number, row in enumerate(ablation.rows)]
 
@@ -74,7 +82,13 @@ def tip(row: Row) -> list[tuple[str, str]]:
 def accuracy(row: Row) -> str:
     """Top-1 with its spread and n, or what stands in its way."""
     if row.top1 is None:
-        return COLUMNS["top1"].text(row) if row.diverged else "no run has finished" if row.planned or row.runs else NONE
+        return (
+            COLUMNS["top1"].text(row)
+            if row.diverged
+            else "no run has finished"
+            if row.planned or row.runs
+            else NONE
+        )
     return f"{row.top1} (n = {row.top1.n}{f' of {row.planned}' if row.top1.n < row.planned else ''})"
 
 
@@ -82,11 +96,16 @@ def delta(row: Row) -> str:
     """The difference to the parent with its 95 % interval, and whether it is resolved."""
     if row.delta is None:
         return NONE
-    return f"{row.delta}" + {True: ", resolved", False: ", not resolved", None: ", without an interval"}[row.resolved]
+    return (
+        f"{row.delta}"
+        + {True: ", resolved", False: ", not resolved", None: ", without an interval"}[row.resolved]
+    )
 
 
 def bands(curves: Iterable[Curve], numbers: dict[str, int]) -> list[dict[str, Any]]:
-    """For each step with curves its epochs, and for each measure that it has [mean, lowest, highest] over the seeds at each epoch."""
+    """For each step with curves its epochs, and for each measure that it has [mean, lowest, highest] over the
+    seeds at each epoch.
+    """
     of_step: dict[int, list[Curve]] = {}
     for curve in curves:
         if curve.step in numbers:
@@ -114,7 +133,9 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def accuracy_chart() -> Spec:
-    """Accuracy against a cost; the page fills the data sets in, and sets `chosen` to a point and `way` to those from the root to it."""
+    """Accuracy against a cost; the page fills the data sets in, and sets `chosen` to a point and `way` to
+    those from the root to it.
+    """
     edge = {"x": _x(), "y": _y(), "x2": {"field": "x2"}, "y2": {"field": "top1_2"}}
     faded = {"condition": {"test": f"length(way) == 0 || {ON_WAY}", "value": 1}, "value": 0.35}
     line = {"condition": {"test": ON_WAY, "value": "var(--pick)"}, "value": "var(--edge)"}
@@ -127,13 +148,21 @@ def accuracy_chart() -> Spec:
             "mark": {"type": "rule", "aria": False},
             "encoding": {**edge, "color": line, **_width(ON_WAY, 2.5, 1.25)},
         },
-        {"data": {"name": "edges"}, "mark": _arrow(), "encoding": {"x": _x("xm"), "y": _y("ym"), "color": line}},
+        {
+            "data": {"name": "edges"},
+            "mark": _arrow(),
+            "encoding": {"x": _x("xm"), "y": _y("ym"), "color": line},
+        },
         {
             "data": {"name": "points"},
             "mark": error,
             "encoding": {"x": _x(), "y": _y("low"), "y2": {"field": "high"}, "opacity": faded},
         },
-        {"data": {"name": "labels"}, "mark": _text(stroke="var(--paper)", strokeWidth=3, strokeJoin="round"), "encoding": label},
+        {
+            "data": {"name": "labels"},
+            "mark": _text(stroke="var(--paper)", strokeWidth=3, strokeJoin="round"),
+            "encoding": label,
+        },
         {"data": {"name": "labels"}, "mark": _text(color="var(--ink)"), "encoding": label},
         {
             "data": {"name": "points"},
@@ -146,10 +175,21 @@ def accuracy_chart() -> Spec:
 
 
 def curve_chart() -> Spec:
-    """A measure against the epoch, a line a step with the band of its seeds; the page fills `lines` in and says how each looks."""
-    x = {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"nice": False}, "axis": {"tickMinStep": 1}}
+    """A measure against the epoch, a line a step with the band of its seeds; the page fills `lines` in and
+    says how each looks.
+    """
+    x = {
+        "field": "epoch",
+        "type": "quantitative",
+        "title": "epoch",
+        "scale": {"nice": False},
+        "axis": {"tickMinStep": 1},
+    }
     y = {"type": "quantitative", "scale": {"zero": False}}
-    look = {"color": {"field": "color", "type": "nominal", "scale": None}, "detail": {"field": "order", "type": "ordinal"}}
+    look = {
+        "color": {"field": "color", "type": "nominal", "scale": None},
+        "detail": {"field": "order", "type": "ordinal"},
+    }
     wide = {"strokeWidth": {"field": "width", "type": "quantitative", "scale": None}}
     band = {"x": x, "y": {**y, "field": "low", "title": ""}, "y2": {"field": "high"}, **look}
     mean: Spec = {"x": x, "y": {**y, "field": "mean", "title": ""}, **look}
@@ -159,7 +199,14 @@ def curve_chart() -> Spec:
         {"mark": {"type": "line", "interpolate": "linear", "aria": False}, "encoding": mean | wide},
         {
             "transform": coloured,
-            "mark": {"type": "point", "filled": True, "size": 70, "opacity": 0, "cursor": "pointer", "aria": False},
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "size": 70,
+                "opacity": 0,
+                "cursor": "pointer",
+                "aria": False,
+            },
             "encoding": mean | {"tooltip": {"field": "step", "type": "nominal"}},
         },
     ]
@@ -167,8 +214,19 @@ def curve_chart() -> Spec:
 
 
 def _chart(height: int, names: dict[str, list[Any]], layers: list[Spec], params: list[Spec]) -> Spec:
-    axis = {"labelColor": "var(--muted)", "titleColor": "var(--ink)", "titleFontWeight": 500, "gridColor": "var(--rule)"}
-    axis |= {"domainColor": "var(--edge)", "tickColor": "var(--edge)", "labelFontSize": 12, "titleFontSize": 13, "titlePadding": 10}
+    axis = {
+        "labelColor": "var(--muted)",
+        "titleColor": "var(--ink)",
+        "titleFontWeight": 500,
+        "gridColor": "var(--rule)",
+    }
+    axis |= {
+        "domainColor": "var(--edge)",
+        "tickColor": "var(--edge)",
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "titlePadding": 10,
+    }
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
@@ -183,11 +241,21 @@ def _chart(height: int, names: dict[str, list[Any]], layers: list[Spec], params:
 
 
 def _x(field: str = "x") -> Spec:
-    return {"field": field, "type": "quantitative", "scale": {"zero": False, "padding": 24}, "axis": {"tickCount": 8}}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "scale": {"zero": False, "padding": 24},
+        "axis": {"tickCount": 8},
+    }
 
 
 def _y(field: str = "top1") -> Spec:
-    return {"field": field, "type": "quantitative", "scale": {"zero": False, "padding": 16}, "title": "top-1 (%)"}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "scale": {"zero": False, "padding": 16},
+        "title": "top-1 (%)",
+    }
 
 
 def _if(test: str, yes: Any, no: Any) -> Spec:
@@ -195,7 +263,9 @@ def _if(test: str, yes: Any, no: Any) -> Spec:
 
 
 def _shown() -> Spec:
-    """The chosen step's name always, others where they have a place, pale where they are not on the way to it."""
+    """The chosen step's name always, others where they have a place, pale where they are not on the way to
+    it.
+    """
     off = {"test": f"!datum.show && !({CHOSEN})", "value": 0}
     return {"condition": [off, {"test": f"length(way) > 0 && !({ON_WAY})", "value": 0.45}], "value": 1}
 
@@ -210,7 +280,10 @@ def _dots(faded: Spec) -> Spec:
     hue: Spec = {"condition": picked, "value": "var(--accent)"}
     fill = {"condition": [{"test": "datum.side", "value": "var(--paper)"}, picked], "value": "var(--accent)"}
     size: Spec = {"size": _if(CHOSEN, 230, 110)}
-    named: Spec = {"description": {"field": "name", "type": "nominal"}, "tooltip": {"field": "step", "type": "nominal"}}
+    named: Spec = {
+        "description": {"field": "name", "type": "nominal"},
+        "tooltip": {"field": "step", "type": "nominal"},
+    }
     return {"x": _x(), "y": _y(), "fill": fill, "stroke": hue, "opacity": faded, **size, **named}
 
 
@@ -220,8 +293,13 @@ def _text(**look: Any) -> Spec:
 
 
 def _arrow() -> Spec:
-    """The head half-way to the child, turned by the pixels between the two; none where they are too near for one."""
-    across, down = "(scale('x', datum.x2) - scale('x', datum.x))", "(scale('y', datum.top1_2) - scale('y', datum.top1))"
+    """The head half-way to the child, turned by the pixels between the two; none where they are too near for
+    one.
+    """
+    across, down = (
+        "(scale('x', datum.x2) - scale('x', datum.x))",
+        "(scale('y', datum.top1_2) - scale('y', datum.top1))",
+    )
     return {
         "type": "point",
         "filled": True,
@@ -234,6 +312,8 @@ def _arrow() -> Spec:
 
 
 def _reference() -> list[Spec]:
-    """A dashed line at an accuracy that the steps are compared with; the key under the chart says whose it is."""
+    """A dashed line at an accuracy that the steps are compared with; the key under the chart says whose it
+    is.
+    """
     rule = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.5, "color": "var(--orange)", "aria": False}
     return [{"data": {"name": "reference"}, "mark": rule, "encoding": {"y": _y()}}]
