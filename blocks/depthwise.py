@@ -44,19 +44,21 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int
     fastest way known.
     """
     return (
-        plain(x, weight, bias, stride, dilation)
+        conv2d_reference(x, weight, bias, stride, dilation)
         if is_scripting()
         else _chosen(x, weight, bias, stride, dilation)
     )
 
 
 def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
-    if pays(_computed_in(x), x.shape, weight.shape[-1], stride, dilation) and _wanted(x, weight):
+    if custom_backward_is_faster(
+        _computed_in(x), x.shape, weight.shape[-1], stride, dilation
+    ) and needs_custom_backward(x, weight):
         # autocast knows conv2d, but not where its gradients come from
         cast = [None if tensor is None else tensor.to(_computed_in(tensor)) for tensor in (x, weight, bias)]
         output: Tensor = Depthwise.apply(*cast, stride, dilation)
         return output
-    return plain(x, weight, bias, stride, dilation)
+    return conv2d_reference(x, weight, bias, stride, dilation)
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:
@@ -68,7 +70,7 @@ def _computed_in(tensor: Tensor) -> torch.dtype:
 torch.fx.wrap("depthwise_conv2d")
 
 
-def _wanted(x: Tensor, weight: Tensor) -> bool:
+def needs_custom_backward(x: Tensor, weight: Tensor) -> bool:
     """Whether gradients will be asked of oneDNN, by a caller that can do without conv2d itself."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     on_cpu = x.device.type == "cpu" and ONEDNN
@@ -78,7 +80,9 @@ def _wanted(x: Tensor, weight: Tensor) -> bool:
     return learns and on_cpu and x.dim() == 4 and len(x) > 0 and not traced and not forward
 
 
-def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilation: int) -> bool:
+def custom_backward_is_faster(
+    dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilation: int
+) -> bool:
     """Whether `Depthwise` is faster than oneDNN there and back, for an input of `shape`, (N, C, H, W)."""
     if dtype == torch.bfloat16:
         return max(kernel // 2, stride, dilation) > 1 or min(shape[2:]) <= 2
@@ -92,7 +96,7 @@ def pays(dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilati
     return False
 
 
-def plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
+def conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
     """PyTorch's own."""
     return functional.conv2d(
         x, weight, bias, stride, weight.shape[-1] // 2 * dilation, dilation, weight.shape[0]
@@ -110,7 +114,7 @@ class Depthwise(torch.autograd.Function):
         if stride == 1 and dilation > 1:
             output: Tensor = dilated(x, weight, bias, dilation)
             return output
-        return plain(x, weight, bias, stride, dilation)
+        return conv2d_reference(x, weight, bias, stride, dilation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -217,12 +221,12 @@ def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
     if rows or columns:
         weight = weight[:, :, rows : kernel - rows, columns : kernel - columns]
     elif dilation > 1 and x[0].numel() >= SMALL_MAP:
-        return merged(same_size(split(x, dilation), weight, bias, 1), dilation, x.shape)
+        return batch_to_space(same_size(space_to_batch(x, dilation), weight, bias, 1), dilation, x.shape)
     padding = [length // 2 * dilation for length in weight.shape[-2:]]
     return functional.conv2d(x, weight, bias, 1, padding, dilation, weight.shape[0])
 
 
-def split(x: Tensor, step: int) -> Tensor:
+def space_to_batch(x: Tensor, step: int) -> Tensor:
     """Every `step`-th row and column as images of their own: (N, C, H, W) -> (step * step * N, C, ceil(H /
     step), ceil(W / step)).
     """
@@ -233,8 +237,8 @@ def split(x: Tensor, step: int) -> Tensor:
     return parts.reshape(step * step * images, rows, columns, channels).permute(0, 3, 1, 2)
 
 
-def merged(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
-    """The x of `shape` of which `parts` is the `split`."""
+def batch_to_space(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
+    """The x of `shape` of which `parts` is the `space_to_batch`."""
     images, channels, height, width = shape
     rows, columns = parts.shape[2:]
     whole = (

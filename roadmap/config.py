@@ -252,7 +252,7 @@ class RunConfig(Spec):
             return cls.model_validate(document)
         except ValidationError as error:
             problems = [
-                Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {reason(e)}")
+                Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {format_validation_error(e)}")
                 for e in error.errors()
             ]
             raise ConfigError(problems) from error
@@ -264,7 +264,7 @@ def _yaml_of(sections: str) -> str:
     return write_yaml(json.loads(sections))
 
 
-def reason(error: Any) -> str:
+def format_validation_error(error: Any) -> str:
     """A pydantic error in the words of this project."""
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "value_error":

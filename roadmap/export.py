@@ -19,7 +19,7 @@ from torch import Tensor
 from blocks.spec import ModelSpec
 from roadmap.class_map import class_map_beside, to_class_map
 from roadmap.config import RunConfig
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
 from roadmap.training.checkpoint import Checkpoints
@@ -157,7 +157,7 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
         raise _error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
     state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
     classes: list[str] | None = checkpoint.get("data", {}).get("classes")
-    with written(out):
+    with write_errors(out):
         write_atomic(out, _safetensors(state, classes) if out.suffix == ".safetensors" else _pickled(state))
     arguments = ", ".join(
         [repr(model), *(f"{key}={value!r}" for key, value in kwargs.items()), f"checkpoint_path={str(out)!r}"]
@@ -185,7 +185,7 @@ def _write_classes(out: Path, classes: list[str] | None) -> str:
     path, text = class_map_beside(out), to_class_map(classes)
     if text is None:
         return "it has no class map, for a name of its classes is no line of text"
-    with written(path):
+    with write_errors(path):
         write_atomic(path, text)
     return (
         f"{relative(path)} names its {len(classes)} classes in the order of its outputs, for timm's"

@@ -26,7 +26,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     """One clear message, a ConfigError, where `path` cannot be written inside."""
     try:
         yield
@@ -54,14 +54,15 @@ def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def aside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:
-    """What killed processes left in `folder` under names that `aside` gives for files whose name matches the
-    regular expression `name`.
+    """What killed processes left in `folder`, by the names that `temporary_path` gives.
+
+    They are those for files whose name matches the regular expression `name`.
     """
     pattern = re.compile(rf"\.(?:{name})\.[^/]+\.\d+\.tmp")
     return [path for path in folder.glob(".*.tmp") if pattern.fullmatch(path.name)]
@@ -73,7 +74,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = aside(path)
+    temporary = temporary_path(path)
     with explaining(path, len(content)):
         try:
             _write_synced(temporary, content)
@@ -88,7 +89,7 @@ def create_exclusive(path: Path, text: str) -> bool:
 
     Exactly one of many callers wins, on NFS too.
     """
-    temporary = aside(path)
+    temporary = temporary_path(path)
     with explaining(path, len(text)):
         try:
             _write_synced(temporary, text)

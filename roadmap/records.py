@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from roadmap.config import RunConfig
 from roadmap.disk import reason
-from roadmap.files import read_json_lines, write_atomic, written
+from roadmap.files import read_json_lines, write_atomic, write_errors
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.result import DamagedResult, NewerResult, Result, parse_result
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -131,7 +131,7 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
     if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
         return run
     if check_config(run, config) != config and status(run).state not in FINISHED:
-        with written(run.config):
+        with write_errors(run.config):
             _replace_config(run, config)
     return run
 

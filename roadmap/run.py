@@ -23,12 +23,12 @@ from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.result import DamagedResult, NewerResult, Result
 from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.callbacks import LiveProgress, Watch, Watches
+from roadmap.training.callbacks import Callback, Callbacks, LiveProgress
 from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
 from roadmap.training.trackers import check_trackers, make_trackers
 
-HELD = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
+EXIT_BUSY = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
 
 
 def print_plan(config: RunConfig, runs: Path) -> int:
@@ -171,7 +171,7 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
             return 128 + (stop.signal or signal.SIGTERM)
         except (LeaseHeld, LeaseLost) as error:
             console.print(str(error), highlight=False)
-            return HELD
+            return EXIT_BUSY
         except (OSError, RuntimeError) as error:
             if (message := _explained(error)) is None:
                 raise
@@ -192,11 +192,11 @@ def _trained(
         from roadmap.training.distributed import joined
     select_device(config)
     with joined(stop) as world:
-        run = world.share(lambda: prepare(runs, config))
+        run = world.from_rank0(lambda: prepare(runs, config))
         if run.result.exists():
             console.print(_finished(run, config), highlight=False, soft_wrap=True)
         console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
-        with _watch(config, run, console, profile_steps) if world.first else Watch() as watch:
+        with _watch(config, run, console, profile_steps) if world.first else Callback() as watch:
             return run, train(config, run.path, stop=stop, watch=watch, world=world)
 
 
@@ -226,14 +226,14 @@ def _explained(error: Exception) -> str | None:
     return None
 
 
-def _watch(config: RunConfig, run: RunDir, console: Console, profile_steps: int | None) -> Watch:
+def _watch(config: RunConfig, run: RunDir, console: Console, profile_steps: int | None) -> Callback:
     """Everybody who looks at the run."""
     watches = [LiveProgress(console, config.step), make_trackers(config, run.path)]
     if profile_steps is not None:
         from roadmap.training.profiler import Profiler
 
         watches.append(Profiler(run.path, profile_steps))
-    return Watches(watches)
+    return Callbacks(watches)
 
 
 def _report(console: Console, result: Result) -> None:

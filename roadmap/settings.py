@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from blocks.spelling import did_you_mean
-from roadmap.config import RunConfig, reason
+from roadmap.config import RunConfig, format_validation_error
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml
 
 
@@ -62,7 +62,7 @@ def validate(settings: Settings, **identity: Any) -> RunConfig:
 
 def _blame(settings: Settings, error: Any) -> Problem:
     """The setting behind a pydantic error; for a rule over several leaves, the last set that it names."""
-    parts, message = [str(part) for part in error["loc"]], reason(error)
+    parts, message = [str(part) for part in error["loc"]], format_validation_error(error)
     for end in range(len(parts), -1, -1):
         path = ".".join(parts[:end])
         prefix = f"{path}." if path else ""

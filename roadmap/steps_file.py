@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 from blocks.spec import Spec
 from blocks.spelling import did_you_mean
 from roadmap import STEPS_YAML
-from roadmap.config import reason
+from roadmap.config import format_validation_error
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, write_yaml
 from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput
@@ -294,4 +294,4 @@ def _locate(document: Node, error: Any) -> Problem:
     if error["type"] == "extra_forbidden":
         fields = {"extends", *(field for entry in ENTRIES for field in entry.model_fields)}
         return Problem(where, f"unknown key '{path}'{did_you_mean(inside[-1], sorted(fields))}")
-    return Problem(where, f"{path or 'the file'}: {reason(error)}")
+    return Problem(where, f"{path or 'the file'}: {format_validation_error(error)}")

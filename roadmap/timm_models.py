@@ -18,7 +18,7 @@ from torch import nn
 from blocks.model import Network, build_model
 from blocks.spec import ModelSpec
 from roadmap import STEPS_YAML
-from roadmap.config import RunConfig, reason
+from roadmap.config import RunConfig, format_validation_error
 from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmaps, resolve
 from roadmap.strict_yaml import ConfigError, Problem
@@ -140,7 +140,7 @@ def _paths(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _problem(name: str, error: Any, known: Sequence[str]) -> Problem:
-    path, message = ".".join(map(str, error["loc"])), reason(error)
+    path, message = ".".join(map(str, error["loc"])), format_validation_error(error)
     if error["type"] == "extra_forbidden":
         message = f"unknown keyword '{path}'{one_of_these(path, known)}"
     elif path:

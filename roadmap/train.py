@@ -13,13 +13,13 @@ from roadmap.lease import Lease, LeaseLost
 from roadmap.records import RunDir, check_config, read_result
 from roadmap.result import DamagedResult, Result
 from roadmap.signals import Stopped, StopSignals
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 from roadmap.training.device import OutOfMemory
-from roadmap.training.distributed import World
-from roadmap.training.trainer import Attempt, Data
+from roadmap.training.distributed import Distributed
+from roadmap.training.trainer import Data, Trainer
 
 logger = logging.getLogger(__name__)
-GRIEF_S = 2.0  # in which the process that failed first says why
+FIRST_ERROR_WAIT_S = 2.0  # in which the process that failed first says why
 
 
 def train(
@@ -28,8 +28,8 @@ def train(
     *,
     data: Data | None = None,
     stop: StopSignals | None = None,
-    watch: Watch | None = None,
-    world: World | None = None,
+    watch: Callback | None = None,
+    world: Distributed | None = None,
 ) -> Result:
     """Trains `config` in `run_dir` and returns its result, or the one that is there already.
 
@@ -38,7 +38,7 @@ def train(
     this alike. Stopped if `stop` asks for it, LeaseHeld if somebody else is at work there, OutOfMemory with
     what to try, ConfigError if the directory or the data does not fit the configuration.
     """
-    world, run = world or World(), RunDir(run_dir)
+    world, run = world or Distributed(), RunDir(run_dir)
     with ExitStack() as stack:
         lease = Lease(run.path)
 
@@ -51,16 +51,16 @@ def train(
             return result
 
         try:
-            found = world.share(claim)
+            found = world.from_rank0(claim)
             return found or _attempt(
-                Attempt(config, run, lease, stop or StopSignals(), watch or Watch(), world, data)
+                Trainer(config, run, lease, stop or StopSignals(), watch or Callback(), world, data)
             )
         except Stopped:
             lease.outcome = "stopped"
             raise
 
 
-def _blame(attempt: Attempt, error: Exception) -> None:
+def _blame(attempt: Trainer, error: Exception) -> None:
     """Leaves word of what ended this process; in the first one, RuntimeError with the word of another that
     was the cause.
 
@@ -73,7 +73,7 @@ def _blame(attempt: Attempt, error: Exception) -> None:
         return
     if not isinstance(error, RuntimeError) or isinstance(error, LeaseLost | OutOfMemory):
         return
-    time.sleep(GRIEF_S)
+    time.sleep(FIRST_ERROR_WAIT_S)
     if words.is_file() and words.stat().st_mtime > attempt.began:
         raise RuntimeError(words.read_text(encoding="utf-8").strip()) from error
 
@@ -86,7 +86,7 @@ def _finished(run: RunDir) -> Result | None:
         return None
 
 
-def _attempt(attempt: Attempt) -> Result:
+def _attempt(attempt: Trainer) -> Result:
     lease, run = attempt.lease, attempt.run_dir
     try:
         with attempt.opened():
@@ -103,5 +103,5 @@ def _attempt(attempt: Attempt) -> Result:
         write_json(run.result, result.model_dump(mode="json"))
         lease.outcome = result.status
 
-    attempt.world.share(conclude)
+    attempt.world.from_rank0(conclude)
     return result

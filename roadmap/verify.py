@@ -9,7 +9,7 @@ from roadmap.tree import Counted, PaperFigures, Roadmap, resolve
 
 
 @dataclass(frozen=True)
-class Row:
+class VerifiedStep:
     """A step's cost at its own image size beside the printed GMACs and the cost counted by other code."""
 
     step: str
@@ -64,18 +64,20 @@ def _agree(ours: float, theirs: float, digits: int) -> bool:
     return f"{ours:.{digits}f}" == f"{theirs:.{digits}f}"
 
 
-def verify(roadmap: Roadmap) -> list[Row]:
+def verify(roadmap: Roadmap) -> list[VerifiedStep]:
     """All steps of a roadmap, without a profile."""
     rows = []
     for name, step in roadmap.tree.items():
         config = resolve(roadmap, name)
         rows.append(
-            Row(name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted)
+            VerifiedStep(
+                name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted
+            )
         )
     return rows
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[VerifiedStep]) -> str:
     """One line that counts the verdicts."""
     printed = [row for row in rows if row.prints is not None]
     counted = [row for row in rows if row.counts is not None]

@@ -18,7 +18,7 @@ from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import count
-from roadmap.training.initial_weights import named
+from roadmap.training.initial_weights import with_init_digest
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
 from slurm.client import SlurmUnavailable, Task, ask, queued
@@ -93,7 +93,7 @@ def hash_of(roadmap: Roadmap, step: str, profile: str, overrides: dict[str, Any]
         resolve(roadmap, step, profile=choice)
     except ConfigError:
         return None
-    return named(resolve(roadmap, step, profile=choice, overrides=overrides)).hash
+    return with_init_digest(resolve(roadmap, step, profile=choice, overrides=overrides)).hash
 
 
 def plan_for(chosen: Sequence[Status]) -> Plan:

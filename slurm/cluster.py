@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from blocks.spec import Count, Spec
 from blocks.spelling import did_you_mean
-from roadmap.config import NonNegative, Positive, reason
+from roadmap.config import NonNegative, Positive, format_validation_error
 from roadmap.settings import one_of_these
 from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative, show
 from slurm import CLUSTER_YAML
@@ -161,7 +161,7 @@ def _blaming(*path: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        raise _Fault(reason(first), *path, *_path(first)) from error
+        raise _Fault(format_validation_error(first), *path, *_path(first)) from error
 
 
 Changes = Annotated[dict[str, Any], AfterValidator(_changes)]
@@ -365,7 +365,7 @@ def _locate(name: str, entry: Node, error: Any) -> Problem:
         return Problem(
             where, f"cluster '{name}': unknown key '{path}'{did_you_mean(path, sorted(Cluster.model_fields))}"
         )
-    return Problem(where, f"cluster '{name}': {f'{path}: ' if path else ''}{reason(error)}")
+    return Problem(where, f"cluster '{name}': {f'{path}: ' if path else ''}{format_validation_error(error)}")
 
 
 def _path(error: Any) -> list[str]:

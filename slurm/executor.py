@@ -17,7 +17,7 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from roadmap.disk import disk_error
-from roadmap.files import written
+from roadmap.files import write_errors
 from roadmap.lease import now
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -191,7 +191,7 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     record = Submission(
         name, cluster, now(), tuple(tuple(run.name for run in group) for group in array.groups)
     )
-    with written(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True)
         (folder / "runs.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         record.write(jobs)

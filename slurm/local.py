@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap import ROOT
-from roadmap.files import written
+from roadmap.files import write_errors
 from roadmap.lease import is_here
 from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
@@ -52,7 +52,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     devices = gpus()
     jobs = []
-    with ignoring_interrupts(), launched_by_nobody(), written(folder):
+    with ignoring_interrupts(), launched_by_nobody(), write_errors(folder):
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)

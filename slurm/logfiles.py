@@ -14,7 +14,7 @@ from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, status
 from roadmap.strict_yaml import relative
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
-from slurm.monitor import look, places
+from slurm.monitor import places, poll
 from slurm.submitted import jobs_of
 
 LINES = 40
@@ -93,7 +93,7 @@ def _changed(path: Path) -> float:
 
 def standing(run: RunDir) -> str:
     """Where a run stands, for whoever finds no log."""
-    board = look([run])
+    board = poll([run])
     row = board.rows[0]
     told = [
         row.state,
@@ -105,7 +105,7 @@ def standing(run: RunDir) -> str:
 
 def is_over(run: RunDir) -> bool:
     """Whether nobody is at work on a run, nor will be, as far as Slurm tells."""
-    return status(run).state != "running" and not look([run]).rows[0].goes_on
+    return status(run).state != "running" and not poll([run]).rows[0].goes_on
 
 
 def wait_for_log(run: RunDir, end: str) -> Path | None:

@@ -26,7 +26,7 @@ TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Place:
+class SubmittedJob:
     """A run's place in what was submitted: the job `job` in `folder`, which Slurm may never have heard of,
     trains all of `group`.
     """
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Row:
+class RunState:
     """Where a run stands; `seconds_left` are those of training alone, `where` is a node or host, `why` says
     what went wrong.
     """
@@ -76,10 +76,10 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Board:
+class Snapshot:
     """Where all runs stand; `said` are lines about what could not be asked."""
 
-    rows: list[Row]
+    rows: list[RunState]
     said: list[str]
     forecast: Forecast | None
 
@@ -89,33 +89,33 @@ class Slurm:
     """What Slurm says of unfinished runs, by their paths."""
 
     tasks: dict[Path, Task] = field(default_factory=dict)
-    places: dict[Path, Place] = field(default_factory=dict)
+    places: dict[Path, SubmittedJob] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     answers: bool = True
 
 
-def look(runs: Iterable[RunDir]) -> Board:
+def poll(runs: Iterable[RunDir]) -> Snapshot:
     """Where `runs` stand now."""
     return board_of([status(run) for run in runs])
 
 
-def board_of(found: Sequence[Status]) -> Board:
+def board_of(found: Sequence[Status]) -> Snapshot:
     """What is known of runs whose directories say what `found` holds."""
     evaluations = {one.run.path: last_evaluation(one) for one in found if one.result is None}
     slurm, paces = ask_slurm(found), paces_of(found, evaluations)
     rows = [row_of(one, paces[one.run.hash], evaluations.get(one.run.path, {}), slurm) for one in found]
-    return Board(rows, slurm.said, forecast(rows, paces))
+    return Snapshot(rows, slurm.said, forecast(rows, paces))
 
 
-def places(jobs: Path) -> dict[str, Place]:
+def places(jobs: Path) -> dict[str, SubmittedJob]:
     """The latest place of each run in what was submitted from the folder `jobs`, by the runs' names."""
-    found: dict[str, Place] = {}
+    found: dict[str, SubmittedJob] = {}
     for submission in submissions(jobs):
         folder = jobs / submission.name
         job, array = next(iter(submitted_jobs(folder)), ("", False))
         for index, group in enumerate(submission.groups):
-            place = Place(folder, (f"{job}_{index}" if array else job) or None, group)
+            place = SubmittedJob(folder, (f"{job}_{index}" if array else job) or None, group)
             found |= dict.fromkeys(group, place)
     return found
 
@@ -155,11 +155,11 @@ def root_of(jobs: Path) -> Path:
     return jobs.parent.parent.parent
 
 
-def row_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm) -> Row:
+def row_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm) -> RunState:
     """A run's row; `evaluation` is the last record of one."""
     run, result = found.run, found.result
     if result is not None:
-        return Row(
+        return RunState(
             run,
             found.state,
             result.epochs,
@@ -172,7 +172,7 @@ def row_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm) 
     last = read_attempt(files[-1]) if files else {}
     state, why, job = verdict(found, last, slurm)
     task = slurm.tasks.get(run.path)
-    return Row(
+    return RunState(
         run,
         state,
         record.get("epoch"),
@@ -247,7 +247,7 @@ def last_line(log: Path | None) -> str | None:
     return next((line for line in reversed(lines) if line and not line.startswith(CLOSING)), None)
 
 
-def forecast(rows: Sequence[Row], paces: dict[str, Pace]) -> Forecast | None:
+def forecast(rows: Sequence[RunState], paces: dict[str, Pace]) -> Forecast | None:
     """When what is being trained and what waits will be done, if as many as now go on being trained; None if
     that cannot be told.
     """

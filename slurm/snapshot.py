@@ -12,7 +12,7 @@ from pathlib import Path
 
 from roadmap import ROOT, STEPS_YAML
 from roadmap.disk import reason
-from roadmap.files import sync_folder, write_atomic, written
+from roadmap.files import sync_folder, write_atomic, write_errors
 from roadmap.provenance import KEPT, commit
 from roadmap.steps import flat_text
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -73,7 +73,7 @@ def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
         return snapshot / STEPS_YAML.relative_to(ROOT)
     text = flat_text(steps_file)
     kept = folder / f"steps-{hashlib.sha256(text.encode()).hexdigest()[:16]}" / steps_file.name
-    with written(kept):
+    with write_errors(kept):
         kept.parent.mkdir(exist_ok=True)
         write_atomic(kept, text)
         sync_folder(folder)

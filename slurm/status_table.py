@@ -19,7 +19,7 @@ from roadmap.records import FINISHED, Status
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count, table, tally
 from slurm.choose import runs_of_experiment
-from slurm.monitor import Board, Row, look
+from slurm.monitor import RunState, Snapshot, poll
 
 
 class HasState(Protocol):
@@ -59,7 +59,7 @@ def overview(runs: Sequence[Status], title: str) -> Table:
     )
 
 
-def picture(board: Board, roomy: bool = True) -> str:
+def picture(board: Snapshot, roomy: bool = True) -> str:
     """Totals, what could not be asked, and a line for each run; without room for all runs, those that are
     finished are left out.
     """
@@ -103,7 +103,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[s
         ).rstrip()
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: RunState) -> list[str]:
     """A run's figures, empty where nothing is known."""
     return [
         row.state,
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def totals(board: Board) -> str:
+def totals(board: Snapshot) -> str:
     """How many runs there are, how many in which state, and when the last will be done."""
     line = count(len(board.rows), "run") + (f": {counts(board.rows)}" if board.rows else "")
     if board.forecast is None:
@@ -138,7 +138,7 @@ def totals(board: Board) -> str:
     )
 
 
-def document(board: Board) -> dict[str, Any]:
+def document(board: Snapshot) -> dict[str, Any]:
     """All of it, for scripts."""
     runs = []
     for row in board.rows:
@@ -167,7 +167,7 @@ def show_status(arguments: argparse.Namespace) -> int:
         if not arguments.watch > 0:
             raise ConfigError([Problem("--watch", f"must be more than 0 seconds, not {arguments.watch:g}")])
         return watch(arguments)
-    board = look(runs_of_experiment(arguments))
+    board = poll(runs_of_experiment(arguments))
     if arguments.json:
         print(json.dumps(document(board), indent=2))
     else:
@@ -175,10 +175,10 @@ def show_status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def boards(arguments: argparse.Namespace) -> Iterator[Board]:
+def boards(arguments: argparse.Namespace) -> Iterator[Snapshot]:
     """Looks again and again, at runs that are made meanwhile, too, until all are finished."""
     while True:
-        board = look(runs_of_experiment(arguments))
+        board = poll(runs_of_experiment(arguments))
         yield board
         if board.rows and all(row.state in FINISHED for row in board.rows):
             return

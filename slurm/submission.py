@@ -16,7 +16,7 @@ from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
-from roadmap.training.initial_weights import check_init, named
+from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
 from slurm.client import SlurmUnavailable, Task, max_array_size, queued
@@ -24,7 +24,7 @@ from slurm.cluster import Cluster, default_cluster, load_cluster
 from slurm.executor import Array, arrays_of, collect_when_done, script, submit
 from slurm.forecast import forecast
 from slurm.local import train_here
-from slurm.monitor import look
+from slurm.monitor import poll
 from slurm.snapshot import keep_steps, take, tree_hash
 from slurm.status_table import counts
 from slurm.submitted import jobs_of, runs_in_queue
@@ -41,11 +41,11 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     check_folder(arguments.runs, cluster)
     configs = plan(arguments, cluster)
     runs = [run_dir_of(arguments.runs, config) for config in configs]
-    tell_changed(runs)
+    warn_changed_configs(runs)
     if arguments.dry_run:
-        return rehearse(arguments, cluster, configs, runs)
+        return dry_run(arguments, cluster, configs, runs)
     if arguments.only == "failed":
-        configs = having_failed(arguments.runs, configs)
+        configs = select_failed(arguments.runs, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
     for run in runs:
         run.renew()
@@ -76,7 +76,7 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
     """
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     steps = dict.fromkeys(arguments.steps or roadmap.steps)
-    configs = [named(resolve(roadmap, step, **choices)) for step in steps]
+    configs = [with_init_digest(resolve(roadmap, step, **choices)) for step in steps]
     if not arguments.dry_run:  # which may be far from the data
         check_data(*configs, here=cluster.scheduler == "local")
     for config in configs:
@@ -87,12 +87,12 @@ def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
     return [config.model_copy(update={"seed": seed}) for seed in range(arguments.seeds) for config in configs]
 
 
-def having_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
+def select_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
     """Those whose runs have failed, before they began, too, which Slurm knows.
 
     ConfigError if it does not answer where it must be asked.
     """
-    board = look([run_dir_of(runs, config) for config in configs])
+    board = poll([run_dir_of(runs, config) for config in configs])
     if any(row.state == "unknown" for row in board.rows):
         raise unanswered(board.said[0].partition(": ")[2])
     for line in board.said:  # without the accounting, nobody knows of those that failed before they began
@@ -112,7 +112,7 @@ def unanswered(why: object) -> ConfigError:
     )
 
 
-def tell_changed(runs: Sequence[RunDir]) -> None:
+def warn_changed_configs(runs: Sequence[RunDir]) -> None:
     """Says which runs are there of the same steps and seeds, but of another configuration, such as one that
     was changed since.
     """
@@ -130,7 +130,7 @@ def tell_changed(runs: Sequence[RunDir]) -> None:
         )
 
 
-def rehearse(
+def dry_run(
     arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
 ) -> int:
     """Prints what would be done; nothing is made."""

@@ -17,7 +17,7 @@ from roadmap.config import RunConfig
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 from roadmap.training.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
         from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
 
         world, left = stack.enter_context(joined(stop)), list(run_dirs)
-        while not world.share(lambda: stop.signal is not None):
-            run, waiting = world.share(lambda: next_open(left, tried, retries))
+        while not world.from_rank0(lambda: stop.signal is not None):
+            run, waiting = world.from_rank0(lambda: next_open(left, tried, retries))
             if run is None and not (waiting and patient):
                 break
             if run is None:
@@ -60,15 +60,15 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 continue
             try:
                 # once, for a submission may replace it
-                config = world.share(partial(RunConfig.read, run.config))
-                with make_trackers(config, run.path) if world.first else Watch() as trackers:
+                config = world.from_rank0(partial(RunConfig.read, run.config))
+                with make_trackers(config, run.path) if world.first else Callback() as trackers:
                     train(config, run.path, stop=stop, watch=trackers, world=world)
                 finished += 1
             except LeaseHeld:
                 continue  # somebody was faster; if they die, the run is open again
             except Stopped as reason:
                 logger.warning("%s: stopped by %s", run.path, reason)
-                if world.share(partial(status, run)).state != "cancelled":
+                if world.from_rank0(partial(status, run)).state != "cancelled":
                     break
                 stop.signal = None
                 continue

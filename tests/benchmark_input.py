@@ -32,7 +32,7 @@ from roadmap.data.loader import Loader, build_transform
 from roadmap.data.preflight import kind_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import hardware
-from roadmap.training.device_transforms import Finish
+from roadmap.training.device_transforms import DeviceTransform
 from tests.images import CPU, write_tar
 
 SIZE, SHORTER, QUALITY = (500, 375), 256, 90
@@ -126,7 +126,7 @@ def decoded(config: RunConfig) -> Batches:
 
 def finished(config: RunConfig) -> Batches:
     """Batches as the device finishes them."""
-    finish, iteration = Finish(config, CPU), 0
+    finish, iteration = DeviceTransform(config, CPU), 0
     pixels, _ = next(ours(config))
     while True:
         yield finish(pixels.float(), iteration, range(BATCH))

@@ -15,8 +15,8 @@ from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.train import train
-from roadmap.training.callbacks import Watch
-from roadmap.training.distributed import World, joined
+from roadmap.training.callbacks import Callback
+from roadmap.training.distributed import Distributed, joined
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["roadmap.train", "tests.processes"])
@@ -66,7 +66,7 @@ def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | Non
     return codes
 
 
-class Signals(Watch):
+class Signals(Callback):
     """Sends this process a signal after some iterations."""
 
     def __init__(self, number: int, iterations: int) -> None:
@@ -79,13 +79,13 @@ class Signals(Watch):
 
 
 def train_together(
-    world: World, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None
+    world: Distributed, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None
 ) -> None:
     """Trains a run;
     its first process sends itself the signal `signal_at[0]` after `signal_at[1]` iterations.
     """
     watch = Signals(*signal_at) if signal_at and world.first else None
-    run: RunDir = world.share(lambda: prepare(runs, config))
+    run: RunDir = world.from_rank0(lambda: prepare(runs, config))
     with StopSignals() as stop:
         try:
             train(config, run.path, stop=stop, watch=watch, world=world)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 from roadmap.signals import StopSignals
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 
 
-class StopAt(Watch):
+class StopAt(Callback):
     """Asks a run to stop after some iterations, as a signal would."""
 
     def __init__(self, stop: StopSignals, iterations: int) -> None:

@@ -29,7 +29,7 @@ from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
 from roadmap.bench.interleave import ratio_of, spread_of, take_turns
 from roadmap.bench.report import write_report
-from roadmap.bench.results import Row, add_rows, merged, read_rows, slug, to_csv
+from roadmap.bench.results import Measurement, add_rows, merged, read_rows, slug, to_csv
 from roadmap.bench.table import to_markdown
 from roadmap.cli.options import main_of
 from roadmap.report.render import GLUE
@@ -44,7 +44,7 @@ QUICK = ["--profile", "digits_noisy", "--set", "model.depths=[1, 1, 1, 1]", "--s
 
 def row(
     step: str = "resnet50", mode: str = "train", subject: str = "ours", speed: float = 50.0, **more: Any
-) -> Row:
+) -> Measurement:
     """A row that nobody measured, of 16 images unless `more` says otherwise."""
     ms = 1e3 * more.get("batch", 16) / speed
     figures: dict[str, Any] = {
@@ -56,10 +56,10 @@ def row(
         "hardware": "Some(R) Processor, 2 cores", "torch": "2.9", "timm": "1.0",
         "commit": "0123456789+changes", "date": "2026-01-02",
     }  # fmt: skip
-    return Row.model_validate(figures | more)
+    return Measurement.model_validate(figures | more)
 
 
-def rival(step: str, mode: str, ratio: float, subject: str = "timm", **more: Any) -> Row:
+def rival(step: str, mode: str, ratio: float, subject: str = "timm", **more: Any) -> Measurement:
     ratios = {"ratio_to": "ours bf16", "ratio": ratio, "ratio_low": 0.8 * ratio, "ratio_high": 1.25 * ratio}
     return row(step, mode, subject, 50 * ratio, **ratios, **more)
 

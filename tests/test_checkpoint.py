@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from roadmap.files import aside
+from roadmap.files import temporary_path
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.weight_files import located
 
@@ -67,7 +67,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_iteration(tmp_path: Path) -
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 18)
-    left = aside(tmp_path / "000000036.pt")
+    left = temporary_path(tmp_path / "000000036.pt")
     others = (
         left.with_name(left.name.replace(".tmp", "1.tmp")),
         left.with_name(".000000036.pt.node-7.cluster.example.4711.tmp"),

@@ -39,7 +39,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
-from roadmap.training.initial_weights import initialise_from, named
+from roadmap.training.initial_weights import initialise_from, with_init_digest
 from roadmap.weights import copy_weights, read_weights
 from tests.images import Pictures, plain, write_tar
 
@@ -437,8 +437,8 @@ def test_data_without_names_keeps_its_labels_and_has_the_names_of_the_weights(
     nameless = evaluate_found(found, config, data=items)["raw"]  # type: ignore[arg-type]
     assert (nameless.scores.top1, nameless.labels.names, nameless.labels.outputs) == (100, PLAIN, None)
     items = Pictures([(picture, NUMBERS.index(PLAIN[label])) for picture, label in items.items], NUMBERS)
-    named = evaluate_found(found, config, data=items)["raw"]  # type: ignore[arg-type]
-    assert (named.scores.top1, named.labels.names) == (100, NUMBERS)
+    with_init_digest = evaluate_found(found, config, data=items)["raw"]  # type: ignore[arg-type]
+    assert (with_init_digest.scores.top1, with_init_digest.labels.names) == (100, NUMBERS)
 
 
 # Fine-tuning.
@@ -454,7 +454,7 @@ def test_fine_tuning_matches_the_classifier_by_name(
         {name: value[places] if "classifier" in name else value for name, value in state.items()},
         tmp_path / "x.pth",
     )
-    config = named(
+    config = with_init_digest(
         config_of(root, system__init_from=str(tmp_path / "x.pth"), recipe__epochs=1, recipe__lr=1e-12)
     )
     wrong = train(config, prepare(tmp_path / "wrong", config).path)
@@ -491,7 +491,7 @@ def test_fine_tuning_matches_the_classifier_by_name(
 def test_a_classifier_of_other_classes_of_the_same_number_is_kept(
     classes: list[str] | None, said: str | None, run: RunDir, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = named(config_of(root, system__init_from=str(run.path)))
+    config = with_init_digest(config_of(root, system__init_from=str(run.path)))
     network = build_model(config.model)
     initialise_from(network, config, classes)
     state = read_weights(run.path).states["raw"]

@@ -19,7 +19,7 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
-from roadmap.report.runs import Choices, experiment_of
+from roadmap.report.runs import RunSelection, experiment_of
 from roadmap.report.watch import fingerprint
 from roadmap.steps import load_roadmap, resolve
 from tests.reports import result_of
@@ -164,7 +164,7 @@ def _read(screen: int) -> bytes:
 
 def test_two_looks_differ_where_a_run_does(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "gelu", seed) for seed in range(2)]
-    experiment = experiment_of(tmp_path, Choices())
+    experiment = experiment_of(tmp_path, RunSelection())
 
     def look() -> str:
         return fingerprint([experiment.look()])

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 from roadmap.report.figures.accuracy_vs_cost import COSTS
 from roadmap.report.figures.style import DOUBLE_COLUMN
-from roadmap.report.rows import Row
+from roadmap.report.rows import AblationRow
 from tests.drawn import SLACK, outside, overlap
 from tests.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
 
@@ -131,7 +131,7 @@ def test_the_front_passes_through_the_points_that_no_other_beats(kind: str) -> N
 @pytest.mark.parametrize(
     ("kind", "of"), [("gmacs", lambda row: row.cost.params), ("params", lambda row: row.cost.gmacs)]
 )
-def test_the_area_of_a_bubble_is_the_other_cost(kind: str, of: Callable[[Row], float]) -> None:
+def test_the_area_of_a_bubble_is_the_other_cost(kind: str, of: Callable[[AblationRow], float]) -> None:
     drawing = draw(kind, "both regimes")
     rows = [row for ablation in drawing.ablations for row in ablation.rows]
     # of its square: circles, squares

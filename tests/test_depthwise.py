@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import depthwise
-from blocks.depthwise import SMALL_WORK, Depthwise, DepthwiseConv2d, depthwise_conv2d, plain
+from blocks.depthwise import SMALL_WORK, Depthwise, DepthwiseConv2d, conv2d_reference, depthwise_conv2d
 from blocks.layers import LAYERS, Op
 from blocks.modules import GELU
 
@@ -118,7 +118,7 @@ def test_results_are_those_of_conv2d_to_rounding(
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     ours, ideal = (
         Depthwise.apply(*inputs, stride, dilation),
-        plain(exact[0], exact[1], exact[2], stride, dilation),
+        conv2d_reference(exact[0], exact[1], exact[2], stride, dilation),
     )
     grad = torch.randn_like(ours)
     pairs = [(ours, ideal)]
@@ -183,7 +183,7 @@ def test_the_rule_chooses_by_shape_and_type(
     paid: bool,
 ) -> None:
     monkeypatch.setattr(depthwise, "SMALL_WORK", SMALL_WORK)
-    assert depthwise.pays(dtype, torch.Size(shape), *geometry) == paid
+    assert depthwise.custom_backward_is_faster(dtype, torch.Size(shape), *geometry) == paid
 
 
 def frozen(conv: nn.Conv2d) -> None:
@@ -234,7 +234,7 @@ def test_layers_are_built_of_it(kind: str) -> None:
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 def test_autocast_does_to_it_what_it_does_to_conv2d(given: torch.dtype, autocast: torch.dtype) -> None:
     gradients, types = [], []
-    for forward in (depthwise_conv2d, plain):
+    for forward in (depthwise_conv2d, conv2d_reference):
         _, weight, bias = tensors((3, 8), (8, 8, 7), torch.float32)
         x = images(dtype=given).requires_grad_()
         with torch.autocast("cpu", dtype=autocast):
@@ -430,7 +430,7 @@ def test_operations_are_counted_as_written_down(size: int, path: str) -> None:
 
 def test_split_maps_are_merged_again() -> None:
     x = images(size=7)
-    parts = depthwise.split(x, 3)
+    parts = depthwise.space_to_batch(x, 3)
     assert parts.shape == (27, 8, 3, 3)
     assert torch.equal(parts[3:6][..., :2], x[:, :, ::3, 1::3])
-    assert torch.equal(depthwise.merged(parts, 3, x.shape), x)
+    assert torch.equal(depthwise.batch_to_space(parts, 3, x.shape), x)

@@ -21,7 +21,7 @@ import torch
 from roadmap import ROOT
 from roadmap.disk import DiskError, disk_error, explaining, file_system
 from roadmap.export import export
-from roadmap.files import JsonLines, create_exclusive, write_atomic, written
+from roadmap.files import JsonLines, create_exclusive, write_atomic, write_errors
 from roadmap.lease import Lease
 from roadmap.records import RunDir, prepare, status
 from roadmap.strict_yaml import ConfigError
@@ -142,7 +142,7 @@ def test_read_only_and_without_inodes(tmp_path: Path) -> None:
     with (
         mounted(tmp_path / "read-only", "ro") as disk,
         pytest.raises(ConfigError) as caught,
-        written(disk / "a.csv"),
+        write_errors(disk / "a.csv"),
     ):
         write_atomic(disk / "a.csv", "x")
     assert str(caught.value) == f"{disk}/a.csv cannot be written: {disk} is mounted read-only"

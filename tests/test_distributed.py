@@ -29,9 +29,9 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.distributed import Ballot, World
+from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.launch import Launch, launched
 from tests.images import CLASSES, write_folder
 from tests.images import config_of as images_of
@@ -119,7 +119,7 @@ def test_two_processes_under_bn_differ_by_their_running_statistics_only(tmp_path
     assert max(abs(a - b) / b for a, b in zip(losses(one)[:9], losses(other)[:9], strict=True)) < 1e-4
 
 
-def scores(world: World, config: RunConfig, runs: Path) -> None:
+def scores(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Writes each process's count of images and the scores of all."""
     from roadmap.data.loader import Loader
     from roadmap.training.engine import Engine
@@ -164,7 +164,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_iteration(
     assert newest["engine"]["iteration"] == records(run)[-1]["iteration"] < 40 * 18
 
 
-def note_saves(world: World, config: RunConfig, runs: Path) -> None:
+def note_saves(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Trains a run and writes down at which iterations it saved."""
     save, saved = Checkpoints.save, list[int]()
 
@@ -188,15 +188,15 @@ def test_a_checkpoint_that_is_due_is_written_once(size: int, least: int, tmp_pat
     assert {after - before for before, after in itertools.pairwise(saved)} == {least}
 
 
-def refuse(world: World, folder: Path) -> None:
+def refuse(world: Distributed, folder: Path) -> None:
     """The first process alone fails, and all learn of it; what it makes is everybody's."""
 
     def fail() -> None:
         raise ConfigError([Problem("steps.yaml:3:4", "is wrong"), Problem("", "in two ways")])
 
-    assert world.share(lambda: world.rank) == 0
+    assert world.from_rank0(lambda: world.rank) == 0
     try:
-        world.share(fail)
+        world.from_rank0(fail)
     except ConfigError as error:
         (folder / str(world.rank)).write_text(str(error), encoding="utf-8")
 
@@ -209,9 +209,9 @@ def test_all_processes_see_the_error_of_the_first(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def vote(world: World, folder: Path) -> None:
-    ballot = Ballot(world)
-    seen = [ballot.vote(turn == 2 and world.rank == 1, turn == 4) for turn in range(6)]
+def vote(world: Distributed, folder: Path) -> None:
+    ballot = StopConsensus(world)
+    seen = [ballot.poll(turn == 2 and world.rank == 1, turn == 4) for turn in range(6)]
     (folder / str(world.rank)).write_text(json.dumps(seen), encoding="utf-8")
 
 
@@ -222,19 +222,19 @@ def test_a_raised_flag_is_seen_by_all_in_the_next_call(tmp_path: Path) -> None:
 
 
 def test_a_process_alone_sees_its_flag_at_once() -> None:
-    assert Ballot(World()).vote(True, False) == [True, False]
+    assert StopConsensus(Distributed()).poll(True, False) == [True, False]
 
 
-def lose(world: World, config: RunConfig, runs: Path) -> None:
+def lose(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Trains until somebody else takes the run over; every process has to learn of it."""
-    run = world.share(lambda: prepare(runs, config))
+    run = world.from_rank0(lambda: prepare(runs, config))
     try:
         train(config, run.path, watch=Usurper(run.path) if world.first else None, world=world)
     except LeaseLost:
         (runs / f"lost-{world.rank}").touch()
 
 
-class Usurper(Watch):
+class Usurper(Callback):
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.iterations = run_dir, 0
 
@@ -280,8 +280,8 @@ class Torn(Dataset[tuple[Any, int]]):
         return Image.new("L", (32, 32), index), index % 2
 
 
-def endure(world: World, config: RunConfig, runs: Path, stop_after: int | None = None) -> None:
-    run = world.share(lambda: prepare(runs, config))
+def endure(world: Distributed, config: RunConfig, runs: Path, stop_after: int | None = None) -> None:
+    run = world.from_rank0(lambda: prepare(runs, config))
     stop = StopSignals()
     watch = StopAt(stop, stop_after) if stop_after and world.first else None
     with suppress(Stopped):
@@ -306,8 +306,8 @@ def test_corrupt_images_are_counted_once_over_processes_splits_and_attempts(
     assert (result.corrupt_images, result.attempts) == (16, 2)
 
 
-def blow(world: World, config: RunConfig, runs: Path) -> None:
-    run = world.share(lambda: prepare(runs, config))
+def blow(world: Distributed, config: RunConfig, runs: Path) -> None:
+    run = world.from_rank0(lambda: prepare(runs, config))
     train(config, run.path, data=(Fuse(world.rank), Fuse(world.rank)), world=world)
 
 
@@ -321,7 +321,7 @@ def test_the_record_names_what_ended_the_process_that_failed_first(tmp_path: Pat
     assert "process 1: " in read_attempt(attempts(run.path)[-1])["reason"]
 
 
-def note_folders(world: World, config: RunConfig, runs: Path) -> None:
+def note_folders(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Trains, and writes down how often this process has listed a class folder."""
     listed, scandir = [], os.scandir
 
@@ -342,7 +342,7 @@ def test_one_process_lists_the_images_of_a_folder_for_all(tmp_path: Path) -> Non
         str(2 * len(CLASSES)),
         "0",
     ]
-    train_together(World(), config, tmp_path / "one")
+    train_together(Distributed(), config, tmp_path / "one")
     results = [read_result(run_dir_of(tmp_path / name, config)) for name in ("one", "two")]
     assert results[0] is not None
     assert results[1] is not None

@@ -29,7 +29,7 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.initial_weights import check_init, initialise_from, named
+from roadmap.training.initial_weights import check_init, initialise_from, with_init_digest
 from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.weight_files import digest_of
 from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dict
@@ -317,7 +317,9 @@ TINY = {"model.depths": [1, 2, 2, 1], "model.width": 8, "recipe.global_batch": 6
 
 def tiny(source: Path | str | None = None, **more: Any) -> RunConfig:
     start = {} if source is None else {"system.init_from": str(source)}
-    return named(config_of(TINY | start | {key.replace("__", "."): value for key, value in more.items()}))
+    return with_init_digest(
+        config_of(TINY | start | {key.replace("__", "."): value for key, value in more.items()})
+    )
 
 
 def released(path: Path, classes: int) -> nn.Module:
@@ -511,7 +513,7 @@ def test_a_digest_and_a_place_need_each_other(tmp_path: Path) -> None:
         == "recipe.init_digest is not set, and system.init_from is; --init-from sets both, to"
         " 7692c3ad3540bb80"
     )
-    assert named(alone) is alone
+    assert with_init_digest(alone) is alone
 
 
 def test_layer_decay_without_weights_is_refused_when_training_starts(tmp_path: Path) -> None:
@@ -526,7 +528,9 @@ def test_layer_decay_without_weights_is_refused_when_training_starts(tmp_path: P
     assert "--set recipe.layer_decay=1 " in said
     check_init(config_of({"recipe.layer_decay": 1.0}, "convnext_t_384", "family"))
     (tmp_path / "w.pth").write_bytes(b"one")
-    check_init(named(config_of({"system.init_from": str(tmp_path / "w.pth")}, "convnext_t_384", "family")))
+    check_init(
+        with_init_digest(config_of({"system.init_from": str(tmp_path / "w.pth")}, "convnext_t_384", "family"))
+    )
 
 
 # From one run to another.
@@ -536,7 +540,9 @@ DIGITS = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 1}
 
 def digits(**more: Any) -> RunConfig:
     overrides = DIGITS | {key.replace("__", "."): value for key, value in more.items()}
-    return named(resolve(load_roadmap(), "separate_downsampling", profile="digits", overrides=overrides))
+    return with_init_digest(
+        resolve(load_roadmap(), "separate_downsampling", profile="digits", overrides=overrides)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.callbacks import Watch, Watches
+from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.training.profiler import ROWS, WARM_UP, Profiler
 from tests.stopping import StopAt
 
@@ -29,11 +29,11 @@ def config_of() -> RunConfig:
     return resolve(load_roadmap(), "gelu", profile="digits", overrides=parse_overrides(TINY))
 
 
-def profiled(folder: Path, steps: int, other: Watch | None = None) -> tuple[RunDir, Profiler]:
+def profiled(folder: Path, steps: int, other: Callback | None = None) -> tuple[RunDir, Profiler]:
     config = config_of()
     run = prepare(folder, config)
     with Profiler(run.path, steps) as profiler:
-        train(config, run.path, watch=Watches([profiler, other or Watch()]))
+        train(config, run.path, watch=Callbacks([profiler, other or Callback()]))
     return run, profiler
 
 
@@ -61,7 +61,7 @@ def timed(run: RunDir) -> list[tuple[int, float]]:
     ]
 
 
-class Present(Watch):
+class Present(Callback):
     """Notes after which iterations the profile is there, and whether PyTorch is being profiled still."""
 
     def __init__(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ def stopped(folder: Path, iteration: int, steps: int) -> RunDir:
     config, stop = config_of(), StopSignals()
     run = prepare(folder, config)
     with pytest.raises(Stopped), Profiler(run.path, steps) as profiler:
-        train(config, run.path, stop=stop, watch=Watches([profiler, StopAt(stop, iteration)]))
+        train(config, run.path, stop=stop, watch=Callbacks([profiler, StopAt(stop, iteration)]))
     return run
 
 

@@ -24,14 +24,14 @@ from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_at
 from roadmap.lease import Lease, LeaseLost
 from roadmap.records import RunDir, find_runs, prepare, read_result, status
 from roadmap.result import DamagedResult, NewerResult
-from roadmap.run import HELD, train_run
+from roadmap.run import EXIT_BUSY, train_run
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import OutOfMemory
-from roadmap.training.distributed import World
+from roadmap.training.distributed import Distributed
 from roadmap.training.evaluate import evaluate_found, find_run
 from slurm.submission import is_open
 from slurm.worker import next_open
@@ -398,7 +398,7 @@ def test_a_run_that_somebody_works_on_is_left_alone(
 ) -> None:
     run = prepare(tmp_path, config_of())
     with Lease(run.path):
-        assert train_run(config_of(), tmp_path) == HELD
+        assert train_run(config_of(), tmp_path) == EXIT_BUSY
     assert f"is being worked on by process {os.getpid()}" in capsys.readouterr().err.replace("\n", " ")
     assert not run.metrics.exists()
 
@@ -425,9 +425,9 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
     left: list[Exception] = []
 
     @contextmanager
-    def joined(stop: StopSignals) -> Iterator[World]:
+    def joined(stop: StopSignals) -> Iterator[Distributed]:
         try:
-            yield World()
+            yield Distributed()
         except Exception as found:
             left.append(found)
             raise
@@ -437,6 +437,6 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
 
     monkeypatch.setattr("roadmap.training.distributed.joined", joined)
     monkeypatch.setattr("roadmap.train.train", fail)
-    assert train_run(config_of(), tmp_path) == (HELD if isinstance(error, LeaseLost) else 1)
+    assert train_run(config_of(), tmp_path) == (EXIT_BUSY if isinstance(error, LeaseLost) else 1)
     assert left == [error]
     assert str(error) in capsys.readouterr().err

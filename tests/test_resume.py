@@ -28,7 +28,7 @@ from roadmap.run import train_run
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
-from roadmap.training.distributed import World
+from roadmap.training.distributed import Distributed
 from tests.images import plain, write_folder
 from tests.processes import finish, start, train_together
 from tests.stopping import StopAt
@@ -146,7 +146,7 @@ def test_stopping_at_an_iteration_changes_nothing(first: int, quiet: RunDir, tmp
     assert_same(run, quiet)
 
 
-def stop_in_evaluation(world: World, config: RunConfig, runs: Path, evaluation: int) -> None:
+def stop_in_evaluation(world: Distributed, config: RunConfig, runs: Path, evaluation: int) -> None:
     """Trains a run whose last process is sent SIGTERM as it takes the first batch of an evaluation."""
     batches, evaluations = Loader.epoch, itertools.count()
 

@@ -29,7 +29,7 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.device_transforms import Finish
+from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.engine import Engine
 from tests.images import (
     CPU,
@@ -189,7 +189,7 @@ def test_a_file_that_is_no_image_is_named_and_closed() -> None:
 def finished(config: RunConfig, found: list[Batch]) -> list[Batch]:
     """Batches as the network gets them, without RandAugment."""
     assert config.recipe.randaugment is None
-    finish = Finish(config, CPU)
+    finish = DeviceTransform(config, CPU)
     return [(finish(images, 0, range(len(images))), labels) for images, labels in found]
 
 

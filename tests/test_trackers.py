@@ -21,7 +21,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.callbacks import Watch, Watches
+from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.training.trackers import check_trackers, make_trackers, run_id
 
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=2", "system.log_every=4"]
@@ -50,7 +50,7 @@ class Killed(BaseException):
     """What no handler of errors is meant to catch."""
 
 
-class KillAt(Watch):
+class KillAt(Callback):
     def __init__(self, iteration: int) -> None:
         self.left = iteration
 
@@ -89,7 +89,7 @@ def tracked(offline: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = config_of(BOTH)
     run = prepare(tmp_path_factory.mktemp("tracked"), config)
     with pytest.raises(Killed), make_trackers(config, run.path) as trackers:
-        train(config, run.path, watch=Watches([trackers, KillAt(KILLED)]))
+        train(config, run.path, watch=Callbacks([trackers, KillAt(KILLED)]))
     assert EPOCH < lines(run)[-1]["iteration"] < KILLED
     with make_trackers(config, run.path) as trackers:
         assert train(config, run.path, watch=trackers).attempts == 2
@@ -262,7 +262,7 @@ def test_checking_the_trackers_imports_none_of_them() -> None:
     assert done.stdout == "[]\n"
 
 
-class Frail(Watch):
+class Frail(Callback):
     """Notes what it is told, and fails when it is told `word`."""
 
     def __init__(self, word: str = "") -> None:
@@ -296,7 +296,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
     config = config_of()
     run = prepare(tmp_path, config)
     frail, sound = Frail(word), Frail()
-    with Watches([frail, sound]) as watches:
+    with Callbacks([frail, sound]) as watches:
         assert train(config, run.path, watch=watches).status == "done"
     assert [message for message in caplog.messages if "Frail" in message] == [
         "Frail fails and is left out from here on: ConnectionError: the network is gone"

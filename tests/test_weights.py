@@ -32,7 +32,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError, show
 from roadmap.train import train
-from roadmap.training.initial_weights import check_init, named
+from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.weight_files import digest_of
 from roadmap.weights import load_weights, read_state_dict, read_state_dicts
 from tests.test_timm_parity import assert_same_logits, images, randomise
@@ -452,8 +452,8 @@ def test_weights_at_an_address_are_told_by_their_bytes(hub: Path, server: Server
         digest_of(f"{server.address}/x.pth") == digest_of(tmp_path / "x.pth") == sha256(body).hexdigest()[:16]
     )
     config = resolve(load_roadmap(), "gelu", overrides={"system.init_from": f"{server.address}/x.pth"})
-    assert named(config).recipe.init_digest == digest_of(tmp_path / "x.pth")
-    check_init(named(config))
+    assert with_init_digest(config).recipe.init_digest == digest_of(tmp_path / "x.pth")
+    check_init(with_init_digest(config))
     assert server.asked == ["/x.pth"]
     with pytest.raises(ConfigError, match=r"/y\.pth cannot be downloaded: HTTP Error 404"):
         digest_of(f"{server.address}/y.pth")

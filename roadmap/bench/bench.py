@@ -24,7 +24,7 @@ from roadmap.bench.results import (
     OURS,
     TIMM,
     TIMM_DEFAULTS,
-    Row,
+    Measurement,
     add_rows,
     merged,
     read_rows,
@@ -40,7 +40,7 @@ from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
-from roadmap.training.device import OutOfMemory, hardware, memory_told, select_device, set_up
+from roadmap.training.device import OutOfMemory, hardware, oom_hint, select_device, set_up
 from roadmap.training.engine import PRECISIONS
 from roadmap.tree import Roadmap
 from roadmap.weight_files import refusal
@@ -90,13 +90,13 @@ class Meter:
         self.place["commit"] = commit()
         self.path: Path = arguments.out / f"{slug(hardware(device), threads)}.csv"
         self.shortest = min(SHORTEST, arguments.seconds / LEAST)
-        self.rows: list[Row] = []
+        self.rows: list[Measurement] = []
 
     def measure(self, config: RunConfig, mode: str) -> None:
         """A step in a mode, with half the images as long as memory is short; prints a line for each row."""
         while True:
             try:
-                with memory_told(f"{config.recipe.global_batch} images", []):
+                with oom_hint(f"{config.recipe.global_batch} images", []):
                     rows = self._loop(config) if mode == "loop" else self._networks(config, mode)
                 break
             except OutOfMemory as error:
@@ -111,7 +111,7 @@ class Meter:
         for row in rows:
             console().print(line(row), soft_wrap=True)
 
-    def _networks(self, config: RunConfig, mode: str) -> list[Row]:
+    def _networks(self, config: RunConfig, mode: str) -> list[Measurement]:
         """The network of a step, timm's beside it, and the device's peak, all by turns."""
         rivals = (TIMM, TIMM_DEFAULTS) if self.arguments.against and has_timm(config) else ()
         names = (OURS, *rivals)
@@ -130,7 +130,7 @@ class Meter:
         }
         return [self._row(config, mode, name, times, peaks, memory[name], OURS) for name in names]
 
-    def _loop(self, config: RunConfig) -> list[Row]:
+    def _loop(self, config: RunConfig) -> list[Measurement]:
         """The training loop and the bare step."""
         with loop_and_bare(config, self.device, self.shortest) as measurements:
             times = take_turns(measurements, self.arguments.seconds * len(measurements))
@@ -145,14 +145,14 @@ class Meter:
         peaks: Times,
         memory: float | None,
         other: str,
-    ) -> Row:
+    ) -> Measurement:
         recipe, size, took = config.recipe, config.data.image_size, spread_of(times[name])
         macs = (
             complexity(config.model, size).macs if mode == "inference" else training_macs(config.model, size)
         )
         rates = [2e-12 * macs * recipe.global_batch / seconds for seconds in times[name]]
         found = self.place | _against(times, name, other, recipe.precision) | _peak(rates, peaks)
-        return Row.model_validate(
+        return Measurement.model_validate(
             found
             | config.model_dump(include={"roadmap", "step", "profile"})
             | {"mode": mode, "subject": name, "batch": recipe.global_batch, "image_size": size, "n": took.n}
@@ -227,7 +227,7 @@ def _format(name: str, precision: str, device: torch.device) -> dict[str, str]:
     return {"precision": "tf32" if device.type == "cuda" else "fp32", "memory_format": "contiguous"}
 
 
-def line(row: Row) -> str:
+def line(row: Measurement) -> str:
     """A row as it is read while others are measured."""
     low, high = row.throughput
     words = (

@@ -10,7 +10,7 @@ from typing import Any
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import choices_of
 from roadmap.config import RunConfig
-from roadmap.files import written
+from roadmap.files import write_errors
 from roadmap.settings import parse_overrides
 from roadmap.strict_yaml import show
 from roadmap.tree import Roadmap, resolve
@@ -44,7 +44,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise refusal("--seconds", f"must be more than 0, not {arguments.seconds:g}")
     if arguments.loop and arguments.against:
         raise refusal("--against", "cannot be used with --loop, for timm has no such loop")
-    with written(arguments.out):
+    with write_errors(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out):
             pass

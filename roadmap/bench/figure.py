@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from roadmap.bench.groups import Entry, Group, usual
-from roadmap.bench.results import Row
+from roadmap.bench.groups import Comparison, MeasurementGroup, usual
+from roadmap.bench.results import Measurement
 from roadmap.bench.table import TITLES, share, speed
 from roadmap.report.columns import NONE
 from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, VERMILION, Type, style, type_of, wrapped
@@ -32,7 +32,7 @@ SAME: Any = DEFAULTS | {"markerfacecolor": VERMILION, "markeredgecolor": "white"
 Place = tuple[str, int, int]
 
 
-def throughput_figure(group: Group, width: float = DOUBLE_COLUMN) -> Figure | None:
+def throughput_figure(group: MeasurementGroup, width: float = DOUBLE_COLUMN) -> Figure | None:
     """A bar an entry from top to bottom, its error bar the middle half of the turns; `width` is in inches.
 
     None where neither training nor inference was measured.
@@ -69,16 +69,16 @@ def throughput_figure(group: Group, width: float = DOUBLE_COLUMN) -> Figure | No
         return figure
 
 
-def _placed(entries: Sequence[Entry]) -> dict[Place, Entry]:
+def _placed(entries: Sequence[Comparison]) -> dict[Place, Comparison]:
     """Entries by step, image size, and how many of the same there were with other batches."""
-    found: dict[Place, Entry] = {}
+    found: dict[Place, Comparison] = {}
     for entry in entries:
         same = entry.ours.step, entry.ours.image_size
         found[*same, sum(place[:2] == same for place in found)] = entry
     return found
 
 
-def _labels(group: Group, panels: Iterable[dict[Place, Entry]]) -> dict[Place, str]:
+def _labels(group: MeasurementGroup, panels: Iterable[dict[Place, Comparison]]) -> dict[Place, str]:
     """The text of each line, with the image size where it is not what most have; in the order of the path."""
     found = {place: entry for panel in panels for place, entry in panel.items()}
     order = {step: number for number, step in enumerate(dict.fromkeys(row.step for row in group.rows))}
@@ -89,15 +89,15 @@ def _labels(group: Group, panels: Iterable[dict[Place, Entry]]) -> dict[Place, s
     return labels
 
 
-def _size(row: Row) -> int:
+def _size(row: Measurement) -> int:
     return row.image_size
 
 
-def _batch(row: Row) -> int:
+def _batch(row: Measurement) -> int:
     return row.batch
 
 
-def _title(group: Group) -> str:
+def _title(group: MeasurementGroup) -> str:
     """On what and how it was measured."""
     rows = [row for row in group.rows if row.mode in MODES]
     words = [" and ".join(dict.fromkeys(row.hardware for row in rows))]
@@ -111,7 +111,9 @@ def _title(group: Group) -> str:
     return f"{group.heading}: {', '.join(words)}"
 
 
-def _panel(axes: Axes, entries: dict[int, Entry], group: Group, room: float, size: Type) -> None:
+def _panel(
+    axes: Axes, entries: dict[int, Comparison], group: MeasurementGroup, room: float, size: Type
+) -> None:
     """One mode with its entries by line, in a place `room` inches wide."""
     batch, limit = usual(group.rows, _batch), 0.0
     for height, entry in entries.items():
@@ -141,19 +143,19 @@ def _panel(axes: Axes, entries: dict[int, Entry], group: Group, room: float, siz
     axes.tick_params(axis="y", length=0)
 
 
-def _around(row: Row) -> list[list[float]]:
+def _around(row: Measurement) -> list[list[float]]:
     """The arms of an error bar; a median of few turns may lie at an end."""
     low, high = row.throughput
     return [[max(0.0, row.images_per_s - low)], [max(0.0, high - row.images_per_s)]]
 
 
-def _end(entry: Entry) -> float:
+def _end(entry: Comparison) -> float:
     """Where the marks of an entry end."""
-    rows: list[Row | None] = [entry.ours, entry.beside, entry.defaults]
+    rows: list[Measurement | None] = [entry.ours, entry.beside, entry.defaults]
     return max(row.throughput[1] for row in rows if row is not None)
 
 
-def _legend(figure: Figure, entries: Sequence[Entry]) -> None:
+def _legend(figure: Figure, entries: Sequence[Comparison]) -> None:
     """What bars, marks and numbers mean, below both panels."""
     handles: list[Artist] = [Patch(color=BLUE, label="ours: images/s · share of the device's peak")]
     handles.append(

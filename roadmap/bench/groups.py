@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Row
+from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Measurement
 from roadmap.tree import Roadmap
 
 SAME = {"train": TIMM, "inference": TIMM, "loop": BARE}
@@ -18,19 +18,19 @@ LONGEST = 80  # letters of overrides in a file's name
 
 
 @dataclass(frozen=True)
-class Entry:
+class Comparison:
     """A step's rows in a mode: `ours` is the network or the training loop, `beside` timm's network in the
     same format, or the bare step.
     """
 
     title: str
-    ours: Row
-    beside: Row | None
-    defaults: Row | None
+    ours: Measurement
+    beside: Measurement | None
+    defaults: Measurement | None
 
 
 @dataclass(frozen=True)
-class Group:
+class MeasurementGroup:
     """One roadmap in one profile and precision, with the same `overrides` as in a row; `entries` by mode, in
     the order of the path.
     """
@@ -40,10 +40,10 @@ class Group:
     profile: str | None
     precision: str
     overrides: str | None
-    entries: Mapping[str, Sequence[Entry]]
+    entries: Mapping[str, Sequence[Comparison]]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Measurement]:
         """All rows, of timm's networks, too."""
         found = [
             row
@@ -66,9 +66,9 @@ class Group:
         return ", ".join(filter(None, [self.title, self.profile, *(self.overrides or "").split(";")]))
 
 
-def groups_of(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> list[Group]:
+def groups_of(rows: Sequence[Measurement], roadmaps: Mapping[str, Roadmap]) -> list[MeasurementGroup]:
     """All groups of a file; a step that no roadmap knows keeps its name for a title."""
-    found: dict[tuple[str, str | None, str, str | None], list[Row]] = {}
+    found: dict[tuple[str, str | None, str, str | None], list[Measurement]] = {}
     for row in rows:
         found.setdefault((row.roadmap, row.profile, row.against, row.overrides), []).append(row)
     return [_group(*key, same, roadmaps.get(key[0])) for key, same in found.items()]
@@ -79,18 +79,18 @@ def _group(
     profile: str | None,
     precision: str,
     overrides: str | None,
-    rows: Sequence[Row],
+    rows: Sequence[Measurement],
     roadmap: Roadmap | None,
-) -> Group:
-    modes: dict[str, list[Entry]] = {}
+) -> MeasurementGroup:
+    modes: dict[str, list[Comparison]] = {}
     of = {(row.step, row.mode, row.batch, row.image_size, row.subject): row for row in rows}
     for row in rows:
         if row.subject in (OURS, LOOP):
             place = (row.step, row.mode, row.batch, row.image_size)
             title = roadmap.tree[row.step].title if roadmap and row.step in roadmap.tree else row.step
-            entry = Entry(title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS)))
+            entry = Comparison(title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS)))
             modes.setdefault(row.mode, []).append(entry)
-    return Group(name, roadmap.title if roadmap else name, profile, precision, overrides, modes)
+    return MeasurementGroup(name, roadmap.title if roadmap else name, profile, precision, overrides, modes)
 
 
 def _file_name(overrides: str) -> str:
@@ -101,6 +101,6 @@ def _file_name(overrides: str) -> str:
     return f"{words[:LONGEST]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
-def usual(rows: Sequence[Row], get: Callable[[Row], int]) -> int:
+def usual(rows: Sequence[Measurement], get: Callable[[Measurement], int]) -> int:
     """What most rows have."""
     return Counter(map(get, rows)).most_common(1)[0][0]

@@ -9,7 +9,7 @@ from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
 from roadmap.bench.results import read_rows
 from roadmap.bench.table import to_markdown
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.report.figures.style import save
 from roadmap.tree import Roadmap
 
@@ -21,7 +21,7 @@ def write_report(path: Path, roadmaps: Mapping[str, Roadmap]) -> list[Path]:
     ConfigError if the file is not one of ours, or where that cannot be.
     """
     rows, made = read_rows(path), [path.with_suffix(".md")]
-    with written(path.parent):
+    with write_errors(path.parent):
         write_atomic(made[0], to_markdown(rows, roadmaps))
         for group in groups_of(rows, roadmaps):
             figure = throughput_figure(group)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from roadmap.config import reason
-from roadmap.files import locked, write_atomic, written
+from roadmap.config import format_validation_error
+from roadmap.files import locked, write_atomic, write_errors
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 Mode = Literal["train", "inference", "loop"]
@@ -23,7 +23,7 @@ SUBJECTS = (OURS, TIMM, TIMM_DEFAULTS, LOOP, BARE)
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Row(BaseModel):
+class Measurement(BaseModel):
     """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the
     middle half of `n` turns.
 
@@ -101,7 +101,7 @@ KEY = (
 LATER = {"overrides"}  # columns that files of before do not have
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Measurement]:
     """The rows of a file, none if there is no such file; ConfigError if it is not one of ours."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -114,8 +114,11 @@ def read_rows(path: Path) -> list[Row]:
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         head = next(lines, [])
-        if head not in (list(Row.model_fields), [name for name in Row.model_fields if name not in LATER]):
-            raise _unreadable(path, f"its columns are not {', '.join(Row.model_fields)}")
+        if head not in (
+            list(Measurement.model_fields),
+            [name for name in Measurement.model_fields if name not in LATER],
+        ):
+            raise _unreadable(path, f"its columns are not {', '.join(Measurement.model_fields)}")
         return [_row(path, lines.line_num, dict(zip(head, cells, strict=True))) for cells in lines]
     except (csv.Error, ValueError) as error:
         if isinstance(error, ConfigError):
@@ -123,13 +126,13 @@ def read_rows(path: Path) -> list[Row]:
         raise _unreadable(path, f"line {lines.line_num} does not have {len(head)} columns") from error
 
 
-def _row(path: Path, line: int, cells: dict[str, str]) -> Row:
+def _row(path: Path, line: int, cells: dict[str, str]) -> Measurement:
     try:
-        return Row.model_validate({name: cell or None for name, cell in cells.items()})
+        return Measurement.model_validate({name: cell or None for name, cell in cells.items()})
     except ValidationError as error:
         first: Any = error.errors()[0]
         raise _unreadable(
-            path, f"line {line}, {'.'.join(map(str, first['loc']))}: {reason(first)}"
+            path, f"line {line}, {'.'.join(map(str, first['loc']))}: {format_validation_error(first)}"
         ) from error
 
 
@@ -138,14 +141,16 @@ def _unreadable(path: Path, why: str) -> ConfigError:
     return ConfigError([Problem(relative(path), message)])
 
 
-def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
+def merged(
+    old: Sequence[Measurement], new: Sequence[Measurement], roadmap: str, steps: Sequence[str]
+) -> list[Measurement]:
     """Old rows and new ones, which replace those with their keys; a roadmap's in the order of its `steps`,
     other rows as they were.
     """
     rows = list({row.key: row for row in (*old, *new)}.values())
     places = {step: place for place, step in enumerate(steps)}
 
-    def place(row: Row) -> tuple[Any, ...]:
+    def place(row: Measurement) -> tuple[Any, ...]:
         group = (row.roadmap, row.profile or "", row.overrides or "")
         if row.roadmap != roadmap:
             return (*group, 0)
@@ -158,22 +163,22 @@ def merged(old: Sequence[Row], new: Sequence[Row], roadmap: str, steps: Sequence
     return sorted(rows, key=place)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[Measurement]) -> str:
     """The file's text, figures in full."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(text, list(Measurement.model_fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(row.model_dump() for row in rows)
     return text.getvalue()
 
 
-def add_rows(path: Path, new: Sequence[Row], roadmap: str, steps: Sequence[str]) -> list[Row]:
+def add_rows(path: Path, new: Sequence[Measurement], roadmap: str, steps: Sequence[str]) -> list[Measurement]:
     """Puts rows into a file, whatever other processes put there meanwhile, and returns all that are there
     now.
 
     ConfigError if the file is not one of ours, or cannot be written.
     """
-    with written(path), ExitStack() as stack:
+    with write_errors(path), ExitStack() as stack:
         with suppress(OSError):  # without locks, let one measure at a time
             stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
         rows = merged(read_rows(path), new, roadmap, steps)

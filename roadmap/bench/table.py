@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from roadmap.bench.groups import Entry, Group, groups_of
-from roadmap.bench.results import Row
+from roadmap.bench.groups import Comparison, MeasurementGroup, groups_of
+from roadmap.bench.results import Measurement
 from roadmap.report.columns import NONE, gmacs
 from roadmap.report.render import markdown
 from roadmap.tree import ReferenceSpeed, Roadmap, Throughput
@@ -36,11 +36,11 @@ RIVALS = {
 }
 GROWN = "MiB is by how much a fresh process grew at most for the network and its iterations."
 FIXED = {"px": "{} px", "batch": "batch {}", "n": "n = {}"}
-Cell = Callable[[Entry], str]
+Cell = Callable[[Comparison], str]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """A table as text; heads that start with '>' are aligned to the right, notes belong below."""
 
     title: str
@@ -49,14 +49,14 @@ class Sheet:
     notes: list[str]
 
 
-def to_markdown(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> str:
+def to_markdown(rows: Sequence[Measurement], roadmaps: Mapping[str, Roadmap]) -> str:
     """All tables of a device's file."""
     hardware = ", ".join(dict.fromkeys(f"{row.hardware}{_threads(row)}" for row in rows))
     tables = [markdown(sheet.title, sheet.heads, sheet.rows, sheet.notes) for sheet in sheets(rows, roadmaps)]
     return "\n".join([f"# Throughput on {hardware}\n", *(f"#{table}" for table in tables)])
 
 
-def sheets(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> Iterator[Sheet]:
+def sheets(rows: Sequence[Measurement], roadmaps: Mapping[str, Roadmap]) -> Iterator[Table]:
     """A table for each mode of each group; `roadmaps` have the steps' titles and what was published."""
     for group in groups_of(rows, roadmaps):
         roadmap = roadmaps.get(group.roadmap)
@@ -67,11 +67,13 @@ def sheets(rows: Sequence[Row], roadmaps: Mapping[str, Roadmap]) -> Iterator[She
             )
 
 
-def _threads(row: Row) -> str:
+def _threads(row: Measurement) -> str:
     return "" if row.threads is None else f", {row.threads} thread{'' if row.threads == 1 else 's'}"
 
 
-def _sheet(group: Group, mode: str, entries: Sequence[Entry], printed: Throughput | None) -> Sheet:
+def _sheet(
+    group: MeasurementGroup, mode: str, entries: Sequence[Comparison], printed: Throughput | None
+) -> Table:
     printed = (
         printed
         if mode == "inference" and printed and any(entry.ours.step in printed.steps for entry in entries)
@@ -88,7 +90,7 @@ def _sheet(group: Group, mode: str, entries: Sequence[Entry], printed: Throughpu
     rows = [list(row) for row in zip(*(cells[head] for head in heads), strict=True)]
     rows += [_reference(reference, heads) for reference in printed.references] if printed else []
     title = f"{group.heading}: {TITLES[mode]} in {group.precision}"
-    return Sheet(
+    return Table(
         title,
         [head if head == "step" else f">{head}" for head in heads],
         rows,
@@ -144,22 +146,22 @@ def middle(low: float, high: float, text: Callable[[float], str]) -> str:
     return f"{text(low)} to {text(high)}"
 
 
-def share(row: Row) -> str:
+def share(row: Measurement) -> str:
     """The share of the device's peak."""
     return NONE if row.share_of_peak is None else f"{100 * row.share_of_peak:.0f} %"
 
 
-def _speed(row: Row | None) -> str:
+def _speed(row: Measurement | None) -> str:
     return speed(row.images_per_s if row else None)
 
 
-def _ratio(row: Row | None) -> str:
+def _ratio(row: Measurement | None) -> str:
     if row is None or row.ratio is None or row.ratio_low is None or row.ratio_high is None:
         return NONE
     return f"{row.ratio:.2f} ({middle(row.ratio_low, row.ratio_high, '{:.2f}'.format)})"
 
 
-def _inverse(row: Row | None) -> str:
+def _inverse(row: Measurement | None) -> str:
     """Our throughput over timm's, from timm's over ours."""
     if row is None or row.ratio is None or row.ratio_low is None or row.ratio_high is None:
         return NONE
@@ -178,7 +180,7 @@ def _reference(reference: ReferenceSpeed, heads: Sequence[str]) -> list[str]:
 
 
 def _notes(
-    mode: str, entries: Sequence[Entry], fixed: Mapping[str, str], printed: Throughput | None
+    mode: str, entries: Sequence[Comparison], fixed: Mapping[str, str], printed: Throughput | None
 ) -> list[str]:
     """What belongs below a table."""
     ours = [entry.ours for entry in entries]
@@ -213,7 +215,7 @@ def _notes(
     return [*notes, f"{'; '.join(dict.fromkeys(versions))}."]
 
 
-def _commit(row: Row) -> str:
+def _commit(row: Measurement) -> str:
     sha, plus, changes = (row.commit or "unknown").partition("+")
     return f"{sha[:7]}{plus}{changes}"
 

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from roadmap.class_map import read_class_map
 from roadmap.cli.options import WHOLE_IMAGE
-from roadmap.config import RunConfig, reason
+from roadmap.config import RunConfig, format_validation_error
 from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.initial_weights import named
+from roadmap.training.initial_weights import with_init_digest
 from roadmap.tree import Roadmap, resolve
 from roadmap.weight_files import digest_of, refusal, scheme_of
 
@@ -64,7 +64,7 @@ def _init_weights(arguments: argparse.Namespace, overrides: Mapping[str, Any]) -
 
 def config_of(arguments: argparse.Namespace, step: str, seed: int) -> RunConfig:
     """The configuration that the command line describes."""
-    return named(resolve(roadmap_of(arguments), step, seed=seed, **choices_of(arguments)))
+    return with_init_digest(resolve(roadmap_of(arguments), step, seed=seed, **choices_of(arguments)))
 
 
 def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
@@ -111,7 +111,9 @@ def _view(config: RunConfig, size: int | None, crop_pct: float | None, crop_mode
         return RunConfig.model_validate(leaves)
     except ValidationError as error:
         lines = [
-            ": ".join(filter(None, [".".join(map(str, e["loc"])), reason(e)])).partition(": ")
+            ": ".join(filter(None, [".".join(map(str, e["loc"])), format_validation_error(e)])).partition(
+                ": "
+            )
             for e in error.errors()
         ]
         raise ConfigError(

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from blocks import build_model, describe
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import choices_of, config_of, roadmap_of
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.schema import steps_schema
 from roadmap.settings import Settings, changes
 from roadmap.steps import load_roadmap, load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
-from roadmap.verify import Row, summary, verify
+from roadmap.verify import VerifiedStep, summary, verify
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -63,7 +63,7 @@ def print_verify(arguments: argparse.Namespace) -> int:
     return int(wrong)
 
 
-def _printed(row: Row) -> str:
+def _printed(row: VerifiedStep) -> str:
     return f"{row.paper.gmacs:.2f}" if row.paper is not None and row.paper.gmacs is not None else "–"
 
 
@@ -120,7 +120,7 @@ def print_schema(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         print(text, end="")
         return 0
-    with written(arguments.out):
+    with write_errors(arguments.out):
         write_atomic(arguments.out, text)
     return 0
 

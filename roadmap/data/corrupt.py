@@ -25,7 +25,7 @@ from roadmap.terminal import count
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = -1  # the label of an image that could not be read
-NAMED = 3  # images in the message that ends a run; the log has all of them
+MAX_LISTED = 3  # images in the message that ends a run; the log has all of them
 MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # want of these says nothing of the image
 # what Pillow raises
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -139,7 +139,7 @@ class Corrupt:
         if not self.too_many:
             return
         found = [(corrupt.name, index) for corrupt in self._all for index in corrupt.state()]
-        names = [name(index) for name, index in found[:NAMED] if name]
+        names = [name(index) for name, index in found[:MAX_LISTED] if name]
         hint = f"; --set system.corrupt_images={len(found)} leaves {'it' if len(found) == 1 else 'these'} out"
         if names and len(found) == 1:
             raise CorruptImages(f"{names[0]} is not an image that can be read{hint}")

@@ -110,8 +110,8 @@ def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
     if isinstance(given, Listing):
         return Folder(config, split, given)
     kind = kind_of(config.data)
-    source = Items(config, split, given) if given is not None else SOURCES[kind](config, split)
-    return source if config.data.classes is None or kind == "folder" else Chosen(config, source)
+    source = UserDataset(config, split, given) if given is not None else SOURCES[kind](config, split)
+    return source if config.data.classes is None or kind == "folder" else ClassSubset(config, source)
 
 
 def split_name(config: RunConfig, split: Split) -> str:
@@ -228,7 +228,7 @@ class HuggingFace:
         return f"row {number} of '{self._split}'"
 
 
-class Items:
+class UserDataset:
     """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8
     tensors (C, H, W).
 
@@ -359,8 +359,8 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
         raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
     if is_image_folder(config.data):
         check_splits(root, {f"data.{split}_split": name}, synonyms=True)  # an evaluation needs no other
-        return Items(config, split, VisibleImageFolder(find_split(root, name)))
-    return Items(config, split, open_timm(config, split, download=config.system.download))
+        return UserDataset(config, split, VisibleImageFolder(find_split(root, name)))
+    return UserDataset(config, split, open_timm(config, split, download=config.system.download))
 
 
 def _custom(config: RunConfig, split: Split) -> Source:
@@ -374,7 +374,7 @@ def _custom(config: RunConfig, split: Split) -> Source:
     )
 
 
-class Chosen:
+class ClassSubset:
     """A source's images of the classes that `data.classes` names, renumbered as they are sorted; labels
     without names by their number.
     """

@@ -24,7 +24,7 @@ from roadmap.data.corrupt import LEFT_OUT, CorruptImages
 from roadmap.data.decoder import Picture, wants_tensors
 from roadmap.data.digits import Split
 from roadmap.data.iterable_style import Stream
-from roadmap.data.map_style import Numbered, check_label
+from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.preflight import STREAMS, kind_of
 from roadmap.data.staging import stage
 from roadmap.data.tensor_decoder import collate, for_tensors
@@ -34,13 +34,13 @@ Transform = Callable[[Picture], Tensor]
 GREYS = 255  # what a mean or a standard deviation of 1 stands for
 
 
-class Checked:
+class ValidatedBatches:
     """A DataLoader's batches, with a clear error in place of the first that must not reach the network."""
 
     def __init__(
         self,
         loader: DataLoader[Any],
-        feed: Numbered | Stream,
+        feed: MapStyleFeed | Stream,
         config: RunConfig,
         split: Split,
         waiting: Waiting,
@@ -103,12 +103,12 @@ class Loader:
         transform = build_transform(config, split == "train")
         if tensors:
             transform = for_tensors(transform, config.recipe)
-        self._feed: Numbered | Stream
+        self._feed: MapStyleFeed | Stream
         shared = None if beside is None else beside._feed.corrupt
         if kind_of(config.data) in STREAMS and source is None:
             self._feed = Stream(config, split, transform, plan, rank, shared)
         else:
-            self._feed = Numbered(config, split, transform, plan, rank, source, shared)
+            self._feed = MapStyleFeed(config, split, transform, plan, rank, source, shared)
         self.images, classes = self._feed.images, self._feed.num_classes
         if classes is not None and classes != config.model.num_classes:
             counts = f"has {classes} classes in {split}, the model {config.model.num_classes}"
@@ -125,7 +125,7 @@ class Loader:
             pin_memory=device.type == "cuda", persistent_workers=workers > 0,
             worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
         )  # fmt: skip
-        self._batches = Checked(loader, self._feed, config, split, waiting)
+        self._batches = ValidatedBatches(loader, self._feed, config, split, waiting)
         mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
         self._loader = PrefetchLoader(self._batches, mean, std, config.model.in_chans, device)
 

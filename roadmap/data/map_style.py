@@ -67,7 +67,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
         return self.blank, LEFT_OUT
 
 
-class Remembered(Samples):
+class CachedDataset(Samples):
     """Samples of a small data set with nothing random about them, transformed once."""
 
     def __init__(self, *args: Any) -> None:
@@ -119,7 +119,7 @@ class EvaluationBatches(Sampler[list[Key]]):
             yield [(self.epoch, index) for index in self.indices[start : start + self.batch]]
 
 
-class Numbered:
+class MapStyleFeed:
     """A data set whose images have numbers, in a process's batches."""
 
     def __init__(
@@ -154,7 +154,7 @@ class Numbered:
         blank = make_decoder(config, split).convert(
             Image.new(image_mode(config), (config.data.image_size,) * 2)
         )
-        kind = Remembered if isinstance(source, Digits) and seed is None else Samples
+        kind = CachedDataset if isinstance(source, Digits) and seed is None else Samples
         self.samples = kind(source, transform, seed, self.corrupt, blank, training)
 
     @property

@@ -36,12 +36,12 @@ from roadmap.data.prepare_plan import (
 )
 from roadmap.data.prepare_worker import FORK, Shared, begin, write_shard
 from roadmap.data.shards import load_index
-from roadmap.files import leftovers, locked, write_json, written
+from roadmap.files import leftovers, locked, write_errors, write_json
 from roadmap.provenance import usable_cores
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 
-LOOK_S, LINE_S = 0.5, 10.0
+REFRESH_S, LINE_S = 0.5, 10.0
 
 
 def prepare_folder(arguments: argparse.Namespace) -> int:
@@ -84,7 +84,7 @@ def prepare(
     with console.status("looking for images"):
         samples = {split: find_samples(source / split, classes, others[split]) for split in splits}
     _name_others(others, console)
-    with written(destination):
+    with write_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
     with _alone(destination, console):
         plans = [Split(source / split, samples[split], destination, recipe) for split in splits]
@@ -147,7 +147,7 @@ def _name_others(others: dict[str, Counter[str]], console: Console) -> None:
 def _alone(destination: Path, console: Console) -> Iterator[None]:
     """Waits for whoever else writes there, and keeps others waiting."""
     lock = destination / ".prepare.lock"
-    with written(destination):
+    with write_errors(destination):
         lock.touch()
     with ExitStack() as stack:
         waiting = partial(
@@ -177,7 +177,7 @@ def _write_classes(path: Path, classes: list[str]) -> None:
                 )
             ]
         )
-    with written(path):
+    with write_errors(path):
         write_json(path, classes)
 
 
@@ -198,7 +198,7 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
     try:
         with _Watch(shared, sum(len(shard.samples) for _, shard in missing), console) as watch:
             while writing:
-                done = wait(writing, LOOK_S, FIRST_COMPLETED).done
+                done = wait(writing, REFRESH_S, FIRST_COMPLETED).done
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     _finish(future, writing.pop(future))
                 watch.look(len(missing) - len(writing), len(missing))

@@ -18,7 +18,7 @@ from roadmap.config import RunConfig
 from roadmap.data.listing import IMAGE_SUFFIXES, find_images, in_order
 from roadmap.data.preflight import class_names, data_dir
 from roadmap.data.splits import Options, check_splits, some
-from roadmap.files import write_json, written
+from roadmap.files import write_errors, write_json
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tree import resolve
@@ -182,7 +182,7 @@ class Split:
     def save(self) -> None:
         """Writes the manifest."""
         shards = {name: asdict(record) for name, record in sorted(self.finished.items())}
-        with written(self.path):
+        with write_errors(self.path):
             write_json(self.path, {"source": str(self.folder), "plan": self.plan, "shards": shards})
 
 

@@ -19,7 +19,7 @@ from roadmap.data.corrupt import Unreadable, open_image, reading
 from roadmap.data.images import in_8_bits, in_mode
 from roadmap.data.prepare_plan import Finished, Recipe, Shard
 from roadmap.disk import reason
-from roadmap.files import aside, sync_folder
+from roadmap.files import sync_folder, temporary_path
 from roadmap.strict_yaml import ConfigError, Problem, relative
 
 FORK = multiprocessing.get_context("fork")  # before any thread is started
@@ -85,7 +85,7 @@ def _end_with_parent() -> None:
 def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
     """Writes a shard aside and gives it its name when it is whole; returns the name and what is in it."""
     left_out: list[str] = []
-    temporary = aside(shard.path)
+    temporary = temporary_path(shard.path)
     try:
         with temporary.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w") as tar:

@@ -15,7 +15,7 @@ from roadmap.strict_yaml import ConfigError, Problem
 # timm takes one for the other
 SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 USUAL = (SYNONYMS[0], (*SYNONYMS[1], "test", "dev"))  # what people call the folders
-NAMED = 5  # names in a message
+MAX_LISTED = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ SET = Options(
 def some(names: Iterable[str]) -> str:
     """The first few of names, and how many more there are."""
     listed = list(names)
-    return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
+    return ", ".join(listed[:MAX_LISTED]) + (
+        f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+    )
 
 
 def find_split(root: Path, name: str) -> Path | None:

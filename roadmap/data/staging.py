@@ -29,7 +29,7 @@ from roadmap.data.preflight import (
     make_stage_dir,
 )
 from roadmap.disk import disk_error, reason
-from roadmap.files import aside, locked, written
+from roadmap.files import locked, temporary_path, write_errors
 from roadmap.strict_yaml import ConfigError, Problem
 
 DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`
@@ -180,7 +180,7 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
                     )
                 ]
             )
-    with written(target):
+    with write_errors(target):
         target.mkdir(exist_ok=True)
     with ExitStack() as stack:
         _enter(stack, target / ".lock")
@@ -210,7 +210,7 @@ def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
     url, path = f"{address}/{name}", folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     # a thread that nobody waits for may still be at work on another
-    temporary = aside(path).with_suffix(f".{get_ident()}.tmp")
+    temporary = temporary_path(path).with_suffix(f".{get_ident()}.tmp")
     for attempt in range(ATTEMPTS):
         if ended.wait(PAUSE_S * attempt):
             return None

@@ -9,7 +9,7 @@ from typing import Any
 from blocks import complexity
 from roadmap.config import RunConfig
 from roadmap.records import Status
-from roadmap.report.rows import Ablation, Row, accuracies
+from roadmap.report.rows import Ablation, AblationRow, accuracies
 from roadmap.report.stats import (
     Correlation,
     Summary,
@@ -86,7 +86,7 @@ def measured(
     return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
 
 
-def _adjust(rows: Sequence[Row]) -> list[Row]:
+def _adjust(rows: Sequence[AblationRow]) -> list[AblationRow]:
     """The rows with the p-values, and with the seeds that are needed, of differences that are tested
     together.
     """
@@ -115,12 +115,12 @@ def _one_a_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:
     return tuple({run.run.seed: run for run in reversed(best)}.values())
 
 
-def _printed(roadmap: Roadmap, name: str) -> Row:
+def _printed(roadmap: Roadmap, name: str) -> AblationRow:
     """A step with the publication's figures."""
     step, config = roadmap.tree[name], resolve(roadmap, name)
     figures, before = _paper(roadmap, name), _paper(roadmap, step.parent)
     delta = welch(figures, before) if figures and before else None
-    return Row(
+    return AblationRow(
         step=name,
         hash=config.hash,
         title=step.title,
@@ -140,7 +140,7 @@ def _printed(roadmap: Roadmap, name: str) -> Row:
 
 def _measured(
     roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequence[Status]], planned: int
-) -> Row:
+) -> AblationRow:
     """A step with our figures beside the publication's."""
     name, parent = config.step, roadmap.tree[config.step].parent
     printed = _printed(roadmap, name)
@@ -187,7 +187,7 @@ def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
     return Summary(figures.top1, figures.std, figures.n) if figures else None
 
 
-def _honest(rows: Sequence[Row], reference: Reference | None, adjusted: bool) -> list[str]:
+def _honest(rows: Sequence[AblationRow], reference: Reference | None, adjusted: bool) -> list[str]:
     """What a reader must know to judge the figures: n, missing runs, hardware, versions, code."""
     finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
     many = (
@@ -244,7 +244,7 @@ def origins(results: Sequence[Result]) -> list[str]:
     return notes
 
 
-def agreement_of(roadmap: Roadmap, rows: Sequence[Row]) -> Correlation | None:
+def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Correlation | None:
     """Whether the measured path orders the steps as the paper's does."""
     both = [
         (row.top1.mean, row.paper.mean)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 
 FIRST = ""  # the roots of two roadmaps are different networks in the same place
 
@@ -15,7 +15,7 @@ class Aligned:
     """A step's row in each ablation, None where one has no such step, and what to call them together."""
 
     title: str
-    rows: tuple[Row | None, ...]
+    rows: tuple[AblationRow | None, ...]
 
 
 def aligned(ablations: Sequence[Ablation]) -> list[Aligned]:
@@ -34,7 +34,7 @@ def aligned(ablations: Sequence[Ablation]) -> list[Aligned]:
     return [Aligned(_joined([row.title for row in rows if row]), rows) for rows in found]
 
 
-def _key(ablation: Ablation, row: Row) -> str:
+def _key(ablation: Ablation, row: AblationRow) -> str:
     return FIRST if row is ablation.rows[0] and row.parent is None else row.step
 
 

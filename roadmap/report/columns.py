@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blocks.spelling import did_you_mean
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import MOST_SEEDS, POWER
 from roadmap.strict_yaml import ConfigError, Problem
 
@@ -30,8 +30,8 @@ class Column:
     key: str
     head: str
     tells: str
-    text: Callable[[Row], str]
-    value: Callable[[Row], Value]
+    text: Callable[[AblationRow], str]
+    value: Callable[[AblationRow], Value]
     is_number: bool = True
     legend: str = ""
     legend_holm: str = ""
@@ -78,7 +78,7 @@ def folded(ablation: Ablation, keys: Sequence[str] | None = None) -> list[str]:
     return [f"The same in all rows: {'; '.join(new)}."] if new else []
 
 
-def legends(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+def legends(columns: Sequence[Column], rows: Sequence[AblationRow]) -> list[str]:
     """A note on the columns whose heads do not say enough."""
     adjusted = any(row.p_holm is not None for row in rows)
     found = [
@@ -87,13 +87,13 @@ def legends(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     return [" ".join(found)] if found else []
 
 
-def _speaks(column: Column, rows: Sequence[Row]) -> bool:
+def _speaks(column: Column, rows: Sequence[AblationRow]) -> bool:
     """Whether a column says anything, and not in all rows the same if it can be folded."""
     said = [column.text(row) for row in rows]
     return any(text != NONE for text in said) and not (column.can_fold and _one(column, rows))
 
 
-def _one(column: Column, rows: Sequence[Row]) -> str | None:
+def _one(column: Column, rows: Sequence[AblationRow]) -> str | None:
     """What a column says in all rows of which it says anything."""
     said = {column.text(row) for row in rows} - {NONE}
     return said.pop() if len(said) == 1 else None
@@ -104,10 +104,10 @@ def gmacs(value: float) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
-def _at(path: str) -> Callable[[Row], Any]:
+def _at(path: str) -> Callable[[AblationRow], Any]:
     """What is at a row's `path` of fields, None where one of them is."""
 
-    def get(row: Row) -> Any:
+    def get(row: AblationRow) -> Any:
         found: Any = row
         for name in path.split("."):
             found = None if found is None else getattr(found, name)
@@ -116,7 +116,7 @@ def _at(path: str) -> Callable[[Row], Any]:
     return get
 
 
-def _said(value: Callable[[Row], Any]) -> Callable[[Row], str]:
+def _said(value: Callable[[AblationRow], Any]) -> Callable[[AblationRow], str]:
     return lambda row: NONE if (found := value(row)) is None else str(found)
 
 
@@ -129,7 +129,7 @@ def _common(
 ) -> Column:
     """A field of the results, or of those that did not diverge, most often the same in all of them."""
 
-    def value(row: Row) -> Value:
+    def value(row: AblationRow) -> Value:
         counted = tuple(run for run in row.runs if run.state == "done" or not of_done)
         found: Value = replace(row, runs=counted).same(field)
         return found
@@ -142,45 +142,45 @@ def _short(value: float | None) -> str:
     return NONE if value is None else f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
-def _summary(row: Row) -> str:
+def _summary(row: AblationRow) -> str:
     return str(row.top1) if row.top1 else "diverged" if row.diverged else NONE
 
 
-def _n(row: Row) -> str:
+def _n(row: AblationRow) -> str:
     n = row.top1.n if row.top1 else 0
     return str(n) if n == row.planned else f"{n}/{row.planned}"
 
 
-def _resolved(row: Row) -> str | None:
+def _resolved(row: AblationRow) -> str | None:
     return None if row.resolved is None else "yes" if row.resolved else "no"
 
 
-def _p(row: Row) -> float | None:
+def _p(row: AblationRow) -> float | None:
     return row.p_holm if row.p_holm is not None else row.delta.p if row.delta else None
 
 
-def _p_value(row: Row) -> str:
+def _p_value(row: AblationRow) -> str:
     p = _p(row)
     return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:#.2g}"
 
 
-def _needed(row: Row) -> str:
+def _needed(row: AblationRow) -> str:
     needed = row.delta.needed if row.delta else None
     return NONE if needed is None else f"> {MOST_SEEDS}" if needed > MOST_SEEDS else str(needed)
 
 
-def _gap(row: Row) -> str:
+def _gap(row: AblationRow) -> str:
     if row.gap is None:
         return NONE
     z = "" if row.gap_z is None else f" (z = {round(row.gap_z, 1) + 0.0:+.1f})"
     return f"{round(row.gap, 2) + 0.0:+.2f}{z}"
 
 
-def _states(row: Row) -> str | None:
+def _states(row: AblationRow) -> str | None:
     return ", ".join(f"{number} {state}" for state, number in row.states.items()) or None
 
 
-def _printed_gmacs(row: Row) -> str:
+def _printed_gmacs(row: AblationRow) -> str:
     return NONE if row.paper_gmacs is None else f"{row.paper_gmacs:.2f}{'*' if row.gmacs_note else ''}"
 
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 
 from roadmap.cli.arguments import choices_of
 from roadmap.report.columns import COLUMNS
-from roadmap.report.runs import Choices, Experiment, experiment_of
+from roadmap.report.runs import Experiment, RunSelection, experiment_of
 from roadmap.report.tolerance import published_figures, read_expected
-from roadmap.report.write import How, Report, held_against, name_files, papers, parts_of
+from roadmap.report.write import Report, ReportOptions, held_against, name_files, papers, parts_of
 from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import ConfigError, Problem
@@ -25,7 +25,7 @@ RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", 
 def make_report(arguments: argparse.Namespace) -> int:
     """Reads, writes, and prints the table; returns the exit code."""
     _refuse_nonsense(arguments)
-    how = How(*_chosen(arguments), arguments.tables_only)
+    how = ReportOptions(*_chosen(arguments), arguments.tables_only)
     if arguments.paper is None:
         return _watch(arguments, how) if arguments.watch is not None else _collect(arguments, how)
     names = list(dict.fromkeys(arguments.paper)) or [arguments.roadmap or "convnext_t"]
@@ -100,7 +100,7 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
 def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     """What the folders hold."""
     overrides = choices_of(arguments)["overrides"]
-    choices = Choices(
+    choices = RunSelection(
         arguments.steps_file,
         arguments.roadmap,
         arguments.profile,
@@ -112,7 +112,7 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     return [experiment_of(folder, choices) for folder in arguments.runs]
 
 
-def _collect(arguments: argparse.Namespace, how: How) -> int:
+def _collect(arguments: argparse.Namespace, how: ReportOptions) -> int:
     """Collects runs once, and holds them against what they should be if asked to."""
     expected = read_expected(arguments.against) if arguments.against else None
     report = Report(parts_of([experiment.look() for experiment in _experiments(arguments)]))
@@ -126,7 +126,7 @@ def _collect(arguments: argparse.Namespace, how: How) -> int:
     return OUT_OF_TOLERANCE
 
 
-def _watch(arguments: argparse.Namespace, how: How) -> int:
+def _watch(arguments: argparse.Namespace, how: ReportOptions) -> int:
     """Collects runs until all are finished; Ctrl-C is a way to end it like any other."""
     from roadmap.report.watch import watch
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.report.columns import NONE, Column
 from roadmap.report.render import Grid, page, to_html, to_latex, to_markdown
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import (
     CONFIDENCE,
     Correlation,
@@ -45,8 +45,8 @@ class Pair:
 
     step: str
     title: str
-    a: Row | None
-    b: Row | None
+    a: AblationRow | None
+    b: AblationRow | None
     effects: str
     difference: Difference | None
 
@@ -84,7 +84,7 @@ def compare(a: Ablation, b: Ablation) -> Comparison:
     return Comparison(a, b, tuple(pairs), agreement, tuple(_notes(a, b, pairs, agreement)))
 
 
-def _effects(a: Row | None, b: Row | None) -> str:
+def _effects(a: AblationRow | None, b: AblationRow | None) -> str:
     """Whether a step does the same on both sides."""
     if a is None or b is None or a.delta is None or b.delta is None:
         return NONE
@@ -93,7 +93,9 @@ def _effects(a: Row | None, b: Row | None) -> str:
     return "A only" if a.resolved else "B only" if b.resolved else OPEN
 
 
-def _difference(a: Ablation, one: Row | None, b: Ablation, other: Row | None) -> Difference | None:
+def _difference(
+    a: Ablation, one: AblationRow | None, b: Ablation, other: AblationRow | None
+) -> Difference | None:
     """Δ B less Δ A; standard error and degrees of freedom follow from theirs (Welch and Satterthwaite)."""
     if one is None or other is None or one.delta is None or other.delta is None:
         return None
@@ -108,7 +110,7 @@ def _difference(a: Ablation, one: Row | None, b: Ablation, other: Row | None) ->
     return Difference(value, margin, float(2 * stats.t.sf(abs(value) / error, freedom)))
 
 
-def _error(ablation: Ablation, row: Row) -> tuple[float, float] | None:
+def _error(ablation: Ablation, row: AblationRow) -> tuple[float, float] | None:
     """The standard error of a row's Δ, and its degrees of freedom, as `stats.difference` has them; None where
     it has no interval.
     """
@@ -172,7 +174,7 @@ def _notes(a: Ablation, b: Ablation, pairs: list[Pair], agreement: Correlation |
             yield f"{pair.step}: Δ is against {first} in A, against {second} in B."
 
 
-def _against(ablation: Ablation, row: Row) -> str:
+def _against(ablation: Ablation, row: AblationRow) -> str:
     """What a row is compared with; the first steps of two roadmaps are each other's counterparts, whatever
     they are called.
     """
@@ -219,7 +221,7 @@ def _cells(pair: Pair) -> list[str]:
     ]
 
 
-def _top1(row: Row | None) -> str:
+def _top1(row: AblationRow | None) -> str:
     return (
         f"{row.top1} (n = {row.top1.n})" if row and row.top1 else "diverged" if row and row.diverged else NONE
     )
@@ -278,7 +280,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         "tex": to_latex(table, "tab:comparison"),
         "html": page(table.title, to_html(table)),
     }
-    with written(out):
+    with write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for kind, text in texts.items():
             write_atomic(out / f"comparison.{kind}", text)

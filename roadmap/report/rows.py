@@ -16,7 +16,7 @@ from roadmap.tree import Reference, Roadmap
 
 
 @dataclass(frozen=True)
-class Row:
+class AblationRow:
     """A step in the ablation: its runs, of one configuration and one a seed, or for a publication none, and
     what they say.
 
@@ -126,7 +126,7 @@ class Ablation:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[AblationRow, ...]
     source: str
     notes: list[str]
     roadmap: Roadmap
@@ -135,7 +135,7 @@ class Ablation:
     reference: Reference | None = None
     agreement: Correlation | None = None
 
-    def row(self, step: str) -> Row:
+    def row(self, step: str) -> AblationRow:
         """The row of a step."""
         return next(row for row in self.rows if row.step == step)
 

@@ -24,11 +24,11 @@ from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
 
-NAMED = 3  # copies that are named one by one
+MAX_LISTED = 3  # copies that are named one by one
 
 
 @dataclass(frozen=True)
-class Choices:
+class RunSelection:
     """What the command line says of the runs; a roadmap or a profile that is None is found out from them.
 
     `as_trained` has the overrides found out, too.
@@ -54,11 +54,11 @@ class Experiment:
     folder: Path
     whole: Roadmap
     roadmap: Roadmap
-    choices: Choices
+    choices: RunSelection
     reference: Reference | None
     note: str | None = None
 
-    def look(self) -> Found:
+    def look(self) -> LoadedRuns:
         """Where the runs stand now, those that are there twice counted once."""
         mine = [
             run
@@ -69,7 +69,7 @@ class Experiment:
         found.sort(
             key=lambda run: (_place(self.roadmap, run.run.step), run.run.step, run.run.seed, run.run.hash)
         )
-        return Found(self, found, copies)
+        return LoadedRuns(self, found, copies)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Worths:
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedRuns:
     """What a look at an experiment found: a status a run, in the order of the steps, and a sentence on each
     copy that was left out.
     """
@@ -147,7 +147,7 @@ class Found:
         )
 
 
-def experiment_of(folder: Path, choices: Choices) -> Experiment:
+def experiment_of(folder: Path, choices: RunSelection) -> Experiment:
     """The one experiment that a folder of runs holds, or that is chosen of it; ConfigError where that is
     open, or there is none.
     """
@@ -170,8 +170,8 @@ def experiment_of(folder: Path, choices: Choices) -> Experiment:
 
 
 def _trained(
-    roadmap: Roadmap, folder: Path, choices: Choices, runs: Sequence[RunDir]
-) -> tuple[Choices, str | None]:
+    roadmap: Roadmap, folder: Path, choices: RunSelection, runs: Sequence[RunDir]
+) -> tuple[RunSelection, str | None]:
     """The choices with the overrides that the runs were trained with, and a note on that; by default if all
     of them agree on others.
     """
@@ -189,7 +189,7 @@ def _trained(
     return replace(choices, overrides=variant.overrides), note
 
 
-def _present(roadmap: Roadmap, choices: Choices, runs: Sequence[RunDir]) -> bool:
+def _present(roadmap: Roadmap, choices: RunSelection, runs: Sequence[RunDir]) -> bool:
     """Whether a run has the configuration that its step has now."""
     steps = {run.step for run in runs if roadmap.knows(run.step)}
     there = {(run.step, run.hash) for run in runs}
@@ -262,8 +262,8 @@ def _once(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]
             kept[name] = run if better else first
             left.append((first if better else run, name))
     said = [_copy(one, kept[name], root) for one, name in left]
-    more = len(said) - NAMED
-    return list(kept.values()), said[:NAMED] + (
+    more = len(said) - MAX_LISTED
+    return list(kept.values()), said[:MAX_LISTED] + (
         [f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else []
     )
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.records import Status
 from roadmap.report.columns import COLUMNS, NONE, chosen, folded, legends
 from roadmap.report.marginal import READINGS, Worth
 from roadmap.report.render import Grid, markdown, page, to_html, to_latex, to_markdown
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import Difference, Summary
 
 __all__ = [
@@ -76,7 +76,7 @@ def write_runs(runs: Sequence[Status], ablation: Ablation, out: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> Path:
-    with written(path.parent):
+    with write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
     return path
@@ -108,7 +108,7 @@ def to_frame(ablation: Ablation) -> pd.DataFrame:
     return pd.DataFrame(records).convert_dtypes()
 
 
-def _record(row: Row) -> dict[str, Any]:
+def _record(row: AblationRow) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "step": row.step,
         "title": row.title,
@@ -172,7 +172,7 @@ def to_json(ablation: Ablation) -> str:
     return json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _tree(row: Row) -> dict[str, Any]:
+def _tree(row: AblationRow) -> dict[str, Any]:
     delta = _delta(row.delta)
     return {
         **{key: getattr(row, key) for key in ("step", "title", "change", "parent")},

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import ROUNDING, Summary
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
@@ -57,7 +57,7 @@ def published_figures(ablation: Ablation) -> Expected:
     return Expected("the paper", printed)
 
 
-def _same_task(ablation: Ablation, row: Row) -> bool:
+def _same_task(ablation: Ablation, row: AblationRow) -> bool:
     mine = resolve(ablation.roadmap, row.step, profile=ablation.profile, overrides=ablation.overrides)
     plain = resolve(ablation.roadmap, row.step)
     return (mine.data, mine.model.num_classes) == (plain.data, plain.model.num_classes)

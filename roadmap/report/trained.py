@@ -18,7 +18,7 @@ from roadmap.terminal import count
 from roadmap.tree import Roadmap, resolve
 
 LISTED = 3  # steps that are named one by one
-Group = tuple[str, str]  # the step and the hash of runs of one configuration
+TrainedAlike = tuple[str, str]  # the step and the hash of runs of one configuration
 Values = Mapping[str, Any]  # by key
 
 
@@ -72,12 +72,12 @@ def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> l
     Runs of unknown steps are ignored. The config.yaml is read of runs alone whose configuration is not that
     of the steps file.
     """
-    groups: dict[Group, list[RunDir]] = {}
+    groups: dict[TrainedAlike, list[RunDir]] = {}
     for run in runs:
         if roadmap.knows(run.step):
             groups.setdefault((run.step, run.hash), []).append(run)
     now = _Now(roadmap, profile)
-    differ: dict[Group, Values] = {}
+    differ: dict[TrainedAlike, Values] = {}
     found = []
     for group, members in groups.items():
         try:
@@ -102,7 +102,7 @@ class _Now:
     def config(self, step: str, overrides: Values) -> RunConfig:
         return resolve(self.roadmap, step, profile=self.profile, overrides=overrides)
 
-    def differences(self, group: Group, run: RunDir) -> Values:
+    def differences(self, group: TrainedAlike, run: RunDir) -> Values:
         """The keys in which runs differ from their step as it is now, with the runs' values; ConfigError if
         that is unknown.
         """
@@ -117,7 +117,7 @@ class _Now:
             raise ConfigError([Problem(relative(run.config), f"gives another hash than {digest}")])
         return values
 
-    def sets(self, differ: Mapping[Group, Values]) -> Iterator[tuple[Values, list[Group]]]:
+    def sets(self, differ: Mapping[TrainedAlike, Values]) -> Iterator[tuple[Values, list[TrainedAlike]]]:
         """Overrides with the groups whose configurations they give, each group once."""
         together = {key: value for values in differ.values() for key, value in values.items()}
         candidates, left = [together, *differ.values()], list(differ)
@@ -127,7 +127,7 @@ class _Now:
             yield values, mine
             left = [group for group in left if group not in mine]
 
-    def _given_by(self, values: Values, groups: Sequence[Group]) -> list[Group]:
+    def _given_by(self, values: Values, groups: Sequence[TrainedAlike]) -> list[TrainedAlike]:
         """Those of `groups` whose configurations `values` give."""
         found = []
         for step, digest in groups:

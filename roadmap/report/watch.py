@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from rich.live import Live
 from rich.text import Text
 
-from roadmap.report.runs import Experiment, Found
+from roadmap.report.runs import Experiment, LoadedRuns
 from roadmap.terminal import console, count, tally
 
 
 def watch(
-    experiments: Sequence[Experiment], write: Callable[[Sequence[Found]], object], seconds: float
-) -> Sequence[Found]:
+    experiments: Sequence[Experiment], write: Callable[[Sequence[LoadedRuns]], object], seconds: float
+) -> Sequence[LoadedRuns]:
     """Calls `write` with what it finds, now and whenever that has changed, until all runs are finished;
     returns the last it found.
     """
@@ -34,7 +34,7 @@ def watch(
             time.sleep(seconds)
 
 
-def fingerprint(found: Sequence[Found]) -> str:
+def fingerprint(found: Sequence[LoadedRuns]) -> str:
     """The same for two looks between which no run has changed its state or its result, and none was added or
     removed.
     """
@@ -45,7 +45,7 @@ def fingerprint(found: Sequence[Found]) -> str:
     return digest.hexdigest()
 
 
-def totals(found: Sequence[Found]) -> str:
+def totals(found: Sequence[LoadedRuns]) -> str:
     """'57 runs: 40 done, 2 running, 15 pending'."""
     states = [run.state for each in found for run in each.all]
     return f"{count(len(states), 'run')}: {tally(states)}"

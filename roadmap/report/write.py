@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from roadmap.files import write_atomic, written
+from roadmap.files import write_atomic, write_errors
 from roadmap.report.ablation import origins, published
 from roadmap.report.compare import Comparison, compare, to_grid, write_comparison
 from roadmap.report.marginal import MEANING
 from roadmap.report.render import Grid
 from roadmap.report.rows import Ablation
-from roadmap.report.runs import Experiment, Found, Worths
+from roadmap.report.runs import Experiment, LoadedRuns, Worths
 from roadmap.report.tables import WORTH_COLUMNS, grid, markdown, worth_cells, worth_frame, write, write_runs
 from roadmap.report.tolerance import Expected, Verdict, check
 from roadmap.strict_yaml import ConfigError, Problem, relative
@@ -22,7 +22,7 @@ from roadmap.tree import Roadmap
 
 
 @dataclass(frozen=True)
-class How:
+class ReportOptions:
     """What is made: the tables' columns, the x-axes of the figures of accuracy against cost, or the tables
     alone.
     """
@@ -40,7 +40,7 @@ class Part:
 
     ablation: Ablation
     folder: str = ""
-    found: Found | None = None
+    found: LoadedRuns | None = None
 
 
 def papers(roadmaps: Sequence[Roadmap]) -> list[Part]:
@@ -60,7 +60,7 @@ def papers(roadmaps: Sequence[Roadmap]) -> list[Part]:
     return parts
 
 
-def parts_of(found: Sequence[Found]) -> list[Part]:
+def parts_of(found: Sequence[LoadedRuns]) -> list[Part]:
     """The ablations of one or two folders of runs; those of two go into folders that say in what the two
     differ.
     """
@@ -88,7 +88,7 @@ class Report:
         """What two ablations have in common."""
         return compare(self.parts[0].ablation, self.parts[1].ablation) if len(self.parts) > 1 else None
 
-    def write(self, out: Path, how: How) -> dict[str, list[Path]]:
+    def write(self, out: Path, how: ReportOptions) -> dict[str, list[Path]]:
         """Writes tables, figures and the page, and returns their paths by what they are; ConfigError where
         that cannot be.
         """
@@ -97,7 +97,7 @@ class Report:
                 [Problem(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")]
             )
         files: dict[str, list[Path]] = {"tables": []}
-        with written(out):
+        with write_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             for part in self.parts:
                 files["tables"] += _write_tables(part, out / part.folder, how.columns)
@@ -109,7 +109,7 @@ class Report:
                 }
         return files
 
-    def show(self, how: How) -> None:
+    def show(self, how: ReportOptions) -> None:
         """Prints the tables at the terminal."""
         for part in self.parts:
             _show(grid(part.ablation, how.columns))
@@ -169,14 +169,14 @@ def _write_page(parts: Sequence[Part], out: Path) -> Path:
     return out / "report.html"
 
 
-def _write_worth(found: Found, worth: Worths, out: Path) -> list[Path]:
+def _write_worth(found: LoadedRuns, worth: Worths, out: Path) -> list[Path]:
     cells = [worth_cells(change) for change in worth.changes]
     write_atomic(out / "worth.csv", worth_frame(worth.changes).to_csv(index=False))
     write_atomic(out / "worth.md", markdown(worth.title, WORTH_COLUMNS, cells, _worth_notes(found, worth)))
     return [out / "worth.csv", out / "worth.md"]
 
 
-def _worth_notes(found: Found, worth: Worths) -> list[str]:
+def _worth_notes(found: LoadedRuns, worth: Worths) -> list[str]:
     """What a reader must know to judge what each change is worth."""
     notes = [f"{reading}: {meaning}." for reading, meaning in MEANING.items()]
     notes.append(

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 logger = logging.getLogger(__name__)
 
 
-class Watch:
+class Callback:
     """Somebody who looks at a run; this one does not care.
 
     As a context manager it is opened first and closed whatever happens.
@@ -45,12 +45,12 @@ class Watch:
         self.close()
 
 
-class Watches(Watch):
+class Callbacks(Callback):
     """Several who look at a run; one that fails is named in a warning and left out, for that is no reason to
     stop training.
     """
 
-    def __init__(self, watches: Iterable[Watch]) -> None:
+    def __init__(self, watches: Iterable[Callback]) -> None:
         self._watches = list(watches)
 
     def open(self) -> None:
@@ -73,7 +73,7 @@ class Watches(Watch):
         """Closes all."""
         self._tell(lambda watch: watch.close())
 
-    def _tell(self, news: Callable[[Watch], None]) -> None:
+    def _tell(self, news: Callable[[Callback], None]) -> None:
         for watch in tuple(self._watches):
             try:
                 news(watch)
@@ -89,7 +89,7 @@ class Watches(Watch):
                     watch.close()
 
 
-class LiveProgress(Watch):
+class LiveProgress(Callback):
     """A live bar with epoch, loss, accuracy, images/s and time left; plain lines, an epoch each, where there
     is no terminal.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roadmap.disk import explaining, file_system, free_space, megabytes
-from roadmap.files import aside, leftovers, sync_folder
+from roadmap.files import leftovers, sync_folder, temporary_path
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.weight_files import CHECKPOINT, checkpoint_files
 
@@ -41,7 +41,7 @@ class Checkpoints:
         DiskError if the disk is full; those before it stay.
         """
         path = self.folder / f"{iteration:09d}.pt"
-        temporary = aside(path)
+        temporary = temporary_path(path)
         with explaining(path, state_bytes(state)):
             self.folder.mkdir(exist_ok=True)
             for torn in leftovers(self.folder, r"\d{9,}\.pt"):

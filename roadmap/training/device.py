@@ -89,7 +89,7 @@ class OutOfMemory(RuntimeError):
 
 
 @contextmanager
-def memory_told(what: str, ways: list[str]) -> Iterator[None]:
+def oom_hint(what: str, ways: list[str]) -> Iterator[None]:
     """OutOfMemory with `ways` to try, where the device has no memory for `what` at a time."""
     try:
         yield
@@ -100,7 +100,7 @@ def memory_told(what: str, ways: list[str]) -> Iterator[None]:
         raise OutOfMemory(f"out of memory with {what} at a time; {advice}") from error
 
 
-def what_to_try(config: RunConfig, micro: int) -> list[str]:
+def oom_suggestions(config: RunConfig, micro: int) -> list[str]:
     """Ways to train on less memory than `micro` images at a time take."""
     recipe, system, half = config.recipe, config.system, micro // 2
     ways = [] if system.grad_checkpointing else ["--set system.grad_checkpointing=true"]

@@ -110,7 +110,7 @@ class RandAugment:
         return APPLY[name](images, arguments[:, :1, None, None])
 
 
-class Finish:
+class DeviceTransform:
     """What `recipe.pipeline: tensor` leaves to the device: RandAugment, if any, and normalization."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:

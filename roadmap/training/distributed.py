@@ -21,10 +21,10 @@ from roadmap.training.launch import Launch, launched
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 WARN_S = 15.0
-PATIENCE = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
+TIMEOUT = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
 
 
-class World:
+class Distributed:
     """All processes of a run, seen from one of them; without `launch`, the one that is alone."""
 
     def __init__(self, launch: Launch | None = None) -> None:
@@ -32,7 +32,7 @@ class World:
         self.rank, self.size = self.launch.rank, self.launch.size
         self.first = self.rank == 0
 
-    def share(self, make: Callable[[], T]) -> T:
+    def from_rank0(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, in all of them; an exception is raised in all, too."""
         if self.size == 1:
             return make()
@@ -59,7 +59,7 @@ class World:
         """The mean of a tensor over the processes, in place."""
         return self.sum(value).div_(self.size) if self.size > 1 else value
 
-    def same_buffers(self, model: nn.Module) -> None:
+    def sync_buffers(self, model: nn.Module) -> None:
         """Gives every process the first one's running statistics, for each has seen other images."""
         if self.size > 1:
             for buffer in model.buffers():
@@ -73,14 +73,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, error: Exception | None) -> None:
+    def raise_any(self, error: Exception | None) -> None:
         """Raises the first error that a process brings in all of them; all go on if there is none."""
         for found in self.gather(error):
             if found is not None:
                 raise found
 
 
-class Ballot:
+class StopConsensus:
     """Flags that any process may raise and that all see at the same iteration, without waiting for the device
     or each other.
 
@@ -88,14 +88,14 @@ class Ballot:
     it at once. `lag` is the number of calls in between.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Distributed) -> None:
         self.world = world
         self.pending: tuple[Any, Tensor] | None = None
         self.lag = 1 if world.size > 1 else 0
         # a group of its own: on the CPU, apart from the gradients
-        self.group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if world.size > 1 else None
+        self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if world.size > 1 else None
 
-    def vote(self, *flags: bool) -> list[bool]:
+    def poll(self, *flags: bool) -> list[bool]:
         """For each flag, whether any process had raised it."""
         if self.group is None:
             return list(flags)
@@ -120,14 +120,14 @@ def warned_of(launch: Launch) -> Iterator[None]:
 
 
 @contextmanager
-def joined(stop: StopSignals) -> Iterator[World]:
+def joined(stop: StopSignals) -> Iterator[Distributed]:
     """The world that this process was launched into, met with the others for as long as the block lasts.
 
     While it waits for the others, signals end it at once, and so does one that `stop` has caught before.
     """
     launch = launched()
     if launch.size == 1:
-        yield World()
+        yield Distributed()
         return
     cuda = torch.cuda.is_available()
     if cuda:
@@ -137,10 +137,10 @@ def joined(stop: StopSignals) -> Iterator[World]:
     with interruptible(), warned_of(launch):
         stop.obey()
         try:
-            dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=PATIENCE)
+            dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
         except RuntimeError as error:  # a port that is taken, or nobody came
             raise ConfigError(
                 [Problem("the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})")]
             ) from error
-    yield World(launch)
+    yield Distributed(launch)
     dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them

@@ -22,11 +22,11 @@ from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
 from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
-from roadmap.training.device import memory_told, what_to_try
-from roadmap.training.device_transforms import Finish
-from roadmap.training.distributed import World
+from roadmap.training.device import oom_hint, oom_suggestions
+from roadmap.training.device_transforms import DeviceTransform
+from roadmap.training.distributed import Distributed
 from roadmap.training.initial_weights import initialise_from
-from roadmap.training.metrics import Scores, exact, tally
+from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
 from roadmap.training.optim import build_optimizer, build_schedule
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,16 @@ class Engine:
     """
 
     def __init__(
-        self, config: RunConfig, device: torch.device, iterations_per_epoch: int, world: World | None = None
+        self,
+        config: RunConfig,
+        device: torch.device,
+        iterations_per_epoch: int,
+        world: Distributed | None = None,
     ) -> None:
         recipe, system = config.recipe, config.system
         self.config, self.device, self.iteration = config, device, 0
         self.between_iterations = True  # or a part of the batch has changed running statistics already
-        self.world = world or World()
+        self.world = world or Distributed()
         self.plan: BatchPlan = plan_batches(config, self.world.size)
         reseed(INIT, config.seed)
         self.model: Network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
@@ -56,7 +60,7 @@ class Engine:
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
-        self.finish = Finish(config, device) if recipe.pipeline == "tensor" else None
+        self.finish = DeviceTransform(config, device) if recipe.pipeline == "tensor" else None
         self.erase = (
             RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device)
             if recipe.random_erasing
@@ -79,7 +83,7 @@ class Engine:
         if not self.config.system.compile:
             return None
         eager, found, problem = self.averaged or self.model, None, None
-        with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
+        with oom_hint(f"{self.plan.micro} images", oom_suggestions(self.config, self.plan.micro)):
             try:
                 found = check_gradients(
                     self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision]
@@ -189,24 +193,24 @@ class Engine:
         """The learning rate of the last iteration, the head's if layers have their own."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics:
         """Scores of the network as it is now, on this process's batches and those of the others together."""
         return self._evaluate(self.model, batches)
 
-    def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores | None:
+    def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics | None:
         """The scores of the moving average, or None where there is none."""
         return self._evaluate(self.ema.module, batches) if self.ema is not None else None
 
     @torch.inference_mode()
-    def _evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Scores:
-        self.world.same_buffers(model)
+    def _evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics:
+        self.world.sync_buffers(model)
         model.eval()
-        totals = torch.zeros(4, device=self.device, dtype=exact(self.device))
+        totals = torch.zeros(4, device=self.device, dtype=accumulator_dtype(self.device))
         for images, labels in batches:
             with autocast(self.config, self.device):
                 logits = model(images).float()
-            totals += tally(logits, labels)
-        scores = Scores.of(self.world.sum(totals))
+            totals += batch_metrics(logits, labels)
+        scores = EvalMetrics.of(self.world.sum(totals))
         if not scores.images:
             raise ConfigError(
                 [Problem(f"dataset '{self.config.data.dataset}'", "has no validation image that can be read")]

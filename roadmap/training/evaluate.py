@@ -26,13 +26,13 @@ from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import STREAMS, class_names, data_dir, is_remote, kind_of
 from roadmap.data.staging import stage
-from roadmap.files import aside, write_atomic, written
+from roadmap.files import temporary_path, write_atomic, write_errors
 from roadmap.records import RunDir, check_config, run_dir_of
 from roadmap.strict_yaml import ConfigError, relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import autocast
-from roadmap.training.metrics import Scores, exact, tally
+from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
 from roadmap.weight_files import name_of, refusal
 from roadmap.weights import Kind, copy_weights, read_weights, select
 
@@ -62,7 +62,7 @@ class Evaluation:
     as they are known.
     """
 
-    scores: Scores
+    scores: EvalMetrics
     unreadable: int
     classes: list[tuple[int, int, int]]
     labels: Labels
@@ -193,7 +193,7 @@ def evaluate(
     """
     total = 0
     outputs: Any = slice(None) if classes.outputs is None else torch.tensor(classes.outputs, device=device)
-    sums = torch.zeros(4, device=device, dtype=exact(device))
+    sums = torch.zeros(4, device=device, dtype=accumulator_dtype(device))
     counts = torch.zeros(
         len(classes.outputs or range(config.model.num_classes)), 3, device=device, dtype=torch.int64
     )
@@ -201,10 +201,10 @@ def evaluate(
     for images, labels in loader.epoch():
         with autocast(config, device):
             logits = network(images).float()[:, outputs]
-        sums += tally(logits, labels)
+        sums += batch_metrics(logits, labels)
         counts.index_add_(0, labels.clamp(min=0), _marks(logits, labels))
         total += len(labels)
-    scores = Scores.of(sums)
+    scores = EvalMetrics.of(sums)
     if not scores.images:
         raise refusal(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
     return Evaluation(
@@ -275,7 +275,7 @@ def evaluate_run(
     for line in report(found, view, evaluations):
         print(line)
     if per_class is not None:
-        with written(per_class):
+        with write_errors(per_class):
             write_atomic(per_class, table(evaluations))
         print(f"{relative(per_class)} holds the {len(next(iter(evaluations.values())).classes)} classes")
     return 0
@@ -332,9 +332,9 @@ def table(evaluations: Mapping[Kind, Evaluation]) -> str:
 
 def _check_writable(path: Path) -> None:
     """ConfigError where `path` cannot be written, before anybody has waited for what is to stand there."""
-    with written(path):
+    with write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        probe = aside(path)
+        probe = temporary_path(path)
         probe.touch()
         probe.unlink()

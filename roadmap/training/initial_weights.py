@@ -21,7 +21,7 @@ CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 logger = logging.getLogger(__name__)
 
 
-def named(config: RunConfig) -> RunConfig:
+def with_init_digest(config: RunConfig) -> RunConfig:
     """`config` with the digest of the weights that it starts from, worked out where it is not given."""
     if config.system.init_from is None or config.recipe.init_digest is not None:
         return config

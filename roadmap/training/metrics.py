@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Scores:
+class EvalMetrics:
     """An evaluation of `images`: mean cross-entropy, and the share in % whose label is the first, or among
     the first five.
     """
@@ -23,24 +23,24 @@ class Scores:
     images: int
 
     @classmethod
-    def of(cls, sums: Tensor) -> Scores:
-        """The scores that sums of `tally` amount to; nan where there is no image."""
+    def of(cls, sums: Tensor) -> EvalMetrics:
+        """The scores that sums of `batch_metrics` amount to; nan where there is no image."""
         loss, first, five, images = sums.tolist()
         share = 100 / images if images else math.nan
         return cls(loss * share / 100, first * share, five * share, round(images))
 
 
-def tally(logits: Tensor, labels: Tensor) -> Tensor:
+def batch_metrics(logits: Tensor, labels: Tensor) -> Tensor:
     """Sums over a batch: cross-entropy, labels ranked first, among the first five, and images; a label of -1
     is none.
     """
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
     loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     sums = [loss, ranked[:, 0].sum(), ranked.sum(), labels.ge(0).sum()]
-    return torch.stack([value.to(exact(logits.device)) for value in sums])
+    return torch.stack([value.to(accumulator_dtype(logits.device)) for value in sums])
 
 
-def exact(device: torch.device) -> torch.dtype:
+def accumulator_dtype(device: torch.device) -> torch.dtype:
     """The most exact floating point numbers of a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -49,7 +49,7 @@ class Mean:
     """A running mean over iterations that stays on the device until it is asked for."""
 
     def __init__(self, device: torch.device) -> None:
-        self.total = torch.zeros((), device=device, dtype=exact(device))
+        self.total = torch.zeros((), device=device, dtype=accumulator_dtype(device))
         self.count = 0
 
     def add(self, value: Tensor) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from roadmap.disk import free_space, megabytes
-from roadmap.files import aside, write_atomic
+from roadmap.files import temporary_path, write_atomic
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ WARM_UP = 5
 ROWS = 30
 
 
-class Profiler(Watch):
+class Profiler(Callback):
     """Profiles `steps` iterations after WARM_UP others, and then gets out of the way.
 
     `run_dir`/profile gets a Chrome trace, trace-<first iteration>.json, and operators.txt with the time of
@@ -84,7 +84,7 @@ class Profiler(Watch):
             return
         self.folder.mkdir(exist_ok=True)
         trace = self.folder / f"trace-{self._first}.json"
-        temporary = aside(trace)
+        temporary = temporary_path(trace)
         try:
             ready.export_chrome_trace(str(temporary))
             if not temporary.exists():  # PyTorch raises nothing where the disk is full

@@ -13,13 +13,13 @@ from roadmap.config import RunConfig
 from roadmap.disk import explaining
 from roadmap.records import run_dir_of
 from roadmap.strict_yaml import ConfigError, Problem
-from roadmap.training.callbacks import Watch, Watches
+from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.tree import NO_PROFILE
 
 LOGIN_SECONDS = 30.0
 
 
-class TensorBoard(Watch):
+class TensorBoard(Callback):
     """Curves over iterations in `run_dir`/tensorboard."""
 
     def __init__(self, config: RunConfig, run_dir: Path) -> None:
@@ -47,7 +47,7 @@ class TensorBoard(Watch):
             self._writer.close()
 
 
-class WandB(Watch):
+class WandB(Callback):
     """A run of W&B, whose files are in `run_dir`/wandb; a resumed run goes on with it.
 
     WANDB_MODE decides where it is sent.
@@ -91,10 +91,10 @@ class WandB(Watch):
 TRACKERS: dict[str, type[TensorBoard] | type[WandB]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
-def make_trackers(config: RunConfig, run_dir: Path) -> Watch:
+def make_trackers(config: RunConfig, run_dir: Path) -> Callback:
     """All trackers of the configuration as one; ConfigError if a package is missing."""
     check_trackers(config)
-    return Watches(TRACKERS[name](config, run_dir) for name in dict.fromkeys(config.system.trackers))
+    return Callbacks(TRACKERS[name](config, run_dir) for name in dict.fromkeys(config.system.trackers))
 
 
 def check_trackers(config: RunConfig) -> None:

@@ -29,10 +29,10 @@ from roadmap.records import RunDir
 from roadmap.result import FORMAT, Result
 from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.callbacks import Watch
+from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.device import hardware, memory_told, peak_memory_mb, select_device, set_up, what_to_try
-from roadmap.training.distributed import Ballot, World
+from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
+from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 
@@ -57,7 +57,7 @@ class Diverged(Exception):
     """No error but a result: the loss is not finite any more."""
 
 
-class Attempt:
+class Trainer:
     """One attempt at a run, seen from one of its processes; the first one alone writes."""
 
     def __init__(
@@ -66,12 +66,12 @@ class Attempt:
         run: RunDir,
         lease: Lease,
         stop: StopSignals,
-        watch: Watch,
-        world: World,
+        watch: Callback,
+        world: Distributed,
         data: Data | None,
     ) -> None:
         self.config, self.run_dir, self.lease, self.stop, self.world = config, run, lease, stop, world
-        self.watch = watch if world.first else Watch()
+        self.watch = watch if world.first else Callback()
         self.device = select_device(config, world.launch.local_rank)
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
@@ -79,14 +79,14 @@ class Attempt:
         with self._interruptible():
             self.engine = Engine(config, self.device, len(self.loader), world)
             self.compiled = self.engine.check_compiled()
-        self.checkpoints, self.ballot = Checkpoints(run.checkpoints), Ballot(world)
+        self.checkpoints, self.ballot = Checkpoints(run.checkpoints), StopConsensus(world)
         self.window, self.whole = Mean(self.device), Mean(self.device)
         self.epoch, self.began = 0, time.time()
         self.seconds = 0.0
         self.last: dict[str, float | None] = {}  # the figures of the last evaluation
         self.saved_at, self.saved_iteration = time.monotonic(), -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.share(lambda: provenance(self.hardware)) | {"compile": self.compiled}
+        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": self.compiled}
 
     def _open_data(self, data: Data | None) -> None:
         """Both loaders, in all processes or in none.
@@ -101,7 +101,7 @@ class Attempt:
         if data is not None:
             train, val = data
         elif kind_of(staged.data) == "folder":
-            train, val = self.world.share(
+            train, val = self.world.from_rank0(
                 lambda: self._at_once(lambda: (list_images(staged, "train"), list_images(staged, "val")))
             )
         how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
@@ -116,9 +116,9 @@ class Attempt:
         try:
             made = self._at_once(make)
         except Exception as error:
-            self.world.agree(error)
+            self.world.raise_any(error)
             raise
-        self.world.agree(None)
+        self.world.raise_any(None)
         return made
 
     def _at_once(self, make: Callable[[], T]) -> T:
@@ -152,7 +152,7 @@ class Attempt:
 
     def run(self) -> Result:
         """All epochs that are left."""
-        self.world.share(lambda: write_json(self.run_dir.provenance, self.provenance))
+        self.world.from_rank0(lambda: write_json(self.run_dir.provenance, self.provenance))
         with self._interruptible():
             self._restore()
         left = self.config.recipe.epochs - self.epoch
@@ -173,7 +173,7 @@ class Attempt:
 
     def _conclude(self, status: str) -> Result:
         self._know_corrupt()
-        return self.world.share(lambda: self._result(status))
+        return self.world.from_rank0(lambda: self._result(status))
 
     def _know_corrupt(self) -> None:
         """Has every process know what any could not read; CorruptImages in all if that is too much."""
@@ -205,7 +205,7 @@ class Attempt:
                 started = self._clock(started)
                 self._log("train", self.window.take())
             due = time.monotonic() - self.saved_at > 60 * self.config.system.checkpoint_minutes
-            stop, save = self.ballot.vote(self.stop.signal is not None, due and self.world.first)
+            stop, save = self.ballot.poll(self.stop.signal is not None, due and self.world.first)
             # not since it was asked for
             if stop or (save and self.saved_iteration < self.engine.iteration - self.ballot.lag):
                 self._clock(started)
@@ -221,7 +221,7 @@ class Attempt:
         return Stopped(self.stop.signal.name if self.stop.signal else "another process of the run")
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        with memory_told(f"{self.plan.micro} images", what_to_try(self.config, self.plan.micro)):
+        with oom_hint(f"{self.plan.micro} images", oom_suggestions(self.config, self.plan.micro)):
             return self.engine.step(islice(batches, self.plan.accumulation))
 
     def _clock(self, started: float) -> float:
@@ -232,7 +232,7 @@ class Attempt:
 
     def _finish_epoch(self) -> None:
         batch = self.config.system.eval_batch
-        with memory_told(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
+        with oom_hint(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
             scores = self.engine.evaluate(self._validation())
             ema = self.engine.evaluate_ema(self._validation())
         self._know_corrupt()
@@ -267,7 +267,7 @@ class Attempt:
             self._vote_on_stopping()
 
     def _vote_on_stopping(self) -> None:
-        stop, _ = self.ballot.vote(self.stop.signal is not None, False)
+        stop, _ = self.ballot.poll(self.stop.signal is not None, False)
         if stop:
             self._save()
             raise self._stopped()
@@ -288,7 +288,7 @@ class Attempt:
             **finite,
         }
         record |= {"images_per_s": round(self._speed(), 1), "seconds": round(self.seconds, 3)}
-        self.world.share(lambda: self._write_record(record))
+        self.world.from_rank0(lambda: self._write_record(record))
         if finite != figures:
             raise Diverged(f"epoch {self.epoch + 1}")
         self.watch.record(record)
@@ -302,7 +302,7 @@ class Attempt:
         return self.engine.iteration * self.config.recipe.global_batch / self.seconds if self.seconds else 0.0
 
     def _save(self) -> None:
-        self.world.share(self._write_checkpoint)
+        self.world.from_rank0(self._write_checkpoint)
         self.saved_at, self.saved_iteration = time.monotonic(), self.engine.iteration
 
     def _save_alone(self) -> None:
@@ -335,7 +335,7 @@ class Attempt:
 
     def _restore(self) -> None:
         """Goes on from the newest whole checkpoint whose metrics are all there, or starts anew."""
-        name = self.world.share(self._choose_checkpoint)
+        name = self.world.from_rank0(self._choose_checkpoint)
         if name is None:
             self.engine.start(self.loader.class_names)
             return

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from roadmap.report.aligned import aligned
 from roadmap.report.figures.cost_drawing import FRONT, REFERENCE, STAR, draw
 from roadmap.report.figures.cost_marks import COSTS, Scene
-from roadmap.report.figures.legend import Entry, Key
+from roadmap.report.figures.legend import Legend, LegendEntry
 from roadmap.report.figures.style import DOUBLE_COLUMN, GREY, LOOKS, style, type_of, wrapped
 from roadmap.report.rows import Ablation
 
@@ -43,13 +43,15 @@ def accuracy_vs(
         return figure
 
 
-def _page(scene: Scene, width: float) -> tuple[Figure, Axes, Axes, Key]:
+def _page(scene: Scene, width: float) -> tuple[Figure, Axes, Axes, Legend]:
     """Axes for the plot and the key: beside each other, or below where there is no room. All in inches."""
     beside, size = width >= 0.75 * DOUBLE_COLUMN, scene.size
     left, right, bottom = 0.6, 0.18, 0.42
     title = wrapped(scene.ablations[0].title, width - 0.1, size.title) if len(scene.ablations) == 1 else ""
     top = 0.12 + 1.3 * size.title / 72 * (title.count("\n") + 1 if title else 0)
-    key = Key(_entries(scene), 1 if beside else 2, 0.33 * width if beside else 0.5 * width - 0.02, size.small)
+    key = Legend(
+        _entries(scene), 1 if beside else 2, 0.33 * width if beside else 0.5 * width - 0.02, size.small
+    )
     wide = width - left - right - (key.inches + 0.1 if beside else 0.0)
     high = max(0.95 * wide, key.height - bottom) if beside else 0.95 * wide
     height = top + high + bottom + (0.0 if beside else key.height + 0.12)
@@ -64,7 +66,7 @@ def _page(scene: Scene, width: float) -> tuple[Figure, Axes, Axes, Key]:
     return figure, axes, place(*corner, key.columns * key.inches, key.height), key
 
 
-def _entries(scene: Scene) -> list[Entry]:
+def _entries(scene: Scene) -> list[LegendEntry]:
     """What numbers, colours, bubbles and lines mean."""
     drawn, entries = {mark.number for mark in scene.all_marks}, []
     for number, same in enumerate(aligned(scene.ablations), 1):
@@ -75,22 +77,22 @@ def _entries(scene: Scene) -> list[Entry]:
             if any(row and row.top1 for row in same.rows)
             else " (no result)"
         )
-        entries.append(Entry(str(number), f"{same.title}{why}"))
+        entries.append(LegendEntry(str(number), f"{same.title}{why}"))
     if len(scene.ablations) > 1:
         for look, ablation in zip(LOOKS, scene.ablations, strict=False):
-            entries.append(Entry({**DOT, "marker": look.marker, "color": look.colour}, ablation.title))
+            entries.append(LegendEntry({**DOT, "marker": look.marker, "color": look.colour}, ablation.title))
     if any(mark.row.is_side_branch for mark in scene.all_marks):
-        entries.append(Entry({**DOT, "markerfacecolor": "white"}, "side branch"))
+        entries.append(LegendEntry({**DOT, "markerfacecolor": "white"}, "side branch"))
     by_size = sorted(scene.all_marks, key=lambda mark: mark.bubble)
     ends = {mark.bubble: mark for mark in (by_size[0], by_size[-1])}.values()
     for mark in ends:
         dot = {**DOT, "marker": mark.look.marker, "markersize": mark.side, "markeredgewidth": 0}
-        entries.append(Entry(dot, f"{mark.bubble:.3g} {scene.bubble_unit}"))
-    entries.append(Entry(FRONT, "Pareto front"))
+        entries.append(LegendEntry(dot, f"{mark.bubble:.3g} {scene.bubble_unit}"))
+    entries.append(LegendEntry(FRONT, "Pareto front"))
     starred = [found for found, _ in scene.stars]
-    entries += [Entry({**STAR, "markersize": 8}, f"{found.title} (published)") for found in starred]
+    entries += [LegendEntry({**STAR, "markersize": 8}, f"{found.title} (published)") for found in starred]
     return entries + [
-        Entry(REFERENCE, f"{found.title} {found.top1:.2f}")
+        LegendEntry(REFERENCE, f"{found.title} {found.top1:.2f}")
         for found in scene.references
         if found not in starred
     ]

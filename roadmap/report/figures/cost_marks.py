@@ -10,7 +10,7 @@ from functools import cached_property
 from roadmap.report.aligned import aligned
 from roadmap.report.columns import COLUMNS
 from roadmap.report.figures.style import LOOKS, Look, Type
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import summarize
 from roadmap.tree import Reference
 
@@ -29,12 +29,12 @@ class Cost:
     more_is_better: bool = False
     spreads: bool = False
 
-    def of(self, row: Row) -> float | None:
+    def of(self, row: AblationRow) -> float | None:
         """None where it was not measured."""
         value = COLUMNS[self.key].value(row)
         return None if value is None else float(value)
 
-    def std(self, row: Row) -> float | None:
+    def std(self, row: AblationRow) -> float | None:
         """The sample standard deviation over the runs."""
         values = [self.of(replace(row, runs=(run,))) for run in row.runs] if self.spreads else []
         found = summarize([value for value in values if value is not None])
@@ -62,7 +62,7 @@ class Mark:
     `bubble` is what its area shows, parameters or GMACs; `side` is that of the square around it, in points.
     """
 
-    row: Row
+    row: AblationRow
     number: str
     look: Look
     x: float
@@ -108,7 +108,7 @@ class Scene:
         """What the bubbles show."""
         return "GMACs" if self.cost.key == "params" else "M parameters"
 
-    def _bubble(self, row: Row) -> float:
+    def _bubble(self, row: AblationRow) -> float:
         return row.cost.gmacs if self.cost.key == "params" else row.cost.params / 1e6
 
     @property

@@ -15,7 +15,7 @@ MARK, GAP = 16.0, 4.0  # points that a mark takes, and that lie between it and i
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """A number, or the look of a `Line2D`, and its meaning; a look with a marker and no line is one point."""
 
     mark: str | dict[str, Any]
@@ -23,10 +23,10 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Key:
+class Legend:
     """Entries in columns of some inches, in a font size."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[LegendEntry]
     columns: int
     inches: float
     points: float

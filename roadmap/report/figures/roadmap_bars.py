@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from roadmap.report.aligned import aligned
 from roadmap.report.columns import COLUMNS, gmacs
 from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, LOOKS, Type, style, type_of, wrapped
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 
 Dash: TypeAlias = Literal[":", "--", "-."] | tuple[float, Sequence[float]]
 
@@ -74,7 +74,7 @@ def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) ->
 
 
 def _panel(
-    axes: Axes, ablation: Ablation, rows: Sequence[Row | None], colour: str, room: float, size: Type
+    axes: Axes, ablation: Ablation, rows: Sequence[AblationRow | None], colour: str, room: float, size: Type
 ) -> None:
     """One ablation, in a place `room` inches wide for the bars and the figures beside them."""
     low, high = _limits(ablation)
@@ -93,7 +93,7 @@ def _panel(
     _figures(axes, rows, size.small, has_spread=room >= ROOMY)
 
 
-def _bar(axes: Axes, height: int, row: Row, low: float, colour: str) -> None:
+def _bar(axes: Axes, height: int, row: AblationRow, low: float, colour: str) -> None:
     look: dict[str, Any]
     if row.top1 is None:
         words = "diverged" if row.diverged else "no run has finished"
@@ -113,7 +113,7 @@ def _bar(axes: Axes, height: int, row: Row, low: float, colour: str) -> None:
         axes.errorbar(row.top1.mean, height, xerr=row.top1.std, color=DARK, capsize=2, linewidth=1)
 
 
-def _figures(axes: Axes, rows: Sequence[Row | None], points: float, *, has_spread: bool) -> None:
+def _figures(axes: Axes, rows: Sequence[AblationRow | None], points: float, *, has_spread: bool) -> None:
     """Columns right of the axes: the mean, n and GMACs of each row."""
     columns = {
         "top-1 (%)": [_mean(row, has_spread=has_spread) for row in rows],
@@ -131,7 +131,7 @@ def _figures(axes: Axes, rows: Sequence[Row | None], points: float, *, has_sprea
             )
 
 
-def _mean(row: Row | None, *, has_spread: bool) -> str:
+def _mean(row: AblationRow | None, *, has_spread: bool) -> str:
     if row is None or row.top1 is None:
         return ""
     return str(row.top1) if has_spread else f"{row.top1.mean:.2f}"

@@ -27,7 +27,7 @@ from roadmap.report.figures.style import (
     type_of,
     wrapped,
 )
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import CONFIDENCE, Summary
 
 BESIDE = 3.0  # inches that a panel needs; where there is less, panels stand below each other
@@ -99,7 +99,9 @@ def mean_margin(summary: Summary) -> float | None:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, summary.n - 1)) * summary.std / math.sqrt(summary.n)
 
 
-def _panel(axes: Axes, title: str, rows: Sequence[Row | None], colour: str, room: float, size: Type) -> None:
+def _panel(
+    axes: Axes, title: str, rows: Sequence[AblationRow | None], colour: str, room: float, size: Type
+) -> None:
     """One ablation, in a place `room` inches wide for the dots and the numbers beside them."""
     low, high = _limits(rows)
     start = LOST if any(row and row.diverged for row in rows) else 0.0
@@ -130,13 +132,13 @@ def _panel(axes: Axes, title: str, rows: Sequence[Row | None], colour: str, room
     _counts(axes, rows, size.small)
 
 
-def _lanes(rows: Sequence[Row | None]) -> dict[int, float]:
+def _lanes(rows: Sequence[AblationRow | None]) -> dict[int, float]:
     """How far below its row's middle each seed lies, the same in all rows."""
     known = sorted({seed for row in rows if row for seed in row.seeds})
     return {seed: LANES * ((place + 0.5) / len(known) - 0.5) for place, seed in enumerate(known)}
 
 
-def _row(axes: Axes, height: int, row: Row, places: Mapping[int, float], colour: str) -> None:
+def _row(axes: Axes, height: int, row: AblationRow, places: Mapping[int, float], colour: str) -> None:
     at = [height + places[seed] for seed in row.seeds]
     look: dict[str, Any] = {
         "markersize": 3.6 if len(places) <= 2 * MOST_JOINED else 2.4,
@@ -177,7 +179,7 @@ def _crosses(axes: Axes, height: int, lost: int) -> None:
         )
 
 
-def _join(axes: Axes, rows: Sequence[Row | None], places: Mapping[int, float]) -> None:
+def _join(axes: Axes, rows: Sequence[AblationRow | None], places: Mapping[int, float]) -> None:
     """The same seed from parent to child, which the differences pair; not where one step is the parent of
     all, nor for many seeds.
     """
@@ -194,7 +196,7 @@ def _join(axes: Axes, rows: Sequence[Row | None], places: Mapping[int, float]) -
             axes.plot(x, y, zorder=1, label=JOINED, **THIN)
 
 
-def _counts(axes: Axes, rows: Sequence[Row | None], points: float) -> None:
+def _counts(axes: Axes, rows: Sequence[AblationRow | None], points: float) -> None:
     """A column right of the axes: how many seeds there are, of how many there should be where some are
     missing.
     """
@@ -223,12 +225,12 @@ def _counts(axes: Axes, rows: Sequence[Row | None], points: float) -> None:
         )
 
 
-def _count(row: Row) -> str:
+def _count(row: AblationRow) -> str:
     finished = len(row.seeds)
     return f"{finished}/{row.planned}" if finished < row.planned else str(finished)
 
 
-def _limits(rows: Sequence[Row | None]) -> tuple[float, float]:
+def _limits(rows: Sequence[AblationRow | None]) -> tuple[float, float]:
     """Limits that hold all seeds, the intervals of their means unless those would leave no room, and a strip
     for those that diverged.
     """

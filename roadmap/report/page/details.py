@@ -11,7 +11,7 @@ from blocks import describe
 from roadmap.records import Status
 from roadmap.report.columns import COLUMNS, NONE
 from roadmap.report.page.vega import accuracy, delta
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.settings import changes
 from roadmap.strict_yaml import show
 from roadmap.tree import resolve, trace
@@ -58,7 +58,7 @@ class Step:
     seeds: tuple[tuple[str, ...], ...]
 
 
-def details(ablation: Ablation, row: Row) -> Step:
+def details(ablation: Ablation, row: AblationRow) -> Step:
     """The details of one step, with the profile and the overrides that the ablation has."""
     config = resolve(ablation.roadmap, row.step, profile=ablation.profile, overrides=ablation.overrides)
     found = list(_changes(ablation, row))
@@ -72,7 +72,7 @@ def details(ablation: Ablation, row: Row) -> Step:
     )
 
 
-def _changes(ablation: Ablation, row: Row) -> Iterator[Change]:
+def _changes(ablation: Ablation, row: AblationRow) -> Iterator[Change]:
     """The leaves that differ from the parent's, in the base's order, and those set without effect."""
     if row.parent is None:
         return
@@ -95,7 +95,7 @@ def _changes(ablation: Ablation, row: Row) -> Iterator[Change]:
             yield Change(path, show(before[path].value), show(own[path].value), f"without effect here: {why}")
 
 
-def _figures(row: Row) -> Iterator[tuple[str, str]]:
+def _figures(row: AblationRow) -> Iterator[tuple[str, str]]:
     yield "top-1 (%)", accuracy(row)
     if row.parent is not None:
         yield f"Δ to {row.parent}", delta(row)
@@ -108,7 +108,7 @@ def _figures(row: Row) -> Iterator[tuple[str, str]]:
         yield "not in common", ", ".join(row.mixed)
 
 
-def _paper(row: Row) -> Iterator[tuple[str, str]]:
+def _paper(row: AblationRow) -> Iterator[tuple[str, str]]:
     if row.paper:
         yield "top-1 (%)", f"{row.paper} (n = {row.paper.n})"
     if row.paper_delta:
@@ -117,7 +117,7 @@ def _paper(row: Row) -> Iterator[tuple[str, str]]:
         yield "GMACs", f"{row.paper_gmacs:.2f}" + (f"; {row.gmacs_note}" if row.gmacs_note else "")
 
 
-def _ordered(row: Row) -> list[Status]:
+def _ordered(row: AblationRow) -> list[Status]:
     return sorted(row.runs, key=lambda run: run.run.seed)
 
 

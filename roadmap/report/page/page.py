@@ -20,7 +20,7 @@ from roadmap.kept import kept, versions
 from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.page import vega as charts
 from roadmap.report.page.details import RUN_HEADS, Step, details, provenance
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 from roadmap.settings import overriding
 from roadmap.strict_yaml import show
 
@@ -56,7 +56,7 @@ class Line:
     """
 
     number: int
-    row: Row
+    row: AblationRow
     cells: tuple[Cell, ...]
     states: tuple[str, ...]
     details: Step
@@ -205,7 +205,7 @@ def _lines(ablation: Ablation, columns: Sequence[Column]) -> Iterator[Line]:
         )
 
 
-def _way(ablation: Ablation, row: Row, numbers: dict[str, int]) -> list[int]:
+def _way(ablation: Ablation, row: AblationRow, numbers: dict[str, int]) -> list[int]:
     """The numbers of the rows from the root to this one; ancestors without a row are left out."""
     way, step = [], ablation.roadmap.tree[row.step]
     while True:
@@ -215,12 +215,12 @@ def _way(ablation: Ablation, row: Row, numbers: dict[str, int]) -> list[int]:
         step = ablation.roadmap.tree[step.parent]
 
 
-def _cell(column: Column, row: Row) -> Cell:
+def _cell(column: Column, row: AblationRow) -> Cell:
     value = column.value(row)
     return Cell(column.text(row), None if value is None else str(value))
 
 
-def _states(row: Row) -> Iterator[str]:
+def _states(row: AblationRow) -> Iterator[str]:
     if row.resolved is not None:
         yield "resolved" if row.resolved else "unresolved"
     if row.states:

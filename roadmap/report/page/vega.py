@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roadmap.report.columns import COLUMNS, NONE
-from roadmap.report.rows import Ablation, Row
+from roadmap.report.rows import Ablation, AblationRow
 
 if TYPE_CHECKING:
     from roadmap.report.curves import Curve
@@ -47,7 +47,7 @@ def points(ablation: Ablation) -> list[dict[str, Any]]:
     return [_point(number, row, numbers.get(row.parent or "")) for number, row in enumerate(ablation.rows)]
 
 
-def _point(number: int, row: Row, parent: int | None) -> dict[str, Any]:
+def _point(number: int, row: AblationRow, parent: int | None) -> dict[str, Any]:
     top1 = _finite(row.top1.mean if row.top1 else None)
     spread = _finite(row.top1.std if row.top1 else None) or 0.0
     return {
@@ -69,7 +69,7 @@ def _finite(value: str | float | None) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def tip(row: Row) -> list[tuple[str, str]]:
+def tip(row: AblationRow) -> list[tuple[str, str]]:
     """What a tooltip says of a step, as names and values."""
     lines = [("changed", row.change), ("top-1 (%)", accuracy(row))]
     if row.parent is not None:
@@ -79,7 +79,7 @@ def tip(row: Row) -> list[tuple[str, str]]:
     return [*lines, ("GMACs", COLUMNS["gmacs"].text(row)), ("hash", row.hash)]
 
 
-def accuracy(row: Row) -> str:
+def accuracy(row: AblationRow) -> str:
     """Top-1 with its spread and n, or what stands in its way."""
     if row.top1 is None:
         return (
@@ -92,7 +92,7 @@ def accuracy(row: Row) -> str:
     return f"{row.top1} (n = {row.top1.n}{f' of {row.planned}' if row.top1.n < row.planned else ''})"
 
 
-def delta(row: Row) -> str:
+def delta(row: AblationRow) -> str:
     """The difference to the parent with its 95 % interval, and whether it is resolved."""
     if row.delta is None:
         return NONE
