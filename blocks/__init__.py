@@ -28,7 +28,7 @@ __all__ = [
 
 
 def build_model(spec: ModelSpec) -> Network:
-    """A freshly initialised network for `spec`: (N, in_chans, H, W) -> logits (N, num_classes)."""
+    """A freshly initialized network for `spec`: (N, in_chans, H, W) -> logits (N, num_classes)."""
     from blocks.model import build_model as build
 
     return build(spec)

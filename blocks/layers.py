@@ -152,7 +152,7 @@ class Linear(Layer):
 
 
 class Norm(Layer):
-    """A normalisation with a learnable scale and shift per channel."""
+    """A normalization with a learnable scale and shift per channel."""
 
     role = "norm"
 

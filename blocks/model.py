@@ -1,5 +1,5 @@
 """A network built from its plan, with the methods and attributes that timm gives its models, and its
-initialisation.
+initialization.
 """
 
 # Without postponed annotations: torch.fx hands those of `forward` on to TorchScript, which needs the types
@@ -128,7 +128,7 @@ class Network(nn.Module):
         self.global_pool = build_pool(pool)
         classifier = Op("classifier", "linear", self.num_features, num_classes, bias=True)
         layer = LAYERS[classifier.kind].build(classifier) if num_classes else nn.Identity()
-        initialise(layer, self.init)
+        initialize(layer, self.init)
         self.head.classifier = layer.to(next(self.stem.parameters()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -217,7 +217,7 @@ INITS: dict[str, Callable[[nn.Conv2d | nn.Linear], None]] = {
 }
 
 
-def initialise(network: nn.Module, kind: str) -> None:
+def initialize(network: nn.Module, kind: str) -> None:
     """Draws the weights of all convolutions and linear layers in `network`; `kind` is one of INITS."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -225,7 +225,7 @@ def initialise(network: nn.Module, kind: str) -> None:
 
 
 def build_model(spec: ModelSpec, drop_rate: float = 0.0) -> Network:
-    """A freshly initialised network; seed torch's generator before, if its weights are to be reproducible."""
+    """A freshly initialized network; seed torch's generator before, if its weights are to be reproducible."""
     network = Network(spec, drop_rate)
-    initialise(network, spec.init)
+    initialize(network, spec.init)
     return network

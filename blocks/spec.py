@@ -24,7 +24,7 @@ def _names(role: str) -> WithJsonSchema:
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
-        raise ValueError(f"a kernel must be odd to keep its output centred, not {value}")
+        raise ValueError(f"a kernel must be odd to keep its output centered, not {value}")
     return value
 
 
@@ -48,7 +48,7 @@ class SpatialSpec(Spec):
 
 
 class NormSpec(Spec):
-    """The normalisation and the convolutions that it follows."""
+    """The normalization and the convolutions that it follows."""
 
     kind: Annotated[str, _kind("norm"), _names("norm")]
     after: Annotated[tuple[Conv, ...], AfterValidator(_distinct)]

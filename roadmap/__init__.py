@@ -1,4 +1,4 @@
-"""The experiment: configuration, data, optimisation, training, records, statistics, tables and plots."""
+"""The experiment: configuration, data, optimization, training, records, statistics, tables and plots."""
 
 from pathlib import Path
 

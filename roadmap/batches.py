@@ -1,7 +1,7 @@
 """How the images of an iteration are shared among processes and taken in turns, so that it is the same
 iteration on any number of them.
 
-A position is an image's place in the global batch. Groups of `group` successive positions are normalised by
+A position is an image's place in the global batch. Groups of `group` successive positions are normalized by
 BN and mixed together; images 2k and 2k + 1 are a pair that mixup blends.
 """
 

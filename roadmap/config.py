@@ -27,13 +27,13 @@ AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "syst
 
 
 class Recipe(Spec):
-    """How a network is trained: budget, optimisation, and what is done to images and labels.
+    """How a network is trained: budget, optimization, and what is done to images and labels.
 
     Times are epochs.
 
     An iteration takes `global_batch` images, however many devices share them. `lr` is quoted for a batch of
     `lr_batch` and grows with the batch; `lr_scale` multiplies it further. The images of a `local_batch`, the
-    paper's on one GPU, are normalised together by BN, share one draw of mixup or cutmix, and are mixed among
+    paper's on one GPU, are normalized together by BN, share one draw of mixup or cutmix, and are mixed among
     themselves; it is at most the global batch. `layer_decay` multiplies the learning rate of each group of
     layers once more per group before the head; a group is a stage, or up to three blocks. `init_digest` names
     the weights that training starts from, null for fresh ones; `init_weights` chooses, where they come with
@@ -89,7 +89,7 @@ class Recipe(Spec):
 
     @property
     def group(self) -> int:
-        """How many images are normalised and mixed together."""
+        """How many images are normalized and mixed together."""
         return min(self.local_batch, self.global_batch)
 
     @property
@@ -143,7 +143,7 @@ class DataSpec(Spec):
     `classes` keeps those alone, by name, and numbers them as they are sorted. `image_key` and `label_key`
     name the columns of a table, or the members of a shard, null for the usual ones. `images` are how many
     `synthetic` makes for training and validation. `copies` belongs to `digits`: copies of each image;
-    `noise`, to both, is the standard deviation of the Gaussian noise added, in units of the grey range.
+    `noise`, to both, is the standard deviation of the Gaussian noise added, in units of the gray range.
     """
 
     dataset: Annotated[

@@ -43,7 +43,7 @@ Batches = Iterator[Any]
 
 
 def photograph(seed: int) -> Image.Image:
-    """A picture of slow changes of colour under texture."""
+    """A picture of slow changes of color under texture."""
     random = np.random.default_rng(seed)
     width, height = SIZE
     y, x = np.mgrid[0:height, 0:width] / width

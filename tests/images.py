@@ -63,13 +63,13 @@ def plain(root: Path | str | None, **overrides: Any) -> RunConfig:
 
 
 def picture(number: int, size: int = SIZE) -> Image.Image:
-    """A picture of one colour that is `number`'s own, up to 40, and survives JPEG."""
-    colour = (20 + 5 * number, 20 + 50 * (number % 4), 220 - 5 * number)
-    return Image.fromarray(np.full((size, size, 3), colour, dtype=np.uint8))
+    """A picture of one color that is `number`'s own, up to 40, and survives JPEG."""
+    color = (20 + 5 * number, 20 + 50 * (number % 4), 220 - 5 * number)
+    return Image.fromarray(np.full((size, size, 3), color, dtype=np.uint8))
 
 
 def number_of(image: Tensor, config: RunConfig) -> int:
-    """Which picture a normalised image is."""
+    """Which picture a normalized image is."""
     red = float(image[0].mean()) * config.data.std[0] + config.data.mean[0]
     return round((255 * red - 20) / 5)
 

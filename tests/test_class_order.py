@@ -39,7 +39,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
-from roadmap.training.initial_weights import initialise_from, with_init_digest
+from roadmap.training.initial_weights import initialize_from, with_init_digest
 from roadmap.weights import copy_weights, read_weights
 from tests.images import Pictures, plain, write_tar
 
@@ -493,7 +493,7 @@ def test_a_classifier_of_other_classes_of_the_same_number_is_kept(
 ) -> None:
     config = with_init_digest(config_of(root, system__init_from=str(run.path)))
     network = build_model(config.model)
-    initialise_from(network, config, classes)
+    initialize_from(network, config, classes)
     state = read_weights(run.path).states["raw"]
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert len(caplog.messages) == (said is not None)

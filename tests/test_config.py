@@ -89,7 +89,7 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         [(KERNEL_7, "set: {model: {block.spatial.kernel: 8}}")],
         [
             "@<{model: {^block.spatial.kernel: 8> step 'kernel_7': model.block.spatial.kernel: "
-            "a kernel must be odd to keep its output centred, not 8"
+            "a kernel must be odd to keep its output centered, not 8"
         ],
     ),
     "duplicate key": (

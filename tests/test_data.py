@@ -64,19 +64,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def grey(split: str, index: int, label: int) -> int:
-    """A grey of its own for each image, far enough from the others to survive JPEG."""
+def gray(split: str, index: int, label: int) -> int:
+    """A gray of its own for each image, far enough from the others to survive JPEG."""
     each = TRAIN_EACH if split == "train" else VAL_EACH
     return 20 + 14 * (label * each + index)
 
 
 def write_images(root: Path, split: str, each: int, classes: tuple[str, ...] = CLASSES) -> None:
-    """JPEGs of one grey for validation, and of noise around it for training."""
+    """JPEGs of one gray for validation, and of noise around it for training."""
     noise = np.random.default_rng(0)
     for label, name in enumerate(classes):
         (root / split / name).mkdir(parents=True)
         for index in range(each):
-            pixels = np.full((40, 48, 3), float(grey(split, index, label)))
+            pixels = np.full((40, 48, 3), float(gray(split, index, label)))
             if split == "train":
                 pixels += 30 * noise.standard_normal(pixels.shape)
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(
@@ -130,7 +130,7 @@ def test_a_folder_trains_to_a_result_with_everything_on(folder: Path, tmp_path: 
     assert json.loads(run.result.read_text(encoding="utf-8"))["status"] == "done"
 
 
-def test_training_batches_are_whole_and_normalised(folder: Path) -> None:
+def test_training_batches_are_whole_and_normalized(folder: Path) -> None:
     config = config_of(folder, recipe__randaugment=None)
     found = batches(config)
     assert [(tuple(images.shape), images.dtype, tuple(labels.shape)) for images, labels in found] == [
@@ -199,11 +199,11 @@ def test_evaluation_sees_each_image_once_and_the_last_batch_in_part(folder: Path
     found = batches(config, split="val")
     assert [len(labels) for _, labels in found] == [4, 4, 1]
     images, labels = torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
-    greys = 255 * (
+    grays = 255 * (
         images * torch.tensor(config.data.std).view(3, 1, 1) + torch.tensor(config.data.mean).view(3, 1, 1)
     ).mean((1, 2, 3))
-    expected = [grey("val", index, label) for label in range(len(CLASSES)) for index in range(VAL_EACH)]
-    assert greys.tolist() == pytest.approx(expected, abs=3)
+    expected = [gray("val", index, label) for label in range(len(CLASSES)) for index in range(VAL_EACH)]
+    assert grays.tolist() == pytest.approx(expected, abs=3)
     assert labels.tolist() == [label for label in range(len(CLASSES)) for _ in range(VAL_EACH)]
 
 
@@ -347,7 +347,7 @@ def test_training_and_validation_noise_is_not_the_same() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_digits_reach_the_network_normalised(split: Split) -> None:
+def test_digits_reach_the_network_normalized(split: Split) -> None:
     config = resolve(ROADMAP, "resnet50", profile="digits_noisy", overrides={"system.device": "cpu"})
     images = torch.cat([images for images, _ in Loader(config, split, CPU).epoch()])
     assert images.shape[1:] == (1, 32, 32)

@@ -277,8 +277,8 @@ def test_a_made_up_image_is_its_class_under_noise() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_made_up_images_reach_the_network(channels: int) -> None:
-    grey = {"model__in_chans": 1, "data__mean": [0.5], "data__std": [0.25]} if channels == 1 else {}
-    config = synthetic(**grey)
+    gray = {"model__in_chans": 1, "data__mean": [0.5], "data__std": [0.25]} if channels == 1 else {}
+    config = synthetic(**gray)
     check_data(config)
     found = batches(config, "val")
     assert sum(len(labels) for _, labels in found) == 30
@@ -295,13 +295,13 @@ def test_too_few_made_up_images_are_refused() -> None:
 
 
 def write_mnist(root: Path) -> None:
-    """MNIST's files with images of one grey: 6 to train on, of classes 0, 1, 2, 0, 1, 2, and 3 to test."""
+    """MNIST's files with images of one gray: 6 to train on, of classes 0, 1, 2, 0, 1, 2, and 3 to test."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", 6), ("t10k", 3)):
-        greys = np.repeat(np.arange(count, dtype=np.uint8) * 40, 28 * 28)
+        grays = np.repeat(np.arange(count, dtype=np.uint8) * 40, 28 * 28)
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
-            struct.pack(">IIII", 0x803, count, 28, 28) + greys.tobytes()
+            struct.pack(">IIII", 0x803, count, 28, 28) + grays.tobytes()
         )
         labels = (np.arange(count) % 3).astype(np.uint8)
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
@@ -327,7 +327,7 @@ def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path
     assert labels_of(batches(config, "val")) == [0, 1]
     source = make_source(config, "train")
     assert [(source[number][0].getpixel((0, 0)), source[number][1]) for number in range(len(source))] == [
-        ((grey, grey, grey), label) for grey, label in ((0, 0), (80, 1), (120, 0), (200, 1))
+        ((gray, gray, gray), label) for gray, label in ((0, 0), (80, 1), (120, 0), (200, 1))
     ]
     with pytest.raises(ConfigError, match="has no class '2 - tow'; did you mean '2 - two'"):
         make_source(

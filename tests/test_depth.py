@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits: the same picture by every way to the network, or a reason why there is
+"""Gray images of more than 8 bits: the same picture by every way to the network, or a reason why there is
 none.
 """
 
@@ -41,7 +41,7 @@ def content(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def grey(number: int, size: int = 32) -> np.ndarray:
+def gray(number: int, size: int = 32) -> np.ndarray:
     """A picture of 16 bits that `number_of` of tests.images knows by its red."""
     return np.full((size, size), (20 + 5 * number) * 257, dtype=np.uint16)
 
@@ -62,7 +62,7 @@ def test_a_tiff_of_12_bits_is_scaled_by_its_own_white() -> None:
     levels = (0, 2048, 4095, 16)
     pixels = int("".join(f"{level:012b}" for level in levels), 2).to_bytes(6, "big")
     width, height, bits, offset, size = (256, 4), (257, 1), (258, 12), (273, 8), (279, len(pixels))
-    # the others: no compression, grey, one strip
+    # the others: no compression, gray, one strip
     entries = (width, height, bits, (259, 1), (262, 1), offset, (277, 1), (278, 1), size)
     table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
     file = (
@@ -88,7 +88,7 @@ def test_levels_whose_range_nobody_knows_are_refused(
     dtype: type, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     why = (
-        rf"is not an image that can be read: its grey levels are of 32 bits \(mode {mode}\), and nothing says"
+        rf"is not an image that can be read: its gray levels are of 32 bits \(mode {mode}\), and nothing says"
         r" which of them is white"
     )
     pixels: np.ndarray = LEVELS.astype(dtype)
@@ -119,7 +119,7 @@ def prepare(source: Path, out: Path, *words: str) -> int:
 def test_shards_hold_the_picture_that_the_folder_shows(size: str, tmp_path: Path) -> None:
     for number, name in enumerate(CLASSES):
         (tmp_path / "data" / "val" / name).mkdir(parents=True)
-        (tmp_path / "data" / "val" / name / "1.png").write_bytes(content(grey(10 * number)))
+        (tmp_path / "data" / "val" / name / "1.png").write_bytes(content(gray(10 * number)))
     folder = make_source(config_of(tmp_path / "data", data__train_split="val"), "val")
     assert prepare(tmp_path / "data", tmp_path / "out", "--size", size) == 0
     shards = make_source(shards_of(tmp_path / "out", data__val_split="val-*.tar"), "val")
@@ -130,7 +130,7 @@ def test_shards_hold_the_picture_that_the_folder_shows(size: str, tmp_path: Path
 
 
 def test_a_stream_shows_the_same_and_counts_what_it_cannot(tmp_path: Path) -> None:
-    files = [*(content(grey(number)) for number in range(3)), content(LEVELS.astype(np.float32), "TIFF")]
+    files = [*(content(gray(number)) for number in range(3)), content(LEVELS.astype(np.float32), "TIFF")]
     samples = [{f"{number}.png": file, f"{number}.cls": b"0"} for number, file in enumerate(files)]
     write_tar(tmp_path / "a.tar", {name: member for sample in samples for name, member in sample.items()})
     config = plain(

@@ -112,7 +112,7 @@ def test_any_number_of_processes_and_turns_makes_the_same_iterations(
 
 
 def test_two_processes_under_bn_differ_by_their_running_statistics_only(tmp_path: Path) -> None:
-    """Each group of 16 is normalised by itself on either;
+    """Each group of 16 is normalized by itself on either;
     the first process's statistics are evaluated with.
     """
     one, other = (trained(config_of("gelu"), tmp_path / str(size), size)[0] for size in (1, 2))

@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"width": 8, "depths": [1, 1, 2, 1], "drop_path_rate": 0
 
 
 def scenes(count: int) -> tuple[Tensor, Tensor]:
-    """Noise with a brighter rectangle of a random colour in each image, and the masks of the rectangles."""
+    """Noise with a brighter rectangle of a random color in each image, and the masks of the rectangles."""
     generator = torch.Generator().manual_seed(0)
     images = 0.3 * torch.randn(count, 3, 64, 64, generator=generator)
     masks = torch.zeros(count, 64, 64, dtype=torch.long)

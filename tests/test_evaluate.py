@@ -36,7 +36,7 @@ from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from roadmap.weight_files import digest_of
 from tests.images import jpeg, plain, write_tar
-from tests.test_timm_parity import randomise
+from tests.test_timm_parity import randomize
 
 STEP = "separate_downsampling"
 NAMES = ["ant", "bee", "cat, wild", "dog", "eel", "fox", "gnu"]
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Blobs of colour, so that resizing is no matter of luck."""
+    """Blobs of color, so that resizing is no matter of luck."""
     coarse = torch.randint(
         0, 256, (5, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
@@ -82,7 +82,7 @@ def config_of(root: Path, **more: Any) -> RunConfig:
 def network_of(config: RunConfig, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     network = build_model(config.model)
-    randomise(network)
+    randomize(network)
     return network
 
 

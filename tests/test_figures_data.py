@@ -79,7 +79,7 @@ def test_side_branches_are_dashed_and_later_steps_lighter() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_the_lines_to_the_numbers_lie_outside_the_axes_and_are_grey(epochs: int, tmp_path: Path) -> None:
+def test_the_lines_to_the_numbers_lie_outside_the_axes_and_are_gray(epochs: int, tmp_path: Path) -> None:
     figure = made("curves", [trained(tmp_path, FEW, epochs=epochs, lost=[("gelu", 1)] if epochs > 1 else [])])
     figure.draw_without_rendering()
     for axes in figure.axes:

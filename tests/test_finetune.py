@@ -29,7 +29,7 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
-from roadmap.training.initial_weights import check_init, initialise_from, with_init_digest
+from roadmap.training.initial_weights import check_init, initialize_from, with_init_digest
 from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.weight_files import digest_of
 from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dict
@@ -37,7 +37,7 @@ from slurm.cluster import Cluster
 from slurm.submission import plan
 from slurm.submit import parser
 from tests.stopping import StopAt
-from tests.test_timm_parity import randomise
+from tests.test_timm_parity import randomize
 from tests.test_weights import Original
 
 CONVNEXT = {"model.width": 8, "model.width_mult": 1.0}
@@ -326,7 +326,7 @@ def released(path: Path, classes: int) -> nn.Module:
     """A network of the original repository's, in a file as it releases them."""
     torch.manual_seed(1)
     theirs = Original((1, 2, 2, 1), 8, classes)
-    randomise(theirs)
+    randomize(theirs)
     torch.save({"model": theirs.state_dict()}, path)
     return theirs
 
@@ -345,7 +345,7 @@ def test_a_classifier_of_other_classes_starts_fresh(
     network = network_of(config)
     fresh = state_of(network)
     with caplog.at_level(logging.WARNING):
-        initialise_from(network, config)
+        initialize_from(network, config)
     assert caplog.messages == [
         f"the classifier starts fresh, for 10 classes: {tmp_path / 'big.pth'} has {classes}"
     ]
@@ -365,7 +365,7 @@ def test_a_missing_classifier_starts_fresh(
     dialect: str, scale: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     there = network_of(tiny())
-    randomise(there)
+    randomize(there)
     state = {name: value for name, value in state_of(there).items() if not name.startswith("head.classifier")}
     torch.save(
         {DIALECTS[dialect].rename(name): value for name, value in state.items()}, tmp_path / "headless.pth"
@@ -374,7 +374,7 @@ def test_a_missing_classifier_starts_fresh(
     network = network_of(config)
     fresh = state_of(network)
     with caplog.at_level(logging.WARNING):
-        initialise_from(network, config)
+        initialize_from(network, config)
     assert caplog.messages == [
         f"the classifier starts fresh, for 10 classes: {tmp_path / 'headless.pth'} has no classifier"
     ]
@@ -388,7 +388,7 @@ def test_a_missing_classifier_starts_fresh(
 def test_a_head_of_imagenet_22k_is_loaded_by_a_network_that_has_one(tmp_path: Path) -> None:
     theirs = released(tmp_path / "big.pth", 21841)
     network = network_of(tiny(model__num_classes=21841))
-    initialise_from(network, tiny(tmp_path / "big.pth", model__num_classes=21841))
+    initialize_from(network, tiny(tmp_path / "big.pth", model__num_classes=21841))
     assert torch.equal(network.state_dict()["head.classifier.weight"], theirs.state_dict()["head.weight"])
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -399,7 +399,7 @@ def test_a_classifier_that_is_loaded_is_not_scaled(tmp_path: Path, caplog: pytes
     theirs = released(tmp_path / "ten.pth", 10)
     config = tiny(tmp_path / "ten.pth", model__num_classes=10, recipe__head_init_scale=0.001)
     network = network_of(config)
-    initialise_from(network, config)
+    initialize_from(network, config)
     assert torch.equal(network.state_dict()["head.classifier.weight"], theirs.state_dict()["head.weight"])
     assert torch.equal(network.state_dict()["head.classifier.bias"], theirs.state_dict()["head.bias"])
     assert caplog.messages == []
@@ -408,9 +408,9 @@ def test_a_classifier_that_is_loaded_is_not_scaled(tmp_path: Path, caplog: pytes
 def test_without_weights_only_the_classifier_is_scaled() -> None:
     network = network_of(tiny())
     before = state_of(network)
-    initialise_from(network, tiny())
+    initialize_from(network, tiny())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    initialise_from(network, tiny(recipe__head_init_scale=0.5))
+    initialize_from(network, tiny(recipe__head_init_scale=0.5))
     scaled = {
         name: value * 0.5 if name.startswith("head.classifier") else value for name, value in before.items()
     }
@@ -434,7 +434,7 @@ def test_anything_else_that_does_not_fit_is_refused_and_nothing_is_copied(
     spoil: Any, said: str, tmp_path: Path
 ) -> None:
     there = network_of(tiny(model__num_classes=7))
-    randomise(there)
+    randomize(there)
     state = state_of(there)
     spoil(state)
     torch.save(state, tmp_path / "odd.pth")
@@ -442,7 +442,7 @@ def test_anything_else_that_does_not_fit_is_refused_and_nothing_is_copied(
     network = network_of(config)
     before = state_of(network)
     with pytest.raises(ConfigError, match=rf"(?s)^{tmp_path / 'odd.pth'} does not fit: .*{said}"):
-        initialise_from(network, config)
+        initialize_from(network, config)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -496,7 +496,7 @@ def test_weights_that_are_not_the_ones_named_are_refused(tmp_path: Path) -> None
         said_by_check(config),
     )
     with pytest.raises(ConfigError, match="wants 7692c3ad3540bb80"):
-        initialise_from(network_of(config), config)
+        initialize_from(network_of(config), config)
     path.unlink()
     assert said_by_check(config) == f"{path} cannot be read: No such file or directory"
 
@@ -576,7 +576,7 @@ def test_a_run_stands_for_the_weights_or_the_ema_of_its_newest_checkpoint(
     config = digits(system__init_from=str(source.path), **({"recipe__init_weights": kind} if kind else {}))
     assert config.recipe.init_digest == sha(newest(source))
     network = build_model(config.model)
-    initialise_from(network, config)
+    initialize_from(network, config)
     there = engine_of(source)
     assert all(torch.equal(value, there[part][name]) for name, value in network.state_dict().items())
     assert any(not torch.equal(there["model"][name], there["ema"][name]) for name in there["model"])

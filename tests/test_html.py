@@ -91,8 +91,8 @@ def test_choosing_a_point_follows_the_way_from_the_root_to_it(opened: Open, tmp_
     assert at.page.locator("article:visible h3").inner_text() == ROADMAP.tree["kernel_9"].title
     assert at.page.locator("article:visible .trail li").all_inner_texts() == way
     assert "kernel_9 is chosen" in at.page.locator("#live").inner_text()
-    colours = {step: at.point(step).get_attribute("fill") for step in ("resnet50", "kernel_7", "kernel_9")}
-    assert colours == {"resnet50": "var(--pick)", "kernel_7": "var(--accent)", "kernel_9": "var(--paper)"}
+    colors = {step: at.point(step).get_attribute("fill") for step in ("resnet50", "kernel_7", "kernel_9")}
+    assert colors == {"resnet50": "var(--pick)", "kernel_7": "var(--accent)", "kernel_9": "var(--paper)"}
     assert at.point("kernel_9").get_attribute("stroke") == "var(--pick)"
     frame, row = (at.page.locator(name).bounding_box() for name in ("[data-rows]", "tr.chosen"))
     assert frame["y"] <= row["y"] <= frame["y"] + frame["height"] - row["height"]
@@ -152,18 +152,18 @@ def test_everything_can_be_done_with_the_keyboard(opened: Open, tmp_path: Path) 
 
 
 @needs_browser
-def test_curves_show_what_was_logged_and_are_coloured_by_choice(opened: Open, tmp_path: Path) -> None:
+def test_curves_show_what_was_logged_and_are_colored_by_choice(opened: Open, tmp_path: Path) -> None:
     at = opened(
         ours(
             tmp_path,
             steps=("resnet50", "enhanced_recipe", "stage_ratio", "patchify_stem", "depthwise_conv", "gelu"),
         )
     )
-    coloured = at.page.locator("[data-curve=loss] .mark-line path:not([stroke='var(--faint)'])")
+    colored = at.page.locator("[data-curve=loss] .mark-line path:not([stroke='var(--faint)'])")
     chip = at.page.locator(".chip", has_text="stage_ratio")
-    assert (at.page.locator("[data-curve=loss] .mark-line path").count(), coloured.count()) == (6, 2)
+    assert (at.page.locator("[data-curve=loss] .mark-line path").count(), colored.count()) == (6, 2)
     chip.click()
-    assert (chip.get_attribute("aria-pressed"), coloured.count()) == ("true", 3)
+    assert (chip.get_attribute("aria-pressed"), colored.count()) == ("true", 3)
     at.point("depthwise_conv").click()
     expect(at.page.locator("[data-curve=loss] .mark-line path[stroke='var(--pick)']")).to_have_count(1)
     at.page.locator("[data-measure=loss]").select_option("val_loss")

@@ -141,10 +141,10 @@ def test_markup_in_titles_and_runs_stays_text(opened: Open, tmp_path: Path) -> N
 
 
 def ratio(one: str, other: str) -> float:
-    """The contrast of two colours as WCAG 2 has it."""
+    """The contrast of two colors as WCAG 2 has it."""
 
-    def light(colour: str) -> float:
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    def light(color: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -156,10 +156,10 @@ COLOURS = """() => [...document.querySelectorAll("h1, .kicker, a, td, th, dt, dd
 button, select, code, figcaption span")]
   .filter((one) => one.checkVisibility() && one.textContent.trim())
   .map((one) => {
-    let ground = one, colour = "rgba(0, 0, 0, 0)";
-    while (ground && (colour = getComputedStyle(ground).backgroundColor) === "rgba(0, 0, 0, 0)") \
+    let ground = one, color = "rgba(0, 0, 0, 0)";
+    while (ground && (color = getComputedStyle(ground).backgroundColor) === "rgba(0, 0, 0, 0)") \
 ground = ground.parentElement;
-    return [one.tagName + " " + one.textContent.trim().slice(0, 30), getComputedStyle(one).color, colour];
+    return [one.tagName + " " + one.textContent.trim().slice(0, 30), getComputedStyle(one).color, color];
   })"""
 
 
@@ -169,7 +169,7 @@ def test_all_text_can_be_read_in_light_and_dark(opened: Open, tmp_path: Path, sc
     at = opened(ours(tmp_path), color_scheme=scheme)
     at.point("gelu").click()
     at.page.mouse.move(5, 5)
-    at.page.wait_for_timeout(300)  # the rows' colours have arrived
+    at.page.wait_for_timeout(300)  # the rows' colors have arrived
     weak = {(name, one, other) for name, one, other in at.page.evaluate(COLOURS) if ratio(one, other) < 4.5}
     assert weak == set()
     ground = "getComputedStyle(document.documentElement).backgroundColor"

@@ -173,7 +173,7 @@ def pictures(source: Source) -> list[tuple[int, bytes]]:
 
 
 def smooth(width: int, height: int, mode: str = "RGB", turn: int = 0) -> Image.Image:
-    """A picture whose colours change slowly, and that is another one if it is turned."""
+    """A picture whose colors change slowly, and that is another one if it is turned."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     channels = np.stack([x, y, (x + y + turn / 7) / 3], axis=2)
     return Image.fromarray((40 + 160 * channels).astype(np.uint8)).convert(mode)
@@ -220,7 +220,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             put(ant / f"img{number}.JPEG", smooth(90, 60, turn=number), quality=95)
         put(ant / "transparent.png", smooth(80, 70, "RGBA"))
         put(ant / "print.jpg", smooth(40, 50, "CMYK"), quality=95)
-        put(bee / "grey.jpg", smooth(60, 50, "L"), quality=95)
+        put(bee / "gray.jpg", smooth(60, 50, "L"), quality=95)
         put(bee / "one.jpeg", smooth(1, 1))
         put(bee / "long.jpg", smooth(1500, 3))
         put(bee / "turned.jpg", smooth(120, 60), exif=turned, quality=95)
@@ -306,7 +306,7 @@ def test_small_jpegs_keep_their_bytes_and_others_become_jpegs(zoo: Path, tmp_pat
     kept = {path.name for path in (zoo / "val").glob("*/*.*") if path.read_bytes() in found.values()}
     assert kept >= {
         "img1.JPEG",
-        "grey.jpg",
+        "gray.jpg",
         "one.jpeg",
         "long.jpg",
         "turned.jpg",

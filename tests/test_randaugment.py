@@ -41,7 +41,7 @@ MOVES: dict[str, tuple[float, ...]] = {
 
 
 def recipe(given: str = INCREASING, interpolation: str = "bilinear", channels: int = 3) -> RunConfig:
-    grey: dict[str, Any] = (
+    gray: dict[str, Any] = (
         {"model__in_chans": 1, "data__mean": [0.45], "data__std": [0.25]} if channels == 1 else {}
     )
     return config_of(
@@ -49,7 +49,7 @@ def recipe(given: str = INCREASING, interpolation: str = "bilinear", channels: i
         recipe__pipeline="tensor",
         recipe__randaugment=given,
         recipe__train_interpolation=interpolation,
-        **grey,
+        **gray,
     )
 
 
@@ -61,7 +61,7 @@ def picture(seed: int, detail: int = 24) -> Image.Image:
 
 def pictures(channels: int = 3, detail: int = 24) -> list[Image.Image]:
     """With some on which histograms have nothing to go by."""
-    flat = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ((0, 0, 0), (7, 130, 255))]
+    flat = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ((0, 0, 0), (7, 130, 255))]
     faint = Image.fromarray((np.asarray(picture(9)) // 64 + 100).astype(np.uint8))
     found = [picture(0, detail), picture(1, detail), *flat, faint]
     return [image.convert("L") for image in found] if channels == 1 else found
@@ -75,7 +75,7 @@ def batch(images: list[Image.Image]) -> Tensor:
 def differences(
     config: RunConfig, name: str, argument: float, images: list[Image.Image]
 ) -> NDArray[np.float32]:
-    """How far, in grey levels, an operation on a batch is from timm's on each image."""
+    """How far, in gray levels, an operation on a batch is from timm's on each image."""
     augment = RandAugment(config, CPU)
     how = {
         "fillcolor": tuple(int(value) for value in augment.fill.flatten()),
@@ -100,7 +100,7 @@ def test_every_operation_is_tested() -> None:
 @pytest.mark.parametrize(
     ("name", "argument"), [(name, argument) for name, values in PIXELS.items() for argument in values]
 )
-def test_grey_levels_are_those_of_timm(name: str, argument: float, channels: int) -> None:
+def test_gray_levels_are_those_of_timm(name: str, argument: float, channels: int) -> None:
     found = differences(recipe(channels=channels), name, argument, pictures(channels))
     assert set(np.unique(found)) <= ({0, 1} if name == "auto_contrast" else {0})
     assert (found > 0).mean() < 0.01
@@ -156,7 +156,7 @@ def test_a_batch_goes_through_what_timm_would_do_to_each_image(given: str) -> No
     ours = RandAugment(config, CPU)(batch(images), config.seed, 3, range(40))
     theirs = batch([timms(config, image, 3, position) for position, image in enumerate(images)])
     assert (theirs != batch(images)).flatten(1).any(1).sum() > 20
-    # A grey level more or less may be four after an equalization, or another step of a posterization.
+    # A gray level more or less may be four after an equalization, or another step of a posterization.
     apart = (ours - theirs).abs()
     assert (apart > 4).float().mean() < 0.005
     assert (apart > 0).float().mean() < 0.05

@@ -89,15 +89,15 @@ def turned() -> Image.Exif:
 
 
 DEEP = Image.fromarray(np.asarray(picture(0).convert("L")).astype(np.uint16) * 257)
-FILES: dict[str, tuple[bytes, bool]] = {  # and whether torchvision decodes it for a model of colours
+FILES: dict[str, tuple[bytes, bool]] = {  # and whether torchvision decodes it for a model of colors
     "jpeg": (encoded(picture(0), "JPEG", quality=90), True),
     "jpeg without subsampling": (encoded(picture(0), "JPEG", quality=90, subsampling=0), True),
     "progressive jpeg": (encoded(picture(0), "JPEG", quality=90, progressive=True), True),
-    "grey jpeg": (encoded(picture(0).convert("L"), "JPEG", quality=90), True),
+    "gray jpeg": (encoded(picture(0).convert("L"), "JPEG", quality=90), True),
     "turned jpeg": (encoded(picture(0), "JPEG", quality=90, exif=turned()), True),
     "cmyk jpeg": (encoded(picture(0).convert("CMYK"), "JPEG", quality=90), False),
     "png": (encoded(picture(0), "PNG"), False),
-    "grey png": (encoded(picture(0).convert("L"), "PNG"), False),
+    "gray png": (encoded(picture(0).convert("L"), "PNG"), False),
     "clear png": (encoded(picture(0).convert("RGBA"), "PNG"), False),
     "palette png": (encoded(picture(0).quantize(8), "PNG"), False),
     "two-level png": (encoded(picture(0).convert("1"), "PNG"), False),
@@ -141,7 +141,7 @@ def test_pixels_are_those_of_pillow(kind: str, mode: str, monkeypatch: pytest.Mo
     pillow, ours = both(content, mode)
     assert (ours.dtype, ours.shape) == (np.uint8, pillow.shape)
     assert np.array_equal(ours, pillow)
-    assert len(calls) == (fast if mode == "RGB" else kind == "grey jpeg")
+    assert len(calls) == (fast if mode == "RGB" else kind == "gray jpeg")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "png", "webp"])
@@ -194,7 +194,7 @@ def finished(config: RunConfig, found: list[Batch]) -> list[Batch]:
 
 
 def apart(one: list[Batch], other: list[Batch], config: RunConfig) -> float:
-    """By how many grey levels images of two loaders differ at most; their labels are the same."""
+    """By how many gray levels images of two loaders differ at most; their labels are the same."""
     pairs = list(zip(one, other, strict=True))
     assert all(torch.equal(batch[1], others[1]) for batch, others in pairs)
     return max(
@@ -242,11 +242,11 @@ def handed_over() -> Pictures:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["items", "shards", "synthetic", "chosen"])
 def test_every_source_gives_the_pixels_of_pillow(kind: str, channels: int, tmp_path: Path) -> None:
-    grey = GREY if channels == 1 else {}
+    gray = GREY if channels == 1 else {}
     how: dict[str, Any] = {
         "items": {"data__dataset": "custom/pictures"},
         "shards": {"data__dataset": "shards"},
-    }.get(kind, {}) | grey
+    }.get(kind, {}) | gray
     if kind == "synthetic":
         how |= {"data__dataset": "synthetic", "data__images": [12, 8], "data__noise": 0.3}
     if kind == "shards":
@@ -352,7 +352,7 @@ def engine_of(**overrides: Any) -> Engine:
     return Engine(config, CPU, 10)
 
 
-def greys() -> tuple[Tensor, Tensor]:
+def grays() -> tuple[Tensor, Tensor]:
     images = torch.stack(
         [torch.tensor(np.asarray(picture(seed).resize((32, 32)))) for seed in range(8)]
     ).permute(0, 3, 1, 2)
@@ -360,7 +360,7 @@ def greys() -> tuple[Tensor, Tensor]:
 
 
 def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
-    images, labels = greys()
+    images, labels = grays()
     whole = engine_of()
     whole.iteration = 5
     everything, mixed = whole._augment(
@@ -379,7 +379,7 @@ def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
 
 
 def test_an_iteration_leaves_the_batch_as_it_is_and_reads_nothing_from_the_device() -> None:
-    engine, (images, labels) = engine_of(), greys()
+    engine, (images, labels) = engine_of(), grays()
     before = images.clone()
     engine.step([(images, labels)])
     with Syncs() as syncs:

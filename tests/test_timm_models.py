@@ -462,11 +462,11 @@ def test_weights_fit_a_model_with_other_channels_and_classes(name: str) -> None:
     weights = {"state_dict": source.state_dict()}
     same = small(name, pretrained=True, pretrained_cfg_overlay=weights)
     assert torch.equal(same(images()), source(images()))
-    grey = small(
+    gray = small(
         name, pretrained=True, pretrained_cfg_overlay=copy.deepcopy(weights), in_chans=1, num_classes=5
     )
-    torch.testing.assert_close(grey.stem.conv.weight, source.stem.conv.weight.sum(1, keepdim=True))
-    assert grey(images(channels=1)).shape == (1, 5)
+    torch.testing.assert_close(gray.stem.conv.weight, source.stem.conv.weight.sum(1, keepdim=True))
+    assert gray(images(channels=1)).shape == (1, 5)
 
 
 def test_weights_come_from_a_checkpoint(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def hollow(build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def randomise(network: nn.Module) -> None:
+def randomize(network: nn.Module) -> None:
     """Values under which each one shows in the logits: no identity norm, no layer scale near zero, no zero
     bias.
     """
@@ -144,7 +144,7 @@ def pair(network: str) -> tuple[nn.Module, nn.Module]:
         hollow(lambda: build_model(spec)).to_empty(device="cpu"),
         hollow(lambda: timm.create_model(name, **kwargs)),
     )
-    randomise(ours)
+    randomize(ours)
     theirs.load_state_dict(to_timm(spec, ours.state_dict()), assign=True)
     return ours, theirs
 
@@ -206,7 +206,7 @@ def test_timms_files_load(network: str, name: str | None, dialect: str, tmp_path
     theirs = (
         timm.create_model(name) if name else timm.create_model(timm_model(spec)[0], **timm_model(spec)[1])
     )
-    randomise(theirs)
+    randomize(theirs)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     ours = build_model(spec)
     report = load_weights(ours, tmp_path / "timm.pth")

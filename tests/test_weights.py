@@ -35,7 +35,7 @@ from roadmap.train import train
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.weight_files import digest_of
 from roadmap.weights import load_weights, read_state_dict, read_state_dicts
-from tests.test_timm_parity import assert_same_logits, images, randomise
+from tests.test_timm_parity import assert_same_logits, images, randomize
 
 
 def spec_of(**model: Any) -> ModelSpec:
@@ -136,7 +136,7 @@ ORIGINALS: dict[str, tuple[ModelSpec, Callable[[], nn.Module]]] = {
 def test_the_original_repositorys_released_files_load(kind: str, size: int, tmp_path: Path) -> None:
     spec, build = ORIGINALS[kind]
     theirs, ours = build(), build_model(spec)
-    randomise(theirs)
+    randomize(theirs)
     torch.save({"model": theirs.state_dict()}, tmp_path / "released.pth")
     report = load_weights(ours, tmp_path / "released.pth")
     assert (report.dialect, report.loaded, report.fits) == (kind.split()[0], len(theirs.state_dict()), True)
@@ -146,7 +146,7 @@ def test_the_original_repositorys_released_files_load(kind: str, size: int, tmp_
 def test_the_original_repositorys_training_checkpoint_loads_with_its_arguments_beside(tmp_path: Path) -> None:
     spec, build = ORIGINALS["original_convnext"]
     average, model, ours = build(), build(), build_model(spec)
-    randomise(average)
+    randomize(average)
     optimizer = torch.optim.AdamW(model.parameters())
     saved = {
         "model": model.state_dict(),
@@ -529,7 +529,7 @@ def misfit(tmp_path: Path) -> Path:
     classifier has 9.
     """
     network = build_model(spec_of())
-    randomise(network)
+    randomize(network)
     state = copy_of(network)
     del state["stem.norm.bias"], state["stem.norm.weight"]
     state |= {
@@ -611,7 +611,7 @@ def test_a_fit_is_one_line(tmp_path: Path) -> None:
 )
 def test_only_a_1x1_at_the_end_may_differ(name: str, reshape: Any, is_harmless: bool, tmp_path: Path) -> None:
     ours = build_model(spec_of())
-    randomise(ours)
+    randomize(ours)
     torch.save(ours.state_dict() | {name: reshape(ours.state_dict()[name])}, tmp_path / "x.pth")
     other = build_model(spec_of())
     report = load_weights(other, tmp_path / "x.pth", strict=False)

@@ -205,14 +205,14 @@ DIFFERENCES: Mapping[str, Any] = {
 
 def marks(axes: Axes) -> dict[str, list[tuple[float, bool]]]:
     """The value of each mark, and whether it is filled, by its reading."""
-    colours = {to_hex(colour): reading for reading, (colour, _, _) in MARKS.items()}
+    colors = {to_hex(color): reading for reading, (color, _, _) in MARKS.items()}
     found: dict[str, list[tuple[float, bool]]] = {reading: [] for reading in READINGS}
     for points in axes.collections:
         if isinstance(points, PathCollection):
             edges, faces = np.asarray(points.get_edgecolor()), np.asarray(points.get_facecolor())
             values = np.asarray(points.get_offsets())[:, 0].tolist()
             filled = [bool(np.all(face == edges[0])) for face in faces]
-            found[colours[to_hex(edges[0])]] += zip(values, filled, strict=True)
+            found[colors[to_hex(edges[0])]] += zip(values, filled, strict=True)
     return found
 
 

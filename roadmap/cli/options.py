@@ -122,7 +122,7 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
         "--crop-mode",
         choices=["center", "squash"],
         help=(
-            "resize the shorter edge and take the centre, or resize both edges (default: the recipe's crop;"
+            "resize the shorter edge and take the center, or resize both edges (default: the recipe's crop;"
             f" the whole image, squashed, where --image-size asks for another resolution of {WHOLE_IMAGE} or"
             " more and no crop is given)"
         ),

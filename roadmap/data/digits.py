@@ -19,8 +19,8 @@ def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArra
     """Images (N, 8, 8) and labels (N,): a fixed, stratified third of the 1,797 digits is `val`, the rest
     `train`.
 
-    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` grey ranges,
-    the same in every run. Grey 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one grey
+    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` gray ranges,
+    the same in every run. Gray 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one gray
     range.
     """
     import numpy as np
@@ -29,10 +29,10 @@ def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArra
 
     images, labels = datasets.load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=1 / 3, random_state=SPLIT_SEED, stratify=labels)
-    grey, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
-    grey = np.repeat(grey / 16.0, data.copies, axis=0)
-    grey = grey + data.noise * np.random.default_rng(NOISE_SEED[split]).standard_normal(grey.shape)
-    pixels = np.clip(np.rint(85 + 85 * grey), 0, 255).astype(np.uint8)
+    gray, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
+    gray = np.repeat(gray / 16.0, data.copies, axis=0)
+    gray = gray + data.noise * np.random.default_rng(NOISE_SEED[split]).standard_normal(gray.shape)
+    pixels = np.clip(np.rint(85 + 85 * gray), 0, 255).astype(np.uint8)
     return pixels.reshape(-1, 8, 8), np.repeat(labels, data.copies).astype(np.int64)
 
 
@@ -44,9 +44,9 @@ def logistic_regression(data: DataSpec) -> float:
     (train, train_labels), (val, val_labels) = (load_digits(data, split) for split in ("train", "val"))
     model: Any = LogisticRegression(max_iter=1000)
     with threadpool_limits(1):  # more threads only get in each other's way on so few pixels
-        model.fit(_grey(train), train_labels)
-        return 100 * float(model.score(_grey(val), val_labels))
+        model.fit(_gray(train), train_labels)
+        return 100 * float(model.score(_gray(val), val_labels))
 
 
-def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _gray(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return (pixels.reshape(len(pixels), -1).astype("float64") - 85) / 85

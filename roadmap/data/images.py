@@ -17,7 +17,7 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """The image, or its grey levels by their highest 8 bits, as Pillow has colours of 16; OSError if their
+    """The image, or its gray levels by their highest 8 bits, as Pillow has colors of 16; OSError if their
     range is not known.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP):
@@ -25,6 +25,6 @@ def in_8_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise OSError(
-            f"its grey levels are of 32 bits (mode {image.mode}), and nothing says which of them is white"
+            f"its gray levels are of 32 bits (mode {image.mode}), and nothing says which of them is white"
         )
     return image

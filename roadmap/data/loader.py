@@ -75,11 +75,11 @@ class ValidatedBatches:
 
 
 class Loader:
-    """Normalised float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process
+    """Normalized float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process
     `rank`.
 
-    In training, `recipe.pipeline: tensor` leaves grey levels, 0 to 255, which the engine augments before it
-    normalises them. Training gives the plan's micro-batches of whole global batches, evaluation each of the
+    In training, `recipe.pipeline: tensor` leaves gray levels, 0 to 255, which the engine augments before it
+    normalizes them. Training gives the plan's micro-batches of whole global batches, evaluation each of the
     split's `images` once among all processes. A label of -1 marks an image of the evaluation that could not
     be read. `source` stands in for the data set that the configuration names. With the loader `beside` it, it
     shares what `system.corrupt_images` allows this process. While a batch does not come, `waiting` is called

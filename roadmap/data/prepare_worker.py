@@ -126,7 +126,7 @@ def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
     none.
 
     A JPEG of one or three channels that is small enough is kept as it is. What is written anew has the pixels
-    that a run on the folder would see: no orientation or colour profile is applied.
+    that a run on the folder would see: no orientation or color profile is applied.
     """
     with reading(str(path)):
         content = path.read_bytes()

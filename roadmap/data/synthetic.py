@@ -9,7 +9,7 @@ from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
 from roadmap.data.listing import listing_digest
 
-# of made-up images, as of the digits: noise is cut off only beyond one grey range
+# of made-up images, as of the digits: noise is cut off only beyond one gray range
 GREY_LEVELS, BLACK = 85, 85
 PATTERN = 8  # pixels across a class's pattern
 NOISE_BANK = 1 << 20
@@ -17,7 +17,7 @@ PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
 
 
 class Digits:
-    """The digits of `roadmap.data.digits` as 8x8 grey images."""
+    """The digits of `roadmap.data.digits` as 8x8 gray images."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)
@@ -53,10 +53,10 @@ class Synthetic:
         self.decoder = make_decoder(config, split)
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.labels = np.arange(data.images[split == "val"], dtype=np.int64) % self.num_classes
-        grey = np.random.default_rng(PATTERN_SEED).random(
+        gray = np.random.default_rng(PATTERN_SEED).random(
             (self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32
         )
-        self._patterns = np.rint(BLACK + GREY_LEVELS * grey).astype(np.uint8)
+        self._patterns = np.rint(BLACK + GREY_LEVELS * gray).astype(np.uint8)
         drawn = np.random.default_rng(NOISE_SEED[split]).standard_normal(
             NOISE_BANK + size * size * channels, dtype=np.float32
         )
@@ -75,7 +75,7 @@ class Synthetic:
     def __getitem__(self, number: int) -> tuple[Picture, int]:
         label = int(self.labels[number])
         pixels = self._patterns[label].take(self._blow_up, axis=1).take(self._blow_up, axis=0)
-        start = number * 2654435761 % NOISE_BANK  # Knuth's multiplier spreads neighbours over the bank
+        start = number * 2654435761 % NOISE_BANK  # Knuth's multiplier spreads neighbors over the bank
         pixels += self._noise[start : start + pixels.size].reshape(self.shape)
         return self.decoder.convert(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), label
 

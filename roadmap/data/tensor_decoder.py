@@ -42,8 +42,8 @@ class TensorDecoder:
     """uint8 tensors (C, H, W), pixel after pixel in memory as resizing is fastest; their pixels are those of
     Pillow.
 
-    torchvision decodes the JPEGs for which that holds, Pillow all else: other formats, CMYK, colours for a
-    grey model, and whatever torchvision cannot read, so that Pillow alone says what is damaged.
+    torchvision decodes the JPEGs for which that holds, Pillow all else: other formats, CMYK, colors for a
+    gray model, and whatever torchvision cannot read, so that Pillow alone says what is damaged.
     """
 
     def __init__(self, mode: str) -> None:

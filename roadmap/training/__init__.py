@@ -1,1 +1,1 @@
-"""One run: its network, its optimisation, its checkpoints, on one process or many."""
+"""One run: its network, its optimization, its checkpoints, on one process or many."""

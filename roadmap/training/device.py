@@ -39,7 +39,7 @@ def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
             [
                 Problem(
                     "system.sync_bn",
-                    f"needs CUDA, for PyTorch's synchronised BN has no other home; this run is on {name}",
+                    f"needs CUDA, for PyTorch's synchronized BN has no other home; this run is on {name}",
                 )
             ]
         )

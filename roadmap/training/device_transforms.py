@@ -31,8 +31,8 @@ from roadmap.strict_yaml import ConfigError, Problem
 RANDAUGMENT = "randaugment"  # the purpose of its random numbers
 AFFINE = "affine"
 SAMPLING = {Resampling.NEAREST: "nearest", Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
-LUMA, HALF, UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 65536.0  # Pillow's grey of a colour, in 65536ths
-SLACK = 1 / 1024  # grey levels by which interpolation in single precision may fall short of a whole one
+LUMA, HALF, UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 65536.0  # Pillow's gray of a color, in 65536ths
+SLACK = 1 / 1024  # gray levels by which interpolation in single precision may fall short of a whole one
 Matrix = tuple[float, ...]
 
 
@@ -52,7 +52,7 @@ class Batched(NamedTuple):
 
 
 class RandAugment:
-    """timm's RandAugment of float images (N, C, H, W) of whole grey levels, 0 to 255, on a device."""
+    """timm's RandAugment of float images (N, C, H, W) of whole gray levels, 0 to 255, on a device."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         stages = build_transform(config, True).transforms  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ class DeviceTransform:
         )
 
     def __call__(self, images: Tensor, iteration: int, positions: Iterable[int]) -> Tensor:
-        """Normalised images of grey levels (N, C, H, W), which lie at those positions of the global batch."""
+        """Normalized images of gray levels (N, C, H, W), which lie at those positions of the global batch."""
         images = images.clone(memory_format=torch.preserve_format)
         if self.augment is not None:
             images = self.augment(images, self.seed, iteration, positions)
@@ -167,7 +167,7 @@ MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Tensor:
-    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the colour `fill` (1,
+    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the color `fill` (1,
     C, 1, 1).
     """
     height, width = images.shape[-2:]
@@ -181,12 +181,12 @@ def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Ten
 
 
 def _whole(values: Tensor) -> Tensor:
-    """Grey levels as Pillow stores them, in place: what is below the point is cut off."""
+    """Gray levels as Pillow stores them, in place: what is below the point is cut off."""
     return values.clamp_(0, GREYS).floor_()
 
 
-def _grey(images: Tensor) -> Tensor:
-    """Pillow's grey of each pixel, (N, 1, H, W)."""
+def _gray(images: Tensor) -> Tensor:
+    """Pillow's gray of each pixel, (N, 1, H, W)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (weight * images[:, channel, None] for channel, weight in enumerate(LUMA))
@@ -199,9 +199,9 @@ def _blend(images: Tensor, start: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    grey = _grey(images).to(torch.int64)
-    count = grey[0].numel()
-    mean = (2 * grey.sum((1, 2, 3), keepdim=True) + count) // (2 * count)
+    gray = _gray(images).to(torch.int64)
+    count = gray[0].numel()
+    mean = (2 * gray.sum((1, 2, 3), keepdim=True) + count) // (2 * count)
     return _blend(images, mean.to(images.dtype), factor)
 
 
@@ -235,7 +235,7 @@ APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "posterize": _posterize,
     "solarize": lambda images, threshold: torch.where(images < threshold, images, GREYS - images),
     "solarize_add": lambda images, add: torch.where(images < 128, (images + add).clamp(max=GREYS), images),
-    "color": lambda images, factor: _blend(images, _grey(images), factor),
+    "color": lambda images, factor: _blend(images, _gray(images), factor),
     "contrast": _contrast,
     "brightness": lambda images, factor: _blend(images, torch.zeros_like(images), factor),
     "sharpness": _sharpness,

@@ -25,7 +25,7 @@ from roadmap.training.compiled import CompilerFailed, check_gradients, compile_n
 from roadmap.training.device import oom_hint, oom_suggestions
 from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.distributed import Distributed
-from roadmap.training.initial_weights import initialise_from
+from roadmap.training.initial_weights import initialize_from
 from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
 from roadmap.training.optim import build_optimizer, build_schedule
 
@@ -241,7 +241,7 @@ class Engine:
         """Begins from the weights that the configuration names, if it names any; `classes` are the data's
         names, by label.
         """
-        initialise_from(self.model, self.config, classes)
+        initialize_from(self.model, self.config, classes)
         if self.ema is not None:
             self.ema.set(self.model)
 

@@ -64,7 +64,7 @@ def check_init(config: RunConfig) -> None:
         raise refusal(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
 
 
-def initialise_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
+def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
     """Makes a fresh network ready for training: scales its classifier, and loads the weights of
     `system.init_from` if there are any.
 

@@ -23,7 +23,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     otherwise.
 
     They are PyTorch's fused ones, but for SGD in fp16: where the very first iteration overflows, as the loss
-    scaler's does, PyTorch 2.15's fused SGD leaves its momentum uninitialised and goes on from that.
+    scaler's does, PyTorch 2.15's fused SGD leaves its momentum uninitialized and goes on from that.
     """
     options: dict[str, dict[str, Any]] = {
         "sgd": {"opt": "momentum", "momentum": recipe.momentum},

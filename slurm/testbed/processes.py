@@ -1,4 +1,4 @@
-"""The processes of a testbed: started in sessions of their own, recognised again by anybody, and killed to
+"""The processes of a testbed: started in sessions of their own, recognized again by anybody, and killed to
 the last.
 """
 

@@ -67,7 +67,7 @@ def _page(scene: Scene, width: float) -> tuple[Figure, Axes, Axes, Legend]:
 
 
 def _entries(scene: Scene) -> list[LegendEntry]:
-    """What numbers, colours, bubbles and lines mean."""
+    """What numbers, colors, bubbles and lines mean."""
     drawn, entries = {mark.number for mark in scene.all_marks}, []
     for number, same in enumerate(aligned(scene.ablations), 1):
         why = (
@@ -80,7 +80,7 @@ def _entries(scene: Scene) -> list[LegendEntry]:
         entries.append(LegendEntry(str(number), f"{same.title}{why}"))
     if len(scene.ablations) > 1:
         for look, ablation in zip(LOOKS, scene.ablations, strict=False):
-            entries.append(LegendEntry({**DOT, "marker": look.marker, "color": look.colour}, ablation.title))
+            entries.append(LegendEntry({**DOT, "marker": look.marker, "color": look.color}, ablation.title))
     if any(mark.row.is_side_branch for mark in scene.all_marks):
         entries.append(LegendEntry({**DOT, "markerfacecolor": "white"}, "side branch"))
     by_size = sorted(scene.all_marks, key=lambda mark: mark.bubble)

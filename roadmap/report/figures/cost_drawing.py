@@ -82,7 +82,7 @@ def _arrows(axes: Axes, scene: Scene) -> list[Line]:
             if parent := by_step.get(mark.row.parent or ""):
                 look = {
                     "arrowstyle": "-|>,head_length=0.3,head_width=0.14",
-                    "color": GREY if mark.row.is_side_branch else mark.look.colour,
+                    "color": GREY if mark.row.is_side_branch else mark.look.color,
                     "linewidth": 0.8,
                     "alpha": 0.65,
                     "shrinkA": parent.side / 2,
@@ -106,14 +106,14 @@ def _front(axes: Axes, scene: Scene) -> list[Line]:
 
 
 def _draw(axes: Axes, mark: Mark) -> None:
-    colour = mark.look.colour
+    color = mark.look.color
     axes.errorbar(
         mark.x, mark.y, xerr=mark.x_std or None,
         yerr=None if mark.row.top1 is None or mark.row.top1.std is None else mark.y_std,
-        fmt="none", ecolor=colour, capsize=1.5, linewidth=0.8, capthick=0.8, zorder=2.5,
+        fmt="none", ecolor=color, capsize=1.5, linewidth=0.8, capthick=0.8, zorder=2.5,
     )  # fmt: skip
     # an edge that parts it from those below
-    face, edge = ("white", colour) if mark.row.is_side_branch else (colour, "white")
+    face, edge = ("white", color) if mark.row.is_side_branch else (color, "white")
     look: Any = {"marker": mark.look.marker, "facecolor": face, "edgecolor": edge, "linewidth": 0.4}
     axes.scatter([mark.x], [mark.y], s=mark.side**2, zorder=3, **look)
 
@@ -144,7 +144,7 @@ def _label(figure: Figure, axes: Axes, scene: Scene, lines: Sequence[Line]) -> N
     }
     several = len(scene.ablations) > 1
     texts = [
-        axes.text(mark.x, mark.y, mark.number, color=mark.look.colour if several else DARK, **look)
+        axes.text(mark.x, mark.y, mark.number, color=mark.look.color if several else DARK, **look)
         for mark in scene.all_marks
     ]
     texts += [axes.text(gmacs, found.top1, found.title, color=DARK, **look) for found, gmacs in scene.stars]

@@ -47,9 +47,9 @@ class Box:
         """The distance between the two, 0 where they touch."""
         return float(_gaps(_corners([self]), _corners([other]))[0, 0])
 
-    def border(self, towards: Box) -> tuple[float, float]:
+    def border(self, toward: Box) -> tuple[float, float]:
         """Where a line to the middle of another rectangle leaves this one."""
-        across, up = towards.x - self.x, towards.y - self.y
+        across, up = toward.x - self.x, toward.y - self.y
         share = 1 / max(2 * abs(across) / self.width, 2 * abs(up) / self.height, 1.0)
         return self.x + share * across, self.y + share * up
 
@@ -123,14 +123,14 @@ def _penalty(
 
 
 def _places(frame: Box, size: tuple[float, float], point: Box) -> Numbers:
-    """A grid around a point of the centres that keep a label inside the frame."""
+    """A grid around a point of the centers that keep a label inside the frame."""
     axes = []
-    for middle, extent, centre, length in (
+    for middle, extent, center, length in (
         (frame.x, frame.width, point.x, size[0]),
         (frame.y, frame.height, point.y, size[1]),
     ):
         room = max(0.0, (extent - length) / 2)
-        steps = centre + np.arange(-int(extent / GRID), int(extent / GRID) + 1) * GRID
+        steps = center + np.arange(-int(extent / GRID), int(extent / GRID) + 1) * GRID
         axes.append(np.unique(np.clip(steps, middle - room, middle + room)))
     return np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
 

@@ -23,7 +23,7 @@ from roadmap.report.marginal import ALONE, IN_PLACE, LAST, Worth
 from roadmap.report.stats import Difference
 from roadmap.terminal import count
 
-# colour, marker, place in the row
+# color, marker, place in the row
 MARKS = {ALONE: (ORANGE, "o", -0.26), IN_PLACE: (BLUE, "s", 0.0), LAST: (GREEN, "D", 0.26)}
 # how many times further from zero than nine in ten of the others a difference must lie to be written instead
 # of drawn
@@ -62,8 +62,8 @@ def worth_points(worths: Sequence[Worth], title: str, width: float = DOUBLE_COLU
         figure.supxlabel(wrapped(_unit(worths), width - 0.2, size.text), fontsize=size.text)
         figure.suptitle(wrapped(title, width - 0.1, size.title), x=0.01, ha="left", fontsize=size.title)
         handles = [
-            Line2D([], [], color=colour, marker=marker, markersize=4.5, linewidth=1, label=reading)
-            for reading, (colour, marker, _) in MARKS.items()
+            Line2D([], [], color=color, marker=marker, markersize=4.5, linewidth=1, label=reading)
+            for reading, (color, marker, _) in MARKS.items()
         ]
         axes.legend(
             handles=handles,
@@ -90,7 +90,7 @@ def _limit(worths: Sequence[Worth]) -> float:
 
 def _draw(axes: Axes, worths: Sequence[Worth], reading: str, limit: float) -> list[tuple[float, Difference]]:
     """Draws a reading's differences up to `limit`; returns the others with their heights."""
-    colour, marker, shift = MARKS[reading]
+    color, marker, shift = MARKS[reading]
     points = [
         (row + shift, difference)
         for row, worth in enumerate(worths)
@@ -99,10 +99,10 @@ def _draw(axes: Axes, worths: Sequence[Worth], reading: str, limit: float) -> li
     near = [(height, difference) for height, difference in points if abs(difference.value) <= limit]
     values, heights = [difference.value for _, difference in near], [height for height, _ in near]
     margins = [difference.margin or 0.0 for _, difference in near]
-    axes.errorbar(values, heights, xerr=margins, fmt="none", ecolor=colour, linewidth=1)
-    faces = [colour if difference.resolved else "white" for _, difference in near]
+    axes.errorbar(values, heights, xerr=margins, fmt="none", ecolor=color, linewidth=1)
+    faces = [color if difference.resolved else "white" for _, difference in near]
     axes.scatter(
-        values, heights, s=18, marker=marker, facecolors=faces, edgecolors=colour, linewidths=1, zorder=3
+        values, heights, s=18, marker=marker, facecolors=faces, edgecolors=color, linewidths=1, zorder=3
     )
     return [point for point in points if point not in near]
 

@@ -59,7 +59,7 @@ def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) ->
                 axes,
                 ablation,
                 rows,
-                LOOKS[index % len(LOOKS)].colour,
+                LOOKS[index % len(LOOKS)].color,
                 (width - labels - 0.15) / shape[1],
                 size,
             )
@@ -74,13 +74,13 @@ def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) ->
 
 
 def _panel(
-    axes: Axes, ablation: Ablation, rows: Sequence[AblationRow | None], colour: str, room: float, size: Type
+    axes: Axes, ablation: Ablation, rows: Sequence[AblationRow | None], color: str, room: float, size: Type
 ) -> None:
     """One ablation, in a place `room` inches wide for the bars and the figures beside them."""
     low, high = _limits(ablation)
     for height, row in enumerate(rows):
         if row is not None:
-            _bar(axes, height, row, low, colour)
+            _bar(axes, height, row, low, color)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(low, high)
     ticks = MaxNLocator(max(2, int(18 * room / size.text)), steps=[1, 2, 5, 10]).tick_values(low, high)
@@ -93,7 +93,7 @@ def _panel(
     _figures(axes, rows, size.small, has_spread=room >= ROOMY)
 
 
-def _bar(axes: Axes, height: int, row: AblationRow, low: float, colour: str) -> None:
+def _bar(axes: Axes, height: int, row: AblationRow, low: float, color: str) -> None:
     look: dict[str, Any]
     if row.top1 is None:
         words = "diverged" if row.diverged else "no run has finished"
@@ -107,8 +107,8 @@ def _bar(axes: Axes, height: int, row: AblationRow, low: float, colour: str) -> 
         }
         axes.annotate(words, (low, height), (4, 0), **look)
         return
-    look = SIDE_BRANCH if row.is_side_branch else {"facecolor": colour}
-    axes.barh(height, row.top1.mean - low, left=low, height=0.72, linewidth=0.8, edgecolor=colour, **look)
+    look = SIDE_BRANCH if row.is_side_branch else {"facecolor": color}
+    axes.barh(height, row.top1.mean - low, left=low, height=0.72, linewidth=0.8, edgecolor=color, **look)
     if row.top1.std is not None:
         axes.errorbar(row.top1.mean, height, xerr=row.top1.std, color=DARK, capsize=2, linewidth=1)
 

@@ -82,7 +82,7 @@ def seed_strip(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> F
                 axes,
                 ablation.title,
                 rows,
-                LOOKS[index % len(LOOKS)].colour,
+                LOOKS[index % len(LOOKS)].color,
                 (width - labels) / shape[1],
                 size,
             )
@@ -100,7 +100,7 @@ def mean_margin(summary: Summary) -> float | None:
 
 
 def _panel(
-    axes: Axes, title: str, rows: Sequence[AblationRow | None], colour: str, room: float, size: Type
+    axes: Axes, title: str, rows: Sequence[AblationRow | None], color: str, room: float, size: Type
 ) -> None:
     """One ablation, in a place `room` inches wide for the dots and the numbers beside them."""
     low, high = _limits(rows)
@@ -111,7 +111,7 @@ def _panel(
     _join(axes, rows, places)
     for height, row in enumerate(rows):
         if row is not None:
-            _row(axes, height, row, places, colour)
+            _row(axes, height, row, places, color)
         if row is not None and not row.results:
             words: dict[str, Any] = {
                 "transform": axes.get_yaxis_transform(),
@@ -138,15 +138,15 @@ def _lanes(rows: Sequence[AblationRow | None]) -> dict[int, float]:
     return {seed: LANES * ((place + 0.5) / len(known) - 0.5) for place, seed in enumerate(known)}
 
 
-def _row(axes: Axes, height: int, row: AblationRow, places: Mapping[int, float], colour: str) -> None:
+def _row(axes: Axes, height: int, row: AblationRow, places: Mapping[int, float], color: str) -> None:
     at = [height + places[seed] for seed in row.seeds]
     look: dict[str, Any] = {
         "markersize": 3.6 if len(places) <= 2 * MOST_JOINED else 2.4,
         "markeredgewidth": 0.8,
         "linestyle": "none",
     }
-    look["markerfacecolor"] = "white" if row.is_side_branch else colour
-    axes.plot(list(row.seeds.values()), at, marker="o", color=colour, zorder=3, label=row.step, **look)
+    look["markerfacecolor"] = "white" if row.is_side_branch else color
+    axes.plot(list(row.seeds.values()), at, marker="o", color=color, zorder=3, label=row.step, **look)
     if row.top1:
         axes.plot(row.top1.mean, height, marker="|", markersize=9, markeredgewidth=1.3, color=DARK, zorder=4)
         if (margin := mean_margin(row.top1)) is not None:
@@ -251,13 +251,13 @@ def _limits(rows: Sequence[AblationRow | None]) -> tuple[float, float]:
 
 def _legend(figure: Figure, ablations: Sequence[Ablation]) -> None:
     rows = [row for ablation in ablations for row in ablation.rows]
-    colour = LOOKS[0].colour if len(ablations) == 1 else DARK
+    color = LOOKS[0].color if len(ablations) == 1 else DARK
     entries: list[tuple[Artist, str]] = []
     if any(row.seeds for row in rows):
-        entries.append((Line2D([], [], linestyle="none", marker="o", markersize=3.6, color=colour), "a seed"))
+        entries.append((Line2D([], [], linestyle="none", marker="o", markersize=3.6, color=color), "a seed"))
     if any(row.is_side_branch and row.seeds for row in rows):
         hollow = Line2D(
-            [], [], linestyle="none", marker="o", markersize=3.6, color=colour, markerfacecolor="white"
+            [], [], linestyle="none", marker="o", markersize=3.6, color=color, markerfacecolor="white"
         )
         entries.append((hollow, "of a side branch"))
     if any(row.top1 for row in rows):

@@ -24,7 +24,7 @@ from roadmap.files import write_atomic
 DOUBLE_COLUMN, SINGLE_COLUMN = 7.0, 3.4  # inches: both columns of a paper, and one
 FEWEST = 8  # letters in a line of text, however little room there is
 
-# Okabe and Ito's colour-blind safe palette
+# Okabe and Ito's color-blind safe palette
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 GREY, PALE, DARK = "#8A8A8A", "#E3E3E3", "#333333"
 STYLE: Any = {
@@ -58,7 +58,7 @@ class Look:
     marker fills.
     """
 
-    colour: str
+    color: str
     marker: str
     share: float
 

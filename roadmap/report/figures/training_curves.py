@@ -23,7 +23,7 @@ from roadmap.report.rows import Ablation
 from roadmap.tree import Roadmap
 
 COLOURS = mpl.colormaps["viridis"]
-BRIGHTEST = 0.88  # of the colour map; what is above is too pale for a line on white
+BRIGHTEST = 0.88  # of the color map; what is above is too pale for a line on white
 DASHES: tuple[Any, ...] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))  # of side branches, in turn
 WARM_UP = 1 / 3  # the share of the epochs that may lie below the axis, where all lines rise steeply
 FEW = 12  # epochs up to which each is marked

@@ -193,12 +193,12 @@ def curve_chart() -> Spec:
     wide = {"strokeWidth": {"field": "width", "type": "quantitative", "scale": None}}
     band = {"x": x, "y": {**y, "field": "low", "title": ""}, "y2": {"field": "high"}, **look}
     mean: Spec = {"x": x, "y": {**y, "field": "mean", "title": ""}, **look}
-    coloured = [{"filter": "datum.width > 1"}]
+    colored = [{"filter": "datum.width > 1"}]
     layers: list[Spec] = [
-        {"transform": coloured, "mark": {"type": "area", "opacity": 0.18, "aria": False}, "encoding": band},
+        {"transform": colored, "mark": {"type": "area", "opacity": 0.18, "aria": False}, "encoding": band},
         {"mark": {"type": "line", "interpolate": "linear", "aria": False}, "encoding": mean | wide},
         {
-            "transform": coloured,
+            "transform": colored,
             "mark": {
                 "type": "point",
                 "filled": True,
@@ -275,7 +275,7 @@ def _width(test: str, yes: float, no: float) -> Spec:
 
 
 def _dots(faded: Spec) -> Spec:
-    """Filled on the path, hollow beside it, in another colour where chosen or on the way to that."""
+    """Filled on the path, hollow beside it, in another color where chosen or on the way to that."""
     picked = {"test": f"{CHOSEN} || {ON_WAY}", "value": "var(--pick)"}
     hue: Spec = {"condition": picked, "value": "var(--accent)"}
     fill = {"condition": [{"test": "datum.side", "value": "var(--paper)"}, picked], "value": "var(--accent)"}
