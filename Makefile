@@ -6,6 +6,9 @@ PACKAGES := --constraint constraints.txt --editable '.[dev]'
 INSTALL_WITH_UV := uv venv --quiet --allow-existing --seed --python $(PYTHON) .venv && uv pip install --quiet --python .venv $(PACKAGES)
 INSTALL_WITH_PIP := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check $(PACKAGES)
 
+# Where a shell has pip put packages would be elsewhere than in the environment that is made here.
+unexport PIP_PREFIX PIP_TARGET PIP_USER
+
 .PHONY: demo test test-lowest test-newest slurm-test slurm-chaos check lint clean
 
 # All steps of the roadmap with three seeds on this machine, then the table and the figures.
