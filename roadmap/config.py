@@ -279,4 +279,6 @@ def format_validation_error(error: Any) -> str:
         message = message.partition(" after validation")[0]  # or it would say the number, too
     message = message.partition(" or instance of ")[0]  # a class of ours, which nobody writes in a file
     value = repr(given) if isinstance(given, str) else show(given)
+    if error["type"] == "string_type" and isinstance(given, int | float):
+        value += f"; write it in quotes, '{value}'"
     return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"

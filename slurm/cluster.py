@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -26,12 +26,13 @@ def minutes_of(time: str) -> int:
     """
     days, _, clock = time.rpartition("-")
     parts = clock.split(":")
-    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time) or (len(parts) == 2 and days):
+    if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
         raise ValueError("write a time limit as days-hours:minutes:seconds, hours:minutes:seconds or minutes")
     numbers = [int(part) for part in parts]
-    hours, minutes = (
-        (numbers[0], numbers[1]) if len(numbers) == 3 else (numbers[0], 0) if days else (0, numbers[0])
-    )
+    if days or len(numbers) == 3:
+        hours, minutes = (*numbers, 0)[:2]
+    else:
+        hours, minutes = 0, numbers[0]
     total = 24 * 60 * int(days or 0) + 60 * hours + minutes
     if not total:
         raise ValueError("a time limit is at least a minute")
@@ -144,6 +145,8 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     """Keys for some jobs in place of the entry's own; their values are checked as part of it."""
     known = Cluster.model_fields.keys() - NO_CHANGE
     for key in given:
+        if key in NO_CHANGE:
+            raise _Fault("cannot be set here, only for the cluster as a whole", key)
         if key not in known:
             raise _Fault(f"unknown key{did_you_mean(key, sorted(known))}", key)
     if "sbatch" not in given:
@@ -165,6 +168,7 @@ def _blaming(*path: str) -> Iterator[None]:
 
 
 Changes = Annotated[dict[str, Any], AfterValidator(_changes)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 class Cluster(Spec):
@@ -216,7 +220,7 @@ class Cluster(Spec):
     tflops: Positive | None = Field(None, description="what a GPU sustains in training, for forecasts")
     setup: tuple[str, ...] = Field((), description="lines of the job's shell, before the run")
     srun: tuple[str, ...] = Field((), description="words for srun, such as a container's")
-    environment: dict[str, str] = Field(default_factory=dict, description="variables of the job")
+    environment: dict[Variable, str] = Field(default_factory=dict, description="variables of the job")
     sbatch: Annotated[dict[str, Any], BeforeValidator(_options)] = Field(
         default_factory=dict,
         description=(
@@ -325,27 +329,54 @@ class Cluster(Spec):
         return self
 
 
-def default_cluster() -> str:
-    """Slurm's cluster is for the user to name; where there is no Slurm, it is this machine."""
+def default_cluster(path: Path = CLUSTER_YAML) -> str:
+    """The cluster for whoever names none: a user's file's only entry, else Slurm's, or this machine.
+
+    ConfigError if such a file has several entries.
+    """
+    if path != CLUSTER_YAML:
+        names = list(_entries(path))
+        if len(names) != 1:
+            raise ConfigError(
+                [Problem(relative(path), f"has the clusters {', '.join(names)}; choose one with --cluster")]
+            )
+        return names[0]
     return "slurm" if shutil.which("sbatch") else "local"
 
 
-def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
-    """The cluster `name` of a file; `slurm` without an entry is Slurm with the site's defaults.
-
-    ConfigError names file, line and column of what is wrong with the entry.
-    """
+def _entries(path: Path) -> dict[str, Node]:
+    """The entries of a cluster file by name; ConfigError if it holds none."""
     document = read_yaml(path)
     clusters = document.value.get("clusters") if isinstance(document.value, dict) else None
     if clusters is None or not isinstance(clusters.value, dict):
         raise ConfigError([Problem(document.mark, "must hold `clusters`, by name")])
-    if name not in clusters.value:
+    return clusters.value
+
+
+def check_steps(name: str, path: Path, known: Collection[str]) -> None:
+    """ConfigError where the cluster `name` of a file, which has `steps`, names one that is not `known`."""
+    steps: dict[str, Node] = _entries(path)[name].value["steps"].value
+    for step, node in steps.items():
+        if step not in known:
+            message = f"cluster '{name}': steps: there is no step '{step}'{did_you_mean(step, sorted(known))}"
+            raise ConfigError([Problem(node.key, message)])
+
+
+def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
+    """The cluster `name` of a file; `slurm` and `local` need no entry.
+
+    ConfigError names file, line and column of what is wrong with the entry.
+    """
+    clusters = _entries(path)
+    if name not in clusters:
         if name == "slurm":
             return Cluster(scheduler="slurm")
+        if name == "local":
+            return Cluster(scheduler="local")
         raise ConfigError(
-            [Problem(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters.value)}")]
+            [Problem(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters)}")]
         )
-    entry: Node = clusters.value[name]
+    entry = clusters[name]
     try:
         return Cluster.model_validate(entry.plain())
     except ValidationError as error:

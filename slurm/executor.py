@@ -222,8 +222,7 @@ def collect_when_done(
     cluster: Cluster, jobs: Path, name: str, snapshot: Path, after: Sequence[str], command: Sequence[str]
 ) -> str:
     """Submits a job that runs `command` once the jobs in `after` have ended in any way; returns its id."""
-    made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
-    made.update_parameters(**parameters(cluster.collecting(), "collect", new_name(), snapshot, after))
+    made = _collector(cluster, jobs, new_name(), snapshot, after)
     try:
         job: str = made.submit(submitit.helpers.CommandFunction(list(command), cwd=str(snapshot))).job_id
     except (SbatchRefused, SlurmUnavailable, OSError) as error:
@@ -235,10 +234,25 @@ def collect_when_done(
     return job
 
 
+def _collector(
+    cluster: Cluster, jobs: Path, submission: str, snapshot: Path, after: Sequence[str] = ()
+) -> Executor:
+    made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
+    made.update_parameters(**parameters(cluster.collecting(), "collect", submission, snapshot, after))
+    return made
+
+
 def script(array: Array, jobs: Path, snapshot: Path) -> str:
     """The script that would be submitted for an array."""
     made = executor(array, jobs / "SUBMISSION", "SUBMISSION", snapshot)
     if len(array.groups) > 1:
         made.parameters["map_count"] = len(array.groups)
+    text: str = made._make_submission_file_text(made._submitit_command_str, "script")
+    return text
+
+
+def collecting_script(cluster: Cluster, jobs: Path, snapshot: Path) -> str:
+    """The script that would be submitted for the job that collects, but for the jobs that it waits for."""
+    made = _collector(cluster, jobs, "SUBMISSION", snapshot)
     text: str = made._make_submission_file_text(made._submitit_command_str, "script")
     return text

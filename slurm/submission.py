@@ -14,14 +14,15 @@ from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
+from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
 from slurm.client import SlurmUnavailable, Task, max_array_size, queued
-from slurm.cluster import Cluster, default_cluster, load_cluster
-from slurm.executor import Array, arrays_of, collect_when_done, script, submit
+from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster
+from slurm.executor import Array, arrays_of, collect_when_done, collecting_script, script, submit
 from slurm.forecast import forecast
 from slurm.local import train_here
 from slurm.monitor import poll
@@ -36,9 +37,10 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     for name in ("seeds", "workers", "pack"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {value}")])
-    name = arguments.cluster or default_cluster()
+    name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_folder(arguments.runs, cluster)
+    check_step_names(arguments, name, cluster)
     configs = plan(arguments, cluster)
     runs = [run_dir_of(arguments.runs, config) for config in configs]
     warn_changed_configs(runs)
@@ -66,6 +68,13 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
             " to this one without it"
         )
         raise ConfigError([Problem(f"--runs {runs.absolute()}:", message)])
+
+
+def check_step_names(arguments: argparse.Namespace, name: str, cluster: Cluster) -> None:
+    """ConfigError where the cluster's entry names a step that no roadmap of the steps file has."""
+    if cluster.steps.keys() - set(roadmap_of(arguments).steps):
+        roadmaps = [roadmap_of(arguments), *load_roadmaps(arguments.steps_file).values()]
+        check_steps(name, arguments.cluster_file, {step for roadmap in roadmaps for step in roadmap.steps})
 
 
 def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
@@ -142,15 +151,20 @@ def dry_run(
             longest = max_array_size()
         except SlurmUnavailable:
             longest = 1001
-        source = f"source-{tree_hash()}"
+        jobs = jobs_of(runs[0]).absolute()
+        source = jobs / f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
             print(
                 f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x"
                 f" {array.cluster.tasks} processes"
             )
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
-            print(script(array, jobs_of(left[0]).absolute(), jobs_of(left[0]).absolute() / source))
-    for line in forecast(cluster, configs, arguments.runs):
+            print(script(array, jobs, source))
+        if left:
+            print("# the job that collects when all have ended")
+            print(collecting_script(cluster, jobs, source))
+    unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
+    for line in forecast(cluster, unfinished, arguments.runs) if unfinished else ():
         console().print(line, highlight=False)
     return 0
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from roadmap.config import RunConfig
+from roadmap.disk import DiskError
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
@@ -74,11 +75,14 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 continue
             except LeaseLost as reason:
                 logger.warning("%s: %s", run.path, reason)
-            except Exception:
+            except Exception as error:
                 # the others may wait for this process in vain: let the launcher end them all
                 if world.size > 1:
                     raise
-                logger.exception("%s failed", run.path)
+                if isinstance(error, DiskError):  # whose message says all
+                    logger.error("%s failed: %s", run.path, error)
+                else:
+                    logger.exception("%s failed", run.path)
             tried.add(run.path)
     return Shift(finished, stop.signal is not None)
 

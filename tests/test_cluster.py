@@ -44,13 +44,21 @@ def runs(folder: Path, steps: list[str], seeds: int = 1) -> list[RunDir]:
 
 @pytest.mark.parametrize(
     ("time", "minutes"),
-    [("90", 90), ("10:30", 10), ("1:30:00", 90), ("2-00:00:00", 2880), ("2-12", 3600), ("0-00:05:00", 5)],
+    [
+        ("90", 90),
+        ("10:30", 10),
+        ("1:30:00", 90),
+        ("2-00:00:00", 2880),
+        ("2-12", 3600),
+        ("0-00:05:00", 5),
+        ("1-10:30", 2070),
+    ],
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(time: str, minutes: int) -> None:
     assert minutes_of(time) == minutes
 
 
-@pytest.mark.parametrize("time", ["", "0", "1:2:3:4", "a day", "1-10:30", "00:00:59", "-5"])
+@pytest.mark.parametrize("time", ["", "0", "1:2:3:4", "a day", "UNLIMITED", "00:00:59", "-5"])
 def test_no_time_limit_is_guessed(time: str) -> None:
     with pytest.raises(ValueError, match="time limit"):
         minutes_of(time)
@@ -90,7 +98,10 @@ BAD = {
         "{scheduler: slurm, steps: {gelu: {nodes: 0}}}",
         "c.yaml:3:43 cluster 'mine': steps.gelu.nodes: input should be greater than or equal to 1, not 0",
     ),
-    "steps of steps": ("{scheduler: slurm, steps: {gelu: {steps: {}}}}", "steps.gelu.steps: unknown key"),
+    "steps of steps": (
+        "{scheduler: slurm, steps: {gelu: {steps: {}}}}",
+        "steps.gelu.steps: cannot be set here",
+    ),
     "bad key to collect": (
         "{scheduler: slurm, collect: {nods: 1}}",
         "c.yaml:3:38 cluster 'mine': collect.nods: unknown key",
@@ -98,6 +109,18 @@ BAD = {
     "bad value to collect": (
         "{scheduler: slurm, collect: {nodes: 0}}",
         "c.yaml:3:38 cluster 'mine': collect.nodes: input should be greater",
+    ),
+    "a key of the cluster's in a step": (
+        "{scheduler: slurm, steps: {gelu: {parallel: 4}}}",
+        "c.yaml:3:43 cluster 'mine': steps.gelu.parallel: cannot be set here, only for the cluster",
+    ),
+    "a number for a text": (
+        "{scheduler: slurm, time: 90}",
+        "c.yaml:3:28 cluster 'mine': time: input should be a valid string, not 90; write it in quotes, '90'",
+    ),
+    "a variable that no shell takes": (
+        "{scheduler: slurm, environment: {B-C: '2'}}",
+        "c.yaml:3:42 cluster 'mine': environment.B-C",
     ),
     "two kinds of memory": (
         "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
@@ -529,18 +552,41 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert "57 runs: 57 pending" in done.stdout
     assert re.findall(r"#SBATCH --array=(\S+)", done.stdout) == ["0-2%3", "0-53%4"]
-    assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4"]
+    assert re.findall(r"#SBATCH --nodes=(\d+)", done.stdout) == ["1", "4", "1"]
+    assert re.findall(r"#SBATCH --job-name=(\w+)", done.stdout) == ["convnext_t", "convnext_t", "collect"]
+    assert done.stdout.count("#SBATCH --partition=cpu\n") == 1
     assert (
         done.stdout.count("#SBATCH --gpus-per-node=a100:8")
         == done.stdout.count("#SBATCH --ntasks-per-node=8")
         == 2
     )
     assert (
-        done.stdout.count("#SBATCH --exclusive\n")
-        == done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n")
-        == 2
-    )
+        done.stdout.count("#SBATCH --exclusive\n"),
+        done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n"),
+    ) == (2, 3)
     assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
+
+
+def test_a_step_that_there_is_not_is_refused_at_its_place(tmp_path: Path) -> None:
+    entries = "  one: {scheduler: slurm, steps: {gelu: {nodes: 2}, resnt50: {nodes: 1}}}\n"
+    (tmp_path / "c.yaml").write_text(f"clusters:\n{entries}", encoding="utf-8")
+    done = rehearse(tmp_path, "--cluster-file", "c.yaml", "--profile", "digits")
+    problem = "c.yaml:2:53 cluster 'one': steps: there is no step 'resnt50'; did you mean 'resnet50'?\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", problem)
+
+
+def test_a_file_of_ones_own_says_where_runs_are_trained(tmp_path: Path) -> None:
+    """Its only entry needs no name; one of several does."""
+    (tmp_path / "c.yaml").write_text(
+        "clusters:\n  one: {scheduler: slurm, partition: moon}\n", encoding="utf-8"
+    )
+    words = ("--cluster-file", "c.yaml", "--profile", "digits", "--steps", "gelu", "--seeds", "1")
+    assert "#SBATCH --partition=moon\n" in rehearse(tmp_path, *words).stdout
+    with (tmp_path / "c.yaml").open("a", encoding="utf-8") as file:
+        file.write("  two: {scheduler: local}\n")
+    refused = rehearse(tmp_path, *words)
+    problem = "c.yaml has the clusters one, two; choose one with --cluster\n"
+    assert (refused.returncode, refused.stderr) == (2, problem)
 
 
 def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None:
