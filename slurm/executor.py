@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from roadmap.lease import now
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
-from slurm.client import SbatchRefused, SlurmUnavailable, submit_once
+from slurm.client import SbatchRefused, SlurmUnavailable, Task, submit_once
 from slurm.cluster import Cluster, minutes_of
 from slurm.job import train_runs
 from slurm.submitted import Submission
@@ -232,6 +232,11 @@ def collect_when_done(
         )
         raise ConfigError([Problem(f"cluster '{name}':", message)]) from error
     return job
+
+
+def is_collected(jobs: Path, tasks: Iterable[Task]) -> bool:
+    """Whether one of the tasks in the queue is a job that collects, submitted from the folder `jobs`."""
+    return any((jobs / "collect" / f"{task.submission}_0.pkl").exists() for task in tasks)
 
 
 def _collector(

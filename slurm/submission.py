@@ -22,7 +22,15 @@ from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
 from slurm.client import SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster
-from slurm.executor import Array, arrays_of, collect_when_done, collecting_script, script, submit
+from slurm.executor import (
+    Array,
+    arrays_of,
+    collect_when_done,
+    collecting_script,
+    is_collected,
+    script,
+    submit,
+)
 from slurm.forecast import forecast
 from slurm.local import train_here
 from slurm.monitor import poll
@@ -189,18 +197,19 @@ def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: 
 def _hand_over(
     arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path
 ) -> int:
-    waiting, found = runs_in_queue(jobs, queued(retry=True)), [status(run) for run in runs]
+    tasks, found = queued(retry=True), [status(run) for run in runs]
+    waiting = runs_in_queue(jobs, tasks)
     left = [state.run for state in found if is_open(state, waiting)]
     console().print(
         f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit"
     )
-    if not left:
+    if not left and (not waiting or is_collected(jobs, tasks)):
         return 0
     snapshot = take(jobs)
     collecting = _collecting(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
     arrays = arrays_of(cluster, left, arguments.pack, max_array_size())
     submitted, refusals = _submit_in_order(arrays, jobs, name, cluster, snapshot)
-    if submitted:
+    if submitted or not left:
         everything = sorted({*submitted, *(task.job for task in waiting.values())})
         try:
             job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)

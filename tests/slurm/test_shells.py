@@ -199,8 +199,8 @@ def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(
         done.stderr,
     )
     assert "2 in the queue, 0 to submit" in submit(testbed, tmp_path, *PLAN).stdout
+    assert tasks(testbed) == ["collect", "convnext_t", "convnext_t"]
     assert [outcomes(run) for run in wait(testbed, tmp_path, 2)] == [["done"]] * 2
-    assert tasks(testbed) == ["convnext_t", "convnext_t"]
 
 
 @pytest.mark.usefixtures("busy")
@@ -228,3 +228,22 @@ def test_a_queue_that_is_full_after_some_jobs_keeps_them(testbed: Testbed, tmp_p
     later = submit(testbed, tmp_path, *PLAN)
     assert "1 in the queue, 1 to submit" in later.stdout
     assert tasks(testbed) == ["collect", "collect", "convnext_t", "convnext_t"]
+
+
+@pytest.mark.usefixtures("busy")
+def test_the_job_that_collects_is_made_up_for(testbed: Testbed, tmp_path: Path) -> None:
+    write_clusters(tmp_path)
+    script = (
+        'if grep -q "job-name=collect$" $2; then echo "sbatch: error: no" >&2; exit 1; fi; exec $real "$@"'
+    )
+    shell = wrapper(testbed, tmp_path, "sbatch", script)
+    refused = submit(testbed, tmp_path, *PLAN, check=False, variables=shell)
+    assert refused.returncode == 2
+    assert (
+        "the runs are queued, but not the job that collects: no; when they have ended, run " in refused.stderr
+    )
+    assert tasks(testbed) == ["convnext_t", "convnext_t"]
+    again = submit(testbed, tmp_path, *PLAN)
+    assert re.search(r"2 in the queue, 0 to submit\njob \d+: collects when they have ended", again.stdout)
+    submit(testbed, tmp_path, *PLAN)
+    assert tasks(testbed) == ["collect", "convnext_t", "convnext_t"]
