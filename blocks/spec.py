@@ -28,6 +28,9 @@ def _odd(value: int) -> int:
     return value
 
 
+Kernel = Annotated[Count, AfterValidator(_odd), Field(json_schema_extra={"not": {"multipleOf": 2}})]
+
+
 def _distinct(places: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(places)) < len(places):
         raise ValueError(f"a place is named twice in [{', '.join(places)}]")
@@ -41,38 +44,64 @@ class Spec(BaseModel):
 
 
 class SpatialSpec(Spec):
-    """The block's spatial mixer; `kernel` is its side in pixels."""
+    """The convolution of a block that mixes positions."""
 
-    kind: Annotated[str, _kind("spatial"), _names("spatial")]
-    kernel: Annotated[Count, AfterValidator(_odd), Field(json_schema_extra={"not": {"multipleOf": 2}})]
+    kind: Annotated[str, _kind("spatial"), _names("spatial")] = Field(
+        description=(
+            "`conv` is dense, `depthwise` has one group per channel. `multiscale` is depthwise on 1/4, 1/2"
+            " and 1/4 of the channels: 3x3, k x k, and k x k with dilation 3."
+        )
+    )
+    kernel: Kernel = Field(description="Side of the kernel in pixels, an odd number.")
 
 
 class NormSpec(Spec):
     """The normalization and the convolutions that it follows."""
 
-    kind: Annotated[str, _kind("norm"), _names("norm")]
-    after: Annotated[tuple[Conv, ...], AfterValidator(_distinct)]
+    kind: Annotated[str, _kind("norm"), _names("norm")] = Field(
+        description=(
+            "`bn` is batch normalization, `ln` LayerNorm over the channels at each position. All norms of"
+            " the network are of this kind."
+        )
+    )
+    after: Annotated[tuple[Conv, ...], AfterValidator(_distinct)] = Field(
+        description="The block's convolutions that a norm follows."
+    )
 
 
 class ActSpec(Spec):
-    """The activation and the places that it follows; `sum` is the residual addition."""
+    """The activation and what it follows."""
 
-    kind: Annotated[str, _kind("act"), _names("act")]
-    after: Annotated[tuple[Place, ...], AfterValidator(_distinct)]
+    kind: Annotated[str, _kind("act"), _names("act")] = Field(
+        description=(
+            "timm's name for the activation, of the blocks and of a `resnet` stem; `gelu` is the exact one,"
+            " with the error function."
+        )
+    )
+    after: Annotated[tuple[Place, ...], AfterValidator(_distinct)] = Field(
+        description="What an activation follows: convolutions of the block, or `sum`, the residual addition."
+    )
 
 
 class BlockSpec(Spec):
-    """A residual block: the order of its three convolutions, their channels in stage widths, and what follows
-    each.
-    """
+    """A residual block: the order of its three convolutions, their channels, and what follows each."""
 
-    order: tuple[Conv, Conv, Conv]
-    hidden: Count
-    out: Count
-    spatial: SpatialSpec
-    norm: NormSpec
-    act: ActSpec
-    layer_scale: Annotated[float, Field(gt=0)] | None
+    order: tuple[Conv, Conv, Conv] = Field(
+        description=(
+            "Order of the block's convolutions: `pw1` and `pw2` are 1x1, `spatial` is the spatial mixer."
+            " `pw1` comes before `pw2`."
+        )
+    )
+    hidden: Count = Field(description="Channels of the output of `pw1`, in stage widths.")
+    out: Count = Field(description="Channels of the output of `pw2` and of the block, in stage widths.")
+    spatial: SpatialSpec = Field(description="The block's spatial mixer.")
+    norm: NormSpec = Field(description="The normalization, and where it stands in the block.")
+    act: ActSpec = Field(description="The activation, and where it stands in the block.")
+    layer_scale: Annotated[float, Field(gt=0)] | None = Field(
+        description=(
+            "Initial value of a learnable factor per channel at the end of the block's body; null is none."
+        )
+    )
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -84,13 +113,21 @@ class BlockSpec(Spec):
 
 
 class StemSpec(Spec):
-    """The first layers: `resnet` is convolution, activation and max pool; `patchify` one convolution without
-    overlap.
-    """
+    """The layers before the first stage."""
 
-    kind: Literal["resnet", "patchify"]
-    stride: Annotated[int, Field(ge=2)]
-    norm: bool
+    kind: Literal["resnet", "patchify"] = Field(
+        description=(
+            "`resnet` is a 7x7 convolution, activation and max pool; `patchify` is one convolution without"
+            " overlap."
+        )
+    )
+    stride: Annotated[int, Field(ge=2)] = Field(
+        description=(
+            "How many times smaller the stem makes the image, and the side of a `patchify` patch in pixels."
+            " It is even for `resnet`, whose max pool halves the image."
+        )
+    )
+    norm: bool = Field(description="Whether a norm follows the stem's convolution.")
 
     @model_validator(mode="after")
     def _check_stride(self) -> Self:
@@ -103,22 +140,49 @@ class StemSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """A whole network for square images of `in_chans` channels; stage i has `width * width_mult * 2**i`
-    channels.
-    """
+    """A whole network for square images."""
 
-    in_chans: Count
-    num_classes: Count
-    depths: Annotated[tuple[Count, ...], Field(min_length=1)]
-    width: Count
-    width_mult: Annotated[float, Field(gt=0, le=64)]
-    drop_path: Rate
-    init: Literal["kaiming_fan_out", "default", "trunc_normal"]
-    stem: StemSpec
-    block: BlockSpec
-    downsample: Literal["block", "separate"]
-    downsample_norm: bool
-    head_norm: bool
+    in_chans: Count = Field(description="Channels of an image: 3 for RGB, 1 for gray.")
+    num_classes: Count = Field(description="Number of classes, which is the classifier's number of outputs.")
+    depths: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        description="Number of blocks in each stage."
+    )
+    width: Count = Field(
+        description=(
+            "Stage width of the first stage in channels, before `width_mult`; stage i has `width *"
+            " width_mult * 2**i` channels."
+        )
+    )
+    width_mult: Annotated[float, Field(gt=0, le=64)] = Field(
+        description="Factor on the width of every stage, for networks that are narrower or wider as a whole."
+    )
+    drop_path: Rate = Field(
+        description="Stochastic depth rate of the last block; it rises linearly from 0 at the first block."
+    )
+    init: Literal["kaiming_fan_out", "default", "trunc_normal"] = Field(
+        description=(
+            "Initial weights. `kaiming_fan_out` is torchvision's ResNet, `trunc_normal` is ConvNeXt's (std"
+            " 0.02), `default` is PyTorch's for convolutions and a truncated normal of std 0.02 for the"
+            " classifier."
+        )
+    )
+    stem: StemSpec = Field(description="The first layers.")
+    block: BlockSpec = Field(
+        description="The residual block, which is the same in all stages but for its width."
+    )
+    downsample: Literal["block", "separate"] = Field(
+        description=(
+            "What halves the image between stages: `block`, the spatial convolution of the next stage's"
+            " first block, or `separate`, a 2x2 convolution of its own."
+        )
+    )
+    downsample_norm: bool = Field(
+        description=(
+            "Whether a norm precedes the convolution of `separate` downsampling; it is true with `block`,"
+            " which has no such norm."
+        )
+    )
+    head_norm: bool = Field(description="Whether a norm follows the global average pool.")
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:

@@ -46,15 +46,33 @@ def parser() -> argparse.ArgumentParser:
     add_roadmap_options(check)
     check.add_argument("--all", action="store_true", help="all roadmaps of the file")
     explain = commands.add_parser(
-        "explain", help="the resolved configuration of a step, and who set each value"
+        "explain",
+        help="the resolved configuration of a step, and who set each value; or what each key means",
+        description=(
+            "With STEP, its resolved configuration: each key's value, who set it, and where. With --keys,"
+            " what each key means, its value in the base, and what it accepts, as in docs/config.md."
+        ),
     )
-    explain.add_argument("step", metavar="STEP")
+    what = explain.add_mutually_exclusive_group(required=True)
+    what.add_argument("step", metavar="STEP", nargs="?")
+    what.add_argument(
+        "--keys",
+        metavar="PREFIX",
+        nargs="?",
+        const="",
+        help="describe the keys of a section such as recipe or model.block, or one key (default: all)",
+    )
     add_config_options(explain)
     diff = commands.add_parser("diff", help="the values in which two steps differ")
     diff.add_argument("one", metavar="A")
     diff.add_argument("other", metavar="B")
     add_config_options(diff)
     schema = commands.add_parser("schema", help="the JSON Schema of steps files, for completion in an editor")
+    schema.add_argument(
+        "--markdown",
+        action="store_true",
+        help="instead, a table of all keys in Markdown, as in docs/config.md",
+    )
     schema.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
     weights = commands.add_parser(
         "weights", help="whether a file of weights fits a step's network; exit code 1 if not"

@@ -20,6 +20,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")]
+RandAugment = Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")]
+DatasetName = Annotated[
+    str,
+    StringConstraints(pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$"),
+]
 # Leaves that the first runs did not have, with what they did: they stay what they are.
 ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
 # the fields before it, and after
@@ -27,65 +33,132 @@ AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "syst
 
 
 class Recipe(Spec):
-    """How a network is trained: budget, optimization, and what is done to images and labels.
+    """How a network is trained: budget, optimization, and what is done to images and labels."""
 
-    Times are epochs.
-
-    An iteration takes `global_batch` images, however many devices share them. `lr` is quoted for a batch of
-    `lr_batch` and grows with the batch; `lr_scale` multiplies it further. The images of a `local_batch`, the
-    paper's on one GPU, are normalized together by BN, share one draw of mixup or cutmix, and are mixed among
-    themselves; it is at most the global batch. `layer_decay` multiplies the learning rate of each group of
-    layers once more per group before the head; a group is a stage, or up to three blocks. `init_digest` names
-    the weights that training starts from, null for fresh ones; `init_weights` chooses, where they come with
-    their EMA, between the weights as they were trained, `raw`, and their `ema`. `head_init_scale` multiplies
-    a fresh classifier. `crop_scale: null` trains on the evaluation's resize and crop. `pipeline: tensor` has
-    torchvision decode and resize the training's images as uint8 tensors, and RandAugment run on the device;
-    the crops and flips are those of `pillow`, the pixels differ by rounding. Evaluation is Pillow's and
-    timm's in both.
-    """
-
-    epochs: Count
-    global_batch: Count
-    local_batch: Count
-    precision: Literal["fp32", "bf16", "fp16"]
-    optimizer: Literal["sgd", "adamw"]
-    lr: Positive
-    lr_batch: Count
-    lr_scale: Positive
-    layer_decay: Fraction
-    layer_decay_by: Literal["layer", "stage"]
-    init_digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")] | None
-    init_weights: Literal["raw", "ema"]
-    head_init_scale: NonNegative
-    momentum: Beta
-    betas: tuple[Beta, Beta]
-    eps: Positive
-    weight_decay: NonNegative
-    decay_norm_and_bias: bool
-    clip_grad: Positive | None
-    schedule: Literal["cosine", "step"]
-    warmup_epochs: NonNegative
-    min_lr: NonNegative
-    step_epochs: Positive
-    gamma: Fraction
-    label_smoothing: Beta
-    mixup: NonNegative
-    cutmix: NonNegative
-    mixup_prob: Probability
-    mixup_switch_prob: Probability
-    ema: Beta | None
-    pipeline: Literal["pillow", "tensor"]
-    crop_scale: tuple[Fraction, Fraction] | None
-    hflip: Probability
-    randaugment: (
-        Annotated[str, StringConstraints(pattern=r"^rand(-(m|n|p|w|mstd|mmax|inc)\d+(\.\d+)?)+$")] | None
+    epochs: Count = Field(description="Epochs of training, warm-up included.")
+    global_batch: Count = Field(description="Images of an iteration, however many devices share them.")
+    local_batch: Count = Field(
+        description=(
+            "Images that BN normalizes together, that share one draw of mixup or cutmix, and that are mixed"
+            " among themselves; the paper's batch on one GPU. The global batch is a multiple of it, or"
+            " smaller."
+        )
     )
-    random_erasing: Probability
-    erase_mode: Literal["const", "rand", "pixel"]
-    train_interpolation: Interpolation
-    eval_interpolation: Interpolation
-    eval_crop_pct: Fraction
-    eval_crop_mode: Literal["center", "squash"]
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description=(
+            "Type of the autocast forward pass; `fp32` is single precision without autocast, and `fp16`"
+            " scales the loss."
+        )
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(description="`sgd` with momentum, or `adamw`.")
+    lr: Positive = Field(
+        description=(
+            "Peak learning rate for a batch of `lr_batch` images; it grows linearly with the global batch."
+        )
+    )
+    lr_batch: Count = Field(description="Batch size in images that `lr` is quoted for.")
+    lr_scale: Positive = Field(description="Another factor on the learning rate.")
+    layer_decay: Fraction = Field(
+        description=(
+            "Factor on the learning rate of each group of layers, once more per group before the head; 1 is"
+            " none. Below 1 it is for training that starts from weights."
+        )
+    )
+    layer_decay_by: Literal["layer", "stage"] = Field(
+        description=(
+            "What a group of `layer_decay` is: `stage`, or `layer`, up to three blocks of a stage in a row."
+            " The stem and the head are groups of their own."
+        )
+    )
+    init_digest: Digest | None = Field(
+        description=(
+            "Digest of the weights that training starts from, 16 hex digits; null is a fresh network."
+            " `--init-from` sets it."
+        )
+    )
+    init_weights: Literal["raw", "ema"] = Field(
+        description=(
+            "Which weights to start from where they come with their EMA: `raw`, as they were trained, or"
+            " `ema`. `--raw` and `--ema` set it."
+        )
+    )
+    head_init_scale: NonNegative = Field(
+        description="Factor on the initial parameters of a fresh classifier."
+    )
+    momentum: Beta = Field(description="Momentum of `sgd`.")
+    betas: tuple[Beta, Beta] = Field(
+        description="Decay rates of `adamw`'s running averages: of the gradient, and of its square."
+    )
+    eps: Positive = Field(description="Constant that `adamw` adds to the denominator of its update.")
+    weight_decay: NonNegative = Field(
+        description="Weight decay, which leaves norms and biases alone unless `decay_norm_and_bias` is true."
+    )
+    decay_norm_and_bias: bool = Field(description="Whether weight decay applies to norms and biases, too.")
+    clip_grad: Positive | None = Field(
+        description="Largest norm of the gradient over all parameters; null does not clip."
+    )
+    schedule: Literal["cosine", "step"] = Field(
+        description=(
+            "Learning rate after the warm-up: `cosine` falls to `min_lr`, `step` is multiplied by `gamma`"
+            " every `step_epochs`."
+        )
+    )
+    warmup_epochs: NonNegative = Field(
+        description="Epochs of linear warm-up from 0, fewer than `epochs`; a fraction is allowed."
+    )
+    min_lr: NonNegative = Field(description="Learning rate at the end of `cosine`.")
+    step_epochs: Positive = Field(
+        description="Epochs between two drops of the `step` schedule, counted from the start of training."
+    )
+    gamma: Fraction = Field(description="Factor on the learning rate at each drop of the `step` schedule.")
+    label_smoothing: Beta = Field(
+        description="Label smoothing: the share of a label that is spread evenly over all classes."
+    )
+    mixup: NonNegative = Field(description="Alpha of mixup's Beta distribution; 0 is no mixup.")
+    cutmix: NonNegative = Field(description="Alpha of cutmix's Beta distribution; 0 is no cutmix.")
+    mixup_prob: Probability = Field(
+        description="Probability that a local batch is mixed at all, by mixup or cutmix."
+    )
+    mixup_switch_prob: Probability = Field(
+        description="Probability of cutmix in place of mixup, where both are on."
+    )
+    ema: Beta | None = Field(
+        description=(
+            "Decay per iteration of the exponential moving average (EMA) of the weights; null keeps none."
+        )
+    )
+    pipeline: Literal["pillow", "tensor"] = Field(
+        description=(
+            "`pillow` is timm's pipeline. `tensor` has torchvision decode and resize the training images as"
+            " uint8 tensors, and RandAugment run on the device: the same crops and flips, pixels that differ"
+            " by rounding. Evaluation is Pillow's and timm's in both."
+        )
+    )
+    crop_scale: tuple[Fraction, Fraction] | None = Field(
+        description=(
+            "Smallest and largest share of the image's area in a random resized crop; null trains on the"
+            " evaluation's resize and crop."
+        )
+    )
+    hflip: Probability = Field(description="Probability of a horizontal flip.")
+    randaugment: RandAugment | None = Field(
+        description="timm's RandAugment string, such as `rand-m9-mstd0.5-inc1`; null is none."
+    )
+    random_erasing: Probability = Field(description="Probability that a part of an image is erased.")
+    erase_mode: Literal["const", "rand", "pixel"] = Field(
+        description=(
+            "What replaces an erased part: `const` is 0, `rand` one random color, `pixel` a random color for"
+            " each pixel."
+        )
+    )
+    train_interpolation: Interpolation = Field(
+        description="Interpolation of the resize in training, and of RandAugment's geometric operations."
+    )
+    eval_interpolation: Interpolation = Field(description="Interpolation of the resize in evaluation.")
+    eval_crop_pct: Fraction = Field(description="Share of the resized image's edges that evaluation sees.")
+    eval_crop_mode: Literal["center", "squash"] = Field(
+        description="`center` resizes the shorter edge and takes the center; `squash` resizes both edges."
+    )
 
     @property
     def group(self) -> int:
@@ -134,82 +207,133 @@ class Recipe(Spec):
 
 
 class DataSpec(Spec):
-    """What is learned from.
+    """The dataset, its splits and classes, and how its images are normalized."""
 
-    `dataset` is `folder` (a folder a class in each split), `shards` (tar files of WebDataset), `digits`
-    (scikit-learn's), `synthetic` (made up), a dataset string of timm's such as `torch/cifar10` or
-    `hfds/cifar10`, or `custom/NAME` for Dataset objects handed to `roadmap.train.train`. `train_split` and
-    `val_split` name its splits, `shards` by a pattern of file names such as `train-{0000..0127}.tar`.
-    `classes` keeps those alone, by name, and numbers them as they are sorted. `image_key` and `label_key`
-    name the columns of a table, or the members of a shard, null for the usual ones. `images` are how many
-    `synthetic` makes for training and validation. `copies` belongs to `digits`: copies of each image;
-    `noise`, to both, is the standard deviation of the Gaussian noise added, in units of the gray range.
-    """
-
-    dataset: Annotated[
-        str,
-        StringConstraints(
-            pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$"
-        ),
-    ]
-    train_split: str
-    val_split: str
-    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None
-    image_key: str | None
-    label_key: str | None
-    images: tuple[Count, Count]
-    image_size: Annotated[int, Field(ge=8)]
-    mean: tuple[float, ...]
-    std: tuple[Positive, ...]
-    copies: Count
-    noise: NonNegative
+    dataset: DatasetName = Field(
+        description=(
+            "`folder` (a folder per class in each split), `shards` (tar files of WebDataset), `digits`"
+            " (scikit-learn's), `synthetic`, a dataset string of timm's such as `torch/cifar10` or"
+            " `hfds/cifar10`, or `custom/NAME` for Dataset objects handed to `roadmap.train.train`."
+        )
+    )
+    train_split: str = Field(
+        description=(
+            "Name of the training split; for `shards`, a pattern of file names such as"
+            " `train-{0000..0127}.tar`."
+        )
+    )
+    val_split: str = Field(description="Name of the validation split, written as `train_split` is.")
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        description="Names of the classes to keep, which are numbered as they are sorted; null keeps all."
+    )
+    image_key: str | None = Field(
+        description="Column of a table, or member of a shard, that holds the image; null is the usual one."
+    )
+    label_key: str | None = Field(
+        description="Column of a table, or member of a shard, that holds the label; null is the usual one."
+    )
+    images: tuple[Count, Count] = Field(
+        description="Numbers of training and validation images that `synthetic` makes."
+    )
+    image_size: Annotated[int, Field(ge=8)] = Field(
+        description="Height and width of the network's input in pixels."
+    )
+    mean: tuple[float, ...] = Field(
+        description="Mean of each channel, subtracted from pixel values between 0 and 1."
+    )
+    std: tuple[Positive, ...] = Field(
+        description="Standard deviation of each channel, by which the difference to the mean is divided."
+    )
+    copies: Count = Field(description="Copies of each image of `digits`.")
+    noise: NonNegative = Field(
+        description=(
+            "Standard deviation of the Gaussian noise added to `digits` and `synthetic`, in units of the"
+            " gray range."
+        )
+    )
 
 
 class SystemSpec(Spec):
     """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names
     its hardware).
-
-    `device: auto` is CUDA where there is one; `threads` are PyTorch's on CPU, null for its default; `workers`
-    load data. A device takes `micro_batch` images at a time, null for a local batch; the rest of its share is
-    accumulated. `sync_bn` spreads a local batch over all devices. `data_dir` is copied to `stage_dir` once a
-    node before it is read; `download` lets a dataset of torchvision fetch itself. Up to `corrupt_images` that
-    cannot be read are left out, each named. `compile` has PyTorch compile the network for training, after its
-    gradients were compared with the eager network's on this machine; `try` trains the eager network where
-    they differ, and where nothing can be compiled. `init_from` is the file or address of the weights to start
-    from. A checkpoint is written after each epoch and whenever `checkpoint_minutes` have passed since the
-    last.
     """
 
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Count | None
-    workers: Annotated[int, Field(ge=0)]
-    micro_batch: Count | None
-    sync_bn: bool
-    compile: bool | Literal["try"]
-    deterministic: bool
-    grad_checkpointing: bool
-    data_dir: str | None
-    stage_dir: str | None
-    download: bool
-    corrupt_images: Annotated[int, Field(ge=0)]
-    init_from: str | None
-    trackers: tuple[Literal["tensorboard", "wandb"], ...]
-    eval_batch: Count
-    log_every: Count
-    checkpoint_minutes: Positive
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        description="`auto` is CUDA where there is one, else the CPU."
+    )
+    threads: Count | None = Field(description="PyTorch's threads on the CPU; null is PyTorch's default.")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        description="Worker processes of each DataLoader; 0 loads in the training process itself."
+    )
+    micro_batch: Count | None = Field(
+        description=(
+            "Images that a device takes at a time; gradient accumulation covers the rest of its share. null"
+            " is a local batch, or with `sync_bn` the device's part of one."
+        )
+    )
+    sync_bn: bool = Field(
+        description="Whether a local batch is spread over all devices, with synchronized BN; it needs CUDA."
+    )
+    compile: bool | Literal["try"] = Field(
+        description=(
+            "Whether PyTorch compiles the network for training, after its gradients were compared with the"
+            " eager network's on this machine. `try` trains the eager network where they differ, and where"
+            " nothing can be compiled."
+        )
+    )
+    deterministic: bool = Field(description="Whether PyTorch uses deterministic algorithms only.")
+    grad_checkpointing: bool = Field(
+        description=(
+            "Whether the backward pass computes the blocks' activations again, which saves memory and takes"
+            " time."
+        )
+    )
+    data_dir: str | None = Field(description="Folder or URL of the data; null for a dataset that needs none.")
+    stage_dir: str | None = Field(
+        description=(
+            "Folder on a node's own disk that `data_dir` is copied to, once per node, before it is read; it"
+            " may name environment variables, such as `$TMPDIR`. null reads `data_dir` where it is."
+        )
+    )
+    download: bool = Field(description="Whether a dataset of torchvision may download itself.")
+    corrupt_images: Annotated[int, Field(ge=0)] = Field(
+        description=(
+            "Number of images that may be unreadable: they are skipped, each named. One more stops the run."
+        )
+    )
+    init_from: str | None = Field(
+        description=(
+            "File, URL or run directory of the weights to start from; null is a fresh network. `--init-from`"
+            " sets it."
+        )
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        description="Experiment trackers that the metrics are sent to."
+    )
+    eval_batch: Count = Field(description="Images that a device evaluates at a time.")
+    log_every: Count = Field(description="Iterations between two entries of the training log.")
+    checkpoint_minutes: Positive = Field(
+        description=(
+            "Minutes from one checkpoint to the next within an epoch; one is written after each epoch, too."
+        )
+    )
 
 
 class RunConfig(Spec):
     """All that one run needs to know."""
 
-    roadmap: str
-    step: str
-    profile: str | None
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    model: ModelSpec
-    recipe: Recipe
-    data: DataSpec
-    system: SystemSpec
+    roadmap: str = Field(description="Name of the roadmap.")
+    step: str = Field(description="Name of the step, or a combination of steps such as `resnet50+gelu`.")
+    profile: str | None = Field(
+        description="Name of the profile; null is none, the paper's ImageNet setting."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        description="Seed of all random numbers; runs that differ in it alone have the same hash."
+    )
+    model: ModelSpec = Field(description="The network.")
+    recipe: Recipe = Field(description="How the network is trained.")
+    data: DataSpec = Field(description="What it is trained and evaluated on.")
+    system: SystemSpec = Field(description="Where and how the run executes.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from roadmap.config import RunConfig
+from roadmap.keys import Schema, property_at
 from roadmap.settings import Settings
 from roadmap.steps_file import StepsFile
 
-Schema = dict[str, Any]
-
 
 def steps_schema(base: Settings) -> Schema:
-    """The schema of a steps file whose configurations have the leaves of `base`.
+    """The schema of a steps file whose configurations have the keys of `base`.
 
     It knows keys, types and ranges; that a delta changes something and that parents exist, only loading the
     file can tell.
@@ -50,7 +47,7 @@ def steps_schema(base: Settings) -> Schema:
 
 
 def _changes(base: Settings, config: Schema, definitions: Schema) -> Schema:
-    """For each section an object with any of its leaves, which may be nested, dotted, or both."""
+    """For each section an object with any of its keys, which may be nested, dotted, or both."""
     sections = {"", *(path.rsplit(".", depth)[0] for path in base for depth in range(1, path.count(".") + 1))}
     changes = {}
     for section in sections:
@@ -60,9 +57,9 @@ def _changes(base: Settings, config: Schema, definitions: Schema) -> Schema:
             ".".join(path.split(".")[:depth]) for path in below for depth in range(1, path.count(".") + 2)
         )
         properties = {
-            name: {"$ref": f"#/$defs/{_title(prefix + name)}"}
+            name: _reference(prefix + name, config, definitions)
             if prefix + name in sections
-            else _find(prefix + name, config, definitions)
+            else property_at(prefix + name, config, definitions)
             for name in names
         }
         changes[_title(section)] = {"type": "object", "properties": properties, "additionalProperties": False}
@@ -73,10 +70,9 @@ def _title(section: str) -> str:
     return f"Change.{section}".removesuffix(".")
 
 
-def _find(path: str, schema: Schema, definitions: Schema) -> Schema:
-    """The schema of a leaf."""
-    for part in path.split("."):
-        while "$ref" in schema:
-            schema = definitions[schema["$ref"].rpartition("/")[2]]
-        schema = schema["properties"][part]
-    return schema
+def _reference(section: str, config: Schema, definitions: Schema) -> Schema:
+    """A section with any of its keys."""
+    return {
+        "$ref": f"#/$defs/{_title(section)}",
+        "description": property_at(section, config, definitions)["description"],
+    }

@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": [str(ROOT / "slurm" / "cancel.py")],
     "logs": [str(ROOT / "slurm" / "logs.py")],
 }
+BASE = tuple(load_roadmap().base)
 VERIFIED = (
     "15 of 17 published rows match to the printed digit, 18 of 18 have the parameters and GMACs counted"
     " elsewhere, 2 flagged, 0 wrong"
@@ -107,13 +108,13 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Edit:
         ("roadmap", [], ["steps", "verify", "explain", "diff"]),
         ("roadmap", ["steps"], ["--steps-file", "--roadmap"]),
         ("roadmap", ["verify"], ["--steps-file", "--roadmap", "--ablate", "--all"]),
-        ("roadmap", ["schema"], ["--out"]),
+        ("roadmap", ["schema"], ["--markdown", "--out"]),
         ("status", [], ["RUNS", "--watch", "--json", "--roadmap", "--profile"]),
         ("cancel", [], ["RUNS", "--all", "--steps", "--seed", "--not-in-plan", "--dry-run"]),
         ("logs", [], ["STEP", "SEED", "--runs", "--follow", "--all", "--out"]),
         ("roadmap", ["weights"], ["STEP", "FILE", "--profile", "--set"]),
         ("roadmap", ["export"], ["RUN", "FILE", "--ema", "--names"]),
-        ("roadmap", ["explain"], ["STEP", "--profile", "--set"]),
+        ("roadmap", ["explain"], ["STEP", "--keys", "--profile", "--set"]),
         ("roadmap", ["diff"], ["A", "B", "--profile", "--set"]),
         ("run_step", [], ["STEP", "--ablate", "--profile", "--set", "--seed", "--runs", "--plan", "--eval"]),
         ("collect", [], ["RUNS", "--paper", "--out", "--ablate", "--profile", "--set"]),
@@ -197,6 +198,38 @@ def test_steps_lists_every_step_with_its_change_and_its_block(call: Call) -> Non
     assert [name for name in table if name in load_roadmap().tree] == list(load_roadmap().steps)
     assert table["kernel_7"] == ["spatial.kernel 3 → 7", "dw7 bn relu pw(4w) bn relu pw(1w) bn + relu"]
     assert re.findall(r"└ (\w+)", done.out) == ["kernel_5", "kernel_9", "kernel_11", "no_downsampling_norms"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "first", "last", "number"),
+    [
+        ([], "model.in_chans", "system.checkpoint_minutes", len(BASE)),
+        (
+            ["recipe"],
+            "recipe.epochs",
+            "recipe.eval_crop_mode",
+            sum(key.startswith("recipe.") for key in BASE),
+        ),
+        (["model.block.act"], "model.block.act.kind", "model.block.act.after", 2),
+        (["recipe.lr"], "recipe.lr", "recipe.lr", 1),
+    ],
+)
+def test_explain_describes_the_keys_of_a_section(
+    prefix: list[str], first: str, last: str, number: int, call: Call
+) -> None:
+    done = call("roadmap", "explain", "--keys", *prefix)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    keys = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
+    assert (keys[0], keys[-1], len(keys)) == (first, last, number)
+    assert all(lines[lines.index(line) + 1].startswith("    ") for line in lines if not line.startswith(" "))
+
+
+def test_explain_says_what_a_key_means_and_accepts(call: Call) -> None:
+    said = call("roadmap", "explain", "--keys", "recipe.layer_decay").out
+    assert said.startswith(
+        "recipe.layer_decay: 1.0 (number in (0, 1])\n    Factor on the learning rate of each"
+    )
 
 
 def line_of(text: str) -> int:
@@ -396,6 +429,10 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
              said=["recipe.randaugment: string should match pattern"]),
         case("submit", *RUN, "--set", "recipe.epochs=ten", said=[EPOCHS]),
         case("roadmap", "explain", "gelu", "--set", "recipe.epochs=ten", said=[EPOCHS]),
+        case("roadmap", "explain", "--keys", "lr",
+             said=["^--keys unknown key 'lr'; did you mean 'recipe.lr'"]),
+        case("roadmap", "explain", "--keys", "--profile", "digits", said=["^--keys cannot be used with"]),
+        case("roadmap", "explain", "--keys", "--set", "recipe.lr=1.0", said=["^--keys cannot be used with"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.epochs",
              said=["^--set recipe.epochs: write it as key=value"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.lr=0.1", "--set", "recipe.lr=0.2",
@@ -448,6 +485,7 @@ def test_bad_input_is_one_line_a_problem(
         ("collect", ["--paper"]),
         ("roadmap", []),
         ("roadmap", ["explain"]),
+        ("roadmap", ["explain", "gelu", "--keys"]),
         ("roadmap", ["dance"]),
         ("roadmap", ["steps", "--road", "convnext_b"]),
         ("roadmap", ["bench", "--steps", "gelu"]),

@@ -23,6 +23,7 @@ FLOORS = {
     "roadmap.steps": 1,
     "roadmap.steps_file": 1,
     "roadmap.ablations": 1,
+    "roadmap.keys": 1,
     "roadmap.schema": 1,
     "roadmap.settings": 1,
     "roadmap.tree": 1,

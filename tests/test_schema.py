@@ -59,6 +59,22 @@ def test_it_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
+def test_every_key_has_a_description_wherever_it_may_be_written() -> None:
+    base = load_roadmap().base
+    changes = {name: schema for name, schema in SCHEMA["$defs"].items() if name.startswith("Change")}
+    assert set(base) <= changes["Change"]["properties"].keys()
+    silent = [
+        f"{name}: {key}"
+        for name, schema in changes.items()
+        for key, leaf in schema["properties"].items()
+        if not leaf.get("description")
+    ]
+    assert silent == []
+    said = changes["Change"]["properties"]["model.block.spatial.kernel"]["description"]
+    assert said.startswith("Side of the kernel in pixels")
+    assert changes["Change.model.block"]["properties"]["spatial.kernel"]["description"] == said
+
+
 def test_the_shipped_file_points_editors_to_it() -> None:
     first = STEPS_YAML.read_text(encoding="utf-8").splitlines()[0]
     name = first.removeprefix("# yaml-language-server: $schema=")

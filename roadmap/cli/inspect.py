@@ -6,10 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 
+from rich.padding import Padding
+
 from blocks import build_model, describe
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import choices_of, config_of, roadmap_of
 from roadmap.files import write_atomic, write_errors
+from roadmap.keys import config_markdown, keys_below
 from roadmap.schema import steps_schema
 from roadmap.settings import Settings, changes
 from roadmap.steps import load_roadmap, load_roadmaps
@@ -17,6 +20,7 @@ from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import VerifiedStep, summary, verify
+from roadmap.weight_files import refusal
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -68,7 +72,9 @@ def _printed(row: VerifiedStep) -> str:
 
 
 def print_explain(arguments: argparse.Namespace) -> int:
-    """Each leaf with its value and its origin."""
+    """Each key with its value and its origin, or with its description."""
+    if arguments.keys is not None:
+        return _print_keys(arguments)
     roadmap, choices = roadmap_of(arguments), choices_of(arguments)
     config = resolve(roadmap, arguments.step, **choices)
     settings = trace(roadmap, arguments.step, **choices)
@@ -80,6 +86,18 @@ def print_explain(arguments: argparse.Namespace) -> int:
             f"{arguments.step}: {describe(config.model.block)}, {config.hash}",
         )
     )
+    return 0
+
+
+def _print_keys(arguments: argparse.Namespace) -> int:
+    """Each key with its value in the base, the values that it accepts, and below them its description."""
+    choices = choices_of(arguments)
+    if choices["profile"] is not None or choices["overrides"]:
+        raise refusal("--keys", "cannot be used with --profile, --set or --init-from; they are for a STEP")
+    base = roadmap_of(arguments).base
+    for key in keys_below(base, arguments.keys):
+        console().print(f"{key.name}: {show(base[key.name].value)} ({key.values})", soft_wrap=True)
+        console().print(Padding.indent(key.description, 4))
     return 0
 
 
@@ -115,8 +133,9 @@ def print_diff(arguments: argparse.Namespace) -> int:
 
 
 def print_schema(arguments: argparse.Namespace) -> int:
-    """The schema, at the terminal or in a file."""
-    text = json.dumps(steps_schema(load_roadmap().base), indent=2) + "\n"
+    """The schema, or the keys as Markdown, at the terminal or in a file."""
+    base = load_roadmap().base
+    text = config_markdown(base) if arguments.markdown else f"{json.dumps(steps_schema(base), indent=2)}\n"
     if arguments.out is None:
         print(text, end="")
         return 0
