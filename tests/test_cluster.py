@@ -590,7 +590,8 @@ def test_a_file_of_ones_own_says_where_runs_are_trained(tmp_path: Path) -> None:
 def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None:
     """Its command, on its first entry; tests/slurm has all of them taken by a Slurm."""
     page = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
-    (command,), entries = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
+    commands, entries = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
+    (command,) = [block for block in commands if "--cluster-file" in block]
     (tmp_path / "sites.yaml").write_text(entries[0], encoding="utf-8")
     words = shlex.split(command)
     assert (words[:2], words[-1]) == (["python", "slurm/submit.py"], "--dry-run")

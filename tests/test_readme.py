@@ -1,25 +1,98 @@
-"""The README does what it says, and shows what the reports hold."""
+"""The README and the pages in docs/ do what they say, and show what the reports hold."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from roadmap import ROOT
-from roadmap.steps import load_roadmap
+import pytest
+import yaml
 
+from blocks.layers import kinds
+from roadmap import ROOT, STEPS_YAML
+from roadmap.__main__ import parser as parser_of_roadmap
+from roadmap.cli import collect, run
+from roadmap.settings import parse_overrides
+from roadmap.steps import load_roadmap, resolve
+from roadmap.tree import NO_PROFILE, Roadmap
+from slurm import cancel, logs, status, submit
+from slurm.cluster import load_cluster
+from slurm.testbed.__main__ import parser as parser_of_testbed
+
+MAX_LINES, MAX_WORDS = 190, 1500  # of the README
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+TEXTS = {ROOT / "README.md": README} | PAGES
+GENERATED = {ROOT / "docs/config.md"}  # may be linked before it is written
 QUICK = "--set recipe.epochs=1 --set data.copies=1 --set model.depths=[1,1,1,1]"
+SCRIPTS: dict[str, Any] = {
+    "run_step.py": run,
+    "collect.py": collect,
+    "slurm/submit.py": submit,
+    "slurm/status.py": status,
+    "slurm/logs.py": logs,
+    "slurm/cancel.py": cancel,
+}
+BLOCKS: list[tuple[str, str]] = [
+    block for text in TEXTS.values() for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+]
+
+
+def blocks_of(language: str) -> list[str]:
+    """The fenced blocks of all pages in a language."""
+    return [block for name, block in BLOCKS if name == language]
 
 
 def block_with(text: str) -> str:
-    """The fenced block of the README that holds `text`."""
-    found: list[str] = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
-    return next(block for block in found if text in block)
+    """The first fenced block that holds `text`."""
+    return next(block for _, block in BLOCKS if text in block)
+
+
+def commands() -> Iterator[list[str]]:
+    """The words of every command line: those in blocks, and those in running text."""
+    prose = [re.sub(r"```.*?```", "", text, flags=re.DOTALL) for text in TEXTS.values()]
+    spans = [" ".join(span.split()) for text in prose for span in re.findall(r"`([^`]+)`", text)]
+    lines = [line for block in blocks_of("bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines += [
+        span for span in spans if re.match(r"(make|pip|convnext-roadmap) |python .*(?<!-m roadmap)$", span)
+    ]
+    for line in lines:
+        called = re.match(
+            r'eval "\$\((.*)\)"', line
+        )  # what a shell is to evaluate is the output of a command
+        if words := shlex.split(called[1] if called else line, comments=True):
+            yield words
+
+
+COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, commands()))]
+
+
+def rows_of(text: str, first: str) -> list[list[str]]:
+    """The cells of the table whose head begins with `first`, head included."""
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if "---" not in line]
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def headings(text: str, level: str = "#+") -> list[str]:
+    return re.findall(rf"^{level} (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_LINES
+    assert len(README.split()) <= MAX_WORDS
 
 
 def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
@@ -47,8 +120,11 @@ def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
     )
 
 
-def test_the_example_trains_on_dataset_objects(tmp_path: Path) -> None:
-    code = block_with("class Shapes(Dataset)").replace('"recipe.epochs": 4', '"recipe.epochs": 1')
+def test_the_python_blocks_run(tmp_path: Path) -> None:
+    """All in one process: most of its time is PyTorch's import."""
+    blocks = blocks_of("python")
+    assert len(blocks) == 3
+    code = "\n".join(blocks).replace('"recipe.epochs": 4', '"recipe.epochs": 1')
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -63,47 +139,178 @@ def test_the_example_trains_on_dataset_objects(tmp_path: Path) -> None:
     )
 
 
+def test_every_block_is_run_or_checked(tmp_path: Path) -> None:
+    """Commands and Python have tests of their own; what is YAML is a step of the project, a steps file, or
+    entries of a cluster file.
+    """
+    assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml"}
+    known = yaml.safe_load(STEPS_YAML.read_text(encoding="utf-8"))["roadmaps"]["convnext_t"]["steps"]
+    path = tmp_path / "block.yaml"
+    for block in blocks_of("yaml"):
+        content = yaml.safe_load(block)
+        path.write_text(block, encoding="utf-8")
+        if isinstance(content, list):
+            assert content
+            for step in content:
+                (there,) = [entry for entry in known if entry["name"] == step["name"]]
+                assert step.items() <= there.items()
+        elif "clusters" in content:
+            assert content["clusters"]
+            for name in content["clusters"]:
+                assert load_cluster(name, path).scheduler == "slurm"
+        else:
+            assert load_roadmap(path).steps[-1] == "hard_swish"
+
+
 def test_every_profile_is_in_the_table_with_its_budget() -> None:
-    rows = [line for line in README.splitlines() if line.startswith("| `")]
-    named = {name for line in rows for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    rows = rows_of(PAGES[ROOT / "docs/training.md"], "profile")[1:]
+    assert all(len(row) == 3 and all(row) for row in rows)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     assert named == set(load_roadmap().profiles)
 
 
-def test_every_command_line_names_files_and_options_that_exist() -> None:
-    lines = [
-        line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
-    ]
-    scripts = {
-        words[1]
-        for line in lines
-        if (words := line.split()) and words[0] == "python" and words[1].endswith(".py")
-    }
-    assert scripts == {
-        "run_step.py",
-        "collect.py",
-        *(f"slurm/{name}.py" for name in ("submit", "status", "logs", "cancel")),
-    }
-    assert all((ROOT / script).is_file() for script in scripts)
-    for script in sorted(scripts):
-        known = subprocess.run(
-            [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        used = {word for line in lines if script in line for word in line.split() if word.startswith("--")}
-        assert used <= set(re.findall(r"--[a-z-]+", known)) | {"--nproc-per-node"}
+def test_the_axes_of_a_block_are_those_of_the_configuration() -> None:
+    head, *rows = rows_of(README, "axis")
+    assert head == ["axis", "values", "ResNet-50", "ConvNeXt-T"]
+    for place, step in ((2, "resnet50"), (3, "separate_downsampling")):
+        block = resolve(load_roadmap(), step).model.block.model_dump()
+        values: dict[str, object] = {}
+        for key, value in block.items():
+            values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        shown = {
+            key: "null"
+            if value is None
+            else f"[{', '.join(value)}]"
+            if isinstance(value, tuple)
+            else str(value)
+            for key, value in values.items()
+        }
+        assert {row[0].strip("`"): row[place] for row in rows} == shown
+    for role in ("spatial", "norm", "act"):
+        (named,) = [row[1] for row in rows if row[0] == f"`{role}.kind`"]
+        assert tuple(re.findall(r"`(\w+)`", named)) == kinds(role)
 
 
-def test_links_lead_somewhere() -> None:
-    found = re.findall(r"\]\(([^)]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's steps file."""
+    path = tmp_path_factory.mktemp("example") / "my.yaml"
+    path.write_text(block_with("name: hard_swish"), encoding="utf-8")
+    return path
+
+
+@cache
+def roadmap_of(steps_file: Path, name: str | None, ablation: str | None) -> Roadmap:
+    return load_roadmap(steps_file, name or "convnext_t", ablation=ablation)
+
+
+def check_names(arguments: argparse.Namespace, example: Path) -> None:
+    """That the roadmap, the profile, the steps and the keys that a command names are there."""
+    given = vars(arguments)
+    if "steps_file" not in given:
+        return
+    steps_file = example if arguments.steps_file == Path("my.yaml") else arguments.steps_file
+    roadmap = roadmap_of(steps_file, given.get("roadmap"), given.get("ablate"))
+    steps = [given[key] for key in ("step", "one", "other") if given.get(key)] + (given.get("steps") or [])
+    profile = given.get("profile")
+    overrides = parse_overrides(given.get("overrides") or [])
+    for step in steps or roadmap.steps[:1]:
+        resolve(roadmap, step, profile=None if profile == NO_PROFILE else profile, overrides=overrides)
+
+
+def parsed(words: list[str]) -> argparse.Namespace | None:
+    """A command's options, if it has any of this project's; AssertionError for what is not there."""
+    match words:
+        case ["torchrun", "--nproc-per-node", number, *rest]:
+            assert int(number) > 0
+            return parsed(["python", *rest])
+        case ["convnext-roadmap", *rest] | ["python", "-m", "roadmap", *rest]:
+            return parser_of_roadmap().parse_args(rest)
+        case ["python" | "python3", "-m", "slurm.testbed", *rest]:
+            return parser_of_testbed().parse_args(rest)
+        case ["python", "-m", "pytest", *rest]:
+            assert all((ROOT / word).exists() for word in rest if word.endswith(".py"))
+        case ["python", "-m", module, *_]:
+            path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+            assert '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+        case ["python", script, *rest]:
+            assert (ROOT / script).is_file()
+            arguments: argparse.Namespace = SCRIPTS[script].parser().parse_args(rest)
+            return arguments
+        case ["make", target]:
+            phony = re.search(
+                r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+            )
+            assert phony
+            assert target in phony[1].split()
+        case ["pip", "install", source]:
+            assert source.startswith(".")
+        case _:
+            assert words == ["source", ".venv/bin/activate"]
+    return None
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_line_names_what_exists(words: list[str], example: Path) -> None:
+    try:
+        arguments = parsed(words)
+    except SystemExit:
+        pytest.fail("an option or argument that the command does not take")
+    if arguments is not None:
+        check_names(arguments, example)
+
+
+def test_every_script_is_shown() -> None:
+    assert {words[1] for words in COMMANDS if words[0] == "python" and words[1].endswith(".py")} == set(
+        SCRIPTS
+    )
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    found = re.findall(r"\]\(([^)]+)\)", TEXTS[path]) + re.findall(r'src="([^"]+)"', TEXTS[path])
     links = [link for link in found if not link.startswith("http")]
     assert len(links) >= 6
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for link in links:
+        name, _, section = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists() or target in GENERATED, link
+        if section:
+            assert section in map(anchor, headings(TEXTS[target])), link
+
+
+def test_the_readme_links_to_every_page() -> None:
+    assert set(re.findall(r"\]\((docs/[^)#]+)\)", README)) >= {f"docs/{path.name}" for path in PAGES}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_begins_with_its_purpose_and_its_contents(path: Path) -> None:
+    title, purpose, contents, *_ = PAGES[path].split("\n\n")
+    assert re.fullmatch(r"# [^\n]+", title)
+    assert re.fullmatch(r"[A-Z][^.]*(\.\w[^.]*)*\.", purpose)
+    sections = headings(PAGES[path], "##")
+    if len(sections) > 3:
+        assert contents.splitlines() == [f"- [{section}](#{anchor(section)})" for section in sections]
 
 
 def test_the_demo_table_is_the_one_that_collect_wrote() -> None:
     report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
     table = [line for line in report.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(load_roadmap().steps)
-    assert "\n".join(table) in README
+    assert "\n".join(table) in PAGES[ROOT / "docs/demo.md"]
+
+
+def test_the_rows_in_the_readme_are_those_of_the_report() -> None:
+    head, *rows = rows_of((ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8"), "step")
+    full = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    shown_head, *shown = rows_of(README, "step")
+    assert len(shown) == 6
+    for row in shown:
+        assert dict(zip(shown_head, row, strict=True)).items() <= full[row[0]].items()
+    verdicts = [row["resolved?"] for row in full.values()]
+    words = f"resolve {verdicts.count('yes')} of the {len(verdicts) - 1} differences"
+    assert words in README
+    assert words in PAGES[ROOT / "docs/demo.md"]
 
 
 def test_the_committed_reports_are_whole() -> None:
