@@ -4,6 +4,7 @@ and docs/config.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,18 @@ from roadmap.settings import Setting, Settings, unknown_keys
 from roadmap.strict_yaml import ConfigError, show
 
 Schema = dict[str, Any]
-INTRODUCTION = """\
+TITLE = """\
 # Configuration keys
 
-`python -m roadmap schema --markdown --out docs/config.md` writes this file from the code.
-`python -m roadmap explain --keys` prints the same at a terminal, and `explain STEP` the values of a step.
-
+Every key of a run's configuration, with the values that it takes and its default."""
+INTRODUCTION = """\
 A steps file sets these keys in `set`, for a step or a profile, and a command line by `--set KEY=VALUE`.
-The defaults are `base` in [`steps.yaml`](../steps.yaml). Values are written as in YAML."""
-OF_A_RUN = """\
-## In config.yaml only
+The defaults are `base` in [`steps.yaml`](../steps.yaml). Values are written as in YAML.
 
+`python -m roadmap schema --markdown --out docs/config.md` writes this file from the code.
+`python -m roadmap explain --keys` prints the same at a terminal, and `explain STEP` the values of a step."""
+ONLY_IN_A_RUN = "in config.yaml only"
+OF_A_RUN = """\
 A run's `config.yaml` holds all of the above, and which run it is. `--set` does not take these keys.
 """
 
@@ -118,7 +120,11 @@ def config_markdown(base: Settings) -> str:
     sections: dict[str, list[str]] = {}
     for name in base:
         sections.setdefault(name.rpartition(".")[0], []).append(name)
-    lines = [INTRODUCTION]
+    links = [
+        f"- [{title}](#{re.sub(r'[^a-z-]', '', title.replace(' ', '-'))})"
+        for title in (*sections, ONLY_IN_A_RUN)
+    ]
+    lines = [TITLE, "", *links, "", INTRODUCTION]
     for section, names in sections.items():
         own = _dereferenced(property_at(section, schema, schema["$defs"]), schema["$defs"])
         lines += ["", f"## {section}", "", " ".join(own["description"].split()), ""]
@@ -132,12 +138,17 @@ def config_markdown(base: Settings) -> str:
     own_keys = [
         name for name in RunConfig.model_fields if name not in {path.partition(".")[0] for path in base}
     ]
-    lines += ["", OF_A_RUN]
+    lines += ["", f"## {ONLY_IN_A_RUN}", "", OF_A_RUN]
     lines += _table(
         ["key", "values", "description"],
         [[f"`{key.name}`", key.values, key.description] for key in describe_keys(own_keys)],
     )
     return "\n".join(lines) + "\n"
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w-]", "", title.replace(" ", "-"))
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
