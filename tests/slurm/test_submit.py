@@ -152,8 +152,8 @@ def test_the_controller_may_die_and_come_back(testbed: Testbed, quiet: RunDir, t
 
 
 def test_a_time_limit_only_interrupts(testbed: Testbed, quiet: RunDir, tmp_path: Path) -> None:
-    """A minute of which 50 s are for saving: the run is stopped some seconds after its start."""
-    write_clusters(tmp_path, time="00:01:00", signal_seconds=50)
+    """Two minutes of which 95 s are for saving: the run is stopped 25 s after its start."""
+    write_clusters(tmp_path, time="00:02:00", signal_seconds=95)
     submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", epochs=LONG)
     run = wait(testbed, tmp_path, 1, timeout_s=600)[0]
     assert_same(run, quiet)
