@@ -27,10 +27,10 @@ PYTHON_lowest := 3.11
 PYTHON_newest = $(shell PATH="$$PATH:$$(echo "$$HOME"/.pyenv/versions/*/bin | tr ' ' :)" $(UV) python list --only-installed 2> /dev/null | awk 'NR == 1 {print $$2}')
 VERSIONS_lowest := --resolution lowest-direct
 VERSIONS_newest := --constraint constraints.txt
-VERSIONED := config strict_yaml schema networks timm_parity engine compiled resume recipe records data loader randaugment streams weights \
-    trackers collect tables curves plots html stats cli cluster disk imports
+VERSIONED := config strict_yaml schema networks timm_parity engine compiled resume recipe data loader randaugment streams weights \
+    trackers collect tables curves html stats cluster disk
 # what takes minutes and depends on versions no more than the rest, and pictures
-UNVERSIONED := look_as_they_did or kill_9 or killed_twice or while_it_evaluates or too_little_memory
+UNVERSIONED := look_as_they_did or kill_9 or killed_twice or while_it_evaluates or too_little_memory or ctrl_c or command_lines_write
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(PYTHON_$*) .venv-$*
 	$(UV) pip install --quiet --python .venv-$* $(VERSIONS_$*) --editable '.[dev]'
