@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
+
+from roadmap.lease import now
 
 logger = logging.getLogger(__name__)
 SLURM_TIMEOUT_S = 30
@@ -21,7 +24,8 @@ PAUSES_S = (1.0, 3.0, 6.0)  # before each retry; Slurm has waited for its own Me
 SEPARATOR = "\x1f"  # occurs in no field
 # the comment last, for another job's may have several lines
 FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%r", "%k"])
-SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")
+SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")  # what `new_submission` makes
+MAX_ARRAY_SIZE = 1001  # Slurm's default
 # What a shell or a site's modules set for commands typed by hand: it would hide jobs, or have sbatch ask for
 # something else.
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SACCT|SCANCEL|SINFO)_\w+|SLURM_TIME_FORMAT")
@@ -97,14 +101,14 @@ def _warn(names: str) -> None:
     logger.warning("ignored: %s in the environment; what a job gets is set in the cluster file", names)
 
 
-def ask(*words: str, retry: bool = False, timeout_s: float = SLURM_TIMEOUT_S) -> str:
+def ask(*words: str, retry: bool = False) -> str:
     """What a command of Slurm's prints; with `retry`, it is called again after pauses while Slurm is busy.
 
     SlurmUnavailable if it fails or is not there.
     """
     for pause in (*PAUSES_S, None):
         try:
-            return _call(words, timeout_s)
+            return _call(words, SLURM_TIMEOUT_S)
         except SlurmUnavailable as error:
             if not retry or pause is None or not error.is_transient:
                 raise
@@ -167,6 +171,11 @@ def _tasks(lines: list[str]) -> Iterator[Task]:
             yield Task(job, int(index) if index.isdigit() else -1, state, node, starts, comment, reason)
 
 
+def new_submission() -> str:
+    """A comment that no other submission has: when it was made, and eight random digits."""
+    return f"{re.sub(r'[^0-9]', '', now())[:14]}-{uuid4().hex[:8]}"
+
+
 def submit_once(script: Path, submission: str) -> str:
     """Has sbatch queue a script whose comment is `submission`, and returns the id of its one job, whatever
     sbatch makes of it.
@@ -217,4 +226,4 @@ def max_array_size() -> int:
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():
             return max(1, int(value))  # an array of one is submitted as a plain job
-    return 1001  # Slurm's default
+    return MAX_ARRAY_SIZE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import shutil
 import sys
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import submitit
 from submitit.core.utils import DelayedSubmission
@@ -22,7 +20,7 @@ from roadmap.lease import now
 from roadmap.records import RunDir
 from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
-from slurm.client import SbatchRefused, SlurmUnavailable, Task, submit_once
+from slurm.client import SbatchRefused, SlurmUnavailable, Task, new_submission, submit_once
 from slurm.cluster import Cluster, minutes_of
 from slurm.job import train_runs
 from slurm.submitted import Submission
@@ -37,6 +35,12 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
     def affinity(cls) -> int:
         """Always able: whether sbatch is there shows when it is called."""
         return 2
+
+    def script(self, calls: int = 1) -> str:
+        """The script that would be submitted for so many calls, which are tasks of an array if several."""
+        if calls > 1:
+            self.parameters["map_count"] = calls
+        return self._make_submission_file_text(self._submitit_command_str, "script")
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         """The script, in which a task first files what it is to call where submitit looks for it."""
@@ -59,10 +63,8 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         for index, call in enumerate(calls):
             call.set_timeout(self.parameters["time"], self.max_num_timeout)
             call.dump(self.folder / f"{name}_{index}.pkl")
-        if len(calls) > 1:
-            self.parameters["map_count"] = len(calls)
         script = self.folder / f"{name}.sh"
-        script.write_text(self._make_submission_file_text(self._submitit_command_str, name), encoding="utf-8")
+        script.write_text(self.script(len(calls)), encoding="utf-8")
         job = submit_once(script, name)
         tasks = [f"{job}_{index}" for index in range(len(calls))] if len(calls) > 1 else [job]
         for index, task in enumerate(tasks):
@@ -77,22 +79,12 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         ]
 
 
-def new_name() -> str:
-    """A name for a submission that no other has: when it was made, and eight random digits."""
-    return f"{re.sub(r'[^0-9]', '', now())[:14]}-{uuid4().hex[:8]}"
-
-
 @dataclass(frozen=True)
 class Array:
     """Jobs of one kind: each of `groups` is trained in one job, on what `cluster` gives a run."""
 
     cluster: Cluster
     groups: tuple[tuple[RunDir, ...], ...]
-
-    @property
-    def hours(self) -> float:
-        """The hours of its jobs at their time limits."""
-        return len(self.groups) * minutes_of(self.cluster.time) / 60
 
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
@@ -185,7 +177,7 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     ConfigError with Slurm's own words, and nothing left, if it is refused; where nobody knows whether it is
     queued, its record stays.
     """
-    name = new_name()
+    name = new_submission()
     folder = jobs / name
     lines = [" ".join(shlex.quote(str(run.path.absolute())) for run in group) for group in array.groups]
     record = Submission(
@@ -222,7 +214,7 @@ def collect_when_done(
     cluster: Cluster, jobs: Path, name: str, snapshot: Path, after: Sequence[str], command: Sequence[str]
 ) -> str:
     """Submits a job that runs `command` once the jobs in `after` have ended in any way; returns its id."""
-    made = _collector(cluster, jobs, new_name(), snapshot, after)
+    made = _collector(cluster, jobs, new_submission(), snapshot, after)
     try:
         job: str = made.submit(submitit.helpers.CommandFunction(list(command), cwd=str(snapshot))).job_id
     except (SbatchRefused, SlurmUnavailable, OSError) as error:
@@ -249,15 +241,9 @@ def _collector(
 
 def script(array: Array, jobs: Path, snapshot: Path) -> str:
     """The script that would be submitted for an array."""
-    made = executor(array, jobs / "SUBMISSION", "SUBMISSION", snapshot)
-    if len(array.groups) > 1:
-        made.parameters["map_count"] = len(array.groups)
-    text: str = made._make_submission_file_text(made._submitit_command_str, "script")
-    return text
+    return executor(array, jobs / "SUBMISSION", "SUBMISSION", snapshot).script(len(array.groups))
 
 
 def collecting_script(cluster: Cluster, jobs: Path, snapshot: Path) -> str:
     """The script that would be submitted for the job that collects, but for the jobs that it waits for."""
-    made = _collector(cluster, jobs, "SUBMISSION", snapshot)
-    text: str = made._make_submission_file_text(made._submitit_command_str, "script")
-    return text
+    return _collector(cluster, jobs, "SUBMISSION", snapshot).script()

@@ -20,7 +20,7 @@ from roadmap.terminal import console, count
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
-from slurm.client import SlurmUnavailable, Task, max_array_size, queued
+from slurm.client import MAX_ARRAY_SIZE, SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster
 from slurm.executor import (
     Array,
@@ -80,9 +80,12 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
 
 def check_step_names(arguments: argparse.Namespace, name: str, cluster: Cluster) -> None:
     """ConfigError where the cluster's entry names a step that no roadmap of the steps file has."""
-    if cluster.steps.keys() - set(roadmap_of(arguments).steps):
-        roadmaps = [roadmap_of(arguments), *load_roadmaps(arguments.steps_file).values()]
-        check_steps(name, arguments.cluster_file, {step for roadmap in roadmaps for step in roadmap.steps})
+    if not cluster.steps:
+        return
+    known = set(roadmap_of(arguments).steps)
+    if not cluster.steps.keys() <= known:  # those of another roadmap, or misspelled
+        others = load_roadmaps(arguments.steps_file).values()
+        check_steps(name, arguments.cluster_file, known.union(*(roadmap.steps for roadmap in others)))
 
 
 def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
@@ -158,7 +161,7 @@ def dry_run(
         try:
             longest = max_array_size()
         except SlurmUnavailable:
-            longest = 1001
+            longest = MAX_ARRAY_SIZE
         jobs = jobs_of(runs[0]).absolute()
         source = jobs / f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):

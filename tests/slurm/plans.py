@@ -73,6 +73,12 @@ def submit(
     return bed.run(*command, *words, check=check, timeout_s=120, cwd=folder)
 
 
+def cancel_all(bed: Testbed) -> None:
+    """Leaves an empty queue."""
+    bed.run("scancel", "--me", check=False)
+    bed.wait_for(lambda: not bed.run("squeue", "-h").stdout.strip(), "an empty queue")
+
+
 def found(folder: Path) -> list[RunDir]:
     return find_runs(folder / "runs") if (folder / "runs").is_dir() else []
 

@@ -16,7 +16,7 @@ import pytest
 from roadmap import ROOT
 from slurm.submitted import jobs_of, submissions, submitted_jobs
 from slurm.testbed.bed import Testbed
-from tests.slurm.plans import found, outcomes, submit, wait, write_clusters
+from tests.slurm.plans import cancel_all, found, outcomes, submit, wait, write_clusters
 
 PLAN = ("--steps", "resnet50", "gelu", "--seeds", "1")
 SHELL = {
@@ -42,11 +42,6 @@ def nothing_left(testbed: Testbed) -> Iterator[None]:
     cancel_all(testbed)
     yield
     cancel_all(testbed)
-
-
-def cancel_all(bed: Testbed) -> None:
-    bed.run("scancel", "--me", check=False)
-    bed.wait_for(lambda: not bed.run("squeue", "-h").stdout.strip(), "an empty queue")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from slurm.testbed.packages import hindrance
 from tests.slurm.plans import (
     TINY,
     assert_same,
+    cancel_all,
     found,
     job_of,
     outcome,
@@ -53,8 +54,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 @pytest.fixture(autouse=True)
 def nothing_left(testbed: Testbed) -> None:
     """Cancels what another test has left."""
-    testbed.run("scancel", "--me", check=False)
-    testbed.wait_for(lambda: not testbed.run("squeue", "-h").stdout.strip(), "an empty queue")
+    cancel_all(testbed)
 
 
 def in_queue(bed: Testbed) -> int:
