@@ -15,7 +15,7 @@ from pathlib import Path
 from roadmap import ROOT
 from roadmap.records import run_dir_of
 from roadmap.steps import load_roadmap, resolve
-from tests.reports import result_of
+from tests.helpers.reports import result_of
 
 PROFILE = "cifar10"  # whose reference is no network that would have to be trained first
 TIMES = """

@@ -33,7 +33,7 @@ from roadmap.data.preflight import kind_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import hardware
 from roadmap.training.device_transforms import DeviceTransform
-from tests.images import CPU, write_tar
+from tests.helpers.images import CPU, write_tar
 
 SIZE, SHORTER, QUALITY = (500, 375), 256, 90
 BATCH, CLASSES = 32, 2

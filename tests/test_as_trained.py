@@ -16,7 +16,7 @@ from roadmap.cli import collect
 from roadmap.cli.options import main_of
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
-from tests.reports import result_of
+from tests.helpers.reports import result_of
 
 STEPS = ("resnet50", "enhanced_recipe", "increase_width", "gelu")
 # all steps but the first smooth labels so

@@ -17,8 +17,8 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
-from tests.images import config_of, jpeg, plain, write_folder, write_shards
-from tests.stopping import StopAt
+from tests.helpers.images import config_of, jpeg, plain, write_folder, write_shards
+from tests.helpers.stopping import StopAt
 
 EPOCHS, IMAGES, BATCH = 4, 42, 8  # five iterations an epoch, and two images left over
 BUDGET: dict[str, Any] = {

@@ -41,7 +41,7 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
 from roadmap.training.initial_weights import initialize_from, with_init_digest
 from roadmap.weights import copy_weights, read_weights
-from tests.images import Pictures, plain, write_tar
+from tests.helpers.images import Pictures, plain, write_tar
 
 NUMBERS = [str(number) for number in range(1, 13)]  # as people count, and timm
 PLAIN = sorted(NUMBERS)  # 1, 10, 11, 12, 2, ..., as here and in torchvision

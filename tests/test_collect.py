@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
-from tests.reports import COMMIT, SPEEDS, result_of
+from tests.helpers.reports import COMMIT, SPEEDS, result_of
 
 ROADMAP = load_roadmap()
 COLLECT = str(ROOT / "collect.py")

@@ -19,7 +19,7 @@ from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.report.stats import holm
 from roadmap.steps import load_roadmap, resolve
-from tests.reports import result_of
+from tests.helpers.reports import result_of
 
 TOP1 = {
     "resnet50": [80.0, 80.5, 81.0],

@@ -22,7 +22,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.report.runs import RunSelection, experiment_of
 from roadmap.report.watch import fingerprint
 from roadmap.steps import load_roadmap, resolve
-from tests.reports import result_of
+from tests.helpers.reports import result_of
 
 ROADMAP = load_roadmap()
 INTERVAL = 0.1

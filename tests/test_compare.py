@@ -24,7 +24,7 @@ from roadmap.report.stats import Summary
 from roadmap.report.tolerance import Expected, check, published_figures, read_expected
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
-from tests.reports import finished, result_of
+from tests.helpers.reports import finished, result_of
 
 ROADMAP = load_roadmap()
 Top1 = Mapping[str, Mapping[int, float | None]]

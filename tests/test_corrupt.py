@@ -21,7 +21,7 @@ import torch
 
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
-from tests.images import (
+from tests.helpers.images import (
     CLASSES,
     CPU,
     Pictures,
@@ -229,7 +229,7 @@ def test_the_error_travels_between_processes() -> None:
 
 SCRIPT = """
 import signal, sys, time
-from tests.images import CPU, config_of
+from tests.helpers.images import CPU, config_of
 from roadmap.data.loader import Loader
 from roadmap.signals import StopSignals
 loader = Loader(config_of(sys.argv[1], system__workers=2), "train", CPU)

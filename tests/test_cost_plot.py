@@ -17,8 +17,8 @@ from matplotlib.transforms import Bbox
 from roadmap.report.figures.accuracy_vs_cost import COSTS
 from roadmap.report.figures.style import DOUBLE_COLUMN
 from roadmap.report.rows import AblationRow
-from tests.drawn import SLACK, outside, overlap
-from tests.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
+from tests.helpers.drawn import SLACK, outside, overlap
+from tests.helpers.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
 
 every_scatter = pytest.mark.parametrize(
     ("kind", "name", "width"), [case for case in DRAWN if case[0] != "bars"]

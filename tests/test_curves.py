@@ -8,7 +8,7 @@ import pytest
 
 from roadmap.report.ablation import measured, published
 from roadmap.report.curves import MOST_RUNS, curves_of
-from tests.trained import FEW, ROADMAP, messy, record, trained
+from tests.helpers.trained import FEW, ROADMAP, messy, record, trained
 
 
 def test_curves_come_by_row_and_seed_finished_or_not(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from roadmap.data.preflight import TORCH, check_data
 from roadmap.data.synthetic import Synthetic
 from roadmap.run import training_images
 from roadmap.strict_yaml import ConfigError
-from tests.images import (
+from tests.helpers.images import (
     CLASSES,
     CPU,
     Pictures,

@@ -18,7 +18,7 @@ from roadmap.data.datasets import make_source
 from roadmap.data.decoder import PillowDecoder
 from roadmap.data.loader import Loader
 from roadmap.data.tensor_decoder import TensorDecoder
-from tests.images import (
+from tests.helpers.images import (
     CLASSES,
     CPU,
     Pictures,
@@ -42,7 +42,7 @@ def content(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def gray(number: int, size: int = 32) -> np.ndarray:
-    """A picture of 16 bits that `number_of` of tests.images knows by its red."""
+    """A picture of 16 bits that `number_of` of tests.helpers.images knows by its red."""
     return np.full((size, size), (20 + 5 * number) * 257, dtype=np.uint16)
 
 

@@ -29,7 +29,7 @@ from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from slurm.cluster import Cluster
 from slurm.executor import Array, submit
-from tests.disks import fill, mounted
+from tests.helpers.disks import fill, mounted
 from tests.test_prepare import noise
 from tests.test_prepare import prepare as make_shards
 from tests.test_records import config_of

@@ -33,10 +33,10 @@ from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.launch import Launch, launched
-from tests.images import CLASSES, write_folder
-from tests.images import config_of as images_of
-from tests.processes import finish, free_port, start, train_together
-from tests.stopping import StopAt
+from tests.helpers.images import CLASSES, write_folder
+from tests.helpers.images import config_of as images_of
+from tests.helpers.processes import finish, free_port, start, train_together
+from tests.helpers.stopping import StopAt
 
 # All that is random but drop path, whose draws are a micro-batch's own; without BN, whose statistics may be
 # taken in turns.

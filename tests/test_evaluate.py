@@ -35,7 +35,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from roadmap.weight_files import digest_of
-from tests.images import jpeg, plain, write_tar
+from tests.helpers.images import jpeg, plain, write_tar
 from tests.test_timm_parity import randomize
 
 STEP = "separate_downsampling"

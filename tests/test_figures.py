@@ -29,7 +29,7 @@ from roadmap.report.figures.seed_strip import seed_strip
 from roadmap.report.figures.style import save, style
 from roadmap.report.figures.training_curves import training_curves
 from roadmap.report.rows import Ablation
-from tests.trained import CASES, FEW, ROADMAP, case, trained
+from tests.helpers.trained import CASES, FEW, ROADMAP, case, trained
 
 GOLDEN = Path(__file__).parent / "golden/figures"
 TOLERANCE = 3.0  # of the root mean square of the difference, out of 255

@@ -17,8 +17,8 @@ from scipy import stats
 
 from roadmap.report.curves import curves_of
 from roadmap.report.figures.panels import numbers
+from tests.helpers.trained import ALL_LOST, FEW, ROADMAP, case, trained
 from tests.test_figures import made
-from tests.trained import ALL_LOST, FEW, ROADMAP, case, trained
 
 
 def line(axes: Axes, label: str) -> np.ndarray[Any, Any]:

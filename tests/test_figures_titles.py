@@ -18,9 +18,9 @@ from roadmap.report.marginal import READINGS, Worth
 from roadmap.report.rows import Ablation
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmaps
-from tests.drawn import texts_of
+from tests.helpers.drawn import texts_of
+from tests.helpers.trained import case
 from tests.test_bench import ROWS
-from tests.trained import case
 
 TITLES = ["costs $x_$ more", "set $WIDTH_MULT{ and $DEPTH", r"1 \$ or $2$"]
 

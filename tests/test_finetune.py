@@ -36,7 +36,7 @@ from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dic
 from slurm.cluster import Cluster
 from slurm.submission import plan
 from slurm.submit import parser
-from tests.stopping import StopAt
+from tests.helpers.stopping import StopAt
 from tests.test_timm_parity import randomize
 from tests.test_weights import Original
 

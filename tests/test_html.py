@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests import pages
-from tests.pages import POINT, ROADMAP, Open, needs_browser, ours
+from tests.helpers import pages
+from tests.helpers.pages import POINT, ROADMAP, Open, needs_browser, ours
 
 browser, opened, expect = pages.browser, pages.opened, pages.sync_api.expect
 

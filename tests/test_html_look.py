@@ -21,9 +21,9 @@ from roadmap.report.ablation import measured, published
 from roadmap.report.page.page import page
 from roadmap.report.rows import Ablation
 from roadmap.tree import Reference
-from tests import pages
-from tests.pages import POINT, ROADMAP, Open, needs_browser, ours, runs_of
-from tests.reports import COMMIT
+from tests.helpers import pages
+from tests.helpers.pages import POINT, ROADMAP, Open, needs_browser, ours, runs_of
+from tests.helpers.reports import COMMIT
 
 browser, opened = pages.browser, pages.opened  # fixtures
 
@@ -87,7 +87,7 @@ def test_the_page_is_well_formed_and_links_only_to_the_files_beside_it(number: i
 
 def test_the_same_ablation_gives_the_same_bytes(tmp_path: Path) -> None:
     code = (
-        "from tests.pages import *; import sys;"
+        "from tests.helpers.pages import *; import sys;"
         " sys.stdout.buffer.write(page([ours(Path(sys.argv[1]))]).encode())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "elsewhere")]

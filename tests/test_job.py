@@ -16,7 +16,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.job import STOPPED
 from slurm.worker import next_open
-from tests.processes import free_port
+from tests.helpers.processes import free_port
 from tests.slurm.plans import outcomes
 
 TINY: dict[str, Any] = {

@@ -19,7 +19,7 @@ from roadmap.data.labels import BadSample, label_of
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import check_data
 from roadmap.strict_yaml import ConfigError
-from tests.images import (
+from tests.helpers.images import (
     CPU,
     Pictures,
     batches,

@@ -13,7 +13,7 @@ from PIL import Image
 from roadmap.batches import BatchPlan
 from roadmap.data.loader import Loader, build_transform
 from roadmap.strict_yaml import ConfigError
-from tests.images import (
+from tests.helpers.images import (
     CPU,
     Pictures,
     batches,

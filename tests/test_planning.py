@@ -22,7 +22,7 @@ from roadmap.records import prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.worker import next_open
 from tests.benchmark_collect import PROFILE, fill
-from tests.images import write_folder
+from tests.helpers.images import write_folder
 
 STEPS = len(load_roadmap().steps)
 # Runs commands, and prints for each how often it has opened or listed files, by their names.

@@ -15,8 +15,8 @@ from matplotlib.text import Annotation
 
 from roadmap import ROOT
 from roadmap.report.figures.style import DOUBLE_COLUMN, save
-from tests.drawn import outside, overlapping
-from tests.plotted import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
+from tests.helpers.drawn import outside, overlapping
+from tests.helpers.plotted import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
 
 GOLDEN = Path(__file__).parent / "golden" / "figures"
 
@@ -109,7 +109,7 @@ def test_each_regime_has_its_own_reference() -> None:
 
 
 SAVE = """
-import sys; from pathlib import Path; from tests.plotted import make; \
+import sys; from pathlib import Path; from tests.helpers.plotted import make; \
 from roadmap.report.figures.style import save
 for kind in ("bars", "gmacs"): save(make(kind, "one row", 7.0), Path(sys.argv[1]) / kind)
 """

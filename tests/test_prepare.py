@@ -38,7 +38,7 @@ from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import Recipe, Sample, images_of_a_shard
 from roadmap.data.staging import stage
 from roadmap.settings import parse_overrides
-from tests.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
+from tests.helpers.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
 
 WAIT_S = 120.0
 SHAPE = ("--size", "150", "--shard-images", "9")

@@ -19,7 +19,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.training.profiler import ROWS, WARM_UP, Profiler
-from tests.stopping import StopAt
+from tests.helpers.stopping import StopAt
 
 ITERATIONS = 18
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=1", "system.device=cpu"]

@@ -19,7 +19,7 @@ from roadmap.data.loader import build_transform
 from roadmap.rng import seed_of
 from roadmap.strict_yaml import ConfigError
 from roadmap.training.device_transforms import APPLY, MATRICES, RANDAUGMENT, SAMPLING, Draw, RandAugment
-from tests.images import CPU, config_of
+from tests.helpers.images import CPU, config_of
 
 WIDTH, HEIGHT = 61, 44
 INCREASING = "rand-m9-mstd0.5-inc1"

@@ -35,7 +35,7 @@ from roadmap.training.distributed import Distributed
 from roadmap.training.evaluate import evaluate_found, find_run
 from slurm.submission import is_open
 from slurm.worker import next_open
-from tests.stopping import StopAt
+from tests.helpers.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
 

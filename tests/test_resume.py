@@ -29,9 +29,9 @@ from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
 from roadmap.training.distributed import Distributed
-from tests.images import plain, write_folder
-from tests.processes import finish, start, train_together
-from tests.stopping import StopAt
+from tests.helpers.images import plain, write_folder
+from tests.helpers.processes import finish, start, train_together
+from tests.helpers.stopping import StopAt
 
 # Everything that draws random numbers is on: drop path, RandAugment, crops, flips, erasing, mixup, cutmix;
 # and EMA.

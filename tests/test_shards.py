@@ -21,7 +21,7 @@ from roadmap.data.loader import Loader
 from roadmap.data.preflight import check_data, expand
 from roadmap.data.shards import Changed, Shards, known_index, load_index
 from roadmap.strict_yaml import ConfigError
-from tests.images import (
+from tests.helpers.images import (
     CPU,
     PLAIN,
     batches,

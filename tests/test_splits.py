@@ -16,7 +16,7 @@ from roadmap.data.datasets import make_source
 from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import find_classes
 from roadmap.strict_yaml import ConfigError
-from tests.images import config_of, plain, shards_of, write_folder, write_shards
+from tests.helpers.images import config_of, plain, shards_of, write_folder, write_shards
 
 
 def refusal(look: Callable[..., object], *given: Any) -> str:

@@ -24,7 +24,7 @@ from roadmap.data.preflight import check_data
 from roadmap.data.staging import stage
 from roadmap.files import locked
 from roadmap.strict_yaml import ConfigError
-from tests.images import batches, config_of, same, shards_of, write_folder, write_shards
+from tests.helpers.images import batches, config_of, same, shards_of, write_folder, write_shards
 
 FORK = multiprocessing.get_context("fork")
 PROCESSES = 4

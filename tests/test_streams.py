@@ -14,7 +14,7 @@ from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
 from roadmap.strict_yaml import ConfigError
-from tests.images import (
+from tests.helpers.images import (
     CPU,
     Batch,
     batches,

@@ -24,7 +24,7 @@ from roadmap.report.stats import Difference
 from roadmap.report.tables import grid, runs_frame, to_frame, to_json, write, write_runs
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
-from tests.reports import finished
+from tests.helpers.reports import finished
 
 ROADMAP = load_roadmap()
 GOLDEN = {"published": ROOT / "reports/paper/convnext_t", "measured": ROOT / "tests/golden/tables"}

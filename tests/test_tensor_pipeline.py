@@ -31,7 +31,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.engine import Engine
-from tests.images import (
+from tests.helpers.images import (
     CPU,
     Batch,
     Pictures,
@@ -43,7 +43,7 @@ from tests.images import (
     write_folder,
     write_shards,
 )
-from tests.stopping import StopAt
+from tests.helpers.stopping import StopAt
 from tests.test_engine import Syncs
 from tests.test_randaugment import INCREASING, picture
 from tests.test_resume import BUSY, assert_same

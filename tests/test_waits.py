@@ -32,8 +32,8 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training import trainer as attempt
 from roadmap.training.launch import launched, launched_by_nobody
-from tests.images import CPU, Pictures, custom, picture
-from tests.processes import SERVER, finish, free_port
+from tests.helpers.images import CPU, Pictures, custom, picture
+from tests.helpers.processes import SERVER, finish, free_port
 
 PICTURES = [(picture(number), number % 3) for number in range(12)]
 IMAGENET = ["--profile", "imagenet", "--set", "data.dataset=synthetic", "--set", "system.device=cpu"]

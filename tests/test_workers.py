@@ -18,8 +18,8 @@ from roadmap.lease import attempts, owner, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.local import gpus, start
-from tests.images import TINY as IMAGES
-from tests.images import write_folder
+from tests.helpers.images import TINY as IMAGES
+from tests.helpers.images import write_folder
 from tests.slurm.plans import outcomes
 
 TINY = {

@@ -25,7 +25,7 @@ from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.report.marginal import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmap, resolve
-from tests.drawn import outside, overlapping, texts_of
+from tests.helpers.drawn import outside, overlapping, texts_of
 from tests.test_collect import finish
 
 ROADMAP = load_roadmap()

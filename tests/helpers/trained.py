@@ -18,7 +18,7 @@ from roadmap.report.ablation import measured
 from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
 from roadmap.tree import Roadmap, resolve
-from tests.reports import result_of
+from tests.helpers.reports import result_of
 
 ROADMAP, OTHER = load_roadmap(), load_roadmap(name="convnext_b")
 FEW = ("resnet50", "enhanced_recipe", "kernel_7", "kernel_9", "gelu")

@@ -1,4 +1,4 @@
-"""Pictures of a report's page as a reader sees it: python -m tests.screenshots
+"""Pictures of a report's page as a reader sees it: python -m tests.helpers.screenshots
 reports/digits_noisy/report.html reports/screenshots.
 """
 

@@ -20,8 +20,8 @@ from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
 from roadmap.steps import load_roadmap
 from roadmap.tree import Reference
-from tests.drawn import Texts, texts_of
-from tests.reports import finished
+from tests.helpers.drawn import Texts, texts_of
+from tests.helpers.reports import finished
 
 ROADMAP, BASE, FAMILY = (load_roadmap(name=name) for name in ("convnext_t", "convnext_b", "family"))
 SIDE_BRANCHES = {"kernel_5", "kernel_9", "kernel_11"}

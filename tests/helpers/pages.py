@@ -17,7 +17,7 @@ from roadmap.report.page.page import page
 from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
 from roadmap.tree import Reference, resolve
-from tests.reports import finished
+from tests.helpers.reports import finished
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

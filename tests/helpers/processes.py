@@ -19,7 +19,7 @@ from roadmap.training.callbacks import Callback
 from roadmap.training.distributed import Distributed, joined
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["roadmap.train", "tests.processes"])
+SERVER.set_forkserver_preload(["roadmap.train", "tests.helpers.processes"])
 
 
 def free_port() -> int:

@@ -1,0 +1,1 @@
+"""What several tests share: small data, fake results, processes, file systems and a browser."""
