@@ -59,14 +59,25 @@ class StopSignals:
     def at_once(self) -> Iterator[None]:
         """For where there is nothing to save: one of ENDS raises Stopped wherever the main thread is, and so
         does one caught before.
+
+        Other code may swallow that exception or raise one of its own in its place, as `import numpy` does:
+        the block still ends with Stopped.
         """
         before, self._at_once = self._at_once, True
         try:
-            if self.signal in ENDS:
-                raise Stopped(self.signal.name)
+            self._raise_stopped()
             yield
+        except Exception as error:
+            self._raise_stopped(error)
+            raise
+        else:
+            self._raise_stopped()
         finally:
             self._at_once = before
+
+    def _raise_stopped(self, cause: Exception | None = None) -> None:
+        if self.signal in ENDS and not isinstance(cause, Stopped):
+            raise Stopped(self.signal.name) from cause
 
     def obey(self) -> None:
         """Ends the process by the signal that was caught, if any was: for where signals are not caught any
@@ -79,5 +90,5 @@ class StopSignals:
         if self.signal == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
-        if self._at_once and self.signal in ENDS:
-            raise Stopped(self.signal.name)
+        if self._at_once:
+            self._raise_stopped()

@@ -61,28 +61,14 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
     seeds = [2, 8]
     for number in seeds:
         fill(tmp_path / str(number), number * STEPS)
-    found = counted(
-        *[
-            [
-                "--dry-run",
-                "--cluster",
-                "local",
-                "--profile",
-                PROFILE,
-                "--runs",
-                str(tmp_path / str(n)),
-                "--seeds",
-                str(n),
-            ]
-            for n in seeds
-        ]
-    )
+    options = ["--dry-run", "--cluster", "local", "--profile", PROFILE]
+    found = counted(*[[*options, "--runs", str(tmp_path / str(n)), "--seeds", str(n + 1)] for n in seeds])
     for number, (said, counts) in zip(seeds, found, strict=True):
-        runs = number * STEPS
-        assert f"{runs} runs: {runs} done\nforecast: " in said
-        assert f"for {runs} runs; evaluation" in said
-        assert counts["result.json"] == 2 * runs  # for the state, and for the forecast
-        assert sum(counts.values()) < 3 * runs + 12 * STEPS
+        finished = number * STEPS
+        assert f"{finished + STEPS} runs: {finished} done, {STEPS} pending\nforecast: " in said
+        assert f"for {STEPS} runs; evaluation" in said
+        assert counts["result.json"] == 2 * finished  # for the state, and for the forecast
+        assert sum(counts.values()) < 3 * finished + 12 * STEPS
 
 
 def test_a_submission_looks_at_the_data_of_all_runs_once(tmp_path: Path) -> None:

@@ -329,6 +329,18 @@ def test_signals_are_kept_for_the_loop_except_where_nothing_would_be_lost() -> N
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_a_stop_that_other_code_catches_is_still_a_stop(swallowed: bool) -> None:
+    """As packages do that try an import and go without it, or report an error of their own."""
+    with StopSignals() as stop, pytest.raises(Stopped, match="SIGTERM"), stop.at_once():  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            if not swallowed:
+                raise ImportError("cannot load module more than once per process") from None
+
+
+
 def test_a_signal_while_a_lock_is_waited_for_ends_the_run_at_once(tmp_path: Path) -> None:
     """Such as of another process that copies the data to this node."""
     path = tmp_path / "lock"

@@ -151,13 +151,15 @@ def test_the_controller_may_die_and_come_back(testbed: Testbed, quiet: RunDir, t
     assert_same(run, quiet)
 
 
-def test_a_time_limit_only_interrupts(testbed: Testbed, quiet: RunDir, tmp_path: Path) -> None:
-    """Two minutes of which 95 s are for saving: the run is stopped 25 s after its start."""
-    write_clusters(tmp_path, time="00:02:00", signal_seconds=95)
-    submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", epochs=LONG)
-    run = wait(testbed, tmp_path, 1, timeout_s=600)[0]
-    assert_same(run, quiet)
-    assert set(outcomes(run)[:-1]) <= {"stopped"}
+def test_a_time_limit_only_interrupts(testbed: Testbed, tmp_path: Path) -> None:
+    """Slurm announces the limit up to a minute earlier than asked: here 30 to 60 s after a job's start."""
+    write_clusters(tmp_path, time="00:02:00", signal_seconds=60)
+    submit(testbed, tmp_path, "--steps", STEP, "--seeds", "1", epochs=2000)
+    run = wait_for_lines(testbed, tmp_path)
+    testbed.wait_for(lambda: len(outcomes(run)) > 1, "the run to be at work again", 300)
+    assert outcomes(run)[0] == "stopped"
+    job = testbed.run("squeue", "-h", "-j", job_of(testbed, run), "-O", "restartcnt").stdout
+    assert int(job) == 1
 
 
 def test_a_cancelled_job_is_not_queued_again(testbed: Testbed, tmp_path: Path) -> None:
