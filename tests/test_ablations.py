@@ -5,7 +5,6 @@ refused.
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from roadmap.tree import Roadmap, trace
 from slurm.cluster import Cluster
 from slurm.submission import plan
 from slurm.submit import parser
+from tests.helpers import commands
 
 ROADMAPS = load_roadmaps()
 ROADMAP = ROADMAPS["convnext_t"]
@@ -240,7 +240,7 @@ def test_the_command_lines_take_the_option(tmp_path: Path) -> None:
             "ln relu conv3 ln relu",
         ),
     ]:
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = commands.run([sys.executable, *words], cwd=ROOT, check=True)
         assert said in done.stdout
     assert not (tmp_path / "runs").exists()
 

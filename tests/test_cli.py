@@ -18,6 +18,7 @@ import pytest
 
 from roadmap import ROOT, STEPS_YAML
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 
 COMMANDS = {
     "roadmap": ["-m", "roadmap"],
@@ -54,7 +55,7 @@ def process(command: str, *words: str | Path, cwd: Path) -> Outcome:
     """The same in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     line = [sys.executable, *COMMANDS[command], *map(str, words)]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    done = commands.run(line, cwd=cwd, env=environment)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

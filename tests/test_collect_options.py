@@ -19,6 +19,7 @@ from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.report.stats import holm
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 from tests.helpers.reports import result_of
 
 TOP1 = {
@@ -64,11 +65,20 @@ print("TOLD", json.dumps({"opened": opened, "modules": list(sys.modules)}))
 """
 
 
-def collect(folder: Path, *words: str | Path) -> str:
-    """What collect.py prints; then what it opened and imported, as JSON."""
-    command = [sys.executable, "-c", TELLS, str(ROOT / "collect.py"), *map(str, words), "--out", "out"]
+def opened_and_imported(folder: Path, *words: str) -> dict[str, list[str]]:
+    """The files that collect.py opens, and the modules that it imports."""
+    command = [sys.executable, "-c", TELLS, str(ROOT / "collect.py"), *words, "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, list[str]] = json.loads(done.stdout.rpartition("TOLD ")[2])
+    return found
+
+
+def collect(folder: Path, *words: str | Path) -> str:
+    """What collect.py prints."""
+    command = [sys.executable, str(ROOT / "collect.py"), *map(str, words), "--out", "out"]
+    done = commands.run(command, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -85,7 +95,7 @@ def heads(out: Path) -> Sequence[str]:
 
 def test_of_finished_runs_only_the_result_is_opened_and_no_folder_of_theirs(tmp_path: Path) -> None:
     fill(tmp_path / "runs")
-    told = json.loads(collect(tmp_path, "runs", "--tables-only").rpartition("TOLD ")[2])
+    told = opened_and_imported(tmp_path, "runs", "--tables-only")
     inside = [
         Path(path)
         for path in told["opened"]

@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.launch import Launch, launched
+from tests.helpers import commands
 from tests.helpers.images import CLASSES, write_folder
 from tests.helpers.images import config_of as images_of
 from tests.helpers.processes import finish, free_port, start, train_together
@@ -391,7 +393,7 @@ def test_a_launch_that_cannot_be_is_refused(
 
 
 @contextmanager
-def waiting_for_another(runs: Path) -> Iterator[subprocess.Popen[str]]:
+def waiting_for_another(runs: Path, begin: Callable[..., Any], *script: str) -> Iterator[Any]:
     """The first process of a run of two, whose other one never comes."""
     places = {
         "RANK": "0",
@@ -400,16 +402,18 @@ def waiting_for_another(runs: Path) -> Iterator[subprocess.Popen[str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    command = [sys.executable, str(ROOT / "run_step.py"), STEP, "--profile", "digits", "--runs", str(runs)]
-    with subprocess.Popen(command, env=os.environ | places, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    script = script or (str(ROOT / "run_step.py"),)
+    command = [sys.executable, *script, STEP, "--profile", "digits", "--runs", str(runs)]
+    process: Any = begin(command, env=os.environ | places)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
-    with waiting_for_another(tmp_path) as process:
+    with waiting_for_another(tmp_path, subprocess.Popen) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
         process.terminate()
@@ -418,9 +422,14 @@ def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tm
 
 
 def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
-    with waiting_for_another(tmp_path) as process:
-        assert process.stderr is not None
-        assert any("process 0 waits for 1 other process" in line for line in process.stderr)
+    script = (
+        "import runpy\nfrom roadmap.training import distributed\ndistributed.WARN_S = 0.2\n"
+        f"runpy.run_path({str(ROOT / 'run_step.py')!r}, run_name='__main__')"
+    )
+    with waiting_for_another(tmp_path, commands.Command, "-c", script) as process:
+        while "process 0 waits for 1 other process" not in process.printed(1):
+            assert process.poll() is None, process.printed(1)
+            time.sleep(0.05)
         process.terminate()
         assert process.wait(10) == -signal.SIGTERM
 

@@ -4,7 +4,6 @@ device.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import ConfigError
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import Engine
+from tests.helpers import commands
 
 CPU = torch.device("cpu")
 TINY = {
@@ -271,6 +271,6 @@ def test_too_little_memory_is_told_with_what_to_try(
     )
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-c", OOM, str(tmp_path / "config.yaml"), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = commands.run(command, cwd=ROOT)
     said = f"out of memory with 1024 images at a time; {advice}\n"
     assert done.stdout == said, done.stderr

@@ -35,6 +35,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from roadmap.weight_files import digest_of
+from tests.helpers import commands
 from tests.helpers.images import jpeg, plain, write_tar
 from tests.test_timm_parity import randomize
 
@@ -333,9 +334,7 @@ def test_the_checkpoint_of_another_configuration_is_refused(finished: RunDir, tm
 
 def command(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "run_step.py"), *map(str, words)]
-    return subprocess.run(
-        line, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    return commands.run(line, cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def words_of(root: Path, *more: str) -> list[str]:

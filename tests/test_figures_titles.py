@@ -45,7 +45,7 @@ def drawn(title: str) -> Iterator[tuple[str, Figure]]:
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str, tmp_path: Path) -> None:
+def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str) -> None:
     """A digit of this font is as wide as a dollar sign; a formula has another width, or none where it cannot
     be read.
     """
@@ -57,6 +57,10 @@ def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str, tmp_
             text.get_text() for text, _ in expected
         ]
         assert [box.width for _, box in literal] == pytest.approx([box.width for _, box in expected], abs=1.5)
+
+
+def test_every_format_takes_any_title(tmp_path: Path) -> None:
+    for name, figure in drawn(" and ".join(TITLES)):
         assert [path.suffix for path in save(figure, tmp_path / name)] == [".png", ".svg", ".pdf"]
 
 

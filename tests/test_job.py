@@ -16,6 +16,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.job import STOPPED
 from slurm.worker import next_open
+from tests.helpers import commands
 from tests.helpers.processes import free_port
 from tests.slurm.plans import outcomes
 
@@ -100,7 +101,7 @@ def begin(environment: dict[str, str], script: str, retries: int, runs: list[Run
     for rank in range(size):
         launch = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port, **together}
         known = environment | {name: str(value) for name, value in launch.items()}
-        processes.append(subprocess.Popen(words, env=known, cwd=ROOT, stderr=subprocess.DEVNULL))
+        processes.append(commands.Command(words, env=known, cwd=ROOT))
     try:
         while (codes := [process.poll() for process in processes]).count(0) < size and not any(codes):
             time.sleep(0.05)

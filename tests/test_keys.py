@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from roadmap.config import RunConfig
 from roadmap.keys import config_markdown, describe_keys
 from roadmap.steps import load_roadmap
 from slurm.cluster import Cluster
+from tests.helpers import commands
 
 COMMITTED = ROOT / "docs" / "config.md"
 BASE = load_roadmap().base
@@ -56,7 +56,7 @@ def test_a_description_is_short_sentences(key: Any) -> None:
 
 def test_the_committed_page_is_the_one_that_is_written(tmp_path: Path) -> None:
     out = tmp_path / "config.md"
-    subprocess.run(
+    commands.run(
         [sys.executable, "-m", "roadmap", "schema", "--markdown", "--out", str(out)], cwd=ROOT, check=True
     )
     text = COMMITTED.read_text(encoding="utf-8")

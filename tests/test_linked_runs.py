@@ -4,7 +4,6 @@ the names of their tree.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.records import find_runs
+from tests.helpers import commands
 from tests.test_status import PLAN, call, finish, make, told
 
 NAMES = [f"convnext_t/digits/{step}/seed{seed}-0123abcd" for step in ("gelu", "resnet50") for seed in (0, 1)]
@@ -100,7 +100,7 @@ def shown(runs: Path, out: Path) -> list[object]:
     planned = call("submit", "--runs", runs, "--dry-run", *plan).stdout
     cancelled = call("cancel", runs, "--steps", "gelu", "--seed", "2", "--dry-run").stdout
     collect = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), "--tables-only", *PLAN]
-    done = subprocess.run(collect, capture_output=True, text=True, timeout=120)
+    done = commands.run(collect, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     return [
         states,

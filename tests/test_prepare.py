@@ -38,6 +38,7 @@ from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import Recipe, Sample, images_of_a_shard
 from roadmap.data.staging import stage
 from roadmap.settings import parse_overrides
+from tests.helpers import commands
 from tests.helpers.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
 
 WAIT_S = 120.0
@@ -414,10 +415,10 @@ def test_a_run_trains_with_the_options_that_are_printed(tmp_path: Path) -> None:
     ]
     for value in values:
         line += ["--set", value]
-    planned = subprocess.run([*line, "--plan"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
+    planned = commands.run([*line, "--plan"], cwd=tmp_path, timeout=WAIT_S)
     assert "1 x 15 images" in planned.stdout, planned.stderr
     index = {path: path.stat().st_ino for path in (tmp_path / "out").glob(".index-*.npz")}
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
+    done = commands.run(line, cwd=tmp_path, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr
     assert "top-1" in done.stderr
     assert {path: path.stat().st_ino for path in (tmp_path / "out").glob(".index-*.npz")} == index

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -26,6 +24,7 @@ from roadmap.tree import NO_PROFILE, Roadmap
 from slurm import cancel, logs, status, submit
 from slurm.cluster import load_cluster
 from slurm.testbed.__main__ import parser as parser_of_testbed
+from tests.helpers import commands
 
 MAX_LINES, MAX_WORDS = 190, 1500  # of the README
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +54,7 @@ def block_with(text: str) -> str:
     return next(block for _, block in BLOCKS if text in block)
 
 
-def commands() -> Iterator[list[str]]:
+def command_lines() -> Iterator[list[str]]:
     """The words of every command line: those in blocks, and those in running text."""
     prose = [re.sub(r"```.*?```", "", text, flags=re.DOTALL) for text in TEXTS.values()]
     spans = [" ".join(span.split()) for text in prose for span in re.findall(r"`([^`]+)`", text)]
@@ -71,7 +70,7 @@ def commands() -> Iterator[list[str]]:
             yield words
 
 
-COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, commands()))]
+COMMANDS = [list(words) for words in dict.fromkeys(map(tuple, command_lines()))]
 
 
 def rows_of(text: str, first: str) -> list[list[str]]:
@@ -98,11 +97,10 @@ def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
     steps_file = tmp_path / "my.yaml"
     steps_file.write_text(block_with("name: hard_swish"), encoding="utf-8")
     assert load_roadmap(steps_file).steps[-1] == "hard_swish"
-    commands = [
-        line for line in block_with("submit.py --steps separate_downsampling hard_swish").splitlines() if line
-    ]
-    assert len(commands) == 3
-    for line in commands:
+    block = block_with("submit.py --steps separate_downsampling hard_swish")
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) == 3
+    for line in lines:
         words = shlex.split(line)
         assert words[0] == "python"
         quick = "" if "diff" in words else QUICK
@@ -111,7 +109,7 @@ def test_the_worked_example_runs_from_yaml_to_table(tmp_path: Path) -> None:
         command = [sys.executable, *words[1:], *shlex.split(quick)]
         if words[1].endswith(".py"):
             command[1] = str(ROOT / words[1])
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = commands.run(command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     rows = (tmp_path / "reports/mine/ablation.md").read_text(encoding="utf-8")
     assert re.search(
@@ -124,14 +122,7 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
     blocks = blocks_of("python")
     assert len(blocks) == 3
     code = "\n".join(blocks).replace('"recipe.epochs": 4', '"recipe.epochs": 1')
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    done = commands.run([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
         r"top-1 \d+\.\d %, runs/convnext_t/paper/fewer_norms/seed0-[0-9a-f]{8}/result\.json\n", done.stdout

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from roadmap.training.distributed import Distributed
 from roadmap.training.evaluate import evaluate_found, find_run
 from slurm.submission import is_open
 from slurm.worker import next_open
+from tests.helpers import commands
 from tests.helpers.stopping import StopAt
 
 TINY = {"data.copies": 1, "model.depths": [1, 1, 1, 1], "recipe.epochs": 2, "system.log_every": 5}
@@ -167,7 +167,7 @@ def test_training_a_run_with_a_newer_result_is_refused_by_the_command(
         str(tmp_path),
     ]
     command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = commands.run(command)
     assert done.returncode == 2
     assert "was written by a later version" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -320,23 +320,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_message(tmp_path: 
     config = config_of()
     run = prepare(tmp_path, config)
     limit = 60_000  # bytes a file may have: enough for the log, not for a checkpoint
-    command = [
-        sys.executable,
-        str(ROOT / "run_step.py"),
-        "layer_norm",
-        "--profile",
-        "digits",
-        "--runs",
-        str(tmp_path),
-    ]
-    command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    script = (
+        f"import resource, runpy\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        f"runpy.run_path({str(ROOT / 'run_step.py')!r}, run_name='__main__')"
     )
+    command = [sys.executable, "-c", script, "layer_norm", "--profile", "digits", "--runs", str(tmp_path)]
+    command += [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    done = commands.run(command)
     assert done.returncode == 1
     assert "resumes from the last intact checkpoint" in done.stderr
     assert "Traceback" not in done.stderr

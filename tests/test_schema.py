@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from roadmap import ROOT, STEPS_YAML
 from roadmap.schema import steps_schema
 from roadmap.steps import load_roadmap
 from roadmap.strict_yaml import parse_yaml
+from tests.helpers import commands
 
 SHIPPED = ROOT / "roadmap" / "steps.schema.json"
 SCHEMA = json.loads(SHIPPED.read_text(encoding="utf-8"))
@@ -47,10 +47,8 @@ def errors(text: str) -> list[str]:
 
 def test_the_shipped_schema_is_the_one_that_is_written(tmp_path: Path) -> None:
     out = tmp_path / "steps.schema.json"
-    subprocess.run([sys.executable, "-m", "roadmap", "schema", "--out", str(out)], cwd=ROOT, check=True)
-    printed = subprocess.run(
-        [sys.executable, "-m", "roadmap", "schema"], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    commands.run([sys.executable, "-m", "roadmap", "schema", "--out", str(out)], cwd=ROOT, check=True)
+    printed = commands.run([sys.executable, "-m", "roadmap", "schema"], cwd=ROOT, check=True)
     assert out.read_text(encoding="utf-8") == printed.stdout == SHIPPED.read_text(encoding="utf-8")
     assert steps_schema(load_roadmap().base) == SCHEMA
 

@@ -22,6 +22,7 @@ from roadmap.steps import load_roadmap, resolve
 from slurm.accounting import tasks_of
 from slurm.status_table import duration
 from slurm.submitted import Submission, jobs_of
+from tests.helpers import commands
 
 TINY = {
     "data.copies": 1,
@@ -48,7 +49,7 @@ def make(runs: Path, step: str, seed: int = 0, overrides: dict[str, Any] | None 
 def call(command: str, *words: str | Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "slurm" / f"{command}.py"), *map(str, words)]
     environment = os.environ | ({} if path is None else {"PATH": path})
-    return subprocess.run(line, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    return commands.run(line, timeout=120, env=environment)
 
 
 def told(runs: Path, *words: str, path: str | None = None) -> dict[str, Any]:
@@ -330,9 +331,7 @@ def test_bad_words_are_one_clear_line(command: str, words: list[str], said: str,
 def test_a_worker_is_told_to_save_and_its_run_goes_on_later(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu", overrides={"recipe.epochs": 2000})
     script = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
-    worker = subprocess.Popen(
-        [sys.executable, "-c", script, str(run.path)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    worker = commands.Command([sys.executable, "-c", script, str(run.path)], cwd=ROOT)
     try:
         while not any(run.checkpoints.glob("*.pt")):
             assert worker.poll() is None

@@ -32,6 +32,7 @@ from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training import trainer as attempt
 from roadmap.training.launch import launched, launched_by_nobody
+from tests.helpers import commands
 from tests.helpers.images import CPU, Pictures, custom, picture
 from tests.helpers.processes import SERVER, finish, free_port
 
@@ -55,15 +56,7 @@ class Stuck(Pictures):
 
 def run_in_root(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """A command run to its end, from the project's folder."""
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return commands.run(command, cwd=ROOT, env=os.environ | variables, timeout=120)
 
 
 # Batches
@@ -223,15 +216,7 @@ def test_a_temporary_folder_with_too_long_a_name_is_refused(tmp_path: Path) -> N
         "--runs",
         str(tmp_path),
     ]
-    done = subprocess.run(
-        step,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"TMPDIR": str(folder)},
-    )
+    done = commands.run(step, cwd=ROOT, timeout=120, env=os.environ | {"TMPDIR": str(folder)})
     assert done.returncode == 2, done.stderr
     assert f"TMPDIR {folder} is where data-loading workers make their sockets, and they cannot" in done.stderr
     assert "set TMPDIR=/tmp, or --set system.workers=0" in done.stderr
@@ -288,9 +273,7 @@ def test_a_signal_while_data_is_fetched_ends_the_run_at_once(
         "--runs",
         str(tmp_path / "runs"),
     ]
-    process = subprocess.Popen(
-        [*command, *(word for one in sets for word in ("--set", one))], stderr=subprocess.PIPE, text=True
-    )
+    process = commands.Command([*command, *(word for one in sets for word in ("--set", one))])
     while not list(tmp_path.rglob(".*.tmp")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -338,7 +321,6 @@ def test_a_stop_that_other_code_catches_is_still_a_stop(swallowed: bool) -> None
         except Exception:
             if not swallowed:
                 raise ImportError("cannot load module more than once per process") from None
-
 
 
 def test_a_signal_while_a_lock_is_waited_for_ends_the_run_at_once(tmp_path: Path) -> None:

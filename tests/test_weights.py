@@ -35,6 +35,7 @@ from roadmap.train import train
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.weight_files import digest_of
 from roadmap.weights import load_weights, read_state_dict, read_state_dicts
+from tests.helpers import commands
 from tests.test_timm_parity import assert_same_logits, images, randomize
 
 
@@ -788,7 +789,7 @@ def test_a_run_that_was_not_trained_has_nothing_to_export(tmp_path: Path) -> Non
 
 def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "roadmap", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run(command, cwd=ROOT)
 
 
 def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(

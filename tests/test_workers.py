@@ -18,6 +18,7 @@ from roadmap.lease import attempts, owner, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from slurm.local import gpus, start
+from tests.helpers import commands
 from tests.helpers.images import TINY as IMAGES
 from tests.helpers.images import write_folder
 from tests.slurm.plans import outcomes
@@ -46,10 +47,8 @@ def plan(runs: Path, steps: list[str], seeds: int, epochs: int = 1) -> list[RunD
     ]
 
 
-def worker(runs: list[RunDir]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+def worker(runs: list[RunDir]) -> commands.Command:
+    return commands.Command([sys.executable, "-c", WORK, *(str(run.path) for run in runs)], cwd=ROOT)
 
 
 def test_two_workers_never_train_the_same_run(tmp_path: Path) -> None:
@@ -86,11 +85,6 @@ def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
     assert outcomes(runs[0]) == ["failed", "done"]
 
 
-def told(device: str, run_dirs: list[str]) -> tuple[str, int]:
-    """In a worker's place: what it is given."""
-    return device, len(run_dirs)
-
-
 @pytest.mark.parametrize(
     ("visible", "devices"),
     [
@@ -104,7 +98,12 @@ def test_each_worker_has_a_gpu_by_number_or_id(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("slurm.local.work_on", told)
+
+    def given(device: str, run_dirs: list[str]) -> tuple[str, int]:
+        """In a worker's place; defined here, it is pickled whole, and no worker imports this module."""
+        return device, len(run_dirs)
+
+    monkeypatch.setattr("slurm.local.work_on", given)
     jobs = start(plan(tmp_path, ["gelu"], seeds=1), workers=3)
     assert [job.result() for job in jobs] == [(device, 1) for device in devices]
 
@@ -122,10 +121,7 @@ def test_a_worker_sees_its_gpu_alone() -> None:
     )
     words = [sys.executable, "-c", code]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    assert (
-        subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-        == "MIG-2f1c\n"
-    )
+    assert commands.run(words, cwd=ROOT, env=environment, check=True).stdout == "MIG-2f1c\n"
 
 
 def submit(runs: Path, *more: str) -> list[str]:
@@ -136,15 +132,13 @@ def submit(runs: Path, *more: str) -> list[str]:
 
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
     runs, out = tmp_path / '100% [x] [/b] :x: it\'s "ü" $HOME', tmp_path / "out"
-    first = subprocess.run(
-        submit(runs, "--workers", "2"), capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path
-    )
+    first = commands.run(submit(runs, "--workers", "2"), timeout=300, check=True, cwd=tmp_path)
     assert "4 runs: 4 pending; 2 workers for 4 open runs" in first.stdout
     assert "[4/4]" in first.stdout
-    again = subprocess.run(submit(runs), capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    again = commands.run(submit(runs), timeout=60, check=True, cwd=tmp_path)
     assert "4 runs: 4 done; 0 workers for 0 open runs" in again.stdout
     command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *OPTIONS]
-    subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path)
+    commands.run(command, timeout=120, check=True, cwd=tmp_path)
     assert {path.name for path in out.iterdir()} >= {
         "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg",
         "accuracy_vs_gmacs.png", "report.html",
@@ -170,20 +164,20 @@ def test_a_system_value_that_is_given_later_reaches_the_workers(tmp_path: Path) 
         "1",
     ]
     command += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
-    first = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    first = commands.run(command, timeout=120, cwd=tmp_path)
     assert first.returncode == 1
     assert "failed, CorruptImages" in first.stdout
     (config,) = tmp_path.glob("runs/*/*/*/*/config.yaml")
     more = [*command, "--set", "system.corrupt_images=1"]
-    subprocess.run([*more, "--dry-run"], capture_output=True, timeout=60, check=True, cwd=tmp_path)
+    commands.run([*more, "--dry-run"], timeout=60, check=True, cwd=tmp_path)
     assert "corrupt_images: 0" in config.read_text(encoding="utf-8")
-    subprocess.run([*more, "--only", "failed"], capture_output=True, timeout=120, check=True, cwd=tmp_path)
+    commands.run([*more, "--only", "failed"], timeout=120, check=True, cwd=tmp_path)
     assert json.loads(config.with_name("result.json").read_text(encoding="utf-8"))["corrupt_images"] == 1
 
 
 def cancel(runs: Path, *words: str) -> str:
     command = [sys.executable, str(ROOT / "slurm/cancel.py"), str(runs), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return commands.run(command, timeout=60, check=True).stdout
 
 
 def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
@@ -199,9 +193,7 @@ def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: P
         str(tmp_path),
     ]
     command += [*(word.replace("epochs=1", "epochs=12") for word in OPTIONS), "--steps", "gelu"]
-    process = subprocess.Popen(
-        [*command, "kernel_7", "resnet50", "--workers", "1"], stdout=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    process = commands.Command([*command, "kernel_7", "resnet50", "--workers", "1"], cwd=tmp_path)
     while not any(gelu.checkpoints.glob("*.pt")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -225,12 +217,10 @@ def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: P
         "the worker went on"
     )
     assert cancel(tmp_path, "--all") == "nothing to stop: none of these runs is queued or being trained\n"
-    rehearsed = subprocess.run(
-        [*command, "resnet50", "--dry-run"], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
+    rehearsed = commands.run([*command, "resnet50", "--dry-run"], check=True, cwd=tmp_path).stdout
     assert "2 runs: 1 cancelled, 1 done" in rehearsed
     assert gelu.cancelled.exists()
-    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    commands.run(command, check=True, timeout=300, cwd=tmp_path)
     assert (outcomes(gelu), status(kernel).state) == (["stopped", "done"], "cancelled")
 
 
@@ -240,15 +230,13 @@ def test_a_cancelled_run_is_trained_by_name(tmp_path: Path) -> None:
     assert worker([run]).wait(timeout=120) == 0
     assert (status(run).state, outcomes(run)) == ("cancelled", [])
     command = [sys.executable, str(ROOT / "run_step.py"), "gelu", *OPTIONS, "--runs", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    commands.run(command, check=True, timeout=120)
     assert status(run).state == "done"
 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        submit(tmp_path, "--workers", "2"), stdout=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
-    )
+    process = commands.Command(submit(tmp_path, "--workers", "2"), cwd=tmp_path, start_new_session=True)
     running: list[int] = []
     while not running:
         assert process.poll() is None
@@ -258,6 +246,6 @@ def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool,
     victims = [f"-{process.pid}"] if everything else [str(running[0])]
     subprocess.run(["kill", "-9", "--", *victims], check=True)
     process.wait(timeout=300)
-    subprocess.run(submit(tmp_path), check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    commands.run(submit(tmp_path), check=True, cwd=tmp_path)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/*/*/*/result.json")]
     assert [result["status"] for result in results] == ["done"] * 4

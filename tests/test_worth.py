@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.report.marginal import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 from tests.helpers.drawn import outside, overlapping, texts_of
 from tests.test_collect import finish
 
@@ -94,7 +94,7 @@ def test_a_change_that_a_later_one_overrides_is_worth_nothing_that_could_be_said
 
 def collect(runs: Path, out: Path, *words: str) -> str:
     command = [sys.executable, str(ROOT / "collect.py"), str(runs), "--out", str(out), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=out.parent).stdout
+    return commands.run(command, check=True, cwd=out.parent).stdout
 
 
 def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_paper_has_no_ablations(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "out"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = commands.run(command)
     assert (done.returncode, done.stderr) == (2, "--ablate the paper has figures for the path only\n")
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,13 @@ from roadmap.training.callbacks import Callback
 from roadmap.training.distributed import Distributed, joined
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["roadmap.train", "tests.helpers.processes"])
+# with what a run, a plan or a report imports only when it comes to it
+PRELOADED = """
+roadmap.train roadmap.run roadmap.report.write roadmap.training.compiled slurm.submission slurm.worker
+blocks.depthwise torch.utils.flop_counter sklearn.datasets matplotlib.pyplot scipy.stats
+tests.helpers.processes tests.helpers.commands
+"""
+SERVER.set_forkserver_preload(PRELOADED.split())
 
 
 def free_port() -> int:
