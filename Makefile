@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# a worker takes neighboring tests, which share what was trained or collected for them
+PARALLEL := -n 2 --dist worksteal
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 # uv takes a fifth of pip's time, and does not know the package indexes of pip's own configuration
 INSTALL_WITH_UV := uv venv --quiet --allow-existing --seed --python $(PYTHON) .venv && uv pip install --quiet --python .venv $(PACKAGES)
@@ -17,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/python collect.py runs --profile digits_noisy --out reports/digits_noisy
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --ignore=tests/slurm
+	$(BIN)/python -m pytest $(PARALLEL) --ignore=tests/slurm
 
 # Tests of what depends on versions, in environments of their own: on the lowest Python with the lowest packages that pyproject.toml
 # allows, and on the newest Python that is installed, by pyenv, too, with the pinned packages. No picture is held against another one,
@@ -27,18 +29,18 @@ PYTHON_lowest := 3.11
 PYTHON_newest = $(shell PATH="$$PATH:$$(echo "$$HOME"/.pyenv/versions/*/bin | tr ' ' :)" $(UV) python list --only-installed 2> /dev/null | awk 'NR == 1 {print $$2}')
 VERSIONS_lowest := --resolution lowest-direct
 VERSIONS_newest := --constraint constraints.txt
-VERSIONED := config strict_yaml schema networks timm_parity engine compiled resume recipe data loader randaugment streams weights \
-    trackers collect tables curves html stats cluster disk
+VERSIONED := config strict_yaml schema networks timm_parity engine compiled data loader randaugment streams weights \
+    trackers tables curves html stats cluster disk
 # what takes minutes and depends on versions no more than the rest, and pictures
-UNVERSIONED := look_as_they_did or kill_9 or killed_twice or while_it_evaluates or too_little_memory or ctrl_c or command_lines_write
+UNVERSIONED := look_as_they_did or too_little_memory or command_lines_write
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(PYTHON_$*) .venv-$*
 	$(UV) pip install --quiet --python .venv-$* $(VERSIONS_$*) --editable '.[dev]'
-	.venv-$*/bin/python -m pytest -n 2 -k 'not ($(UNVERSIONED))' $(VERSIONED:%=tests/test_%.py)
+	.venv-$*/bin/python -m pytest $(PARALLEL) -k 'not ($(UNVERSIONED))' $(VERSIONED:%=tests/test_%.py)
 
 # The tests that need a real Slurm, which they start and stop themselves: as root, after `python3 -m slurm.testbed install`.
 slurm-test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 tests/slurm
+	$(BIN)/python -m pytest $(PARALLEL) tests/slurm
 
 # The whole roadmap under random kills, some minutes long.
 slurm-chaos: $(INSTALLED)

@@ -39,7 +39,7 @@ from tests.slurm.plans import (
 )
 
 STEP = "separate_downsampling"
-LONG = 12  # epochs: long enough to be caught at work
+LONG = 8  # epochs: long enough to be caught at work
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +80,7 @@ def test_a_plan_is_trained_and_collected(testbed: Testbed, tmp_path: Path) -> No
 def test_the_whole_roadmap_ends_in_a_table(testbed: Testbed, tmp_path: Path) -> None:
     steps = load_roadmap().steps
     write_clusters(tmp_path)
-    done = submit(testbed, tmp_path, "--seeds", "1", "--out", "out", epochs=1)
+    done = submit(testbed, tmp_path, "--seeds", "1", "--out", "out", "--pack", "5", epochs=1)
     assert f"{len(steps)} to submit" in done.stdout
     runs = wait(testbed, tmp_path, len(steps))
     assert {run.step for run in runs} == set(steps)
