@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
-
-from blocks.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -246,6 +245,12 @@ LAYERS: dict[str, Layer] = {
 def kinds(role: str) -> tuple[str, ...]:
     """The kinds that may stand at a place with this role: 'spatial', 'norm' or 'act'."""
     return tuple(kind for kind, layer in LAYERS.items() if layer.role == role)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: "; did you mean 'relu'?", or '' where no name is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from roadmap.settings import Settings, changes, one_of_these
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.errors import ConfigError, config_error, one_of_these
+from roadmap.settings import Settings, changes
 from roadmap.tree import Delta, Roadmap, resolve, trace
 
 LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
@@ -49,7 +49,7 @@ def ablate(
             variants, title = _add_alone(root, deltas), f"{root.title} with each change alone"
     else:
         known = f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP) and {ORDER}:SEED, such as {ORDER}:0"
-        raise ConfigError([Problem("--ablate", f"unknown ablation '{ablation}'; there are {known}")])
+        raise config_error("--ablate", f"unknown ablation '{ablation}'; there are {known}")
     return _grow(roadmap, list(variants), ablation, title, {"profile": profile, "overrides": overrides})
 
 
@@ -63,7 +63,7 @@ def end_of(roadmap: Roadmap, ablation: str) -> str | None:
         return None
     end = argument or roadmap.trunk[-1]
     if end not in roadmap.tree:
-        raise ConfigError([Problem("--ablate", f"unknown step '{end}'{one_of_these(end, roadmap.tree)}")])
+        raise config_error("--ablate", f"unknown step '{end}'{one_of_these(end, roadmap.tree)}")
     return end
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from roadmap.config import RunConfig
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.errors import ConfigError, config_error
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
     bn = config.model.block.norm.kind == "bn"
 
     def refuse(message: str) -> ConfigError:
-        return ConfigError(
-            [Problem(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)]
-        )
+        return config_error(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)
 
     if share * world != recipe.global_batch:
         raise refuse("does not divide evenly; choose a number of processes that divides it")

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.data import splits
-from roadmap.strict_yaml import relative
-from roadmap.weight_files import refusal
+from roadmap.errors import config_error, relative
 
 CLASS_MAP = "--class-map"
 WAY_OUT = (
@@ -45,14 +44,18 @@ def read_class_map(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().split("\n")]
     except OSError as error:
-        raise refusal(where, f"cannot be read: {error.strerror}") from error
+        raise config_error(where, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise refusal(where, f"is no class map, a text file of one class name per line: {error}") from error
+        raise config_error(
+            where, f"is no class map, a text file of one class name per line: {error}"
+        ) from error
     for number, name in enumerate(names, 1):
         if not name:
-            raise refusal(where, "is empty" if len(names) == 1 else f"has no class name in line {number}")
+            raise config_error(
+                where, "is empty" if len(names) == 1 else f"has no class name in line {number}"
+            )
         if (first := names.index(name) + 1) < number:
-            raise refusal(where, f"names '{name}' in line {first} and again in line {number}")
+            raise config_error(where, f"names '{name}' in line {first} and again in line {number}")
     return names
 
 
@@ -68,7 +71,7 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
             f" {some(network)}"
         )
         hint = f"; {CLASS_MAP} FILE gives its classes other names, one per line in the order of the outputs"
-        raise refusal(where, message + (hint if where != CLASS_MAP else ""))
+        raise config_error(where, message + (hint if where != CLASS_MAP else ""))
     return [places[name] for name in data]
 
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
-from roadmap.strict_yaml import ConfigError, Problem, read_yaml, relative, show, write_yaml
+from roadmap.errors import ConfigError, Problem, format_validation_error, relative
+from roadmap.strict_yaml import read_yaml, write_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -386,23 +387,3 @@ class RunConfig(Spec):
 def _yaml_of(sections: str) -> str:
     """JSON as YAML, once for all seeds of a step: PyYAML takes milliseconds."""
     return write_yaml(json.loads(sections))
-
-
-def format_validation_error(error: Any) -> str:
-    """A pydantic error in the words of this project."""
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
-    if error["type"] == "missing":
-        key = error["loc"][-1]
-        return f"'{key}' is missing" if isinstance(key, str) else f"value {key + 1} is missing"
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    given = error["input"]
-    if error["type"] in ("too_short", "too_long"):
-        message = message.partition(" after validation")[0]  # or it would say the number, too
-    message = message.partition(" or instance of ")[0]  # a class of ours, which nobody writes in a file
-    value = repr(given) if isinstance(given, str) else show(given)
-    if error["type"] == "string_type" and isinstance(given, int | float):
-        value += f"; write it in quotes, '{value}'"
-    return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roadmap.strict_yaml import relative
+from roadmap.errors import relative
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 AT_FAULT = (*FULL, errno.EROFS)  # the file system, and not a file on it

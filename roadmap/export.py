@@ -19,9 +19,10 @@ from torch import Tensor
 from blocks.spec import ModelSpec
 from roadmap.class_map import class_map_beside, to_class_map
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.records import RunDir
-from roadmap.strict_yaml import ConfigError, Problem, parse_yaml, relative, show
+from roadmap.strict_yaml import parse_yaml, show
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.weights import DIALECTS
 
@@ -62,10 +63,6 @@ CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 3, 27, 3), 192): "convnext_large",
     ((3, 3, 27, 3), 256): "convnext_xlarge",
 }
-
-
-def _error(where: str, message: str) -> ConfigError:
-    return ConfigError([Problem(where, message)])
 
 
 def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
@@ -138,11 +135,11 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     """
     run = RunDir(run_dir)
     if out.suffix not in (".safetensors", ".pth", ".pt"):
-        raise _error(relative(out), "must end in .safetensors, .pth or .pt")
+        raise config_error(relative(out), "must end in .safetensors, .pth or .pt")
     if not out.parent.is_dir():
-        raise _error(relative(out), "cannot be written: its folder does not exist")
+        raise config_error(relative(out), "cannot be written: its folder does not exist")
     if not run.config.is_file():
-        raise _error(
+        raise config_error(
             relative(run.path),
             "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml",
         )
@@ -150,11 +147,11 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     model, kwargs = timm_model(spec) if names == "timm" else ("", {})
     checkpoint = Checkpoints(run.checkpoints).newest()
     if checkpoint is None:
-        raise _error(relative(run.path), "has no whole checkpoint; train it first")
+        raise config_error(relative(run.path), "has no whole checkpoint; train it first")
     engine = checkpoint["engine"]
     state = engine["ema" if ema else "model"]
     if state is None:
-        raise _error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
+        raise config_error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
     state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
     classes: list[str] | None = checkpoint.get("data", {}).get("classes")
     with write_errors(out):

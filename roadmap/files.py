@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.disk import explaining, reason
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.errors import config_error, relative
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,7 +31,7 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError([Problem(relative(path), f"cannot be written: {reason(error, path)}")]) from error
+        raise config_error(relative(path), f"cannot be written: {reason(error, path)}") from error
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.settings import Setting, Settings, unknown_keys
-from roadmap.strict_yaml import ConfigError, show
+from roadmap.strict_yaml import show
 
 Schema = dict[str, Any]
 TITLE = """\

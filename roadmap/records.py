@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from roadmap.config import RunConfig
 from roadmap.disk import reason
+from roadmap.errors import config_error, relative
 from roadmap.files import read_json_lines, write_atomic, write_errors
 from roadmap.lease import attempts, owner, read_attempt
 from roadmap.result import DamagedResult, NewerResult, Result, parse_result
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.tree import NO_PROFILE
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
@@ -102,7 +102,7 @@ def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
             f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step of"
             " your own"
         )
-        raise ConfigError([Problem(f"'{config.step[:40]}…'", message)])
+        raise config_error(f"'{config.step[:40]}…'", message)
     return RunDir(
         runs
         / config.roadmap
@@ -125,9 +125,7 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
             write_atomic(run.config, config.to_yaml())
             return run
     except OSError as error:
-        raise ConfigError(
-            [Problem(relative(run.path), f"cannot be made: {reason(error, run.path)}")]
-        ) from error
+        raise config_error(relative(run.path), f"cannot be made: {reason(error, run.path)}") from error
     if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
         return run
     if check_config(run, config) != config and status(run).state not in FINISHED:
@@ -162,13 +160,9 @@ def check_config(run: RunDir, config: RunConfig) -> RunConfig:
         lines = [
             f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]
         ]
-        raise ConfigError(
-            [
-                Problem(
-                    relative(run.config),
-                    f"belongs to another configuration ({'; '.join(lines)}); move the folder away",
-                )
-            ]
+        raise config_error(
+            relative(run.config),
+            f"belongs to another configuration ({'; '.join(lines)}); move the folder away",
         )
     return there
 
@@ -259,9 +253,7 @@ def find_runs(root: Path) -> list[RunDir]:
         return [RunDir(path) for path in sorted(map(Path, _run_folders(str(tree))))]
     except OSError as error:
         where = relative(Path(error.filename or root))
-        raise ConfigError(
-            [Problem(where, f"cannot be read as a folder of runs: {error.strerror}")]
-        ) from error
+        raise config_error(where, f"cannot be read as a folder of runs: {error.strerror}") from error
 
 
 def run_tree(root: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import ConfigDict, ValidationError
 
 from blocks.spec import Spec
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.errors import ConfigError, Problem
 
 FORMAT = 1
 

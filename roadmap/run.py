@@ -18,11 +18,11 @@ from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.data.preflight import check_data, class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.disk import disk_error
+from roadmap.errors import ConfigError, config_error, relative
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.result import DamagedResult, NewerResult, Result
 from roadmap.signals import Stopped, StopSignals
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.callbacks import Callback, Callbacks, LiveProgress
 from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
@@ -162,7 +162,7 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
     check_trackers(config)
     plan_batches(config, launch.size)
     if profile_steps is not None and profile_steps < 1:
-        raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {profile_steps}")])
+        raise config_error("--profile-steps", f"must be at least 1, not {profile_steps}")
     with StopSignals() as stop:
         try:
             run, result = _trained(config, runs, stop, console, profile_steps)

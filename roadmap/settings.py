@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from blocks.spelling import did_you_mean
-from roadmap.config import RunConfig, format_validation_error
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, parse_yaml
+from blocks.layers import did_you_mean
+from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Mark, Problem, format_validation_error
+from roadmap.strict_yaml import Node, parse_yaml
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,6 @@ class Setting:
 
 
 Settings = dict[str, Setting]
-
-
-def one_of_these(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
-    known = list(known)
-    return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
 
 
 def merge(*layers: Settings) -> Settings:

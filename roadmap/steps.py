@@ -10,9 +10,10 @@ from typing import Any
 
 from roadmap import STEPS_YAML
 from roadmap.ablations import ablate
-from roadmap.settings import Settings, merge, one_of_these, parse_overrides, same, settings_of, unknown_keys
+from roadmap.errors import ConfigError, Mark, Problem, one_of_these, relative
+from roadmap.settings import Settings, merge, parse_overrides, same, settings_of, unknown_keys
 from roadmap.steps_file import Document, RoadmapEntry, StepEntry, read_steps_file
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, relative, show
+from roadmap.strict_yaml import Node, show
 from roadmap.tree import NO_PROFILE, Delta, Roadmap, resolve, trace
 
 __all__ = ["Roadmap", "flat_text", "load_roadmap", "load_roadmaps", "parse_overrides", "resolve"]

@@ -11,12 +11,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
+from blocks.layers import did_you_mean
 from blocks.spec import Spec
-from blocks.spelling import did_you_mean
 from roadmap import STEPS_YAML
-from roadmap.config import format_validation_error
-from roadmap.settings import one_of_these
-from roadmap.strict_yaml import ConfigError, Mark, Node, Problem, read_yaml, relative, write_yaml
+from roadmap.errors import (
+    ConfigError,
+    Mark,
+    Problem,
+    config_error,
+    format_validation_error,
+    one_of_these,
+    relative,
+)
+from roadmap.strict_yaml import Node, read_yaml, write_yaml
 from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -140,26 +147,22 @@ def _extended(path: Path, above: tuple[Path, ...], problems: list[Problem]) -> N
         return node
     extends = node.value["extends"]
     if not isinstance(extends.value, str):
-        raise ConfigError(
-            [Problem(extends.mark, "extends: name the steps file that this one adds to, such as steps.yaml")]
+        raise config_error(
+            extends.mark, "extends: name the steps file that this one adds to, such as steps.yaml"
         )
     beside, shipped = path.parent / extends.value, STEPS_YAML.parent / extends.value
     try:
         file = beside if beside.is_file() and not beside.samefile(path) else shipped
         is_there = file.is_file()
     except OSError as error:
-        raise ConfigError([Problem(extends.mark, f"extends: {error.strerror}")]) from error
+        raise config_error(extends.mark, f"extends: {error.strerror}") from error
     if not is_there:
-        raise ConfigError(
-            [
-                Problem(
-                    extends.mark,
-                    f"extends: there is no '{extends.value}' in {relative(path.parent)}, nor in the project",
-                )
-            ]
+        raise config_error(
+            extends.mark,
+            f"extends: there is no '{extends.value}' in {relative(path.parent)}, nor in the project",
         )
     if file.resolve() in {other.resolve() for other in (*above, path)}:
-        raise ConfigError([Problem(extends.mark, f"extends: '{extends.value}' comes back to this file")])
+        raise config_error(extends.mark, f"extends: '{extends.value}' comes back to this file")
     return _add(_extended(file, (*above, path), problems), node, problems)
 
 

@@ -7,7 +7,6 @@ schema), and aliases are refused, for a delta says its own values. What is writt
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from roadmap.errors import ConfigError, Mark, Problem, config_error, relative
+
 SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
     (re.compile(r"~|null|Null|NULL|"), lambda _: None),
     (re.compile(r"true|True|TRUE"), lambda _: True),
@@ -25,40 +26,6 @@ SCALARS: list[tuple[re.Pattern[str], Callable[[str], Any]]] = [
     (re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"), float),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), lambda text: float(text.replace(".", ""))),
 ]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A place in a file; `line` and `column` count from 1."""
-
-    file: str
-    line: int
-    column: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong, and where."""
-
-    where: Mark | str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.where} {self.message}" if str(self.where) else self.message
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, one line a problem."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(dict.fromkeys(map(str, problems))))
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Problem]]]:
-        return type(self), (self.problems,)  # for the way to another process
 
 
 @dataclass(frozen=True)
@@ -86,21 +53,15 @@ class Node:
                 yield from node.leaves(f"{prefix}.{key}" if prefix else key)
 
 
-def relative(path: Path) -> str:
-    """A path as a user in the current folder would name it."""
-    path = path.absolute()
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
 def read_yaml(path: Path) -> Node:
     """The document in `path`; ConfigError with file, line and column of all that is wrong with its form."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError([Problem(relative(path), f"cannot be read: {error.strerror}")]) from error
+        raise config_error(relative(path), f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            [Problem(relative(path), f"is not UTF-8 text: {error.reason} at byte {error.start}")]
+        raise config_error(
+            relative(path), f"is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
     return parse_yaml(text, relative(path))
 
@@ -112,25 +73,21 @@ def parse_yaml(text: str, name: str) -> Node:
     except yaml.MarkedYAMLError as error:
         place = error.problem_mark
         where = Mark(name, place.line + 1, place.column + 1) if place else name
-        raise ConfigError([Problem(where, f"is not YAML: {error.problem}")]) from error
+        raise config_error(where, f"is not YAML: {error.problem}") from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         where = Mark(name, before.count("\n") + 1, error.position - before.rfind("\n"))
-        raise ConfigError([Problem(where, f"is not YAML: {error.reason}")]) from error
+        raise config_error(where, f"is not YAML: {error.reason}") from error
     except UnicodeEncodeError as error:  # in the words of a command line
-        raise ConfigError(
-            [
-                Problem(
-                    name,
-                    f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads"
-                    " UTF-8 in any",
-                )
-            ]
+        raise config_error(
+            name,
+            f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads"
+            " UTF-8 in any",
         ) from error
     except RecursionError as error:
-        raise ConfigError([Problem(name, "is not YAML that anybody wrote: it is nested too deep")]) from error
+        raise config_error(name, "is not YAML that anybody wrote: it is nested too deep") from error
     except yaml.YAMLError as error:
-        raise ConfigError([Problem(name, f"is not YAML: {' '.join(str(error).split())}")]) from error
+        raise config_error(name, f"is not YAML: {' '.join(str(error).split())}") from error
     if root is None:
         return Node(None, Mark(name, 1, 1), Mark(name, 1, 1))
     problems: list[Problem] = []

@@ -18,10 +18,9 @@ from torch import nn
 from blocks.model import Network, build_model
 from blocks.spec import ModelSpec
 from roadmap import STEPS_YAML
-from roadmap.config import RunConfig, format_validation_error
-from roadmap.settings import one_of_these
+from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Problem, format_validation_error, one_of_these
 from roadmap.steps import load_roadmaps, resolve
-from roadmap.strict_yaml import ConfigError, Problem
 
 UNPREFIXED = "convnext_t"  # the roadmap whose steps need no name before theirs
 TIMMS_OWN = ("global_pool", "drop_rate", "drop_path_rate", "features_only", "out_indices", "feature_cls")

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from blocks.spec import Count, Spec
 from roadmap.config import RunConfig
-from roadmap.settings import Settings, changes, merge, one_of_these, overriding, validate
-from roadmap.strict_yaml import ConfigError, Problem, relative, show
+from roadmap.errors import ConfigError, config_error, one_of_these, relative
+from roadmap.settings import Settings, changes, merge, overriding, validate
+from roadmap.strict_yaml import show
 
 NO_PROFILE = "paper"
 
@@ -161,13 +162,13 @@ class Roadmap:
         for sign, name in zip(words[::2], words[1::2], strict=True):
             delta = self._ancestry("step", self.tree, name)[-1]
             if delta.parent is None:
-                raise self._error(
+                raise self._no_combination(
                     combination, f"{name} is a root, and no change that could be added or left out"
                 )
             if sign == "+" and delta in deltas:
-                raise self._error(combination, f"{name} is in it already")
+                raise self._no_combination(combination, f"{name} is in it already")
             if sign == "-" and delta not in deltas:
-                raise self._error(
+                raise self._no_combination(
                     combination, f"{name} is not on the way to {step}, so it cannot be left out"
                 )
             deltas = [*deltas, delta] if sign == "+" else [other for other in deltas if other is not delta]
@@ -178,15 +179,17 @@ class Roadmap:
         name, _, order = place.partition("@")
         seed = re.fullmatch(r"order(0|[1-9]\d{0,8})", order, re.ASCII)
         if seed is None:
-            raise self._error(place, f"'{order}' is no order; write {name}@order7")
+            raise self._no_combination(place, f"'{order}' is no order; write {name}@order7")
         deltas = self.shuffled(int(seed[1]))
         names = [delta.name for delta in deltas]
         if name not in names[1:]:
-            raise self._error(place, f"{name} is no change on the path{one_of_these(name, names[1:])}")
+            raise self._no_combination(
+                place, f"{name} is no change on the path{one_of_these(name, names[1:])}"
+            )
         return deltas[: names.index(name) + 1]
 
-    def _error(self, combination: str, message: str) -> ConfigError:
-        return ConfigError([Problem(relative(self.path), f"'{combination}': {message}")])
+    def _no_combination(self, combination: str, why: str) -> ConfigError:
+        return config_error(relative(self.path), f"'{combination}': {why}")
 
     def shuffled(self, seed: int) -> tuple[Delta, ...]:
         """The path's deltas in a random order, behind the root; a new step does not change the order of the
@@ -207,9 +210,7 @@ class Roadmap:
 
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
-            raise ConfigError(
-                [Problem(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")]
-            )
+            raise config_error(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")
         path = [known[name]]
         while (parent := path[-1].parent) is not None:
             path.append(known[parent])
@@ -228,13 +229,9 @@ def trace(
     lineage, drop = roadmap.lineage(step), tuple(drop)
     for name in drop:
         if name not in {ancestor.name for ancestor in lineage}:
-            raise ConfigError(
-                [
-                    Problem(
-                        relative(roadmap.path),
-                        f"'{name}' is not on the way to '{step}', so it cannot be dropped",
-                    )
-                ]
+            raise config_error(
+                relative(roadmap.path),
+                f"'{name}' is not on the way to '{step}', so it cannot be dropped",
             )
     deltas = [delta for delta in lineage if delta.name not in drop]
     deltas += roadmap.profile(profile)

@@ -12,24 +12,19 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, url2pathname, urlopen
 
+from roadmap.errors import config_error, relative
 from roadmap.files import write_atomic
 from roadmap.records import RunDir
-from roadmap.strict_yaml import ConfigError, Problem, relative
 
 # iteration and digest; a copy under any other name is the user's
 CHECKPOINT = re.compile(r"(\d{9,})-([0-9a-f]{16})\.pt")
-
-
-def refusal(where: str, message: str) -> ConfigError:
-    """Bad input in one line."""
-    return ConfigError([Problem(where, message)])
 
 
 def scheme_of(source: str | Path) -> str:
     """The scheme of an address, '' for a path; ConfigError for one that cannot be read."""
     scheme = source.partition("://")[0].lower() if isinstance(source, str) and "://" in source else ""
     if scheme not in ("", "file", "http", "https"):
-        raise refusal(
+        raise config_error(
             str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file"
         )
     return scheme
@@ -65,7 +60,7 @@ def located(source: str | Path) -> Path:
         return path
     checkpoints = checkpoint_files(run.checkpoints)
     if not checkpoints:
-        raise refusal(relative(path), "has no checkpoint; train it first")
+        raise config_error(relative(path), "has no checkpoint; train it first")
     return checkpoints[0]
 
 
@@ -88,7 +83,7 @@ def _download(url: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, content)
         except (OSError, HTTPException, ValueError) as error:
-            raise refusal(url, f"cannot be downloaded: {str(error).strip('<>')}") from error
+            raise config_error(url, f"cannot be downloaded: {str(error).strip('<>')}") from error
     return path
 
 
@@ -99,7 +94,7 @@ def digest_of(source: str | Path) -> str:
         status = path.stat()
         return _digest(path, status.st_mtime_ns, status.st_size)
     except OSError as error:
-        raise refusal(name_of(source), f"cannot be read: {error.strerror}") from error
+        raise config_error(name_of(source), f"cannot be read: {error.strerror}") from error
 
 
 @lru_cache

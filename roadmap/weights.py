@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from roadmap.class_map import class_map_beside, read_class_map
-from roadmap.strict_yaml import ConfigError, relative
-from roadmap.weight_files import located, name_of, refusal, scheme_of
+from roadmap.errors import ConfigError, config_error, relative
+from roadmap.weight_files import located, name_of, scheme_of
 
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])
@@ -97,7 +97,7 @@ def read_state_dict(source: str | Path, *, ema: bool = False) -> dict[str, Tenso
 def select(states: Mapping[Kind, State], kind: Kind, where: str) -> State:
     """One kind of the weights at `where`; ConfigError with the option for the other if only that is there."""
     if kind not in states:
-        raise refusal(where, ABSENT[kind])
+        raise config_error(where, ABSENT[kind])
     return states[kind]
 
 
@@ -137,7 +137,7 @@ def read_weights(source: str | Path, classes: list[str] | None = None) -> Weight
     }
     states = {kind: tensors for kind, tensors in found.items() if tensors}
     if not states:
-        raise refusal(where, "holds no tensors with names")
+        raise config_error(where, "holds no tensors with names")
     return Weights(states, classes or _classes(content, written, path, where))
 
 
@@ -156,7 +156,7 @@ def _classes(content: Mapping[str, Any], written: str | None, path: Path, where:
             f"names other classes than {where} itself, or in another order; move it away, or choose with"
             " --class-map"
         )
-        raise refusal(relative(beside), message)
+        raise config_error(relative(beside), message)
     return names
 
 
@@ -193,13 +193,15 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
         with path.open("rb") as file:
             head = file.read(256)
     except OSError as error:
-        raise refusal(where, f"cannot be read: {error.strerror}") from error
+        raise config_error(where, f"cannot be read: {error.strerror}") from error
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
-        raise refusal(where, "is a web page, not a checkpoint" if head else "is empty")
+        raise config_error(where, "is a web page, not a checkpoint" if head else "is empty")
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
     # neither a zip file nor a pickle: all else Python would misread
     if not is_safetensors and not head.startswith((b"PK", b"\x80")):
-        raise refusal(where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors")
+        raise config_error(
+            where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors"
+        )
     try:
         if is_safetensors:  # whatever the file is called: a blob in the cache of the Hub has no suffix
             with safetensors.safe_open(path, framework="pt") as opened:
@@ -209,11 +211,11 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a torn file raises whatever its reader runs into
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
-            raise refusal(
+            raise config_error(
                 where,
                 f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code",
             ) from error
-        raise refusal(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
+        raise config_error(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
     return content if isinstance(content, Mapping) else {}, None
 
 
@@ -289,7 +291,7 @@ def copy_weights(
     if not any(name in found for name in may_differ):
         grave = replace(grave, missing=tuple(name for name in missing if name not in may_differ))
     if strict and not grave.fits:
-        raise refusal("", str(report))
+        raise config_error("", str(report))
     with torch.no_grad():
         for name in fitting:
             here[name].copy_(found[name].reshape(here[name].shape))

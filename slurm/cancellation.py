@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roadmap.errors import ConfigError, config_error
 from roadmap.lease import is_here, owner
 from roadmap.records import RunDir, Status, status
 from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import count
 from roadmap.training.initial_weights import with_init_digest
 from roadmap.tree import NO_PROFILE, Roadmap, resolve
@@ -58,7 +58,7 @@ def stop_runs(arguments: argparse.Namespace) -> int:
 def choose(arguments: argparse.Namespace) -> list[RunDir]:
     """The runs that the command line names; ConfigError if it names none at all."""
     if not (arguments.all or arguments.steps or arguments.seed or arguments.not_in_plan):
-        raise ConfigError([Problem("--all, --steps, --seed or --not-in-plan", "must say which runs to stop")])
+        raise config_error("--all, --steps, --seed or --not-in-plan", "must say which runs to stop")
     runs = runs_of_experiment(arguments)
     if arguments.steps:
         runs = of_steps(runs, arguments.runs, arguments.steps)

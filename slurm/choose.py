@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from roadmap.errors import ConfigError, Problem, one_of_these, relative
 from roadmap.records import RunDir, find_runs
-from roadmap.settings import one_of_these
-from roadmap.strict_yaml import ConfigError, Problem, relative
 
 
 def runs_of_experiment(arguments: argparse.Namespace) -> list[RunDir]:

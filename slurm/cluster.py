@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from blocks.layers import did_you_mean
 from blocks.spec import Count, Spec
-from blocks.spelling import did_you_mean
-from roadmap.config import NonNegative, Positive, format_validation_error
-from roadmap.settings import one_of_these
-from roadmap.strict_yaml import ConfigError, Node, Problem, read_yaml, relative, show
+from roadmap.config import NonNegative, Positive
+from roadmap.errors import ConfigError, Problem, config_error, format_validation_error, one_of_these, relative
+from roadmap.strict_yaml import Node, read_yaml, show
 from slurm import CLUSTER_YAML
 
 
@@ -337,8 +337,8 @@ def default_cluster(path: Path = CLUSTER_YAML) -> str:
     if path != CLUSTER_YAML:
         names = list(_entries(path))
         if len(names) != 1:
-            raise ConfigError(
-                [Problem(relative(path), f"has the clusters {', '.join(names)}; choose one with --cluster")]
+            raise config_error(
+                relative(path), f"has the clusters {', '.join(names)}; choose one with --cluster"
             )
         return names[0]
     return "slurm" if shutil.which("sbatch") else "local"
@@ -349,7 +349,7 @@ def _entries(path: Path) -> dict[str, Node]:
     document = read_yaml(path)
     clusters = document.value.get("clusters") if isinstance(document.value, dict) else None
     if clusters is None or not isinstance(clusters.value, dict):
-        raise ConfigError([Problem(document.mark, "must hold `clusters`, by name")])
+        raise config_error(document.mark, "must hold `clusters`, by name")
     return clusters.value
 
 
@@ -359,7 +359,7 @@ def check_steps(name: str, path: Path, known: Collection[str]) -> None:
     for step, node in steps.items():
         if step not in known:
             message = f"cluster '{name}': steps: there is no step '{step}'{did_you_mean(step, sorted(known))}"
-            raise ConfigError([Problem(node.key, message)])
+            raise config_error(node.key, message)
 
 
 def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
@@ -373,9 +373,7 @@ def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
             return Cluster(scheduler="slurm")
         if name == "local":
             return Cluster(scheduler="local")
-        raise ConfigError(
-            [Problem(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters)}")]
-        )
+        raise config_error(relative(path), f"unknown cluster '{name}'{one_of_these(name, clusters)}")
     entry = clusters[name]
     try:
         return Cluster.model_validate(entry.plain())

@@ -15,10 +15,10 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from roadmap.disk import disk_error
+from roadmap.errors import config_error, relative
 from roadmap.files import write_errors
 from roadmap.lease import now
 from roadmap.records import RunDir
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from slurm.client import SbatchRefused, SlurmUnavailable, Task, new_submission, submit_once
 from slurm.cluster import Cluster, minutes_of
@@ -195,8 +195,8 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
         (jobs / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         if (full := disk_error(error, folder)) is not None:  # of what is written before sbatch is called
-            raise ConfigError([Problem("", str(full))]) from error
-        raise ConfigError([Problem(f"cluster '{cluster}':", f"sbatch refuses: {error}")]) from error
+            raise config_error("", str(full)) from error
+        raise config_error(f"cluster '{cluster}':", f"sbatch refuses: {error}") from error
     except SlurmUnavailable as error:
         message = (
             f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued"
@@ -205,7 +205,7 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
             f", for Slurm did not answer then ({error}); submit again when it does: what is queued is not"
             " queued twice"
         )
-        raise ConfigError([Problem(f"cluster '{cluster}':", message)]) from error
+        raise config_error(f"cluster '{cluster}':", message) from error
     job: str = started[0].job_id
     return job.partition("_")[0]
 
@@ -222,7 +222,7 @@ def collect_when_done(
             f"the runs are queued, but not the job that collects: {error}; when they have ended, run"
             f" {shlex.join(command)}"
         )
-        raise ConfigError([Problem(f"cluster '{name}':", message)]) from error
+        raise config_error(f"cluster '{name}':", message) from error
     return job
 
 

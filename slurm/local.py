@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap import ROOT
+from roadmap.errors import relative
 from roadmap.files import write_errors
 from roadmap.lease import is_here
 from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
-from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from roadmap.training.launch import launched_by_nobody
 from slurm.status_table import counts, overview, progress_of

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from roadmap.errors import relative
 from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, status
-from roadmap.strict_yaml import relative
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
 from slurm.monitor import places, poll
 from slurm.submitted import jobs_of

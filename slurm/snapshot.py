@@ -12,10 +12,10 @@ from pathlib import Path
 
 from roadmap import ROOT, STEPS_YAML
 from roadmap.disk import reason
+from roadmap.errors import config_error, relative
 from roadmap.files import sync_folder, write_atomic, write_errors
 from roadmap.provenance import KEPT, commit
 from roadmap.steps import flat_text
-from roadmap.strict_yaml import ConfigError, Problem, relative
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
 PARTS = ("blocks", "roadmap", "slurm", "steps.yaml")
@@ -55,9 +55,7 @@ def take(folder: Path) -> Path:
         aside.rename(target)
     except OSError as error:
         if not target.is_dir():  # somebody else may have been faster
-            raise ConfigError(
-                [Problem(relative(target), f"cannot be written: {reason(error, target)}")]
-            ) from error
+            raise config_error(relative(target), f"cannot be written: {reason(error, target)}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
@@ -83,15 +81,10 @@ def keep_steps(steps_file: Path, folder: Path, snapshot: Path) -> Path:
 def verify(snapshot: Path) -> None:
     """ConfigError unless this process runs the code in `snapshot`, and it is as it was when it was taken."""
     if ROOT.resolve() != snapshot.resolve():
-        raise ConfigError(
-            [
-                Problem(
-                    str(ROOT),
-                    f"is the code that was imported, and not {snapshot}; is PYTHONPATH set by the job's"
-                    " setup?",
-                )
-            ]
+        raise config_error(
+            str(ROOT),
+            f"is the code that was imported, and not {snapshot}; is PYTHONPATH set by the job's setup?",
         )
     there, wanted = tree_hash(snapshot), snapshot.name.rpartition("-")[2]
     if there != wanted:
-        raise ConfigError([Problem(str(snapshot), f"was changed after it was taken ({there}); submit again")])
+        raise config_error(str(snapshot), f"was changed after it was taken ({there}); submit again")

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from roadmap.cli.options import shown
+from roadmap.errors import config_error
 from roadmap.records import FINISHED, Status
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.terminal import console, count, table, tally
 from slurm.choose import runs_of_experiment
 from slurm.monitor import RunState, Snapshot, poll
@@ -165,7 +165,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     """Shows the runs, once or until they are finished."""
     if arguments.watch is not None:
         if not arguments.watch > 0:
-            raise ConfigError([Problem("--watch", f"must be more than 0 seconds, not {arguments.watch:g}")])
+            raise config_error("--watch", f"must be more than 0 seconds, not {arguments.watch:g}")
         return watch(arguments)
     board = poll(runs_of_experiment(arguments))
     if arguments.json:

@@ -12,10 +12,11 @@ from roadmap.batches import plan_batches
 from roadmap.cli.arguments import choices_of, roadmap_of
 from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
+from roadmap.errors import ConfigError, Problem, config_error
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.steps import load_roadmaps
-from roadmap.strict_yaml import ConfigError, Problem, show
+from roadmap.strict_yaml import show
 from roadmap.terminal import console, count
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
@@ -44,7 +45,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     """Plans and submits; returns the exit code."""
     for name in ("seeds", "workers", "pack"):
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ConfigError([Problem(f"--{name}", f"must be at least 1, not {value}")])
+            raise config_error(f"--{name}", f"must be at least 1, not {value}")
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_folder(arguments.runs, cluster)
@@ -75,7 +76,7 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
             f"holds {tag[0]!r}, which {who} replaces in the names of files; choose another folder, or a link"
             " to this one without it"
         )
-        raise ConfigError([Problem(f"--runs {runs.absolute()}:", message)])
+        raise config_error(f"--runs {runs.absolute()}:", message)
 
 
 def check_step_names(arguments: argparse.Namespace, name: str, cluster: Cluster) -> None:
@@ -122,13 +123,9 @@ def select_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def unanswered(why: object) -> ConfigError:
     """Why nothing is submitted while Slurm cannot be asked."""
-    return ConfigError(
-        [
-            Problem(
-                "Slurm",
-                f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}",
-            )
-        ]
+    return config_error(
+        "Slurm",
+        f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}",
     )
 
 
@@ -192,7 +189,7 @@ def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: 
             lease.outcome = "done"
             return code
     except LeaseHeld as error:
-        raise ConfigError([Problem("submit", f"{error}; wait until that submission is through")]) from error
+        raise config_error("submit", f"{error}; wait until that submission is through") from error
     except SlurmUnavailable as error:
         raise unanswered(error) from error
 

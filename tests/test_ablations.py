@@ -12,10 +12,10 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.ablations import ablate
+from roadmap.errors import ConfigError
 from roadmap.records import run_dir_of
 from roadmap.settings import changes
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.tree import Roadmap, trace
 from slurm.cluster import Cluster
 from slurm.submission import plan

@@ -32,9 +32,9 @@ from roadmap.bench.report import write_report
 from roadmap.bench.results import Measurement, add_rows, merged, read_rows, slug, to_csv
 from roadmap.bench.table import to_markdown
 from roadmap.cli.options import main_of
+from roadmap.errors import ConfigError
 from roadmap.report.render import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
-from roadmap.strict_yaml import ConfigError
 
 ROADMAPS = load_roadmaps()
 STEPS = ROADMAPS["convnext_t"].steps

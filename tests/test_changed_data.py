@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from tests.helpers.images import config_of, jpeg, plain, write_folder, write_shards

@@ -17,9 +17,10 @@ import pytest
 from pydantic import ValidationError
 
 from roadmap import ROOT
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError, read_yaml
+from roadmap.strict_yaml import read_yaml
 from slurm import CLUSTER_YAML
 from slurm.cluster import GENERAL, KEYS, OWN, Cluster, load_cluster, minutes_of
 from slurm.executor import Array, arrays_of, parameters, script, teardown

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from roadmap import ROOT
+from roadmap.errors import ConfigError
 from roadmap.records import Status, prepare
 from roadmap.report.ablation import measured, published
 from roadmap.report.compare import Pair, compare, to_grid, write_comparison

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import prepare
 from roadmap.signals import Stopped
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training import engine
 from roadmap.training.compiled import compare, randomized

@@ -11,8 +11,8 @@ import pytest
 
 from roadmap import STEPS_YAML
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.strict_yaml import ConfigError
 
 ROADMAP = load_roadmap()
 KERNEL_7 = "set: {model.block.spatial.kernel: 7}"

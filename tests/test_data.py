@@ -18,10 +18,10 @@ from torch import Tensor
 from roadmap.config import DataSpec, RunConfig
 from roadmap.data.digits import Split, load_digits
 from roadmap.data.loader import Loader
+from roadmap.errors import ConfigError
 from roadmap.records import prepare
 from roadmap.rng import permutation
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 
 ROADMAP = load_roadmap()

@@ -29,8 +29,8 @@ from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import TORCH, check_data
 from roadmap.data.synthetic import Synthetic
+from roadmap.errors import ConfigError
 from roadmap.run import training_images
-from roadmap.strict_yaml import ConfigError
 from tests.helpers.images import (
     CLASSES,
     CPU,

@@ -20,11 +20,11 @@ import torch
 
 from roadmap import ROOT
 from roadmap.disk import DiskError, disk_error, explaining, file_system
+from roadmap.errors import ConfigError
 from roadmap.export import export
 from roadmap.files import JsonLines, create_exclusive, write_atomic, write_errors
 from roadmap.lease import Lease
 from roadmap.records import RunDir, prepare, status
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from slurm.cluster import Cluster

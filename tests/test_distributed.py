@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 from roadmap import ROOT
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Problem
 from roadmap.lease import LeaseLost, attempts, read_attempt
 from roadmap.records import RunDir, prepare, read_result, run_dir_of
 from roadmap.result import Result
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.train import train
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints

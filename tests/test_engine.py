@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blocks.residual import Stage
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import Engine
 from tests.helpers import commands

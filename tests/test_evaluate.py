@@ -29,9 +29,9 @@ from roadmap.cli.arguments import eval_choices_of
 from roadmap.cli.options import main_of
 from roadmap.cli.run import parser, run
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare, read_result
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
 from roadmap.weight_files import digest_of

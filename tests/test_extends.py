@@ -10,8 +10,8 @@ import pytest
 
 from blocks import complexity
 from roadmap import STEPS_YAML
+from roadmap.errors import ConfigError
 from roadmap.steps import flat_text, load_roadmap, load_roadmaps, resolve
-from roadmap.strict_yaml import ConfigError
 
 SHIPPED = load_roadmaps()
 STEP = (

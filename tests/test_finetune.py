@@ -24,10 +24,10 @@ from blocks import build_model
 from blocks.model import Network
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.initial_weights import check_init, initialize_from, with_init_digest
 from roadmap.training.optim import build_optimizer, build_schedule, layer_groups

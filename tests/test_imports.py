@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "blocks.*": 0,
     "roadmap": 1,
+    "roadmap.errors": 1,
     "roadmap.strict_yaml": 1,
     "roadmap.disk": 1,
     "roadmap.config": 1,

@@ -18,7 +18,7 @@ from roadmap.data.datasets import make_source
 from roadmap.data.labels import BadSample, label_of
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import check_data
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CPU,
     Pictures,

@@ -18,7 +18,7 @@ from roadmap.data.listing import listing_digest
 from roadmap.data.preflight import check_data, find_shards
 from roadmap.data.prepare_plan import find_classes, find_samples
 from roadmap.data.staging import stage
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CLASSES,
     Pictures,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from roadmap.batches import BatchPlan
 from roadmap.data.loader import Loader, build_transform
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CPU,
     Pictures,

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.training.profiler import ROWS, WARM_UP, Profiler

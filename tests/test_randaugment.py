@@ -16,8 +16,8 @@ from torch import Tensor
 
 from roadmap.config import RunConfig
 from roadmap.data.loader import build_transform
+from roadmap.errors import ConfigError
 from roadmap.rng import seed_of
-from roadmap.strict_yaml import ConfigError
 from roadmap.training.device_transforms import APPLY, MATRICES, RANDAUGMENT, SAMPLING, Draw, RandAugment
 from tests.helpers.images import CPU, config_of
 

@@ -19,6 +19,7 @@ import torch
 from roadmap import ROOT
 from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
+from roadmap.errors import ConfigError
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease, LeaseLost
 from roadmap.records import RunDir, find_runs, prepare, read_result, status
@@ -26,7 +27,6 @@ from roadmap.result import DamagedResult, NewerResult
 from roadmap.run import EXIT_BUSY, train_run
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import OutOfMemory

@@ -20,7 +20,7 @@ from roadmap.data.decoder import make_decoder
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import check_data, expand
 from roadmap.data.shards import Changed, Shards, known_index, load_index
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CPU,
     PLAIN,

@@ -15,7 +15,7 @@ import pytest
 from roadmap.data.datasets import make_source
 from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import find_classes
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import config_of, plain, shards_of, write_folder, write_shards
 
 

@@ -22,8 +22,8 @@ from roadmap.config import RunConfig
 from roadmap.data import staging
 from roadmap.data.preflight import check_data
 from roadmap.data.staging import stage
+from roadmap.errors import ConfigError
 from roadmap.files import locked
-from roadmap.strict_yaml import ConfigError
 from tests.helpers.images import batches, config_of, same, shards_of, write_folder, write_shards
 
 FORK = multiprocessing.get_context("fork")

@@ -13,7 +13,7 @@ import pytest
 from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
-from roadmap.strict_yaml import ConfigError
+from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CPU,
     Batch,

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Mark
 from roadmap.steps import flat_text, load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError, Mark, parse_yaml, read_yaml, show, write_yaml
+from roadmap.strict_yaml import parse_yaml, read_yaml, show, write_yaml
 
 NASTY = (
     "00008", "9816e70646543237", "1e5", "08", "0x10", "1_000", "+1", "1:30", "2020-01-01",

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
+from roadmap.errors import ConfigError
 from roadmap.report.ablation import measured, published
 from roadmap.report.columns import COLUMNS
 from roadmap.report.rows import Ablation
 from roadmap.report.stats import Difference
 from roadmap.report.tables import grid, runs_frame, to_frame, to_json, write, write_runs
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from tests.helpers.reports import finished
 
 ROADMAP = load_roadmap()

@@ -24,10 +24,10 @@ from roadmap.data.decoder import PillowDecoder
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import STREAMS, check_data
 from roadmap.data.tensor_decoder import TensorDecoder
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.engine import Engine

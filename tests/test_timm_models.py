@@ -29,8 +29,8 @@ from blocks.model import POOLS, Network, build_model
 from blocks.residual import Residual
 from blocks.spec import ModelSpec
 from roadmap import timm_models
+from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmaps
-from roadmap.strict_yaml import ConfigError
 from roadmap.timm_models import registered
 
 ROOT = Path(__file__).resolve().parent.parent

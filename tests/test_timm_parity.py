@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks import ModelSpec, build_model
+from roadmap.errors import ConfigError
 from roadmap.export import timm_model, to_timm
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.weights import load_weights
 
 RESNET, CONVNEXT = "resnet50", "separate_downsampling"

@@ -17,9 +17,9 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.training.trackers import check_trackers, make_trackers, run_id

@@ -25,10 +25,10 @@ from roadmap import ROOT
 from roadmap.data import arrival
 from roadmap.data.arrival import NoBatch, check_workers
 from roadmap.data.loader import Loader
+from roadmap.errors import ConfigError
 from roadmap.files import locked
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
-from roadmap.strict_yaml import ConfigError
 from roadmap.train import train
 from roadmap.training import trainer as attempt
 from roadmap.training.launch import launched, launched_by_nobody

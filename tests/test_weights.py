@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from blocks import ModelSpec, build_model
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError
 from roadmap.export import export
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError, show
+from roadmap.strict_yaml import show
 from roadmap.train import train
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.weight_files import digest_of

@@ -34,16 +34,15 @@ from roadmap.bench.table import sheets
 from roadmap.bench.workloads import SHORTEST, build, free, has_timm, timed
 from roadmap.cli.arguments import roadmap_of
 from roadmap.config import RunConfig
+from roadmap.errors import config_error, relative
 from roadmap.lease import now
 from roadmap.provenance import commit
 from roadmap.steps import load_roadmaps
-from roadmap.strict_yaml import relative
 from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
 from roadmap.training.device import OutOfMemory, hardware, oom_hint, select_device, set_up
 from roadmap.training.engine import PRECISIONS
 from roadmap.tree import Roadmap
-from roadmap.weight_files import refusal
 
 MATMUL, CONVOLUTION = "matmul", "convolution"
 Times = Mapping[str, Sequence[float]]
@@ -56,7 +55,7 @@ def bench(arguments: argparse.Namespace) -> int:
     check_options(arguments)
     first = config_of(roadmap, steps[0], arguments, arguments.batch)
     if first.system.compile == "try":
-        raise refusal(
+        raise config_error(
             "system.compile", "is 'try', and what was measured must be known beforehand: true, or false"
         )
     device = select_device(first)
@@ -103,7 +102,7 @@ class Meter:
                 said, half = str(error).partition(";")[0], config.recipe.global_batch // 2
             free(self.device)
             if mode == "loop" or half < 1:
-                raise refusal(f"step '{config.step}'", f"is too large for this device: {said}")
+                raise config_error(f"step '{config.step}'", f"is too large for this device: {said}")
             console().print(f"{config.step}, {mode}: {said}; measured with {half}", soft_wrap=True)
             config = config_of(self.roadmap, config.step, self.arguments, half)
         add_rows(self.path, rows, self.roadmap.name, self.roadmap.steps)
@@ -187,7 +186,7 @@ def _built(
             runs[name] = build(name, mode, config, device)
         except CompilerFailed as error:
             if name == OURS:
-                raise refusal(f"{config.step}, system.compile", f"is no benchmark: {error}") from error
+                raise config_error(f"{config.step}, system.compile", f"is no benchmark: {error}") from error
             console().print(
                 f"{config.step}, {mode}: {name} is skipped, for it is compiled wrong: {error}", soft_wrap=True
             )

@@ -10,11 +10,11 @@ from typing import Any
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import choices_of
 from roadmap.config import RunConfig
+from roadmap.errors import config_error
 from roadmap.files import write_errors
 from roadmap.settings import parse_overrides
 from roadmap.strict_yaml import show
 from roadmap.tree import Roadmap, resolve
-from roadmap.weight_files import refusal
 
 # The bare network's step: nothing is done to images, and weights stay where they are.
 BARE_STEP = {
@@ -39,11 +39,11 @@ PATHS = {
 def check_options(arguments: argparse.Namespace) -> None:
     """ConfigError for what has no meaning, or cannot be written to."""
     if arguments.batch is not None and arguments.batch < 1:
-        raise refusal("--batch", f"must be at least 1, not {arguments.batch}")
+        raise config_error("--batch", f"must be at least 1, not {arguments.batch}")
     if not 0 < arguments.seconds < float("inf"):
-        raise refusal("--seconds", f"must be more than 0, not {arguments.seconds:g}")
+        raise config_error("--seconds", f"must be more than 0, not {arguments.seconds:g}")
     if arguments.loop and arguments.against:
-        raise refusal("--against", "cannot be used with --loop, for timm has no such loop")
+        raise config_error("--against", "cannot be used with --loop, for timm has no such loop")
     with write_errors(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out):

@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from roadmap.config import format_validation_error
+from roadmap.errors import ConfigError, config_error, format_validation_error, relative
 from roadmap.files import locked, write_atomic, write_errors
-from roadmap.strict_yaml import ConfigError, Problem, relative
 
 Mode = Literal["train", "inference", "loop"]
 MODES = ("train", "inference", "loop")
@@ -138,7 +137,7 @@ def _row(path: Path, line: int, cells: dict[str, str]) -> Measurement:
 
 def _unreadable(path: Path, why: str) -> ConfigError:
     message = f"is no table of this command: {why}; move it away, or choose another folder with --out"
-    return ConfigError([Problem(relative(path), message)])
+    return config_error(relative(path), message)
 
 
 def merged(

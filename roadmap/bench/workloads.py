@@ -19,8 +19,8 @@ from torch.nn import functional
 from blocks.model import build_model
 from roadmap.bench.results import OURS, TIMM_DEFAULTS
 from roadmap.config import Recipe, RunConfig
+from roadmap.errors import ConfigError, config_error
 from roadmap.export import timm_model
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.compiled import (
     CompilerFailed,
     GradientCheck,
@@ -219,7 +219,7 @@ def no_refusal() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError([Problem("--batch", f"the network refuses it: {error}")]) from error
+        raise config_error("--batch", f"the network refuses it: {error}") from error
 
 
 def wait(device: torch.device) -> None:

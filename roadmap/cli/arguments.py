@@ -11,13 +11,13 @@ from pydantic import ValidationError
 
 from roadmap.class_map import read_class_map
 from roadmap.cli.options import WHOLE_IMAGE
-from roadmap.config import RunConfig, format_validation_error
+from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, Problem, config_error, format_validation_error
 from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.initial_weights import with_init_digest
 from roadmap.tree import Roadmap, resolve
-from roadmap.weight_files import digest_of, refusal, scheme_of
+from roadmap.weight_files import digest_of, scheme_of
 
 OPTIONS = {"data.image_size": "--image-size", "recipe.eval_crop_pct": "--crop-pct"}
 
@@ -33,7 +33,9 @@ def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:
     overrides = parse_overrides(arguments.overrides)
     if arguments.init_from is not None:
         if "system.init_from" in overrides:
-            raise refusal("--init-from", "and --set system.init_from are both given; one of them is enough")
+            raise config_error(
+                "--init-from", "and --set system.init_from are both given; one of them is enough"
+            )
         source = (
             arguments.init_from
             if scheme_of(arguments.init_from)
@@ -56,9 +58,9 @@ def _init_weights(arguments: argparse.Namespace, overrides: Mapping[str, Any]) -
     """
     kind: str = arguments.kind
     if "recipe.init_weights" in overrides:
-        raise refusal(f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough")
+        raise config_error(f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough")
     if "system.init_from" not in overrides:
-        raise refusal(f"--{kind}", "chooses between the weights of --init-from, which is not given")
+        raise config_error(f"--{kind}", "chooses between the weights of --init-from, which is not given")
     return kind
 
 
@@ -77,7 +79,7 @@ def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[st
     }
     given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
     if given and not arguments.eval:
-        raise refusal(", ".join(given), "cannot be used without --eval")
+        raise config_error(", ".join(given), "cannot be used without --eval")
     view = _view(config, arguments.image_size, arguments.crop_pct, arguments.crop_mode)
     names = read_class_map(arguments.class_map) if arguments.class_map is not None else None
     return {

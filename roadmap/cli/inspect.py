@@ -11,6 +11,7 @@ from rich.padding import Padding
 from blocks import build_model, describe
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import choices_of, config_of, roadmap_of
+from roadmap.errors import config_error
 from roadmap.files import write_atomic, write_errors
 from roadmap.keys import config_markdown, keys_below
 from roadmap.schema import steps_schema
@@ -20,7 +21,6 @@ from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import VerifiedStep, summary, verify
-from roadmap.weight_files import refusal
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -93,7 +93,9 @@ def _print_keys(arguments: argparse.Namespace) -> int:
     """Each key with its value in the base, the values that it accepts, and below them its description."""
     choices = choices_of(arguments)
     if choices["profile"] is not None or choices["overrides"]:
-        raise refusal("--keys", "cannot be used with --profile, --set or --init-from; they are for a STEP")
+        raise config_error(
+            "--keys", "cannot be used with --profile, --set or --init-from; they are for a STEP"
+        )
     base = roadmap_of(arguments).base
     for key in keys_below(base, arguments.keys):
         console().print(f"{key.name}: {show(base[key.name].value)} ({key.values})", soft_wrap=True)

@@ -218,7 +218,7 @@ def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
         return 1
     except Exception as error:
         from roadmap.disk import disk_error
-        from roadmap.strict_yaml import ConfigError
+        from roadmap.errors import ConfigError
 
         if isinstance(error, ConfigError):
             print(error, file=sys.stderr)

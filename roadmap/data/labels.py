@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.errors import ConfigError, Problem
 
 LARGEST = 2**63  # what an int64 ends before
 SHOWN = 60  # characters of a value in a message

@@ -29,8 +29,8 @@ from roadmap.data.decoder import Decoder, Picture
 from roadmap.data.labels import BadSample, field_in, label_in, label_of
 from roadmap.data.listing import is_hidden, listing_digest, printable
 from roadmap.data.preflight import data_dir, find_shards
+from roadmap.errors import ConfigError, Problem
 from roadmap.files import locked, write_atomic
-from roadmap.strict_yaml import ConfigError, Problem
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blocks.spelling import did_you_mean
+from blocks.layers import did_you_mean
+from roadmap.errors import config_error
 from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import MOST_SEEDS, POWER
-from roadmap.strict_yaml import ConfigError, Problem
 
 NONE = "–"
 Value = str | float | None
@@ -56,7 +56,7 @@ def chosen(ablation: Ablation, keys: Sequence[str] | None = None) -> list[Column
             message = (
                 f"unknown column '{key}'{did_you_mean(key, list(COLUMNS))}; there are {', '.join(COLUMNS)}"
             )
-            raise ConfigError([Problem("--columns", message)])
+            raise config_error("--columns", message)
     return [COLUMNS[key] for key in dict.fromkeys(keys)]
 
 

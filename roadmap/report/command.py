@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from roadmap.cli.arguments import choices_of
+from roadmap.errors import ConfigError, Problem, config_error, one_of_these
 from roadmap.report.columns import COLUMNS
 from roadmap.report.runs import Experiment, RunSelection, experiment_of
 from roadmap.report.tolerance import published_figures, read_expected
 from roadmap.report.write import Report, ReportOptions, held_against, name_files, papers, parts_of
-from roadmap.settings import one_of_these
 from roadmap.steps import load_roadmap
-from roadmap.strict_yaml import ConfigError, Problem
 
 OUT_OF_TOLERANCE = 3
 RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against")
@@ -89,7 +88,7 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
     """The keys of a list with commas, each once."""
     keys, known = list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip())), list(known)
     if not keys:
-        raise ConfigError([Problem(option, f"names nothing; there are {', '.join(known)}")])
+        raise config_error(option, f"names nothing; there are {', '.join(known)}")
     if unknown := [key for key in keys if key not in known]:
         raise ConfigError(
             [Problem(option, f"unknown key '{key}'{one_of_these(key, known)}") for key in unknown]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from roadmap.errors import ConfigError
 from roadmap.records import Status
 from roadmap.report.stats import Difference, difference
-from roadmap.strict_yaml import ConfigError
 from roadmap.tree import Roadmap, resolve
 
 ALONE, IN_PLACE, LAST = READINGS = ("alone", "in place", "last")

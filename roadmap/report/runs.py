@@ -13,6 +13,7 @@ from roadmap import STEPS_YAML
 from roadmap.ablations import ablate, end_of
 from roadmap.config import DataSpec
 from roadmap.data import digits
+from roadmap.errors import config_error, relative
 from roadmap.kept import kept, versions
 from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
 from roadmap.report.ablation import measured, same_task
@@ -20,7 +21,6 @@ from roadmap.report.marginal import Worth, worths
 from roadmap.report.rows import Ablation
 from roadmap.report.trained import as_trained, variants
 from roadmap.steps import load_roadmap
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
 
@@ -199,23 +199,15 @@ def _present(roadmap: Roadmap, choices: RunSelection, runs: Sequence[RunDir]) ->
 def _one(what: str, folder: Path, there: set[str], wanted: str | None) -> str:
     """The roadmap or profile to collect."""
     if not there:
-        raise ConfigError([Problem(relative(folder), "holds no runs")])
+        raise config_error(relative(folder), "holds no runs")
     if wanted is None and len(there) > 1:
-        raise ConfigError(
-            [
-                Problem(
-                    relative(folder),
-                    f"holds runs of the {what}s {', '.join(sorted(there))}; choose one with --{what}",
-                )
-            ]
+        raise config_error(
+            relative(folder),
+            f"holds runs of the {what}s {', '.join(sorted(there))}; choose one with --{what}",
         )
     if wanted is not None and wanted not in there:
-        raise ConfigError(
-            [
-                Problem(
-                    relative(folder), f"holds no runs of {what} '{wanted}', but of {', '.join(sorted(there))}"
-                )
-            ]
+        raise config_error(
+            relative(folder), f"holds no runs of {what} '{wanted}', but of {', '.join(sorted(there))}"
         )
     return wanted or there.pop()
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from roadmap.errors import config_error, relative
 from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import ROUNDING, Summary
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import count
 from roadmap.tree import resolve
 
@@ -46,13 +46,9 @@ def published_figures(ablation: Ablation) -> Expected:
             ablation.roadmap, ablation.rows[0].step, profile=ablation.profile, overrides=ablation.overrides
         ).data
         message = f"the paper has no figures for these runs (data set '{data.dataset}', {data.image_size} px)"
-        raise ConfigError(
-            [
-                Problem(
-                    "--check",
-                    f"{message}; give a table to check against, such as --against an earlier ablation.csv",
-                )
-            ]
+        raise config_error(
+            "--check",
+            f"{message}; give a table to check against, such as --against an earlier ablation.csv",
         )
     return Expected("the paper", printed)
 
@@ -74,33 +70,30 @@ def read_expected(path: Path) -> Expected:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []
             if missing := [name for name in ("step", "top1_mean") if name not in names]:
-                raise _error(
-                    path, f"has no column {' and no column '.join(missing)}; an ablation.csv has both"
+                raise config_error(
+                    relative(path),
+                    f"has no column {' and no column '.join(missing)}; an ablation.csv has both",
                 )
             figures: dict[str, Summary] = {}
             for row in reader:
                 place = f"line {reader.line_num}"
                 if row["step"] in figures:
-                    raise _error(path, f"{place}: {row['step']} is there twice")
+                    raise config_error(relative(path), f"{place}: {row['step']} is there twice")
                 if (row["top1_mean"] or "").strip():
                     figures[row["step"]] = _summary(path, place, row)
     except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror}") from error
+        raise config_error(relative(path), f"cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise _error(path, f"is no CSV file: {error}") from error
+        raise config_error(relative(path), f"is no CSV file: {error}") from error
     if not figures:
-        raise _error(path, "holds no accuracy to check against")
+        raise config_error(relative(path), "holds no accuracy to check against")
     return Expected(relative(path), figures)
-
-
-def _error(path: Path, message: str) -> ConfigError:
-    return ConfigError([Problem(relative(path), message)])
 
 
 def _summary(path: Path, place: str, row: Mapping[str, str | None]) -> Summary:
     mean = _number(path, place, "top1_mean", row["top1_mean"])
     if not 0 <= mean <= 100:
-        raise _error(path, f"{place}: top1_mean is a percentage, not {mean:g}")
+        raise config_error(relative(path), f"{place}: top1_mean is a percentage, not {mean:g}")
     std = _number(path, place, "top1_std", row["top1_std"]) if (row.get("top1_std") or "").strip() else None
     n = int(_number(path, place, "n", row["n"])) if (row.get("n") or "").strip() else 1
     return Summary(mean, std, n)
@@ -112,7 +105,7 @@ def _number(path: Path, place: str, column: str, text: str | None) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise _error(path, f"{place}: {column} is no number: '{text}'")
+        raise config_error(relative(path), f"{place}: {column} is no number: '{text}'")
     return value
 
 

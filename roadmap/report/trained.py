@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.config import RunConfig
+from roadmap.errors import ConfigError, config_error, relative
 from roadmap.records import RunDir
 from roadmap.settings import same
-from roadmap.strict_yaml import ConfigError, Problem, relative, show
+from roadmap.strict_yaml import show
 from roadmap.terminal import count
 from roadmap.tree import Roadmap, resolve
 
@@ -114,7 +115,7 @@ class _Now:
         keys = [key for key in self.roadmap.base if not key.startswith("system.")]
         values = {key: _value(then, key) for key in keys if not same(_value(then, key), _value(now, key))}
         if not self._given_by(values, [group]):
-            raise ConfigError([Problem(relative(run.config), f"gives another hash than {digest}")])
+            raise config_error(relative(run.config), f"gives another hash than {digest}")
         return values
 
     def sets(self, differ: Mapping[TrainedAlike, Values]) -> Iterator[tuple[Values, list[TrainedAlike]]]:
@@ -175,4 +176,4 @@ def as_trained(roadmap: Roadmap, profile: str | None, folder: Path, runs: Iterab
         f"the runs in {relative(folder)} do not share one configuration; choose one with --set:"
         f" {'; '.join(lines) or 'none is known'}"
     )
-    raise ConfigError([Problem("--as-trained", message)])
+    raise config_error("--as-trained", message)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from roadmap.errors import config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.report.ablation import origins, published
 from roadmap.report.compare import Comparison, compare, to_grid, write_comparison
@@ -16,7 +17,6 @@ from roadmap.report.rows import Ablation
 from roadmap.report.runs import Experiment, LoadedRuns, Worths
 from roadmap.report.tables import WORTH_COLUMNS, grid, markdown, worth_cells, worth_frame, write, write_runs
 from roadmap.report.tolerance import Expected, Verdict, check
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.terminal import console, table
 from roadmap.tree import Roadmap
 
@@ -49,12 +49,8 @@ def papers(roadmaps: Sequence[Roadmap]) -> list[Part]:
     for roadmap in roadmaps:
         ablation = published(roadmap)
         if not ablation.rows:
-            raise ConfigError(
-                [
-                    Problem(
-                        relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}"
-                    )
-                ]
+            raise config_error(
+                relative(roadmap.path), f"holds no published figures for the steps of {roadmap.name}"
             )
         parts.append(Part(ablation, roadmap.name if len(roadmaps) > 1 else ""))
     return parts
@@ -93,9 +89,7 @@ class Report:
         that cannot be.
         """
         if out.exists() and not out.is_dir():
-            raise ConfigError(
-                [Problem(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")]
-            )
+            raise config_error(f"--out {relative(out)}", "is a file; name a folder, which is made if need be")
         files: dict[str, list[Path]] = {"tables": []}
         with write_errors(out):
             out.mkdir(parents=True, exist_ok=True)

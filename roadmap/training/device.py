@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from roadmap.config import RunConfig
+from roadmap.errors import config_error
 from roadmap.provenance import cpu
-from roadmap.strict_yaml import ConfigError, Problem
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -27,21 +27,13 @@ def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
     if (name == "cuda" and not torch.cuda.is_available()) or (
         name == "mps" and not torch.backends.mps.is_available()
     ):
-        raise ConfigError(
-            [
-                Problem(
-                    "system.device", f"'{name}' is not to be had on this machine; 'auto' takes what there is"
-                )
-            ]
+        raise config_error(
+            "system.device", f"'{name}' is not to be had on this machine; 'auto' takes what there is"
         )
     if config.system.sync_bn and name != "cuda":
-        raise ConfigError(
-            [
-                Problem(
-                    "system.sync_bn",
-                    f"needs CUDA, for PyTorch's synchronized BN has no other home; this run is on {name}",
-                )
-            ]
+        raise config_error(
+            "system.sync_bn",
+            f"needs CUDA, for PyTorch's synchronized BN has no other home; this run is on {name}",
         )
     return (
         torch.device(name, local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)

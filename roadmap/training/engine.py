@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.errors import config_error
 from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
 from roadmap.training.device import oom_hint, oom_suggestions
@@ -102,7 +102,7 @@ class Engine:
                     "--set system.compile=false trains the eager network, system.compile=try does so where"
                     " the compiled one is wrong"
                 )
-                raise ConfigError([Problem("system.compile:", f"{problem}; {ways}")])
+                raise config_error("system.compile:", f"{problem}; {ways}")
             logger.warning("%s; the eager network is trained", problem)
             self.forward = eager
         return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (
@@ -212,8 +212,8 @@ class Engine:
             totals += batch_metrics(logits, labels)
         scores = EvalMetrics.of(self.world.sum(totals))
         if not scores.images:
-            raise ConfigError(
-                [Problem(f"dataset '{self.config.data.dataset}'", "has no validation image that can be read")]
+            raise config_error(
+                f"dataset '{self.config.data.dataset}'", "has no validation image that can be read"
             )
         return scores
 

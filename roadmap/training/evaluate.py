@@ -26,14 +26,14 @@ from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import STREAMS, class_names, data_dir, is_remote, kind_of
 from roadmap.data.staging import stage
+from roadmap.errors import ConfigError, config_error, relative
 from roadmap.files import temporary_path, write_atomic, write_errors
 from roadmap.records import RunDir, check_config, run_dir_of
-from roadmap.strict_yaml import ConfigError, relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import autocast
 from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
-from roadmap.weight_files import name_of, refusal
+from roadmap.weight_files import name_of
 from roadmap.weights import Kind, copy_weights, read_weights, select
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def find_run(config: RunConfig, run: RunDir) -> Found:
     if run.config.exists():
         check_config(run, config)
     if (state := Checkpoints(run.checkpoints).newest()) is None:
-        raise refusal(
+        raise config_error(
             relative(run.path),
             "has no checkpoint to evaluate; train it first, or name weights with --init-from",
         )
@@ -123,7 +123,7 @@ def match_classes(
     """
     names, outputs, split = found.classes, view.model.num_classes, view.data.val_split
     if names is not None and len(names) != outputs:
-        raise refusal(
+        raise config_error(
             found.named_by or found.where, f"names {len(names)} classes, the model has {outputs} outputs"
         )
     if kind_of(view.data) == "folder" and data is None and not is_remote(view):
@@ -131,7 +131,7 @@ def match_classes(
     here, whole = _names_of_data(view, data)
     if here is None or names is None:
         if here is not None and len(here) != outputs and whole:
-            raise refusal(
+            raise config_error(
                 f"dataset '{view.data.dataset}'",
                 f"has {len(here)} classes in {split}, the model {outputs}; {WAY_OUT}",
             )
@@ -165,7 +165,7 @@ def _reading_val_alone(view: RunConfig, named: bool) -> RunConfig:
     alone = view.model_copy(update={"data": data.model_copy(update={"train_split": data.val_split})})
     class_names(alone)
     if not named and (data_dir(view) / data.train_split).is_dir():
-        raise refusal("", f"{problem}; {WAY_OUT}") from problem
+        raise config_error("", f"{problem}; {WAY_OUT}") from problem
     return alone
 
 
@@ -206,7 +206,7 @@ def evaluate(
         total += len(labels)
     scores = EvalMetrics.of(sums)
     if not scores.images:
-        raise refusal(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
+        raise config_error(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
     return Evaluation(
         scores, total - scores.images, [(row[0], row[1], row[2]) for row in counts.tolist()], classes
     )

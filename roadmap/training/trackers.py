@@ -11,8 +11,8 @@ from typing import Any
 
 from roadmap.config import RunConfig
 from roadmap.disk import explaining
+from roadmap.errors import ConfigError, Problem
 from roadmap.records import run_dir_of
-from roadmap.strict_yaml import ConfigError, Problem
 from roadmap.training.callbacks import Callback, Callbacks
 from roadmap.tree import NO_PROFILE
 

@@ -22,13 +22,13 @@ from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import kind_of
 from roadmap.data.staging import stage
+from roadmap.errors import config_error, relative
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
 from roadmap.provenance import provenance
 from roadmap.records import RunDir
 from roadmap.result import FORMAT, Result
 from roadmap.signals import ENDS, Stopped, StopSignals
-from roadmap.strict_yaml import ConfigError, Problem, relative
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
@@ -395,7 +395,7 @@ class Trainer:
                 f" {relative(self.run_dir.path)}"
             )
             way = "resume with the data as it was, or move the run's folder away to train anew"
-            raise ConfigError([Problem(where, f"{place} ({'; '.join(differ)}); {way}")])
+            raise config_error(where, f"{place} ({'; '.join(differ)}); {way}")
 
     def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)

@@ -1,0 +1,83 @@
+"""What is wrong with a configuration, and where: every problem at once, one line each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blocks.layers import did_you_mean
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a file; `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and where: a place in a file, a path, or an option."""
+
+    where: Mark | str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.message}" if str(self.where) else self.message
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a configuration, one line per problem."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(dict.fromkeys(map(str, problems))))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[Problem]]]:
+        return type(self), (self.problems,)  # pickle would pass the message in place of the problems
+
+
+def config_error(where: Mark | str, message: str) -> ConfigError:
+    """A ConfigError with one problem."""
+    return ConfigError([Problem(where, message)])
+
+
+def relative(path: Path) -> str:
+    """A path as a user in the current folder would name it."""
+    path = path.absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def one_of_these(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
+
+
+def format_validation_error(error: Any) -> str:
+    """The message of one of pydantic's errors in plain words, with the value that it is about."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    if error["type"] == "missing":
+        key = error["loc"][-1]
+        return f"'{key}' is missing" if isinstance(key, str) else f"value {key + 1} is missing"
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    given = error["input"]
+    if error["type"] in ("too_short", "too_long"):
+        message = message.partition(" after validation")[0]  # the number follows, and the value shows it
+    message = message.partition(" or instance of ")[0]  # a class of ours cannot be written in a file
+    value = repr(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=repr)
+    if error["type"] == "string_type" and isinstance(given, int | float):
+        value += f"; write it in quotes, '{value}'"
+    return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"
