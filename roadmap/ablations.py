@@ -15,9 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from roadmap.deltas import Delta, Roadmap, Settings, changes, resolve, trace
 from roadmap.errors import ConfigError, config_error, one_of_these
-from roadmap.settings import Settings, changes
-from roadmap.tree import Delta, Roadmap, resolve, trace
 
 LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
 Variant = tuple[str, str, str | None]  # id, title, the parent's id

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
-from roadmap.errors import ConfigError, Problem, format_validation_error, relative
+from roadmap.errors import ConfigError, Problem, keyed_message, relative
 from roadmap.strict_yaml import read_yaml, write_yaml
 
 Positive = Annotated[float, Field(gt=0)]
@@ -376,11 +377,17 @@ class RunConfig(Spec):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            problems = [
-                Problem(relative(path), f"{'.'.join(map(str, e['loc']))}: {format_validation_error(e)}")
-                for e in error.errors()
-            ]
+            problems = [Problem(relative(path), keyed_message(item)) for item in error.errors()]
             raise ConfigError(problems) from error
+
+
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in sections.items():
+        path = f"{prefix}{key}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
 
 
 @lru_cache(maxsize=1024)

@@ -63,6 +63,12 @@ def one_of_these(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
 
 
+def keyed_message(error: Any) -> str:
+    """The message of one of pydantic's errors, after the key that it is about."""
+    key = ".".join(map(str, error["loc"]))
+    return f"{key}: {format_validation_error(error)}" if key else format_validation_error(error)
+
+
 def format_validation_error(error: Any) -> str:
     """The message of one of pydantic's errors in plain words, with the value that it is about."""
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from blocks.spec import ModelSpec
-from roadmap.class_map import class_map_beside, to_class_map
 from roadmap.config import RunConfig
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.records import RunDir
 from roadmap.strict_yaml import parse_yaml, show
 from roadmap.training.checkpoint import Checkpoints
+from roadmap.weight_files import class_map_beside, to_class_map
 from roadmap.weights import DIALECTS
 
 # What timm's architectures are fixed to; other values may vary.
@@ -67,7 +67,7 @@ CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
 
 def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
     """What keeps `spec` from being an architecture of timm's."""
-    for path, node in parse_yaml(TIMM[architecture], architecture).leaves():
+    for path, node in parse_yaml(TIMM[architecture], architecture).flatten():
         here, there = attrgetter(path)(spec), node.plain()
         same = set(here) == set(there) if path.endswith("after") else here == there
         if not same:

@@ -8,14 +8,18 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from roadmap import ROOT
+from roadmap.files import write_atomic
 
 # in a snapshot of the source: the commit that it was taken from, empty outside of git
-KEPT = "snapshot-commit.txt"
+SNAPSHOT_COMMIT = "snapshot-commit.txt"
 # As a hook of git's, or a tool of its, sets them for another repository
 ELSEWHERE = {
     "GIT_DIR",
@@ -27,11 +31,12 @@ ELSEWHERE = {
     "GIT_PREFIX",
 }
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+CACHE_FOLDER = "convnext-roadmap"
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """The installed versions of packages, by default those that a result may depend on."""
+    return {name: version(name) for name in packages}
 
 
 def commit() -> str | None:
@@ -39,7 +44,7 @@ def commit() -> str | None:
 
     A snapshot's is that of the checkout when it was taken.
     """
-    kept = ROOT / KEPT
+    kept = ROOT / SNAPSHOT_COMMIT
     if kept.is_file():
         return kept.read_text(encoding="utf-8").strip() or None
     try:
@@ -80,7 +85,35 @@ def provenance(hardware: str) -> dict[str, Any]:
         "hardware": hardware,
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "versions": versions(),
+        "versions": {"python": platform.python_version()} | versions(),
         "commit": commit(),
         "command": shlex.join(sys.argv),
     }
+
+
+def cached(name: str, decided_by: str, make: Callable[[], str]) -> str:
+    """What `make` returns, from the user's cache folder if it was made before with the same `decided_by`.
+
+    A file that is damaged, or was made with anything else, is ignored; nothing is cached where no file can be
+    written.
+    """
+    path = cache_folder() / f"{name}-{sha256(decided_by.encode()).hexdigest()[:16]}"
+    with suppress(OSError, ValueError):
+        digest, _, text = path.read_bytes().partition(b"\n")
+        if digest.decode() == _digest(decided_by, text):
+            return text.decode()
+    made = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, f"{_digest(decided_by, made.encode())}\n".encode() + made.encode())
+    return made
+
+
+def cache_folder() -> Path:
+    """The user's folder for what can be made again; XDG's standard ignores a relative path."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / CACHE_FOLDER
+
+
+def _digest(decided_by: str, text: bytes) -> str:
+    return sha256(sha256(decided_by.encode()).digest() + text).hexdigest()

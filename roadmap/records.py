@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import deque
@@ -11,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from roadmap.config import RunConfig
+from pydantic import ConfigDict, ValidationError
+
+from blocks.spec import Spec
+from roadmap.config import RunConfig, flatten
+from roadmap.deltas import NO_PROFILE
 from roadmap.disk import reason
-from roadmap.errors import config_error, relative
+from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import read_json_lines, write_atomic, write_errors
 from roadmap.lease import attempts, owner, read_attempt
-from roadmap.result import DamagedResult, NewerResult, Result, parse_result
-from roadmap.tree import NO_PROFILE
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
+FORMAT = 1  # of result.json
 State = Literal["done", "diverged", "newer", "failed", "running", "cancelled", "stale", "pending"]
 FINISHED = ("done", "diverged", "newer")  # not to be trained again
 
@@ -95,6 +99,60 @@ class RunDir:
         self.cancelled.unlink(missing_ok=True)
 
 
+class Result(Spec):
+    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the
+    validation set.
+
+    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took
+    `accumulation` times `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is
+    the training loop's, evaluation apart; `train_seconds` adds up over attempts.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: Literal[1]  # FORMAT
+    status: Literal["done", "diverged"]
+    roadmap: str
+    step: str
+    profile: str | None
+    seed: int
+    hash: str
+    top1: float | None
+    top5: float | None
+    val_loss: float | None
+    train_loss: float | None
+    ema_top1: float | None
+    epochs: int
+    iterations: int
+    global_batch: int
+    processes: int = 1
+    micro_batch: int | None = None
+    accumulation: int = 1
+    corrupt_images: int = 0
+    dataset: str
+    image_size: int
+    params: int
+    macs: int
+    images_per_s: float
+    train_seconds: float
+    peak_memory_mb: float | None
+    hardware: str
+    versions: dict[str, str]
+    commit: str | None
+    attempts: int
+    finished: str
+
+
+class DamagedResult(ValueError):
+    """A result.json that does not hold a result; the run counts as unfinished."""
+
+
+class NewerResult(ConfigError):
+    """A result.json that a later version has written: the run is finished, and must not be trained again over
+    its result.
+    """
+
+
 def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
     """Where a run of this configuration lives under `runs`; ConfigError if its step's id is too long."""
     if len(config.step) > LONGEST_ID:
@@ -154,7 +212,7 @@ def check_config(run: RunDir, config: RunConfig) -> RunConfig:
     there = RunConfig.read(run.config)
     if (there.hash, there.seed) != (config.hash, config.seed):
         old, new = (
-            _flat(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"}))
+            flatten(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"}))
             for c in (there, config)
         )
         lines = [
@@ -165,13 +223,6 @@ def check_config(run: RunDir, config: RunConfig) -> RunConfig:
             f"belongs to another configuration ({'; '.join(lines)}); move the folder away",
         )
     return there
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_result(run: RunDir) -> Result | None:
@@ -190,6 +241,33 @@ def read_result(run: RunDir) -> Result | None:
             f"{run.name}/result.json is damaged: it belongs to {result.step}/seed{result.seed}-{result.hash}"
         )
     return result
+
+
+def parse_result(name: str, content: bytes) -> Result:
+    """The result in the file `name`; DamagedResult if it is empty, torn or incomplete, NewerResult if a later
+    version wrote it.
+    """
+    try:
+        return Result.model_validate_json(content)
+    except ValidationError as error:
+        raise _refusal(name, content, error) from error
+
+
+def _refusal(name: str, content: bytes, error: ValidationError) -> DamagedResult | NewerResult:
+    """What is wrong with a result.json, in a few words."""
+    wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
+    if not wrong:
+        return DamagedResult(f"{name} is damaged: it is not JSON" if content.strip() else f"{name} is empty")
+    if "format" not in wrong:
+        return DamagedResult(f"{name} is damaged: {', '.join(wrong)}")
+    version = json.loads(content).get("format")
+    if not isinstance(version, int) or version <= FORMAT:
+        return DamagedResult(f"{name} is damaged: its format is unknown to this version ({FORMAT})")
+    message = (
+        f"was written by a later version (format {version}, this one reads {FORMAT}); update this code to"
+        " collect it"
+    )
+    return NewerResult([Problem(name, message)])
 
 
 @dataclass(frozen=True)

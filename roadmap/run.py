@@ -20,8 +20,16 @@ from roadmap.data.preflight import check_data, class_folders, count_images, find
 from roadmap.disk import disk_error
 from roadmap.errors import ConfigError, config_error, relative
 from roadmap.lease import LeaseHeld, LeaseLost
-from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
-from roadmap.result import DamagedResult, NewerResult, Result
+from roadmap.records import (
+    DamagedResult,
+    NewerResult,
+    Result,
+    RunDir,
+    find_runs,
+    prepare,
+    read_result,
+    run_dir_of,
+)
 from roadmap.signals import Stopped, StopSignals
 from roadmap.training.callbacks import Callback, Callbacks, LiveProgress
 from roadmap.training.initial_weights import check_init

@@ -1,18 +1,161 @@
-"""The JSON Schema of steps files, with which editors complete keys and mark what does not belong."""
+"""The keys of a configuration: `explain --keys`, docs/config.md, and the JSON Schema that editors read."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
 from roadmap.config import RunConfig
-from roadmap.keys import Schema, property_at
-from roadmap.settings import Settings
+from roadmap.deltas import Setting, Settings, unknown_keys
+from roadmap.errors import ConfigError
 from roadmap.steps_file import StepsFile
+from roadmap.strict_yaml import show
+
+Schema = dict[str, Any]
+TITLE = """\
+# Configuration keys
+
+Every key of a run's configuration, with the values that it takes and its default."""
+INTRODUCTION = """\
+A steps file sets these keys in `set`, for a step or a profile, and a command line by `--set KEY=VALUE`.
+The defaults are `base` in [`steps.yaml`](../steps.yaml). Values are written as in YAML.
+
+`python -m roadmap schema --markdown --out docs/config.md` writes this file from the code.
+`python -m roadmap explain --keys` prints the same at a terminal, and `explain STEP` the values of a step."""
+ONLY_IN_A_RUN = "in config.yaml only"
+OF_A_RUN = """\
+A run's `config.yaml` holds all of the above, and which run it is. `--set` does not take these keys.
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key by its dotted name; `values` describes what it accepts."""
+
+    name: str
+    values: str
+    description: str
+
+
+def property_at(path: str, schema: Schema, definitions: Schema) -> Schema:
+    """The JSON Schema of a key or a section, as the section around it holds it."""
+    for part in path.split("."):
+        schema = _dereferenced(schema, definitions)["properties"][part]
+    return schema
+
+
+def _dereferenced(schema: Schema, definitions: Schema) -> Schema:
+    """A section's own schema."""
+    return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+def describe_keys(names: Iterable[str]) -> list[Key]:
+    """The keys of a run's configuration that have these dotted names."""
+    schema = RunConfig.model_json_schema()
+    found = {name: property_at(name, schema, schema["$defs"]) for name in names}
+    return [Key(name, accepted_values(each), each["description"]) for name, each in found.items()]
+
+
+def keys_below(base: Settings, prefix: str) -> list[Key]:
+    """The keys of a section, or the one key of that name; all for an empty prefix, ConfigError for an unknown
+    one.
+    """
+    names = [name for name in base if not prefix or f"{name}.".startswith(f"{prefix}.")]
+    if not names:
+        raise ConfigError(list(unknown_keys(base, {prefix: Setting(None, "", "--keys")})))
+    return describe_keys(names)
+
+
+def accepted_values(schema: Schema) -> str:
+    """What a key's schema accepts, in words: 'number > 0, or null', 'list of 2 integers >= 1'."""
+    *others, last = _alternatives(schema)
+    if not others:
+        return last
+    return f"{', '.join(others)}{',' if last == 'null' else ''} or {last}"
+
+
+def _alternatives(schema: Schema) -> list[str]:
+    if "anyOf" in schema:
+        return [words for part in schema["anyOf"] for words in _alternatives(part)]
+    if "enum" in schema or "const" in schema:
+        return list(schema.get("enum") or [schema["const"]])
+    if schema["type"] == "boolean":
+        return ["true", "false"]
+    if schema["type"] == "array":
+        return [_list(schema)]
+    odd = "odd " if schema.get("not") == {"multipleOf": 2} else ""
+    return [f"{odd}{schema['type']}{_range(schema)}"]
+
+
+def _list(schema: Schema) -> str:
+    """Lists hold items of one kind."""
+    least = schema.get("minItems", 0)
+    if "prefixItems" in schema:
+        item, length = schema["prefixItems"][0], f"{least} "
+    else:
+        item, length = schema["items"], f"{least} or more " if least > 1 else ""
+    if "enum" in item:
+        return f"list of {length}{'of ' if length else ''}{', '.join(item['enum'])}"
+    return f"list of {length}{item['type']}s{_range(item)}"
+
+
+def _range(schema: Schema) -> str:
+    """' >= 1', ' in [0, 1)', or nothing where there are no limits."""
+    least, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    most, below = schema.get("maximum"), schema.get("exclusiveMaximum")
+    if least is None and above is None:
+        return ""
+    if most is None and below is None:
+        return f" > {above:g}" if least is None else f" >= {least:g}"
+    first = f"({above:g}" if least is None else f"[{least:g}"
+    last = f"{below:.10g})" if most is None else f"{most:g}]"
+    return f" in {first}, {last}"
+
+
+def config_markdown(base: Settings) -> str:
+    """All keys with their values in `base`, a table for each section."""
+    schema = RunConfig.model_json_schema()
+    sections: dict[str, list[str]] = {}
+    for name in base:
+        sections.setdefault(name.rpartition(".")[0], []).append(name)
+    links = [
+        f"- [{title}](#{re.sub(r'[^a-z-]', '', title.replace(' ', '-'))})"
+        for title in (*sections, ONLY_IN_A_RUN)
+    ]
+    lines = [TITLE, "", *links, "", INTRODUCTION]
+    for section, names in sections.items():
+        own = _dereferenced(property_at(section, schema, schema["$defs"]), schema["$defs"])
+        lines += ["", f"## {section}", "", " ".join(own["description"].split()), ""]
+        lines += _table(
+            ["key", "values", "default", "description"],
+            [
+                [f"`{key.name}`", key.values, f"`{show(base[key.name].value)}`", key.description]
+                for key in describe_keys(names)
+            ],
+        )
+    own_keys = [
+        name for name in RunConfig.model_fields if name not in {path.partition(".")[0] for path in base}
+    ]
+    lines += ["", f"## {ONLY_IN_A_RUN}", "", OF_A_RUN]
+    lines += _table(
+        ["key", "values", "description"],
+        [[f"`{key.name}`", key.values, key.description] for key in describe_keys(own_keys)],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    for cells in (heads, ["---"] * len(heads), *rows):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def steps_schema(base: Settings) -> Schema:
     """The schema of a steps file whose configurations have the keys of `base`.
 
-    It knows keys, types and ranges; that a delta changes something and that parents exist, only loading the
-    file can tell.
+    It has keys, types and ranges; only loading the file checks that deltas change something and parents
+    exist.
     """
     schema, config = StepsFile.model_json_schema(), RunConfig.model_json_schema()
     definitions: Schema = schema.pop("$defs") | config["$defs"]
@@ -21,7 +164,6 @@ def steps_schema(base: Settings) -> Schema:
         definitions[entry]["properties"]["set"] = {"$ref": "#/$defs/Change"}
     for mapping in ("profiles", "roadmaps"):
         schema["properties"][mapping]["additionalProperties"] = False
-    definitions["RoadmapEntry"]["properties"]["steps"]["minItems"] = 1
     # a roadmap of the extended file has its title already
     definitions["RoadmapEntry"]["required"] = ["steps"]
     schema["properties"]["base"] = {

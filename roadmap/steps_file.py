@@ -1,18 +1,15 @@
-"""A steps file as it is written: its form, what it takes over from the file that it extends, and the place of
-what is wrong.
-"""
+"""A steps file as it is written: its form, what it adds to the file that it extends, and where errors are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from blocks.layers import did_you_mean
-from blocks.spec import Spec
+from blocks.spec import Count, Spec
 from roadmap import STEPS_YAML
 from roadmap.errors import (
     ConfigError,
@@ -23,98 +20,142 @@ from roadmap.errors import (
     one_of_these,
     relative,
 )
-from roadmap.strict_yaml import Node, read_yaml, write_yaml
-from roadmap.tree import Counted, PaperFigures, Reference, ReferenceSpeed, Throughput
+from roadmap.strict_yaml import Node, read_yaml
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
-Place = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$")]
+StepPath = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*/[a-z][a-z0-9_]*$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Speed = Annotated[float, Field(gt=0)]
+
+
+class PaperResult(Spec):
+    """What a publication prints for a step."""
+
+    top1: Percent = Field(description="Top-1 accuracy in %, the mean of `n` runs.")
+    std: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="Standard deviation of `top1` over the runs."
+    )
+    n: Count = Field(description="Number of runs.")
+    gmacs: float | None = Field(default=None, description="GMACs, which papers print as FLOPs.")
+    gmacs_note: str | None = Field(
+        default=None, description="Why the printed GMACs do not follow from the network."
+    )
+
+
+class CountedCost(Spec):
+    """A step's cost at its own image size, counted outside this code."""
+
+    params: float = Field(description="Parameters in 10**6.")
+    gmacs: float = Field(description="Multiply-adds in 10**9.")
+
+
+class Reference(Spec):
+    """A model outside the roadmap to compare with."""
+
+    title: str = Field(description="Its name in tables and figures.")
+    top1: Percent = Field(description="Its published top-1 accuracy in %.")
+    gmacs: float | None = Field(
+        default=None, description="Its GMACs; a model without them is not drawn over cost."
+    )
+
+
+class ReferenceSpeed(Spec):
+    """A model outside the roadmap whose throughput a publication prints."""
+
+    title: str = Field(description="Its name in tables and figures.")
+    image_size: Count = Field(description="Height and width of its input in pixels.")
+    images_per_s: Speed = Field(description="Images per second in inference.")
+
+
+class Throughput(Spec):
+    """Images per second in inference, as a publication measured them."""
+
+    source: str = Field(description="Where they are printed.")
+    on: str = Field(description="The hardware and the settings of the measurement.")
+    steps: dict[str, Speed] = Field(description="Images per second of each step.")
+    references: tuple[ReferenceSpeed, ...] = Field(default=(), description="Other models of the same table.")
 
 
 class StepEntry(Spec):
-    """One step: a change of a few values of its parent, which is the step before unless `parent` names
-    another.
+    """One step: a change of a few values of its parent.
 
-    In a roadmap that is `like` another one, what is not written comes from the step of the same name there.
+    In a roadmap that is `like` another one, what is missing comes from the step of the same name there.
     """
 
-    name: Name
-    title: str | None = None
-    parent: Name | None = None
-    set: dict[str, Any] = Field(default_factory=dict)
-    paper: PaperFigures | None = None
-    counted: Counted | None = None
+    name: Name = Field(description="The step's id.")
+    title: str | None = Field(default=None, description="The step's name in tables and figures.")
+    parent: Name | None = Field(
+        default=None, description="The step that this one changes; by default the one before it."
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="The keys that the step changes, nested or dotted."
+    )
+    paper: PaperResult | None = Field(default=None, description="What the publication prints for this step.")
+    counted: CountedCost | None = Field(
+        default=None, description="The step's cost, counted outside this code."
+    )
 
 
 class ProfileEntry(Spec):
-    """One profile: a data set and a budget, as a change that every step gets alike, after its own."""
+    """One profile: a data set and a budget, as a change that is applied to every step after its own."""
 
-    title: str
-    parent: Name | None = None
-    set: dict[str, Any]
-
-
-def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
-    if not steps:
-        raise ValueError("a roadmap needs at least one step")
-    return steps
+    title: str = Field(description="The profile's name in tables.")
+    parent: Name | None = Field(default=None, description="The profile that this one changes.")
+    set: dict[str, Any] = Field(description="The keys that the profile changes, nested or dotted.")
 
 
 class RoadmapEntry(Spec):
-    """One roadmap: a tree of steps over the file's base, or over a step of a roadmap above it, written
-    `roadmap/step`.
+    """One roadmap: a tree of steps over a base. Its path leads from the first step to its end."""
 
-    Its path leads from the root to the step `end`, the last one of the file unless it is given.
-    """
-
-    title: str
-    source: str | None = None
-    base: Place | None = None
-    like: Name | None = None
-    end: Name | None = None
-    reference: Reference | None = None
-    throughput: Throughput | None = None
-    steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)]
+    title: str = Field(description="The roadmap's name in tables and figures.")
+    source: str | None = Field(default=None, description="Where the paper's results are printed.")
+    base: StepPath | None = Field(
+        default=None,
+        description="The base, as `roadmap/step` of a roadmap above this one; by default the file's.",
+    )
+    like: Name | None = Field(
+        default=None, description="A roadmap above this one whose deltas the steps of the same names share."
+    )
+    end: Name | None = Field(
+        default=None, description="The last step of the path; by default the last one of the file."
+    )
+    reference: Reference | None = Field(
+        default=None, description="A model outside the roadmap to compare with."
+    )
+    throughput: Throughput | None = Field(
+        default=None, description="Images per second in inference, as a publication measured them."
+    )
+    steps: Annotated[tuple[StepEntry, ...], Field(min_length=1)] = Field(
+        description="The steps; the first one is the root."
+    )
 
 
 class StepsFile(Spec):
     """A steps file: the base of all values, profiles, and roadmaps."""
 
-    base: dict[str, Any]
-    profiles: dict[Name, ProfileEntry]
-    roadmaps: dict[Name, RoadmapEntry]
+    base: dict[str, Any] = Field(description="All keys of a configuration, with their defaults.")
+    profiles: dict[Name, ProfileEntry] = Field(description="Data sets and budgets, by name.")
+    roadmaps: dict[Name, RoadmapEntry] = Field(description="Trees of steps, by name.")
 
 
 ENTRIES: tuple[type[Spec], ...] = (
-    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperFigures, Counted, Reference, Throughput,
+    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperResult, CountedCost, Reference, Throughput,
     ReferenceSpeed,
 )  # fmt: skip
-Join = Callable[[str, Node, Node, list[Problem]], Node]
 
 
 @dataclass(frozen=True)
 class Document:
-    """A steps file with what it extends: `written` lacks what is wrong in form, which is in `problems`."""
+    """A steps file with what it extends: `written` lacks what is malformed, which is in `problems`."""
 
     path: Path
     node: Node
     written: StepsFile
     problems: list[Problem]
 
-    def steps(self, roadmap: str) -> tuple[Node, ...]:
-        """The nodes of a roadmap's steps."""
-        nodes: tuple[Node, ...] = self.node.value["roadmaps"].value[roadmap].value["steps"].value
-        return nodes
-
-    def text(self, ends: Mapping[str, str]) -> str:
-        """The file with what it extends in one; `ends` are those of its roadmaps' paths."""
-        plain = self.node.plain()
-        for name, end in ends.items():
-            plain["roadmaps"][name]["end"] = end
-        return write_yaml(plain)
-
     def error(self, problems: list[Problem]) -> ConfigError:
-        """All problems, file by file, top to end; what has no place of its own is missing from the base."""
-        base = self.node.value["base"].key
+        """All problems in the order of the files; a problem without a place is a key that the base lacks."""
+        base = self.node.at("base").key
         placed = [
             problem if isinstance(problem.where, Mark) else Problem(base, f"base: {problem.message}")
             for problem in problems
@@ -123,25 +164,22 @@ class Document:
 
 
 def _position(problem: Problem) -> tuple[str, int, int]:
-    return (
-        (problem.where.file, problem.where.line, problem.where.column)
-        if isinstance(problem.where, Mark)
-        else ("", 0, 0)
-    )
+    where = problem.where
+    return (where.file, where.line, where.column) if isinstance(where, Mark) else ("", 0, 0)
 
 
 def read_steps_file(path: Path) -> Document:
-    """The file with what it extends; ConfigError if its form leaves nothing to go on with."""
+    """The file with what it extends; ConfigError if it is too malformed to check the rest."""
     problems: list[Problem] = []
     node = _extended(path.absolute(), (), problems)
-    written, wrong = _check_form(node)
+    written, malformed = _check_form(node)
     if written is None:
-        raise ConfigError(sorted(problems + wrong, key=_position))
-    return Document(path.absolute(), node, written, problems + wrong)
+        raise ConfigError(sorted(problems + malformed, key=_position))
+    return Document(path.absolute(), node, written, problems + malformed)
 
 
 def _extended(path: Path, above: tuple[Path, ...], problems: list[Problem]) -> Node:
-    """The document in `path` over the one that it extends; `above` are the files on the way here."""
+    """The document in `path` over the one that it extends; `above` are the files that led to it."""
     node = read_yaml(path)
     if not isinstance(node.value, dict) or "extends" not in node.value:
         return node
@@ -170,89 +208,65 @@ def _add(below: Node, above: Node, problems: list[Problem]) -> Node:
     """The extended document `below` with the profiles, roadmaps and steps of `above`."""
     if not isinstance(below.value, dict):
         return below
+    join = {"profiles": _add_profiles, "roadmaps": _add_roadmaps}
     added: dict[str, Node] = dict(below.value)
     for key, node in above.value.items():
         if key == "base":
-            problems.append(
-                Problem(
-                    node.key,
-                    "base: belongs to the file that is extended; put other values into a profile or a step",
-                )
-            )
-        elif key in ("profiles", "roadmaps") and isinstance(node.value, dict) and key in below.value:
-            under = below.value[key]
-            if key == "roadmaps":
-                added[key] = _union(under, _titled(under, node, problems), _join_roadmap, problems)
-            else:
-                added[key] = _union(under, node, _refuse_profile, problems)
+            message = "belongs to the file that is extended; put other values into a profile or a step"
+            problems.append(Problem(node.key, f"base: {message}"))
+        elif key in join and isinstance(node.value, dict) and key in below.value:
+            if isinstance(below.value[key].value, dict):
+                added[key] = join[key](below.value[key], node, problems)
         elif key != "extends":
             added[key] = node
     return replace(above, value=added)
 
 
-def _union(below: Node, above: Node, join: Join, problems: list[Problem]) -> Node:
-    """Two mappings as one; `join` decides about the names that are in both."""
-    if not isinstance(below.value, dict):
-        return below
-    both = {
-        name: join(name, below.value[name], node, problems)
-        for name, node in above.value.items()
-        if name in below.value
-    }
-    return replace(above, value={**below.value, **above.value, **both})
-
-
-def _titled(below: Node, above: Node, problems: list[Problem]) -> Node:
-    """`above` without new roadmaps that have no title: the name of another was meant."""
-    kept = dict(above.value)
+def _add_profiles(below: Node, above: Node, problems: list[Problem]) -> Node:
+    added = dict(below.value)
     for name, node in above.value.items():
-        if (
-            isinstance(below.value, dict)
-            and name not in below.value
-            and isinstance(node.value, dict)
-            and "title" not in node.value
-        ):
+        if name in below.value:
+            message = f"is defined at {below.value[name].key} already; choose another name"
+            problems.append(Problem(node.key, f"profile '{name}': {message}"))
+        else:
+            added[name] = node
+    return replace(above, value=added)
+
+
+def _add_roadmaps(below: Node, above: Node, problems: list[Problem]) -> Node:
+    """More roadmaps, and more steps of those that are there; one without a title is a misspelled name."""
+    added = dict(below.value)
+    for name, node in above.value.items():
+        if name in below.value:
+            added[name] = _add_steps(name, below.value[name], node, problems)
+        elif isinstance(node.value, dict) and "title" not in node.value:
             message = (
-                f"roadmap '{name}': is not in the extended file, and a new one needs a"
-                f" title{one_of_these(name, below.value)}"
+                f"is not in the extended file, and a new one needs a title{one_of_these(name, below.value)}"
             )
-            problems.append(Problem(node.key, message))
-            del kept[name]
-    return replace(above, value=kept)
+            problems.append(Problem(node.key, f"roadmap '{name}': {message}"))
+        else:
+            added[name] = node
+    return replace(above, value=added)
 
 
-def _refuse_profile(name: str, below: Node, above: Node, problems: list[Problem]) -> Node:
-    problems.append(
-        Problem(above.key, f"profile '{name}': is defined at {below.key} already; choose another name")
-    )
-    return below
-
-
-def _join_roadmap(name: str, below: Node, above: Node, problems: list[Problem]) -> Node:
+def _add_steps(name: str, below: Node, above: Node, problems: list[Problem]) -> Node:
     """The roadmap of the extended file with more steps."""
     if not isinstance(below.value, dict) or not isinstance(above.value, dict):
         return above
     for key, node in above.value.items():
         if key != "steps":
-            problems.append(
-                Problem(
-                    node.key,
-                    f"roadmap '{name}': is defined at {below.key} already; only its `steps` can be added to",
-                )
-            )
-    steps, more = below.value.get("steps"), above.value.get("steps")
-    if (
-        steps is None
-        or more is None
-        or not isinstance(more.value, tuple)
-        or not isinstance(steps.value, tuple)
-    ):
-        return replace(below, value=below.value | ({"steps": more} if more else {}))
-    return replace(below, value=below.value | {"steps": replace(steps, value=(*steps.value, *more.value))})
+            message = f"is defined at {below.key} already; only its `steps` can be added to"
+            problems.append(Problem(node.key, f"roadmap '{name}': {message}"))
+    if "steps" not in above.value:
+        return below
+    steps, more = below.value.get("steps"), above.value["steps"]
+    if steps is not None and isinstance(steps.value, tuple) and isinstance(more.value, tuple):
+        more = replace(steps, value=(*steps.value, *more.value))
+    return replace(below, value=below.value | {"steps": more})
 
 
 def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
-    """The file as written, without what is wrong in form; None if nothing can be said of the rest."""
+    """The file as written, without what is malformed; None if the rest cannot be checked without it."""
     plain = document.plain()
     try:
         return StepsFile.model_validate(plain), []
@@ -266,35 +280,29 @@ def _check_form(document: Node) -> tuple[StepsFile | None, list[Problem]]:
         return None, problems
 
 
-def _forget(plain: Any, place: tuple[Any, ...]) -> None:
-    """Removes the figures or the key that a form error is about, so that the rest can be checked."""
-    for figures in ("paper", "counted"):
-        place = place[: place.index(figures) + 1] if figures in place else place
-    for part in place[:-1]:
+def _forget(plain: Any, loc: tuple[Any, ...]) -> None:
+    """Removes the key that a form error is about, or the paper's results, so that the rest can be checked."""
+    for section in ("paper", "counted"):
+        loc = loc[: loc.index(section) + 1] if section in loc else loc
+    for part in loc[:-1]:
         if not isinstance(plain, dict | tuple) or (isinstance(plain, dict) and part not in plain):
             return
         plain = plain[part]
     if isinstance(plain, dict):
-        plain.pop(place[-1] if place else None, None)
+        plain.pop(loc[-1] if loc else None, None)
 
 
 def _locate(document: Node, error: Any) -> Problem:
-    """A pydantic error at the nearest place of the document."""
+    """A pydantic error at the nearest place of the document; steps are named, not counted."""
     if document.value is None:
         return Problem(document.mark.file, "is empty")
-    node, where, inside = document, document.key, []
-    for part in error["loc"]:
-        children: Any = node.value
-        if not (isinstance(children, dict) and part in children) and not (
-            isinstance(children, tuple) and isinstance(part, int)
-        ):
-            break
-        node = children[part]
+    where, names = document.key, []
+    for part, node in document.walk(error["loc"]):
         name = node.value.get("name") if isinstance(node.value, dict) else None
-        inside.append(str(name.value) if name else str(part))
+        names.append(str(name.value) if name else str(part))
         where = node.key
-    path = ".".join(inside)
+    path = ".".join(names)
     if error["type"] == "extra_forbidden":
         fields = {"extends", *(field for entry in ENTRIES for field in entry.model_fields)}
-        return Problem(where, f"unknown key '{path}'{did_you_mean(inside[-1], sorted(fields))}")
+        return Problem(where, f"unknown key '{path}'{did_you_mean(names[-1], sorted(fields))}")
     return Problem(where, f"{path or 'the file'}: {format_validation_error(error)}")

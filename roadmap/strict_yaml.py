@@ -1,14 +1,14 @@
-"""YAML that keeps each value's place in the file and refuses what YAML would let slip.
+"""YAML with the place of each value in its file, and errors where plain YAML would accept a mistake.
 
-Unlike PyYAML: a duplicate key is an error, `1e-6` is a number, `on` and `off` are text (YAML 1.2's core
-schema), and aliases are refused, for a delta says its own values. What is written here reads back equal.
+Unlike PyYAML's, a duplicate key is an error, `1e-6` is a number, `on` and `off` are text (YAML 1.2's core
+schema), and aliases are errors, because a delta states its own values. What is written here reads back equal.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,13 +44,32 @@ class Node:
             return tuple(node.plain() for node in self.value)
         return self.value
 
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
-        """Each value that is not a mapping, with its dotted path, which `a.b: 1` and `a: {b: 1}` share."""
+    def at(self, *path: str | int) -> Node:
+        """The node at the end of a path of keys and indices."""
+        node = self
+        for part in path:
+            node = node.value[part]
+        return node
+
+    def walk(self, path: Iterable[str | int]) -> Iterator[tuple[str | int, Node]]:
+        """Each part of a path with its node, as far as the document has them."""
+        node = self
+        for part in path:
+            if (isinstance(node.value, dict) and part in node.value) or (
+                isinstance(node.value, tuple) and isinstance(part, int)
+            ):
+                node = node.value[part]
+            else:
+                return
+            yield part, node
+
+    def flatten(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
+        """Each value that is not a mapping, with its dotted key: 'a.b' for both `a.b: 1` and `a: {b: 1}`."""
         if not isinstance(self.value, dict):
             yield prefix, self
         else:
             for key, node in self.value.items():
-                yield from node.leaves(f"{prefix}.{key}" if prefix else key)
+                yield from node.flatten(f"{prefix}.{key}" if prefix else key)
 
 
 def read_yaml(path: Path) -> Node:
@@ -78,14 +97,14 @@ def parse_yaml(text: str, name: str) -> Node:
         before = text[: error.position]
         where = Mark(name, before.count("\n") + 1, error.position - before.rfind("\n"))
         raise config_error(where, f"is not YAML: {error.reason}") from error
-    except UnicodeEncodeError as error:  # in the words of a command line
+    except UnicodeEncodeError as error:  # of a surrogate in an argument of the command line
         raise config_error(
             name,
             f"character {error.start + 1} is not UTF-8, or not in this locale; PYTHONUTF8=1 reads"
             " UTF-8 in any",
         ) from error
     except RecursionError as error:
-        raise config_error(name, "is not YAML that anybody wrote: it is nested too deep") from error
+        raise config_error(name, "is nested too deep") from error
     except yaml.YAMLError as error:
         raise config_error(name, f"is not YAML: {' '.join(str(error).split())}") from error
     if root is None:
@@ -103,7 +122,7 @@ def _mark(name: str, node: yaml.Node) -> Mark:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A walk over a composed document; `seen` holds the nodes met, so an alias shows as a second visit."""
+    """Converts a composed document; `seen` holds the nodes visited, so that an alias is a second visit."""
 
     name: str
     problems: list[Problem]
@@ -142,7 +161,7 @@ class _Reader:
         return found
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        # a style is that of a quoted scalar, or of a block
+        # only quoted scalars and blocks have a style
         return node.value if node.style else _plain_value(node.value)
 
 
@@ -152,9 +171,7 @@ def _plain_value(text: str) -> Any:
 
 
 class _Writer(yaml.SafeDumper):
-    """PyYAML's writer, which also quotes each string that `_plain_value` would not return as it is, and never
-    writes an alias.
-    """
+    """PyYAML's writer without aliases, which also quotes each string that `_plain_value` would convert."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -174,7 +191,7 @@ def write_yaml(document: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value on one line, which `parse_yaml` reads back equal, lists as tuples; `--set` takes it."""
+    """A value on one line, as `--set` accepts it; `parse_yaml` reads it back equal, lists as tuples."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(show, value))}]"
     if isinstance(value, str):
@@ -186,7 +203,7 @@ def show(value: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def _shown_text(text: str) -> str:
-    """Quoted where it must be, in a list, too."""
+    """Quoted where necessary, also as an item of a list."""
     written: str = yaml.dump(
         [text], Dumper=_Writer, default_flow_style=True, allow_unicode=True, width=math.inf
     )

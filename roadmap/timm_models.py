@@ -6,7 +6,7 @@ depths=[2, 2, 6, 2], block={'layer_scale': None}. The rest is the step's, even i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from torch import nn
 from blocks.model import Network, build_model
 from blocks.spec import ModelSpec
 from roadmap import STEPS_YAML
-from roadmap.config import RunConfig
-from roadmap.errors import ConfigError, Problem, format_validation_error, one_of_these
+from roadmap.config import RunConfig, flatten
+from roadmap.errors import ConfigError, Problem, keyed_message, one_of_these
 from roadmap.steps import load_roadmaps, resolve
 
 UNPREFIXED = "convnext_t"  # the roadmap whose steps need no name before theirs
@@ -116,7 +116,7 @@ def _changed(name: str, spec: ModelSpec, leaves: Mapping[str, Any]) -> ModelSpec
     try:
         return ModelSpec.model_validate(_merge(spec.model_dump(), leaves))
     except ValidationError as error:
-        known = [*_paths(spec.model_dump()), *TIMMS_OWN]
+        known = [*flatten(spec.model_dump()), *TIMMS_OWN]
         raise ConfigError([_problem(name, item, known) for item in error.errors()]) from error
 
 
@@ -132,19 +132,9 @@ def _merge(section: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]
     return section
 
 
-def _paths(section: Mapping[str, Any]) -> Iterator[str]:
-    """The dotted path of each leaf."""
-    for key, value in section.items():
-        yield from (f"{key}.{path}" for path in _paths(value)) if isinstance(value, dict) else [key]
-
-
-def _problem(name: str, error: Any, known: Sequence[str]) -> Problem:
-    path, message = ".".join(map(str, error["loc"])), format_validation_error(error)
+def _problem(name: str, error: Any, known: Iterable[str]) -> Problem:
+    message = keyed_message(error)
     if error["type"] == "extra_forbidden":
+        path = ".".join(map(str, error["loc"]))
         message = f"unknown keyword '{path}'{one_of_these(path, known)}"
-    elif path:
-        message = f"{path}: {message}"
     return Problem(f"create_model('{name}'):", message)
-
-
-register()

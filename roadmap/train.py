@@ -10,8 +10,7 @@ from pathlib import Path
 from roadmap.config import RunConfig
 from roadmap.files import write_atomic, write_json
 from roadmap.lease import Lease, LeaseLost
-from roadmap.records import RunDir, check_config, read_result
-from roadmap.result import DamagedResult, Result
+from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
 from roadmap.signals import Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.device import OutOfMemory

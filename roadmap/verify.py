@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blocks import Complexity, complexity
-from roadmap.tree import Counted, PaperFigures, Roadmap, resolve
+from roadmap.deltas import Roadmap, resolve
+from roadmap.steps_file import CountedCost, PaperResult
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class VerifiedStep:
     step: str
     title: str
     cost: Complexity
-    paper: PaperFigures | None
-    counted: Counted | None
+    paper: PaperResult | None
+    counted: CountedCost | None
 
     @property
     def prints(self) -> bool | None:

@@ -14,9 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from roadmap.class_map import class_map_beside, read_class_map
 from roadmap.errors import ConfigError, config_error, relative
-from roadmap.weight_files import located, name_of, scheme_of
+from roadmap.weight_files import class_map_beside, located, name_of, read_class_map, scheme_of
 
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from roadmap.deltas import NO_PROFILE, Roadmap, parse_overrides, resolve
 from roadmap.errors import ConfigError, config_error
 from roadmap.lease import is_here, owner
 from roadmap.records import RunDir, Status, status
-from roadmap.settings import parse_overrides
 from roadmap.steps import load_roadmap
 from roadmap.terminal import count
 from roadmap.training.initial_weights import with_init_digest
-from roadmap.tree import NO_PROFILE, Roadmap, resolve
 from slurm.choose import of_seeds, of_steps, runs_of_experiment
 from slurm.client import SlurmUnavailable, Task, ask, queued
 from slurm.monitor import ENDING, root_of

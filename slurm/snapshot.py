@@ -14,7 +14,7 @@ from roadmap import ROOT, STEPS_YAML
 from roadmap.disk import reason
 from roadmap.errors import config_error, relative
 from roadmap.files import sync_folder, write_atomic, write_errors
-from roadmap.provenance import KEPT, commit
+from roadmap.provenance import SNAPSHOT_COMMIT, commit
 from roadmap.steps import flat_text
 
 KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".js"}
@@ -51,7 +51,7 @@ def take(folder: Path) -> Path:
         for path in sources(ROOT):
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, aside / path)
-        (aside / KEPT).write_text(f"{commit() or ''}\n", encoding="utf-8")
+        (aside / SNAPSHOT_COMMIT).write_text(f"{commit() or ''}\n", encoding="utf-8")
         aside.rename(target)
     except OSError as error:
         if not target.is_dir():  # somebody else may have been faster

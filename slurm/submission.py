@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
-from roadmap.cli.arguments import choices_of, roadmap_of
+from roadmap.cli.arguments import Selection, read_overrides, select
 from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
+from roadmap.deltas import NO_PROFILE
 from roadmap.errors import ConfigError, Problem, config_error
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
@@ -20,7 +21,6 @@ from roadmap.strict_yaml import show
 from roadmap.terminal import console, count
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
-from roadmap.tree import NO_PROFILE, resolve
 from slurm.client import MAX_ARRAY_SIZE, SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster
 from slurm.executor import (
@@ -49,8 +49,9 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_folder(arguments.runs, cluster)
-    check_step_names(arguments, name, cluster)
-    configs = plan(arguments, cluster)
+    selection = select(arguments)
+    check_step_names(selection, arguments, name, cluster)
+    configs = plan(selection, arguments, cluster)
     runs = [run_dir_of(arguments.runs, config) for config in configs]
     warn_changed_configs(runs)
     if arguments.dry_run:
@@ -79,25 +80,26 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
         raise config_error(f"--runs {runs.absolute()}:", message)
 
 
-def check_step_names(arguments: argparse.Namespace, name: str, cluster: Cluster) -> None:
+def check_step_names(
+    selection: Selection, arguments: argparse.Namespace, name: str, cluster: Cluster
+) -> None:
     """ConfigError where the cluster's entry names a step that no roadmap of the steps file has."""
     if not cluster.steps:
         return
-    known = set(roadmap_of(arguments).steps)
+    known = set(selection.roadmap.steps)
     if not cluster.steps.keys() <= known:  # those of another roadmap, or misspelled
         others = load_roadmaps(arguments.steps_file).values()
         check_steps(name, arguments.cluster_file, known.union(*(roadmap.steps for roadmap in others)))
 
 
-def plan(arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
+def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
     """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could
     not be trained.
 
     What all seeds of a step have in common, which is all but the seed, is resolved and checked once.
     """
-    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
-    steps = dict.fromkeys(arguments.steps or roadmap.steps)
-    configs = [with_init_digest(resolve(roadmap, step, **choices)) for step in steps]
+    steps = dict.fromkeys(arguments.steps or selection.roadmap.steps)
+    configs = [with_init_digest(selection.resolve(step)) for step in steps]
     if not arguments.dry_run:  # which may be far from the data
         check_data(*configs, here=cluster.scheduler == "local")
     for config in configs:
@@ -284,5 +286,5 @@ def _collecting(arguments: argparse.Namespace, steps_file: Path) -> list[str]:
     words += ["--profile", arguments.profile or NO_PROFILE]
     if arguments.ablate is not None:
         words += ["--ablate", arguments.ablate]
-    overrides = choices_of(arguments)["overrides"]  # with the digest of the weights as they are now
+    overrides = read_overrides(arguments)  # with the digest of the weights as they are now
     return words + [word for key, value in overrides.items() for word in ("--set", f"{key}={show(value)}")]

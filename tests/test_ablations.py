@@ -12,11 +12,10 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.ablations import ablate
+from roadmap.deltas import Roadmap, changes, trace
 from roadmap.errors import ConfigError
 from roadmap.records import run_dir_of
-from roadmap.settings import changes
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
-from roadmap.tree import Roadmap, trace
 from slurm.cluster import Cluster
 from slurm.submission import plan
 from slurm.submit import parser

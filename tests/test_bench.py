@@ -31,6 +31,7 @@ from roadmap.bench.interleave import ratio_of, spread_of, take_turns
 from roadmap.bench.report import write_report
 from roadmap.bench.results import Measurement, add_rows, merged, read_rows, slug, to_csv
 from roadmap.bench.table import to_markdown
+from roadmap.cli.arguments import select
 from roadmap.cli.options import main_of
 from roadmap.errors import ConfigError
 from roadmap.report.render import GLUE
@@ -521,7 +522,7 @@ def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
 )
 def test_overrides_are_told_in_one_spelling(words: list[str], told: str | None) -> None:
     arguments = parser().parse_args(["bench", *(word for value in words for word in ("--set", value))])
-    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, 16), arguments) == told
+    assert overrides_of(config_of(select(arguments), "gelu", arguments, 16), arguments) == told
 
 
 def test_the_loop_has_mixup_and_a_local_batch() -> None:
@@ -529,11 +530,11 @@ def test_the_loop_has_mixup_and_a_local_batch() -> None:
         ["bench", "--loop", "--set", "recipe.mixup=0.5", "--set", "recipe.local_batch=32"]
     )
     assert (
-        overrides_of(config_of(load_roadmap(), "gelu", arguments, None), arguments)
+        overrides_of(config_of(select(arguments), "gelu", arguments, None), arguments)
         == "recipe.local_batch=32;recipe.mixup=0.5"
     )
     arguments.batch = 64
-    assert overrides_of(config_of(load_roadmap(), "gelu", arguments, 64), arguments) == "recipe.mixup=0.5"
+    assert overrides_of(config_of(select(arguments), "gelu", arguments, 64), arguments) == "recipe.mixup=0.5"
 
 
 def test_measuring_with_other_values_leaves_the_step_itself(

@@ -27,7 +27,6 @@ from timm.data.readers.class_map import load_class_map
 from torch import Tensor, nn
 
 from blocks import build_model
-from roadmap.class_map import class_map_beside, is_ambiguous, read_class_map, to_class_map
 from roadmap.cli.options import main_of
 from roadmap.cli.run import parser
 from roadmap.cli.run import run as run_step
@@ -40,6 +39,7 @@ from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.evaluate import evaluate_found, find_file, find_run
 from roadmap.training.initial_weights import initialize_from, with_init_digest
+from roadmap.weight_files import class_map_beside, is_ambiguous, read_class_map, to_class_map
 from roadmap.weights import copy_weights, read_weights
 from tests.helpers.images import Pictures, plain, write_tar
 

@@ -24,7 +24,6 @@ from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
 from roadmap.report.tolerance import Expected, check, published_figures, read_expected
 from roadmap.steps import load_roadmap, resolve
-from roadmap.strict_yaml import ConfigError
 from tests.helpers import commands
 from tests.helpers.reports import finished, result_of
 

@@ -25,8 +25,7 @@ from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
 from roadmap.errors import ConfigError, Problem
 from roadmap.lease import LeaseLost, attempts, read_attempt
-from roadmap.records import RunDir, prepare, read_result, run_dir_of
-from roadmap.result import Result
+from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from blocks import build_model
 from roadmap import ROOT
-from roadmap.cli.arguments import config_of as configured
-from roadmap.cli.arguments import eval_choices_of
+from roadmap.cli.arguments import eval_options, load_config
 from roadmap.cli.options import main_of
 from roadmap.cli.run import parser, run
 from roadmap.config import RunConfig
@@ -417,7 +416,7 @@ def test_the_whole_image_is_seen_where_another_large_resolution_is_asked_for(
     words: list[str], crop: str, photos: Path
 ) -> None:
     arguments = parser().parse_args(words_of(photos, "--eval", *words))
-    view = eval_choices_of(arguments, configured(arguments, STEP, 0))["view"]
+    view = eval_options(arguments, load_config(arguments))["view"]
     assert (
         f"{view.data.image_size} px, crop {view.recipe.eval_crop_pct:g} {view.recipe.eval_crop_mode}" == crop
     )
@@ -454,15 +453,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a resolution that is too small": (
         ["--eval", "--image-size", "16"],
-        "^--image-size an image of 16 pixels is too small",
+        "^--image-size data.image_size: an image of 16 pixels is too small",
     ),
     "no resolution": (
         ["--eval", "--image-size", "0"],
-        "^--image-size input should be greater than or equal to 8, not 0$",
+        "^--image-size data.image_size: input should be greater than or equal to 8, not 0$",
     ),
     "a crop of more than all": (
         ["--eval", "--crop-pct", "1.5"],
-        r"^--crop-pct input should be less than or equal to 1, not 1\.5$",
+        r"^--crop-pct recipe.eval_crop_pct: input should be less than or equal to 1, not 1\.5$",
     ),
     "a size without --eval": (["--image-size", "320"], "^--image-size cannot be used without --eval$"),
     "much without --eval": (

@@ -9,7 +9,7 @@ import pytest
 
 from roadmap.config import DataSpec
 from roadmap.data import digits
-from roadmap.kept import FOLDER, cache_folder, kept
+from roadmap.provenance import CACHE_FOLDER, cache_folder, cached
 from roadmap.report import runs as gather
 from roadmap.steps import load_roadmap, resolve
 
@@ -17,7 +17,7 @@ from roadmap.steps import load_roadmap, resolve
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / FOLDER
+    return tmp_path / "cache" / CACHE_FOLDER
 
 
 def maker(made: list[str], text: str = "97.5 ±\n") -> Callable[[], str]:
@@ -30,7 +30,7 @@ def maker(made: list[str], text: str = "97.5 ±\n") -> Callable[[], str]:
 
 def test_what_was_made_is_made_once_for_each_that_decides_it(cache: Path) -> None:
     made: list[str] = []
-    assert [kept("a", key, maker(made)) for key in ("one", "one", "other", "one")] == ["97.5 ±\n"] * 4
+    assert [cached("a", key, maker(made)) for key in ("one", "one", "other", "one")] == ["97.5 ±\n"] * 4
     assert len(made) == len(list(cache.iterdir())) == 2
 
 
@@ -45,34 +45,34 @@ def test_what_was_made_is_made_once_for_each_that_decides_it(cache: Path) -> Non
 )
 def test_a_damaged_file_is_made_anew(cache: Path, damage: Callable[[bytes], bytes]) -> None:
     made: list[str] = []
-    kept("a", "one", maker(made))
+    cached("a", "one", maker(made))
     (path,) = cache.iterdir()
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    assert kept("a", "one", maker(made)) == "97.5 ±\n"
+    assert cached("a", "one", maker(made)) == "97.5 ±\n"
     assert (len(made), path.read_bytes()) == (2, whole)
 
 
 def test_a_file_that_was_made_from_something_else_is_not_taken(cache: Path) -> None:
-    kept("a", "one", lambda: "1")
+    cached("a", "one", lambda: "1")
     (one,) = cache.iterdir()
-    kept("a", "two", lambda: "2")
+    cached("a", "two", lambda: "2")
     (two,) = set(cache.iterdir()) - {one}
     one.write_bytes(two.read_bytes())
-    assert kept("a", "one", lambda: "1 again") == "1 again"
+    assert cached("a", "one", lambda: "1 again") == "1 again"
 
 
 def test_without_a_place_to_write_nothing_is_kept(cache: Path) -> None:
     cache.parent.write_text("a file", encoding="utf-8")
     made: list[str] = []
-    assert [kept("a", "one", maker(made)) for _ in range(2)] == ["97.5 ±\n"] * 2
+    assert [cached("a", "one", maker(made)) for _ in range(2)] == ["97.5 ±\n"] * 2
     assert len(made) == 2
 
 
 def test_a_relative_cache_folder_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert cache_folder() == tmp_path / ".cache" / FOLDER
+    assert cache_folder() == tmp_path / ".cache" / CACHE_FOLDER
 
 
 def test_the_regression_is_trained_once_for_each_data_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import roadmap.config
 from blocks.spec import Spec
 from roadmap import ROOT
 from roadmap.config import RunConfig
-from roadmap.keys import config_markdown, describe_keys
+from roadmap.schema import config_markdown, describe_keys
 from roadmap.steps import load_roadmap
 from slurm.cluster import Cluster
 from tests.helpers import commands

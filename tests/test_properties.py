@@ -18,9 +18,8 @@ from blocks.layers import kinds
 from blocks.plan import BODY, SHORTCUT, SUM
 from blocks.spec import ActSpec, NormSpec, SpatialSpec, StemSpec
 from roadmap.ablations import ablate
-from roadmap.settings import Setting, Settings, merge, validate
+from roadmap.deltas import Setting, Settings, merge, trace, validate
 from roadmap.steps import load_roadmaps, resolve
-from roadmap.tree import trace
 
 ROADMAPS = load_roadmaps()
 ROADMAP = ROADMAPS["convnext_t"]

@@ -18,9 +18,8 @@ from blocks.layers import kinds
 from roadmap import ROOT, STEPS_YAML
 from roadmap.__main__ import parser as parser_of_roadmap
 from roadmap.cli import collect, run
-from roadmap.settings import parse_overrides
+from roadmap.deltas import NO_PROFILE, Roadmap, parse_overrides
 from roadmap.steps import load_roadmap, resolve
-from roadmap.tree import NO_PROFILE, Roadmap
 from slurm import cancel, logs, status, submit
 from slurm.cluster import load_cluster
 from slurm.testbed.__main__ import parser as parser_of_testbed

@@ -19,8 +19,8 @@ from torch import nn
 
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
+from roadmap.deltas import Roadmap
 from roadmap.steps import load_roadmap, parse_overrides, resolve
-from roadmap.tree import Roadmap
 
 if TYPE_CHECKING:
     from roadmap.training.engine import Engine

@@ -22,8 +22,7 @@ from roadmap.data.corrupt import CorruptImages
 from roadmap.errors import ConfigError
 from roadmap.files import JsonLines, create_exclusive, read_json_lines, write_atomic
 from roadmap.lease import Lease, LeaseLost
-from roadmap.records import RunDir, find_runs, prepare, read_result, status
-from roadmap.result import DamagedResult, NewerResult
+from roadmap.records import DamagedResult, NewerResult, RunDir, find_runs, prepare, read_result, status
 from roadmap.run import EXIT_BUSY, train_run
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve

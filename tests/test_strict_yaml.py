@@ -214,13 +214,13 @@ def test_bad_syntax_is_one_line_with_its_place(text: str, place: str) -> None:
 
 def test_a_dotted_and_a_nested_key_are_the_same_leaf() -> None:
     dotted, nested = (parse_yaml(text, "f.yaml") for text in ("a.b: 1", "a: {b: 1}"))
-    assert [(path, leaf.plain()) for path, leaf in dotted.leaves()] == [("a.b", 1)]
-    assert [(path, leaf.plain()) for path, leaf in nested.leaves()] == [("a.b", 1)]
+    assert [(path, node.plain()) for path, node in dotted.flatten()] == [("a.b", 1)]
+    assert [(path, node.plain()) for path, node in nested.flatten()] == [("a.b", 1)]
 
 
-def test_a_leaf_knows_the_places_of_its_key_and_value() -> None:
-    leaves = dict(parse_yaml("a:\n  b.c: {d:   1}\n  e: [2]", "f.yaml").leaves())
-    places = {path: (leaf.key, leaf.mark) for path, leaf in leaves.items()}
+def test_a_value_knows_the_places_of_its_key_and_value() -> None:
+    found = dict(parse_yaml("a:\n  b.c: {d:   1}\n  e: [2]", "f.yaml").flatten())
+    places = {path: (node.key, node.mark) for path, node in found.items()}
     assert places == {
         "a.b.c.d": (Mark("f.yaml", 2, 9), Mark("f.yaml", 2, 14)),
         "a.e": (Mark("f.yaml", 3, 3), Mark("f.yaml", 3, 6)),

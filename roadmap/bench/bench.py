@@ -32,7 +32,7 @@ from roadmap.bench.results import (
 )
 from roadmap.bench.table import sheets
 from roadmap.bench.workloads import SHORTEST, build, free, has_timm, timed
-from roadmap.cli.arguments import roadmap_of
+from roadmap.cli.arguments import Selection, select
 from roadmap.config import RunConfig
 from roadmap.errors import config_error, relative
 from roadmap.lease import now
@@ -42,7 +42,6 @@ from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
 from roadmap.training.device import OutOfMemory, hardware, oom_hint, select_device, set_up
 from roadmap.training.engine import PRECISIONS
-from roadmap.tree import Roadmap
 
 MATMUL, CONVOLUTION = "matmul", "convolution"
 Times = Mapping[str, Sequence[float]]
@@ -50,19 +49,20 @@ Times = Mapping[str, Sequence[float]]
 
 def bench(arguments: argparse.Namespace) -> int:
     """Measures what the command line asks for; if that cannot be, ConfigError before anything is measured."""
-    roadmap = roadmap_of(arguments)
+    selection = select(arguments)
+    roadmap = selection.roadmap
     steps = arguments.steps or list(roadmap.steps)
     check_options(arguments)
-    first = config_of(roadmap, steps[0], arguments, arguments.batch)
+    first = config_of(selection, steps[0], arguments, arguments.batch)
     if first.system.compile == "try":
         raise config_error(
             "system.compile", "is 'try', and what was measured must be known beforehand: true, or false"
         )
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
-    configs = [config_of(roadmap, step, arguments, batch) for step in dict.fromkeys(steps)]
+    configs = [config_of(selection, step, arguments, batch) for step in dict.fromkeys(steps)]
     set_up(first, device)
-    meter = Meter(roadmap, arguments, device)
+    meter = Meter(selection, arguments, device)
     console().print(f"{meter.place['hardware']}: {relative(meter.path)}", soft_wrap=True)
     read_rows(meter.path)  # refused before anything is measured if it is not one of ours
     try:
@@ -77,8 +77,9 @@ def bench(arguments: argparse.Namespace) -> int:
 class Meter:
     """A device on which steps of a roadmap are measured; each result is in the file at `path` at once."""
 
-    def __init__(self, roadmap: Roadmap, arguments: argparse.Namespace, device: torch.device) -> None:
-        self.roadmap, self.arguments, self.device = roadmap, arguments, device
+    def __init__(self, selection: Selection, arguments: argparse.Namespace, device: torch.device) -> None:
+        self.selection, self.roadmap = selection, selection.roadmap
+        self.arguments, self.device = arguments, device
         threads = torch.get_num_threads() if device.type == "cpu" else None
         self.place = {
             "hardware": hardware(device),
@@ -104,7 +105,7 @@ class Meter:
             if mode == "loop" or half < 1:
                 raise config_error(f"step '{config.step}'", f"is too large for this device: {said}")
             console().print(f"{config.step}, {mode}: {said}; measured with {half}", soft_wrap=True)
-            config = config_of(self.roadmap, config.step, self.arguments, half)
+            config = config_of(self.selection, config.step, self.arguments, half)
         add_rows(self.path, rows, self.roadmap.name, self.roadmap.steps)
         self.rows += rows
         for row in rows:

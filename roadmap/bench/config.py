@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 from functools import reduce
-from typing import Any
 
 from roadmap.batches import plan_batches
-from roadmap.cli.arguments import choices_of
+from roadmap.cli.arguments import Selection
 from roadmap.config import RunConfig
+from roadmap.deltas import parse_overrides, resolve
 from roadmap.errors import config_error
 from roadmap.files import write_errors
-from roadmap.settings import parse_overrides
 from roadmap.strict_yaml import show
-from roadmap.tree import Roadmap, resolve
 
 # The bare network's step: nothing is done to images, and weights stay where they are.
 BARE_STEP = {
@@ -50,20 +48,19 @@ def check_options(arguments: argparse.Namespace) -> None:
             pass
 
 
-def config_of(roadmap: Roadmap, step: str, arguments: argparse.Namespace, batch: int | None) -> RunConfig:
+def config_of(selection: Selection, step: str, arguments: argparse.Namespace, batch: int | None) -> RunConfig:
     """The configuration of a step to be measured, with `batch` images at a time, None for the recipe's.
 
     ConfigError if there is no such step, or if it cannot have this batch.
     """
-    choices = choices_of(arguments)
-    overrides: dict[str, Any] = choices["overrides"]
+    overrides = dict(selection.overrides)
     if arguments.profile is None:
         overrides = {"recipe.precision": "bf16"} | overrides
     if not arguments.loop:
         overrides = overrides | BARE_STEP
     if batch is not None:
         overrides = overrides | {"recipe.global_batch": batch, "recipe.local_batch": batch}
-    config = resolve(roadmap, step, profile=arguments.profile, overrides=overrides)
+    config = resolve(selection.roadmap, step, profile=selection.profile, overrides=overrides)
     plan_batches(config)
     return config
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from roadmap.bench.results import BARE, LOOP, OURS, TIMM, TIMM_DEFAULTS, Measurement
-from roadmap.tree import Roadmap
+from roadmap.deltas import Roadmap
 
 SAME = {"train": TIMM, "inference": TIMM, "loop": BARE}
 LONGEST = 80  # letters of overrides in a file's name

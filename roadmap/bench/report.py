@@ -9,9 +9,9 @@ from roadmap.bench.figure import throughput_figure
 from roadmap.bench.groups import groups_of
 from roadmap.bench.results import read_rows
 from roadmap.bench.table import to_markdown
+from roadmap.deltas import Roadmap
 from roadmap.files import write_atomic, write_errors
 from roadmap.report.figures.style import save
-from roadmap.tree import Roadmap
 
 
 def write_report(path: Path, roadmaps: Mapping[str, Roadmap]) -> list[Path]:

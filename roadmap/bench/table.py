@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from roadmap.bench.groups import Comparison, MeasurementGroup, groups_of
 from roadmap.bench.results import Measurement
+from roadmap.deltas import Roadmap
 from roadmap.report.columns import NONE, gmacs
 from roadmap.report.render import markdown
-from roadmap.tree import ReferenceSpeed, Roadmap, Throughput
+from roadmap.steps_file import ReferenceSpeed, Throughput
 
 TITLES = {"train": "training", "inference": "inference", "loop": "the training loop"}
 MEANS = {

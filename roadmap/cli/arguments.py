@@ -4,74 +4,83 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from roadmap.class_map import read_class_map
 from roadmap.cli.options import WHOLE_IMAGE
-from roadmap.config import RunConfig
-from roadmap.errors import ConfigError, Problem, config_error, format_validation_error
-from roadmap.settings import parse_overrides
+from roadmap.config import RunConfig, flatten
+from roadmap.deltas import Roadmap, Setting, Settings, parse_overrides, resolve, trace, validate
+from roadmap.errors import config_error
 from roadmap.steps import load_roadmap
 from roadmap.training.initial_weights import with_init_digest
-from roadmap.tree import Roadmap, resolve
-from roadmap.weight_files import digest_of, scheme_of
-
-OPTIONS = {"data.image_size": "--image-size", "recipe.eval_crop_pct": "--crop-pct"}
+from roadmap.weight_files import digest_of, read_class_map, scheme_of
 
 
-def roadmap_of(arguments: argparse.Namespace) -> Roadmap:
-    """The roadmap that the command line names."""
-    choices = choices_of(arguments) if hasattr(arguments, "profile") else {}
-    return load_roadmap(arguments.steps_file, arguments.roadmap, ablation=arguments.ablate, **choices)
+@dataclass(frozen=True)
+class Selection:
+    """The roadmap that a command line selects, and the profile and overrides that its steps are run with."""
+
+    roadmap: Roadmap
+    profile: str | None
+    overrides: Mapping[str, Any]
+
+    def resolve(self, step: str, seed: int = 0) -> RunConfig:
+        """The configuration of a step."""
+        return resolve(self.roadmap, step, profile=self.profile, seed=seed, overrides=self.overrides)
+
+    def trace(self, step: str) -> Settings:
+        """The keys of a step with what set each."""
+        return trace(self.roadmap, step, profile=self.profile, overrides=self.overrides)
 
 
-def choices_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The command line's profile and overrides, as `resolve` takes them."""
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    """The configuration of the run that the command line describes."""
+    return with_init_digest(select(arguments).resolve(arguments.step, getattr(arguments, "seed", 0)))
+
+
+def select(arguments: argparse.Namespace) -> Selection:
+    """What the command line selects; ConfigError for bad options, or for all that is wrong with the file."""
+    profile: str | None = getattr(arguments, "profile", None)
+    overrides = read_overrides(arguments) if hasattr(arguments, "overrides") else {}
+    roadmap = load_roadmap(
+        arguments.steps_file,
+        arguments.roadmap,
+        ablation=arguments.ablate,
+        profile=profile,
+        overrides=overrides,
+    )
+    return Selection(roadmap, profile, overrides)
+
+
+def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values that --set, --init-from, --ema and --raw give, by dotted key."""
     overrides = parse_overrides(arguments.overrides)
-    if arguments.init_from is not None:
+    source: str | None = arguments.init_from
+    if source is not None:
         if "system.init_from" in overrides:
             raise config_error(
                 "--init-from", "and --set system.init_from are both given; one of them is enough"
             )
-        source = (
-            arguments.init_from
-            if scheme_of(arguments.init_from)
-            else str(Path(arguments.init_from).absolute())
-        )
+        source = source if scheme_of(source) else str(Path(source).absolute())
         overrides = {"system.init_from": source, "recipe.init_digest": digest_of(source)} | overrides
-    if arguments.kind is not None and not _chooses_itself(arguments):
-        overrides = {"recipe.init_weights": _init_weights(arguments, overrides)} | overrides
-    return {"profile": arguments.profile, "overrides": overrides}
+    kind: str | None = arguments.kind
+    # with --eval and in `weights`, the option chooses what is evaluated or inspected
+    chosen_later = getattr(arguments, "eval", False) or getattr(arguments, "command", None) == "weights"
+    if kind is not None and not chosen_later:
+        if "recipe.init_weights" in overrides:
+            raise config_error(
+                f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough"
+            )
+        if "system.init_from" not in overrides:
+            raise config_error(f"--{kind}", "chooses between the weights of --init-from, which is not given")
+        overrides = {"recipe.init_weights": kind} | overrides
+    return overrides
 
 
-def _chooses_itself(arguments: argparse.Namespace) -> bool:
-    """Whether --ema and --raw choose what is evaluated or inspected, and not what training starts from."""
-    return getattr(arguments, "eval", False) or getattr(arguments, "command", None) == "weights"
-
-
-def _init_weights(arguments: argparse.Namespace, overrides: Mapping[str, Any]) -> str:
-    """The weights that --ema or --raw choose; ConfigError where there are none to choose from, or they are
-    chosen twice.
-    """
-    kind: str = arguments.kind
-    if "recipe.init_weights" in overrides:
-        raise config_error(f"--{kind}", "and --set recipe.init_weights are both given; one of them is enough")
-    if "system.init_from" not in overrides:
-        raise config_error(f"--{kind}", "chooses between the weights of --init-from, which is not given")
-    return kind
-
-
-def config_of(arguments: argparse.Namespace, step: str, seed: int) -> RunConfig:
-    """The configuration that the command line describes."""
-    return with_init_digest(resolve(roadmap_of(arguments), step, seed=seed, **choices_of(arguments)))
-
-
-def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
-    """How a run of `config` is to be evaluated, as `evaluate_run` takes it; ConfigError for what has no
-    meaning here.
+def eval_options(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+    """How a run of `config` is evaluated, as `evaluate_run` takes it; ConfigError for options that need
+    --eval.
     """
     values = {
         name: getattr(arguments, name)
@@ -80,44 +89,27 @@ def eval_choices_of(arguments: argparse.Namespace, config: RunConfig) -> dict[st
     given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is not None]
     if given and not arguments.eval:
         raise config_error(", ".join(given), "cannot be used without --eval")
-    view = _view(config, arguments.image_size, arguments.crop_pct, arguments.crop_mode)
-    names = read_class_map(arguments.class_map) if arguments.class_map is not None else None
+    class_map = arguments.class_map
     return {
-        "view": view,
+        "view": _view(config, arguments.image_size, arguments.crop_pct, arguments.crop_mode),
         "source": arguments.init_from,
         "kind": arguments.kind,
         "per_class": arguments.per_class,
-        "class_map": names,
+        "class_map": None if class_map is None else read_class_map(class_map),
     }
 
 
 def _view(config: RunConfig, size: int | None, crop_pct: float | None, crop_mode: str | None) -> RunConfig:
     """`config` with another resolution or crop of the images that are evaluated."""
-    if (
-        size is not None
-        and size != config.data.image_size
-        and size >= WHOLE_IMAGE
-        and crop_pct is None
-        and crop_mode is None
-    ):
+    is_larger = size is not None and size != config.data.image_size and size >= WHOLE_IMAGE
+    if is_larger and crop_pct is None and crop_mode is None:
         crop_pct, crop_mode = 1.0, "squash"
-    leaves = config.model_dump()
-    for path, value in (
-        ("data.image_size", size),
-        ("recipe.eval_crop_pct", crop_pct),
-        ("recipe.eval_crop_mode", crop_mode),
+    settings = {key: Setting(value, "", key) for key, value in flatten(config.model_dump()).items()}
+    for key, option, value in (
+        ("data.image_size", "--image-size", size),
+        ("recipe.eval_crop_pct", "--crop-pct", crop_pct),
+        ("recipe.eval_crop_mode", "--crop-mode", crop_mode),
     ):
-        section, _, key = path.partition(".")
-        leaves[section][key] = leaves[section][key] if value is None else value
-    try:
-        return RunConfig.model_validate(leaves)
-    except ValidationError as error:
-        lines = [
-            ": ".join(filter(None, [".".join(map(str, e["loc"])), format_validation_error(e)])).partition(
-                ": "
-            )
-            for e in error.errors()
-        ]
-        raise ConfigError(
-            [Problem(OPTIONS.get(path, path), message) for path, _, message in lines]
-        ) from error
+        if value is not None:
+            settings[key] = Setting(value, "", option)
+    return validate(settings)

@@ -10,22 +10,20 @@ from rich.padding import Padding
 
 from blocks import build_model, describe
 from roadmap.ablations import ablate
-from roadmap.cli.arguments import choices_of, config_of, roadmap_of
+from roadmap.cli.arguments import load_config, read_overrides, select
+from roadmap.deltas import Settings, change_of, changes, resolve
 from roadmap.errors import config_error
 from roadmap.files import write_atomic, write_errors
-from roadmap.keys import config_markdown, keys_below
-from roadmap.schema import steps_schema
-from roadmap.settings import Settings, changes
+from roadmap.schema import config_markdown, keys_below, steps_schema
 from roadmap.steps import load_roadmap, load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
-from roadmap.tree import change_of, resolve, trace
 from roadmap.verify import VerifiedStep, summary, verify
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
     """The tree; side branches are indented."""
-    roadmap = roadmap_of(arguments)
+    roadmap = select(arguments).roadmap
     rows = []
     for name in roadmap.steps:
         branch = "" if name in roadmap.trunk else "└ "
@@ -33,8 +31,8 @@ def print_steps(arguments: argparse.Namespace) -> int:
             (f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block))
         )
     title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
-    if aside := len(rows) - len(roadmap.trunk):
-        title += f", {aside} on side branches"
+    if branches := len(rows) - len(roadmap.trunk):
+        title += f", {branches} on side branches"
     console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
     for note in roadmap.notes:
         console().print(f"- {note}", soft_wrap=True)
@@ -44,7 +42,7 @@ def print_steps(arguments: argparse.Namespace) -> int:
 def print_verify(arguments: argparse.Namespace) -> int:
     """Every row with its verdict; exit code 1 if one that should match does not."""
     roadmaps = (
-        list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [roadmap_of(arguments)]
+        list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [select(arguments).roadmap]
     )
     if arguments.all and arguments.ablate is not None:
         roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
@@ -75,10 +73,9 @@ def print_explain(arguments: argparse.Namespace) -> int:
     """Each key with its value and its origin, or with its description."""
     if arguments.keys is not None:
         return _print_keys(arguments)
-    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
-    config = resolve(roadmap, arguments.step, **choices)
-    settings = trace(roadmap, arguments.step, **choices)
-    rows = [(path, show(settings[path].value), *_origin(settings, path)) for path in roadmap.base]
+    selection = select(arguments)
+    config, settings = selection.resolve(arguments.step), selection.trace(arguments.step)
+    rows = [(key, show(settings[key].value), *_origin(settings, key)) for key in selection.roadmap.base]
     console().print(
         table(
             ["key", "value", "set by", "at"],
@@ -91,12 +88,11 @@ def print_explain(arguments: argparse.Namespace) -> int:
 
 def _print_keys(arguments: argparse.Namespace) -> int:
     """Each key with its value in the base, the values that it accepts, and below them its description."""
-    choices = choices_of(arguments)
-    if choices["profile"] is not None or choices["overrides"]:
+    if arguments.profile is not None or read_overrides(arguments):
         raise config_error(
             "--keys", "cannot be used with --profile, --set or --init-from; they are for a STEP"
         )
-    base = roadmap_of(arguments).base
+    base = select(arguments).roadmap.base
     for key in keys_below(base, arguments.keys):
         console().print(f"{key.name}: {show(base[key.name].value)} ({key.values})", soft_wrap=True)
         console().print(Padding.indent(key.description, 4))
@@ -104,22 +100,16 @@ def _print_keys(arguments: argparse.Namespace) -> int:
 
 
 def print_diff(arguments: argparse.Namespace) -> int:
-    """The leaves that differ, with both values and their origins."""
-    roadmap, choices = roadmap_of(arguments), choices_of(arguments)
-    one, other = (trace(roadmap, step, **choices) for step in (arguments.one, arguments.other))
+    """The keys that differ, with both values and their origins."""
+    selection = select(arguments)
+    one, other = (selection.trace(step) for step in (arguments.one, arguments.other))
     for step in (arguments.one, arguments.other):
-        resolve(roadmap, step, **choices)
+        selection.resolve(step)
     differences = changes(one, other)
     rows = [
-        (
-            path,
-            show(differences[path][0]),
-            show(differences[path][1]),
-            _origin(one, path)[0],
-            _origin(other, path)[0],
-        )
-        for path in roadmap.base
-        if path in differences
+        (key, *map(show, differences[key]), _origin(one, key)[0], _origin(other, key)[0])
+        for key in selection.roadmap.base
+        if key in differences
     ]
     columns = [
         "key",
@@ -147,8 +137,8 @@ def print_schema(arguments: argparse.Namespace) -> int:
 
 
 def print_weights(arguments: argparse.Namespace) -> int:
-    """What of the file fits; nothing is changed."""
-    config = config_of(arguments, arguments.step, 0)
+    """Which of the file's weights fit; nothing is changed."""
+    config = load_config(arguments)
     from roadmap.weights import TAKEN, Kind, copy_weights, read_state_dicts, select
 
     states = read_state_dicts(arguments.source)
@@ -163,15 +153,15 @@ def print_weights(arguments: argparse.Namespace) -> int:
 
 
 def print_export(arguments: argparse.Namespace) -> int:
-    """Writes the file, and says how it is loaded."""
+    """Writes the file, and prints how to load it."""
     from roadmap.export import export
 
     print(export(arguments.run_dir, arguments.out, ema=arguments.kind == "ema", names=arguments.names))
     return 0
 
 
-def _origin(settings: Settings, path: str) -> tuple[str, str]:
-    setting = settings[path]
+def _origin(settings: Settings, key: str) -> tuple[str, str]:
+    setting = settings[key]
     return setting.source or "--set", str(setting.where) if setting.source else ""
 
 

@@ -110,7 +110,7 @@ def add_kind_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_eval_options(options: argparse.ArgumentParser) -> None:
-    """What `eval_choices_of` reads."""
+    """What `eval_options` reads."""
     group = options.add_argument_group("with --eval", EVALUATES)
     group.add_argument(
         "--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)"

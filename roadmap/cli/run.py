@@ -38,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plans, evaluates or trains; returns the exit code."""
-    from roadmap.cli.arguments import config_of, eval_choices_of
+    from roadmap.cli.arguments import eval_options, load_config
 
-    config = config_of(arguments, arguments.step, arguments.seed)
-    choices = eval_choices_of(arguments, config)
+    config = load_config(arguments)
+    options = eval_options(arguments, config)
     if arguments.eval:
         from roadmap.training.evaluate import evaluate_run
 
-        return evaluate_run(config, arguments.runs, **choices)
+        return evaluate_run(config, arguments.runs, **options)
     from roadmap.run import print_plan, train_run
 
     return (

@@ -18,10 +18,10 @@ from roadmap.config import RunConfig
 from roadmap.data.listing import IMAGE_SUFFIXES, find_images, in_order
 from roadmap.data.preflight import class_names, data_dir
 from roadmap.data.splits import Options, check_splits, some
+from roadmap.deltas import resolve
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import write_errors, write_json
 from roadmap.steps import load_roadmap
-from roadmap.tree import resolve
 
 FORMAT = 1
 CLASSES_FILE = "classes.json"

@@ -8,7 +8,8 @@ from typing import Any
 
 from blocks import complexity
 from roadmap.config import RunConfig
-from roadmap.records import Status
+from roadmap.deltas import Roadmap, change_of, resolve
+from roadmap.records import Result, Status
 from roadmap.report.rows import Ablation, AblationRow, accuracies
 from roadmap.report.stats import (
     Correlation,
@@ -21,8 +22,7 @@ from roadmap.report.stats import (
     z_score,
 )
 from roadmap.report.trained import left_out
-from roadmap.result import Result
-from roadmap.tree import Reference, Roadmap, change_of, resolve
+from roadmap.steps_file import Reference
 
 
 def published(roadmap: Roadmap) -> Ablation:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 
-from roadmap.cli.arguments import choices_of
+from roadmap.cli.arguments import read_overrides
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these
 from roadmap.report.columns import COLUMNS
 from roadmap.report.runs import Experiment, RunSelection, experiment_of
@@ -98,12 +98,11 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
     """What the folders hold."""
-    overrides = choices_of(arguments)["overrides"]
     choices = RunSelection(
         arguments.steps_file,
         arguments.roadmap,
         arguments.profile,
-        overrides,
+        read_overrides(arguments),
         arguments.ablate,
         arguments.holm,
         arguments.as_trained,

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from roadmap.deltas import Roadmap, resolve
 from roadmap.errors import ConfigError
 from roadmap.records import Status
 from roadmap.report.stats import Difference, difference
-from roadmap.tree import Roadmap, resolve
 
 ALONE, IN_PLACE, LAST = READINGS = ("alone", "in place", "last")
 MEANING = {

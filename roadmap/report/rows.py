@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from blocks import Complexity
-from roadmap.records import Status
+from roadmap.deltas import Roadmap
+from roadmap.records import Result, Status
 from roadmap.report.stats import CONFIDENCE, Correlation, Difference, Summary, summarize
-from roadmap.result import Result
-from roadmap.tree import Reference, Roadmap
+from roadmap.steps_file import Reference
 
 
 @dataclass(frozen=True)

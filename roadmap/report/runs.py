@@ -13,16 +13,17 @@ from roadmap import STEPS_YAML
 from roadmap.ablations import ablate, end_of
 from roadmap.config import DataSpec
 from roadmap.data import digits
+from roadmap.deltas import NO_PROFILE, Roadmap, resolve
 from roadmap.errors import config_error, relative
-from roadmap.kept import kept, versions
+from roadmap.provenance import cached, versions
 from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
 from roadmap.report.ablation import measured, same_task
 from roadmap.report.marginal import Worth, worths
 from roadmap.report.rows import Ablation
 from roadmap.report.trained import as_trained, variants
 from roadmap.steps import load_roadmap
+from roadmap.steps_file import Reference
 from roadmap.terminal import count
-from roadmap.tree import NO_PROFILE, Reference, Roadmap, resolve
 
 MAX_LISTED = 3  # copies that are named one by one
 
@@ -230,11 +231,11 @@ def _logistic_regression(data: DataSpec) -> float:
     """
     decided_by = [
         json.dumps(data.model_dump(mode="json")),
-        versions(("scikit-learn", "scipy", "numpy")),
+        str(versions(("scikit-learn", "scipy", "numpy"))),
         Path(digits.__file__).read_text("utf-8"),
     ]
     return float(
-        kept("logistic-regression", "\n".join(decided_by), lambda: repr(digits.logistic_regression(data)))
+        cached("logistic-regression", "\n".join(decided_by), lambda: repr(digits.logistic_regression(data)))
     )
 
 
@@ -244,23 +245,23 @@ def _place(roadmap: Roadmap, step: str) -> int:
 
 def _once(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]:
     """One status a run, a finished one before others, and a sentence on each copy that is left out."""
-    kept: dict[str, Status] = {}
+    cached: dict[str, Status] = {}
     left: list[tuple[Status, str]] = []
     for run in found:
         name = run.run.name
-        first = kept.setdefault(name, run)
+        first = cached.setdefault(name, run)
         if first is not run:
             better = first.result is None and run.result is not None
-            kept[name] = run if better else first
+            cached[name] = run if better else first
             left.append((first if better else run, name))
-    said = [_copy(one, kept[name], root) for one, name in left]
+    said = [_copy(one, cached[name], root) for one, name in left]
     more = len(said) - MAX_LISTED
-    return list(kept.values()), said[:MAX_LISTED] + (
+    return list(cached.values()), said[:MAX_LISTED] + (
         [f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else []
     )
 
 
 def _copy(left: Status, kept: Status, root: Path) -> str:
-    one, other = (run.run.path.relative_to(root).as_posix() for run in (left, kept))
-    differ = "" if left.result in (None, kept.result) else ", though their results differ"
+    one, other = (run.run.path.relative_to(root).as_posix() for run in (left, cached))
+    differ = "" if left.result in (None, cached.result) else ", though their results differ"
     return f"{one} is the same run as {other}, and left out{differ}."

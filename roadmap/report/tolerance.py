@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from roadmap.deltas import resolve
 from roadmap.errors import config_error, relative
 from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import ROUNDING, Summary
 from roadmap.terminal import count
-from roadmap.tree import resolve
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.config import RunConfig
+from roadmap.deltas import Roadmap, resolve, same
 from roadmap.errors import ConfigError, config_error, relative
 from roadmap.records import RunDir
-from roadmap.settings import same
 from roadmap.strict_yaml import show
 from roadmap.terminal import count
-from roadmap.tree import Roadmap, resolve
 
 LISTED = 3  # steps that are named one by one
 TrainedAlike = tuple[str, str]  # the step and the hash of runs of one configuration

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from roadmap.deltas import Roadmap
 from roadmap.errors import config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.report.ablation import origins, published
@@ -18,7 +19,6 @@ from roadmap.report.runs import Experiment, LoadedRuns, Worths
 from roadmap.report.tables import WORTH_COLUMNS, grid, markdown, worth_cells, worth_frame, write, write_runs
 from roadmap.report.tolerance import Expected, Verdict, check
 from roadmap.terminal import console, table
-from roadmap.tree import Roadmap
 
 
 @dataclass(frozen=True)

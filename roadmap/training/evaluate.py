@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 from blocks.model import build_model
 from roadmap.batches import BatchPlan
-from roadmap.class_map import CLASS_MAP, OTHER_ORDER, UNKNOWN_ORDER, WAY_OUT, is_ambiguous, outputs_of, some
 from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
@@ -33,7 +32,16 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import autocast
 from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
-from roadmap.weight_files import name_of
+from roadmap.weight_files import (
+    CLASS_MAP,
+    OTHER_ORDER,
+    UNKNOWN_ORDER,
+    WAY_OUT,
+    is_ambiguous,
+    name_of,
+    outputs_of,
+    some,
+)
 from roadmap.weights import Kind, copy_weights, read_weights, select
 
 logger = logging.getLogger(__name__)

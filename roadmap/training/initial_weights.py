@@ -8,10 +8,17 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from roadmap.class_map import OTHER_ORDER, UNKNOWN_ORDER, is_ambiguous, outputs_of, some
 from roadmap.config import RunConfig
 from roadmap.errors import config_error
-from roadmap.weight_files import digest_of, name_of
+from roadmap.weight_files import (
+    OTHER_ORDER,
+    UNKNOWN_ORDER,
+    digest_of,
+    is_ambiguous,
+    name_of,
+    outputs_of,
+    some,
+)
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.config import RunConfig
+from roadmap.deltas import NO_PROFILE
 from roadmap.disk import explaining
 from roadmap.errors import ConfigError, Problem
 from roadmap.records import run_dir_of
 from roadmap.training.callbacks import Callback, Callbacks
-from roadmap.tree import NO_PROFILE
 
 LOGIN_SECONDS = 30.0
 

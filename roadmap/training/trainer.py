@@ -26,8 +26,7 @@ from roadmap.errors import config_error, relative
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
 from roadmap.provenance import provenance
-from roadmap.records import RunDir
-from roadmap.result import FORMAT, Result
+from roadmap.records import FORMAT, Result, RunDir
 from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints

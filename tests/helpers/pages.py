@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from roadmap.deltas import resolve
 from roadmap.records import RunDir, Status
 from roadmap.report.ablation import measured
 from roadmap.report.page.page import page
 from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
-from roadmap.tree import Reference, resolve
+from roadmap.steps_file import Reference
 from tests.helpers.reports import finished
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from roadmap.records import RunDir, Status
-from roadmap.result import Result
+from roadmap.records import Result, RunDir, Status
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPEEDS = (1000.0, 1100.0, 1200.0)

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from roadmap.deltas import Roadmap, resolve
 from roadmap.records import RunDir, Status
 from roadmap.report.ablation import measured
 from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
-from roadmap.tree import Roadmap, resolve
 from tests.helpers.reports import result_of
 
 ROADMAP, OTHER = load_roadmap(), load_roadmap(name="convnext_b")

@@ -12,7 +12,7 @@ from roadmap.report.columns import COLUMNS
 from roadmap.report.figures.style import LOOKS, Look, Type
 from roadmap.report.rows import Ablation, AblationRow
 from roadmap.report.stats import summarize
-from roadmap.tree import Reference
+from roadmap.steps_file import Reference
 
 BUBBLE = 1.1  # the area of the largest bubble, in small font sizes squared
 SMALLEST = 0.4  # the side of a bubble that would be too small to see, in small font sizes

@@ -16,11 +16,11 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
+from roadmap.deltas import Roadmap
 from roadmap.report.curves import Curve, Values, curves_of
 from roadmap.report.figures.panels import add_key, numbers, paired, seeds, spread
 from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, style, type_of
 from roadmap.report.rows import Ablation
-from roadmap.tree import Roadmap
 
 COLOURS = mpl.colormaps["viridis"]
 BRIGHTEST = 0.88  # of the color map; what is above is too pale for a line on white

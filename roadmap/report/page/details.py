@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blocks import describe
+from roadmap.deltas import changes, resolve, trace
 from roadmap.records import Status
 from roadmap.report.columns import COLUMNS, NONE
 from roadmap.report.page.vega import accuracy, delta
 from roadmap.report.rows import Ablation, AblationRow
-from roadmap.settings import changes
 from roadmap.strict_yaml import show
-from roadmap.tree import resolve, trace
 
 FIGURES = (
     "p",

@@ -16,12 +16,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from roadmap.kept import kept, versions
+from roadmap.deltas import overriding
+from roadmap.provenance import cached, versions
 from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.page import vega as charts
 from roadmap.report.page.details import RUN_HEADS, Step, details, provenance
 from roadmap.report.rows import Ablation, AblationRow
-from roadmap.settings import overriding
 from roadmap.strict_yaml import show
 
 PAGE = Path(__file__).parent
@@ -119,7 +119,7 @@ def _files(ablations: Sequence[Ablation]) -> list[str]:
 @cache
 def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, from the vl-convert package; nothing is fetched."""
-    text = kept("vega", versions(["vl-convert-python"]) + EXPORTED, _made_bundle)
+    text = cached("vega", f"{versions(['vl-convert-python'])}{EXPORTED}", _made_bundle)
     assert "</script" not in text.lower()
     assert "<!--" not in text
     return text
