@@ -28,7 +28,7 @@ class Complexity:
 
 
 def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
-    """The cost of layers in a row on an input of height `size`, and the height of what comes out."""
+    """The cost of a sequence of layers on an input of height `size`, and the height of its output."""
     total = Complexity(0, 0)
     for op in ops:
         layer, size = LAYERS[op.kind], op.out_size(size)
@@ -36,7 +36,7 @@ def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
     return total, size
 
 
-@lru_cache(maxsize=4096)  # a roadmap asks for each of its networks in all profiles, and again for each seed
+@lru_cache(maxsize=4096)  # a roadmap needs each network in all profiles, and for each seed
 def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
     """The cost of `spec` for square images of `image_size` pixels; ValueError if its strides need more."""
     plan = plan_model(spec)
@@ -45,14 +45,11 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
         cost, size = _count(downsample, size)
         total += cost
         for block in blocks:
-            is_shortcut = [op.name.startswith(SHORTCUT) for op in block]
-            shortcut, _ = _count((op for op, aside in zip(block, is_shortcut, strict=True) if aside), size)
-            body, size = _count((op for op, aside in zip(block, is_shortcut, strict=True) if not aside), size)
+            shortcut, _ = _count((op for op in block if op.name.startswith(SHORTCUT)), size)
+            body, size = _count((op for op in block if not op.name.startswith(SHORTCUT)), size)
             total += body + shortcut
             if size < 1:
-                raise ValueError(
-                    f"an image of {image_size} pixels is too small for this network: nothing is left of it"
-                )
+                raise ValueError(f"an image of {image_size} pixels is too small for this network")
     head, _ = _count((*plan.head_norm, plan.classifier), 1)
     return total + head
 
@@ -60,9 +57,9 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
 def training_macs(spec: ModelSpec, image_size: int = 224) -> int:
     """Multiply-adds of a forward and backward pass for one image; ValueError as in `complexity`.
 
-    Each layer computes the gradients of its input and of its weights, and each costs as much as its output;
-    images need no gradient, so that the first convolution has one less. torch's flop_counter takes a grouped
-    convolution's backward pass for a dense one's, and counts too much where it is depthwise.
+    Each layer computes the gradients of its input and of its weights, and each costs as much as its output.
+    Images need no gradient, so the first convolution has one less. PyTorch's flop_counter counts the backward
+    pass of a grouped convolution as that of a dense one, far too much where it is depthwise.
     """
     first, _ = _count(plan_model(spec).stem[:1], image_size)
     return 3 * complexity(spec, image_size).macs - first.macs

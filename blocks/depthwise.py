@@ -11,17 +11,13 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]  # 
 from torch.nn import functional
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-# What is computed how follows from shapes and types alone, so that a run can be repeated bit by bit. `python
-# -m tests.benchmark_depthwise` prints the measurements behind the rules: they hold for oneDNN, whose weight
-# gradient is fast for kernels of 3 pixels only, whose input gradient is slow in bf16 for strides, and which
-# has little for dilations.
+# Shapes and types alone select the algorithm, so that a run can be repeated bit by bit. `python -m
+# tests.benchmark_depthwise` prints the measurements behind the rules. In oneDNN the weight gradient is fast
+# only for kernels of 3 pixels, the input gradient is slow for strides in bf16, and dilations are slow.
 ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-# from so many values of an image's map on, calls for each image cost less than copies of the batch
-LARGE_MAP = 65536
-# from so many values of an image's map on, copies of it cost less than what they save
-SMALL_MAP = 4096
-# from so many multiply-adds on, the calls that a gradient takes cost less than what they save
-SMALL_WORK = 600_000
+LARGE_MAP = 65536  # values of an image's map from which one call per image is faster than copies of the batch
+SMALL_MAP = 4096  # values of an image's map from which copying it pays
+SMALL_WORK = 600_000  # multiply-adds from which the extra calls of a custom gradient pay
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -40,9 +36,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
-    """conv2d of x, (N, C, H, W), with `weight`, (C, 1, k, k), that pads `k // 2 * dilation`; computed in the
-    fastest way known.
-    """
+    """A fast conv2d of x, (N, C, H, W), and `weight`, (C, 1, k, k), with padding `k // 2 * dilation`."""
     return (
         conv2d_reference(x, weight, bias, stride, dilation)
         if is_scripting()
@@ -54,7 +48,7 @@ def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilatio
     if custom_backward_is_faster(
         _computed_in(x), x.shape, weight.shape[-1], stride, dilation
     ) and needs_custom_backward(x, weight):
-        # autocast knows conv2d, but not where its gradients come from
+        # autocast casts the arguments of conv2d, but not those of a custom function
         cast = [None if tensor is None else tensor.to(_computed_in(tensor)) for tensor in (x, weight, bias)]
         output: Tensor = Depthwise.apply(*cast, stride, dilation)
         return output
@@ -62,7 +56,7 @@ def _chosen(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilatio
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:
-    """The type in which conv2d computes with it."""
+    """The type that conv2d computes in."""
     fixed = tensor.dtype == torch.float64 or not torch.is_autocast_enabled("cpu")
     return tensor.dtype if fixed else torch.get_autocast_dtype("cpu")
 
@@ -71,11 +65,11 @@ torch.fx.wrap("depthwise_conv2d")
 
 
 def needs_custom_backward(x: Tensor, weight: Tensor) -> bool:
-    """Whether gradients will be asked of oneDNN, by a caller that can do without conv2d itself."""
+    """Whether oneDNN will compute gradients, and the caller does not need conv2d itself."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     on_cpu = x.device.type == "cpu" and ONEDNN
     traced = is_tracing() or torch.compiler.is_exporting()  # type: ignore[no-untyped-call]
-    # torch.compile takes no function that says how it is derived in forward mode
+    # torch.compile does not support a function that defines forward-mode derivatives
     forward = forward_ad._current_level >= 0
     return learns and on_cpu and x.dim() == 4 and len(x) > 0 and not traced and not forward
 
@@ -83,7 +77,7 @@ def needs_custom_backward(x: Tensor, weight: Tensor) -> bool:
 def custom_backward_is_faster(
     dtype: torch.dtype, shape: torch.Size, kernel: int, stride: int, dilation: int
 ) -> bool:
-    """Whether `Depthwise` is faster than oneDNN there and back, for an input of `shape`, (N, C, H, W)."""
+    """Whether forward and backward are faster with `Depthwise` than with oneDNN; `shape` is (N, C, H, W)."""
     if dtype == torch.bfloat16:
         return max(kernel // 2, stride, dilation) > 1 or min(shape[2:]) <= 2
     if dtype == torch.float32:
@@ -97,7 +91,7 @@ def custom_backward_is_faster(
 
 
 def conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int) -> Tensor:
-    """PyTorch's own."""
+    """PyTorch's conv2d."""
     return functional.conv2d(
         x, weight, bias, stride, weight.shape[-1] // 2 * dilation, dilation, weight.shape[0]
     )
@@ -118,7 +112,7 @@ class Depthwise(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keeps what conv2d would keep."""
+        """Saves what conv2d would save."""
         x, weight, _, ctx.stride, ctx.dilation = inputs
         ctx.save_for_backward(x, weight)
 
@@ -127,7 +121,7 @@ class Depthwise(torch.autograd.Function):
         """The gradients of x, weight and bias, themselves differentiable."""
         x, weight = ctx.saved_tensors
         if not (grad.is_contiguous() or grad.is_contiguous(memory_format=torch.channels_last)):
-            # that of a mean has no memory of its own
+            # the gradient of a mean is expanded, and shares its memory
             grad = grad.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
         return (
@@ -140,9 +134,7 @@ class Depthwise(torch.autograd.Function):
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """The gradient of x: a convolution of the output's with the mirrored kernel, between whose values a
-    stride puts zeros.
-    """
+    """The gradient of x: the output's gradient, dilated by the stride, convolved with the mirrored kernel."""
     if stride > 1 and x.dtype != torch.bfloat16:
         return _aten(grad, x, weight, stride, dilation, of_x=True)
     if stride > 1:
@@ -157,17 +149,17 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """The weight's gradient, (C, 1, k, k): oneDNN's for small kernels, else x convolved with the output's."""
+    """The gradient of the weight, (C, 1, k, k): oneDNN's for small kernels, else x convolved with `grad`."""
     kernel, size = weight.shape[-1], x.shape[-2:]
     if kernel <= 3 and dilation == 1 and min(size) > 2:
         return _aten(grad, x, weight, stride, dilation, of_x=False)
     reach = [min(kernel // 2, (length - 1) // dilation) for length in size]
-    # an image at a time would make a compiled graph grow with the batch
+    # one call per image would make a compiled graph grow with the batch
     large = x[0].numel() >= LARGE_MAP and not torch.compiler.is_compiling()
     correlate = correlate_images if large else correlate_batch
     padding = [taps * dilation for taps in reach]
     if any(pad > stride * (length - 1) for pad, length in zip(padding, grad.shape[-2:], strict=True)):
-        # oneDNN is slow where the padding is wider than the kernel, here a small map
+        # oneDNN is slow if the padding is wider than the kernel, which here is a small map
         x, padding = functional.pad(x, (padding[1], padding[1], padding[0], padding[0])), [0, 0]
     seen = correlate(grad, x, stride, dilation, padding)
     seen = seen[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
@@ -177,7 +169,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
 
 
 def _aten(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int, of_x: bool) -> Tensor:
-    """PyTorch's own gradient of x, or else of the weight."""
+    """PyTorch's gradient of x, or else of the weight."""
     pad, groups = weight.shape[-1] // 2 * dilation, weight.shape[0]
     sizes = [stride] * 2, [pad] * 2, [dilation] * 2
     gradients = torch.ops.aten.convolution_backward(
@@ -200,7 +192,7 @@ def correlate_images(grad: Tensor, x: Tensor, stride: int, dilation: int, paddin
 
 
 def correlate_batch(grad: Tensor, x: Tensor, stride: int, dilation: int, padding: list[int]) -> Tensor:
-    """The same as `correlate_images` for all images at once, as if they were channels of one."""
+    """The same as `correlate_images`, with all images as the channels of one."""
     images, channels = x.shape[:2]
     if stride == dilation == 1:
         x, grad = (tensor.reshape(1, images * channels, *tensor.shape[2:]) for tensor in (x, grad))
@@ -213,8 +205,8 @@ def correlate_batch(grad: Tensor, x: Tensor, stride: int, dilation: int, padding
 
 
 def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """conv2d with stride 1 without the weights that see nothing but padding, and with a dilated one as many
-    that are not.
+    """conv2d with stride 1, without the weights that see only padding; a dilated one of a large map becomes
+    many that are not dilated.
     """
     kernel, size = weight.shape[-1], x.shape[-2:]
     rows, columns = (max(kernel // 2 - (length - 1) // dilation, 0) for length in size)
@@ -227,8 +219,9 @@ def same_size(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
 
 
 def space_to_batch(x: Tensor, step: int) -> Tensor:
-    """Every `step`-th row and column as images of their own: (N, C, H, W) -> (step * step * N, C, ceil(H /
-    step), ceil(W / step)).
+    """Every `step`-th row and column as separate images.
+
+    (N, C, H, W) -> (step * step * N, C, ceil(H / step), ceil(W / step)).
     """
     images, channels, height, width = x.shape
     rows, columns = -(-height // step), -(-width // step)
@@ -238,21 +231,21 @@ def space_to_batch(x: Tensor, step: int) -> Tensor:
 
 
 def batch_to_space(parts: Tensor, step: int, shape: torch.Size) -> Tensor:
-    """The x of `shape` of which `parts` is the `space_to_batch`."""
+    """The inverse of `space_to_batch` for an x of `shape`."""
     images, channels, height, width = shape
     rows, columns = parts.shape[2:]
-    whole = (
+    joined = (
         parts.permute(0, 2, 3, 1)
         .reshape(step, step, images, rows, columns, channels)
         .permute(2, 3, 0, 4, 1, 5)
     )
-    x = whole.reshape(images, rows * step, columns * step, channels)[:, :height, :width]
-    return x.contiguous().permute(0, 3, 1, 2)  # vmap cannot be asked for channels_last
+    x = joined.reshape(images, rows * step, columns * step, channels)[:, :height, :width]
+    return x.contiguous().permute(0, 3, 1, 2)  # vmap does not support channels_last
 
 
 @torch.library.custom_op("convnext_roadmap::depthwise_dilated", mutates_args=())
 def dilated(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """`same_size` as an operator of its own, so that what is saved is not taken for a smaller network."""
+    """`same_size` as an operator, so that a count of FLOPs is that of the dilated convolution."""
     return same_size(x, weight, bias, dilation).contiguous(memory_format=torch.channels_last)
 
 
@@ -263,5 +256,5 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
 
 @register_flop_formula(torch.ops.convnext_roadmap.depthwise_dilated)
 def _flops(x: Any, weight: Any, bias: Any, dilation: int, *, out_shape: Any, **_: Any) -> int:
-    """The operations of the convolution as it is written down."""
+    """The operations of the dilated convolution."""
     return conv_flop_count(x, weight, out_shape, transposed=False)

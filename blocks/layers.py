@@ -1,4 +1,4 @@
-"""Every kind of layer: its name, its cost, how it is built; torch is imported only when one is built."""
+"""Every kind of layer: its name, its cost, and how it is built, which alone imports torch."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ class Op:
 
 
 class Layer:
-    """A kind of layer.
-
-    `role` says where a spec may use it; the defaults describe a layer without parameters.
-    """
+    """A kind of layer, by default one without parameters; `role` is where a spec may use it."""
 
     role: str = ""
 
@@ -52,7 +49,7 @@ class Layer:
 
     def build(self, op: Op) -> nn.Module:
         """A new module for `op`, (N, c_in, H, W) -> (N, c_out, H', W')."""
-        raise TypeError(f"{type(self).__name__} does not say how it is built")
+        raise NotImplementedError(f"{type(self).__name__}.build")
 
 
 @dataclass(frozen=True)
@@ -129,10 +126,10 @@ class MultiScale(Layer):
         return sum(conv.macs_per_position(part) for conv, part in self.branches(op))
 
     def build(self, op: Op) -> nn.Module:
-        from blocks.modules import Split
+        from blocks.modules import SplitChannels
 
         parts = self.branches(op)
-        return Split([conv.build(part) for conv, part in parts], [part.c_in for _, part in parts])
+        return SplitChannels([conv.build(part) for conv, part in parts], [part.c_in for _, part in parts])
 
 
 class Linear(Layer):
@@ -186,7 +183,7 @@ class Activation(Layer):
     def build(self, op: Op) -> nn.Module:
         from timm.layers import create_act_layer
 
-        # what comes before needs its input on the way back, not its output, so that this may take its place
+        # in place, because the layer before it needs its input for the backward pass, not its output
         layer: nn.Module = create_act_layer(op.kind, inplace=True)
         return layer
 
@@ -243,7 +240,7 @@ LAYERS: dict[str, Layer] = {
 
 
 def kinds(role: str) -> tuple[str, ...]:
-    """The kinds that may stand at a place with this role: 'spatial', 'norm' or 'act'."""
+    """The kinds with this role: 'spatial', 'norm' or 'act'."""
     return tuple(kind for kind, layer in LAYERS.items() if layer.role == role)
 
 

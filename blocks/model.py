@@ -1,9 +1,6 @@
-"""A network built from its plan, with the methods and attributes that timm gives its models, and its
-initialization.
-"""
+"""A network built from its plan, with the methods and attributes of timm's models, and its initialization."""
 
-# Without postponed annotations: torch.fx hands those of `forward` on to TorchScript, which needs the types
-# themselves.
+# Without postponed annotations: torch.fx passes those of `forward` to TorchScript, which needs types.
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +27,9 @@ class Network(nn.Module):
         plan = plan_model(spec)
         rates = iter(drop_path_rates(spec))
         self.init = spec.init
-        self.in_chans, self.num_classes, self.drop_rate = spec.in_chans, spec.num_classes, drop_rate
+        self.in_chans = spec.in_chans
+        self.num_classes = spec.num_classes
+        self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = plan.classifier.c_in
         self.feature_info = _feature_info(spec)
         self.stem = build_layers(plan.stem)
@@ -48,9 +47,7 @@ class Network(nn.Module):
         return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From the last stage's map to the logits, or with `pre_logits` to the vector that the classifier is
-        given.
-        """
+        """From the last stage's map to the logits, or with `pre_logits` to the classifier's input."""
         x = self.head_norm(self.global_pool(x))
         if self.global_pool.pool_type != "":
             x = x.flatten(1)
@@ -69,15 +66,14 @@ class Network(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map that was computed, and the maps after the stages in `indices`: all for None, the last
-        n for an int.
+        """The last map, and the maps after the stages in `indices`: all for None, the last n for an int.
 
-        `norm` changes nothing, for the last norm follows the pool. `stop_early` computes no further than the
-        maps need.
+        `norm` has no effect, because the last norm follows the pool. `stop_early` stops after the last of the
+        maps.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"feature maps are NCHW, not {output_fmt}")
-        taken = _places(indices, len(self.stages))
+        taken = _stage_indices(indices, len(self.stages))
         maps: list[Tensor] = []
         x = self.stem(x)
         for index, stage in enumerate(self.stages[: max(taken) + 1] if stop_early else self.stages):
@@ -89,12 +85,11 @@ class Network(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the stages that the maps after those in `indices` do not need, and the head, which fits the
-        last stage only.
+        """Removes the stages after those in `indices`, and the head, which fits only the last stage.
 
-        Returns the stages of these maps, counted from the first.
+        Returns `indices` counted from the first stage.
         """
-        taken = _places(indices, len(self.stages))
+        taken = _stage_indices(indices, len(self.stages))
         last = max(taken)
         cut = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
@@ -111,10 +106,10 @@ class Network(nn.Module):
         return self.head.get_submodule("classifier")
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier, none for 0 classes; `global_pool` is one of POOLS, '' for none, or None to
-        leave the pool as it is.
+        """Replaces the classifier by a fresh one, or by none for 0 classes.
 
-        ValueError for an unknown pool, and for classes without one.
+        `global_pool` is one of POOLS, '' for none, or None to keep the pool. ValueError for an unknown pool,
+        and for classes without one.
         """
         pool: str = self.global_pool.pool_type if global_pool is None else global_pool
         if pool:
@@ -132,14 +127,14 @@ class Network(nn.Module):
         self.head.classifier = layer.to(next(self.stem.parameters()))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether training computes the insides of the blocks twice instead of keeping them in memory."""
+        """Whether training computes the activations within blocks twice, which saves memory."""
         for module in self.modules():
             if isinstance(module, Stage):
                 module.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns for groups of parameters by depth: the stem, each block (`coarse`: stage), and all
-        the rest, the head.
+        """timm's patterns for groups of parameters by depth: the stem, each block (`coarse`: each stage), and
+        the head, which is the rest.
         """
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
@@ -155,7 +150,7 @@ def build_pool(kind: str) -> SelectAdaptivePool2d:
 
 
 def _feature_info(spec: ModelSpec) -> list[dict[str, Any]]:
-    """The channels, the stride and the module of each stage's map, by timm's names for them."""
+    """The channels, the stride and the module of each stage's map, by timm's names."""
     return [
         {
             "num_chs": spec.block.out * spec.stage_width(stage),
@@ -166,9 +161,10 @@ def _feature_info(spec: ModelSpec) -> list[dict[str, Any]]:
     ]
 
 
-def _places(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """`indices` as places among `count` stages: all for None, the last n for an int; IndexError if there is
-    no such stage.
+def _stage_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """`indices` of `count` stages counted from the first: all for None, the last n for an int.
+
+    IndexError if there is no such stage.
     """
     stages = list(range(count))
     if indices is None:
@@ -176,7 +172,7 @@ def _places(indices: int | Sequence[int] | None, count: int) -> list[int]:
     if isinstance(indices, int):
         indices = range(-indices, 0)
     if not indices:
-        raise IndexError(f"none of {count} stages is asked for")
+        raise IndexError(f"no stage of {count} is selected")
     return [stages[index] for index in indices]
 
 

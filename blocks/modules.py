@@ -1,6 +1,4 @@
-"""What neither PyTorch nor timm has: a module over parts of the channels, a GELU for channels last, and
-blocks that are recomputed.
-"""
+"""What PyTorch and timm lack: a module per part of the channels, a GELU for channels last, recomputation."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 
-class Split(nn.Module):
-    """cat(branch(part) for each part of x); `sizes` are the parts' channels."""
+class SplitChannels(nn.Module):
+    """The concatenated outputs of one branch per part of the channels; `sizes` are the parts' channels."""
 
     def __init__(self, branches: Iterable[nn.Module], sizes: Sequence[int]) -> None:
         super().__init__()
@@ -23,21 +21,21 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(x, self.sizes, dim=1)
-        # by index, for TorchScript and torch.fx read neither a strict zip nor a split without a known length
+        # TorchScript and torch.fx support neither a strict zip nor a split of unknown length
         return torch.cat([branch(parts[index]) for index, branch in enumerate(self.branches)], dim=1)
 
 
 class GELU(nn.Module):
-    """x times the share of a normal distribution below x; x is (N, C, H, W)."""
+    """x times the standard normal distribution function of x; x is (N, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return gelu(x)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU of x, (N, C, H, W); of channels last in the way that is fastest on CPUs."""
+    """GELU of x, (N, C, H, W), fast on CPUs for channels last."""
     positions = x.permute(0, 2, 3, 1)
-    # oneDNN, up to four times as fast as ATen, is asked for contiguous tensors alone
+    # PyTorch uses oneDNN, up to four times as fast as ATen, for contiguous tensors only
     return functional.gelu(positions).permute(0, 3, 1, 2) if positions.is_contiguous() else functional.gelu(x)
 
 
@@ -45,21 +43,21 @@ torch.fx.wrap("gelu")
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), whose intermediate results are computed again on the way back instead of kept."""
+    """block(x), whose activations are computed again in the backward pass instead of saved."""
     result: Tensor
-    # a compiled graph writes to a buffer once however often it computes the value
+    # a compiled graph updates a buffer once, however often it computes the value
     if torch.compiler.is_compiling():
         result = checkpoint(block, x, use_reentrant=False)
     else:
         result = checkpoint(
-            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), spared_buffers(block))
+            block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_buffers(block))
         )
     return result
 
 
 @contextmanager
-def spared_buffers(block: nn.Module) -> Iterator[None]:
-    """Leaves the buffers of `block` as they are, for running statistics must not count a batch twice."""
+def frozen_buffers(block: nn.Module) -> Iterator[None]:
+    """Keeps the buffers of `block` unchanged, so that running statistics count a batch once."""
     buffers = [
         (module, name, buffer)
         for module in block.modules()

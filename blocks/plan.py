@@ -13,7 +13,7 @@ BODY, SHORTCUT, SUM = "body", "shortcut", "sum"
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """All layers of a network: `downsamples[i]` leads into stage `i`; a block is the plan of `plan_block`."""
+    """All layers of a network: `downsamples[i]` comes before stage `i`; `plan_block` plans a block."""
 
     stem: tuple[Op, ...]
     downsamples: tuple[tuple[Op, ...], ...]
@@ -41,16 +41,15 @@ def _norm(name: str, kind: str, channels: int) -> Op:
 
 
 def _biased(spec: BlockSpec) -> bool:
-    """BN follows, or once followed, each convolution of a block and absorbs its bias; other norms do not."""
+    """Whether convolutions have a bias: a BN that follows, or once followed, each of them absorbs it."""
     return spec.norm.kind != "bn"
 
 
 def plan_block(spec: BlockSpec, c_in: int, width: int, stride: int) -> tuple[Op, ...]:
-    """The layers of one block in order, named `path.place`: first the body's, then the shortcut's, then what
-    follows the sum.
+    """The layers of one block, named `path.place`: first the body's, then the shortcut's, then the sum's.
 
-    `c_in` and `width` are channels; `stride` sits on the spatial convolution (ResNet v1.5). The shortcut has
-    layers only where the block changes the shape; an empty path is an identity.
+    `c_in` and `width` are channels; `stride` is that of the spatial convolution (ResNet v1.5). The shortcut
+    has layers only where the block changes the shape; an empty path is an identity.
     """
     body = list(_plan_body(spec, c_in, width, stride))
     c_out = body[-1].c_out
@@ -127,7 +126,7 @@ def _plan_downsample(spec: ModelSpec, c_in: int, c_out: int) -> Iterator[Op]:
 
 
 def plan_model(spec: ModelSpec) -> ModelPlan:
-    """The layers of the whole network, from the stem to the classifier."""
+    """All layers of a network, from the stem to the classifier."""
     channels = spec.stage_width(0)
     stem = tuple(_plan_stem(spec.stem, spec.block, spec.in_chans, channels))
     downsamples, stages = [], []

@@ -1,6 +1,4 @@
-"""The modules that a plan is built into: layers in a row, the residual block, and the stage of blocks at one
-resolution.
-"""
+"""A plan as modules: sequences of layers, the residual block, and the stage of blocks at one resolution."""
 
 from __future__ import annotations
 
@@ -17,13 +15,14 @@ from blocks.plan import BODY, SHORTCUT, SUM
 
 
 def build_layers(ops: Iterable[Op]) -> nn.Sequential:
-    """The layers in a row, each under the last part of its name; an empty row is an identity."""
+    """A sequence of layers, each under the last part of its name; an empty one is an identity."""
     return nn.Sequential(OrderedDict((op.name.split(".")[-1], LAYERS[op.kind].build(op)) for op in ops))
 
 
 class Residual(nn.Module):
-    """after(shortcut(x) + drop_path(body(x))); x is (N, C, H, W), `drop_path` the rate of dropping the body
-    per sample.
+    """after(shortcut(x) + drop_path(body(x))); x is (N, C, H, W).
+
+    `drop_path` is the rate at which the body is dropped, per sample.
     """
 
     def __init__(self, plan: Sequence[Op], drop_path: float) -> None:
@@ -42,14 +41,14 @@ class Residual(nn.Module):
 class Stage(nn.Module):
     """blocks(downsample(x)); `drop_paths` are the blocks' rates.
 
-    `grad_checkpointing` saves memory in training, for time.
+    `grad_checkpointing` trades time for memory in training.
     """
 
     def __init__(
         self, downsample: Sequence[Op], blocks: Sequence[Sequence[Op]], drop_paths: Iterable[float]
     ) -> None:
         super().__init__()
-        # the blocks draw their weights first, as in the networks of all runs so far
+        # built first, so that the blocks draw their weights first, as in all runs so far
         residuals = nn.Sequential(
             *(Residual(block, rate) for block, rate in zip(blocks, drop_paths, strict=True))
         )

@@ -1,4 +1,4 @@
-"""What a network is made of, in orthogonal axes: the part of a configuration that describes the model."""
+"""The part of a configuration that describes the network, in orthogonal axes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _distinct(places: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Spec(BaseModel):
-    """Base of all configuration sections: immutable, strictly typed, and closed to unknown keys."""
+    """Base of all configuration sections: immutable, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -74,8 +74,8 @@ class ActSpec(Spec):
 
     kind: Annotated[str, _kind("act"), _names("act")] = Field(
         description=(
-            "timm's name for the activation, of the blocks and of a `resnet` stem; `gelu` is the exact one,"
-            " with the error function."
+            "timm's name for the activation of the blocks and of a `resnet` stem; `gelu` is exact, with the"
+            " error function."
         )
     )
     after: Annotated[tuple[Place, ...], AfterValidator(_distinct)] = Field(
@@ -95,8 +95,8 @@ class BlockSpec(Spec):
     hidden: Count = Field(description="Channels of the output of `pw1`, in stage widths.")
     out: Count = Field(description="Channels of the output of `pw2` and of the block, in stage widths.")
     spatial: SpatialSpec = Field(description="The block's spatial mixer.")
-    norm: NormSpec = Field(description="The normalization, and where it stands in the block.")
-    act: ActSpec = Field(description="The activation, and where it stands in the block.")
+    norm: NormSpec = Field(description="The normalization, and where it is in the block.")
+    act: ActSpec = Field(description="The activation, and where it is in the block.")
     layer_scale: Annotated[float, Field(gt=0)] | None = Field(
         description=(
             "Initial value of a learnable factor per channel at the end of the block's body; null is none."
@@ -123,8 +123,8 @@ class StemSpec(Spec):
     )
     stride: Annotated[int, Field(ge=2)] = Field(
         description=(
-            "How many times smaller the stem makes the image, and the side of a `patchify` patch in pixels."
-            " It is even for `resnet`, whose max pool halves the image."
+            "Factor by which the stem reduces the image, and the side of a `patchify` patch in pixels. It is"
+            " even for `resnet`, whose max pool halves the image."
         )
     )
     norm: bool = Field(description="Whether a norm follows the stem's convolution.")
@@ -133,14 +133,14 @@ class StemSpec(Spec):
     def _check_stride(self) -> Self:
         if self.kind == "resnet" and self.stride % 2:
             raise ValueError(
-                "the max pool of a resnet stem halves the image, so its stride must be even, not"
+                "the max pool of a resnet stem halves the image, so the stem's stride must be even, not"
                 f" {self.stride}"
             )
         return self
 
 
 class ModelSpec(Spec):
-    """A whole network for square images."""
+    """A network for square images."""
 
     in_chans: Count = Field(description="Channels of an image: 3 for RGB, 1 for gray.")
     num_classes: Count = Field(description="Number of classes, which is the classifier's number of outputs.")
@@ -154,7 +154,7 @@ class ModelSpec(Spec):
         )
     )
     width_mult: Annotated[float, Field(gt=0, le=64)] = Field(
-        description="Factor on the width of every stage, for networks that are narrower or wider as a whole."
+        description="Factor on the width of every stage, for narrower or wider networks."
     )
     drop_path: Rate = Field(
         description="Stochastic depth rate of the last block; it rises linearly from 0 at the first block."
@@ -173,7 +173,7 @@ class ModelSpec(Spec):
     downsample: Literal["block", "separate"] = Field(
         description=(
             "What halves the image between stages: `block`, the spatial convolution of the next stage's"
-            " first block, or `separate`, a 2x2 convolution of its own."
+            " first block, or `separate`, an additional 2x2 convolution."
         )
     )
     downsample_norm: bool = Field(
@@ -188,8 +188,8 @@ class ModelSpec(Spec):
     def _check_width(self) -> Self:
         if self.stage_width(0) < 4:
             raise ValueError(
-                f"width {self.width} x {self.width_mult} leaves {self.stage_width(0)} channels; 4 are the"
-                " least"
+                f"width {self.width} x {self.width_mult} is {self.stage_width(0)} channels; at least 4 are"
+                " needed"
             )
         return self
 
@@ -197,8 +197,7 @@ class ModelSpec(Spec):
     def _check_downsample(self) -> Self:
         if not self.downsample_norm and self.downsample == "block":
             raise ValueError(
-                "downsample_norm false has no meaning while downsample is block, which has no norm of its own"
-                " between stages"
+                "downsample_norm false needs downsample separate; downsample block has no norm between stages"
             )
         return self
 

@@ -14,10 +14,10 @@ from roadmap.cli.options import Parser, add_config_options, add_kind_options, ad
 from roadmap.data.options import add_prepare_options
 from slurm import cancel, logs, status, submit
 
-SCRIPTS: dict[str, tuple[Any, str]] = {  # each is a file of its own in a checkout, too
+SCRIPTS: dict[str, tuple[Any, str]] = {  # in a checkout, each is also a script
     "run": (cli_run, "train or evaluate one step"),
     "submit": (submit, "train every step with several seeds, on Slurm or on this machine"),
-    "status": (status, "where the runs stand"),
+    "status": (status, "the states of the runs"),
     "logs": (logs, "the log of a run's job"),
     "cancel": (cancel, "stop runs"),
     "collect": (cli_collect, "tables, figures and a page from finished runs"),
@@ -41,15 +41,15 @@ def parser() -> argparse.ArgumentParser:
     )
     add_roadmap_options(steps)
     check = commands.add_parser(
-        "verify", help="parameters and GMACs of every step against the paper's; exit code 1 if one is wrong"
+        "verify", help="parameters and GMACs of every step and the paper's; exit code 1 if one is wrong"
     )
     add_roadmap_options(check)
     check.add_argument("--all", action="store_true", help="all roadmaps of the file")
     explain = commands.add_parser(
         "explain",
-        help="the resolved configuration of a step, and who set each value; or what each key means",
+        help="the resolved configuration of a step, and what set each value; or what each key means",
         description=(
-            "With STEP, its resolved configuration: each key's value, who set it, and where. With --keys,"
+            "With STEP, its resolved configuration: each key's value, what set it, and where. With --keys,"
             " what each key means, its value in the base, and what it accepts, as in docs/config.md."
         ),
     )
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)"
     )
     add_bench_options(
-        commands.add_parser("bench", help="throughput, memory and share of the device's peak of every step")
+        commands.add_parser("bench", help="throughput, memory and % of peak FLOP/s of every step")
     )
     add_prepare_options(
         commands.add_parser("prepare", help="write an image folder as tar shards of smaller images")
@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does what was asked for; returns the exit code."""
+    """Runs the command; returns the exit code."""
     if arguments.command in SCRIPTS:
         code: int = SCRIPTS[arguments.command][0].run(arguments)
         return code

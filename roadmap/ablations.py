@@ -1,11 +1,10 @@
-"""Other readings of a roadmap's deltas than the path, each a roadmap itself, so that all that takes a roadmap
-takes an ablation.
+"""Ablations: other combinations of a roadmap's deltas than the path, each of them a roadmap itself.
 
 leave-one-out[:STEP]   the last step of the path, or STEP, without each of its deltas
 one-at-a-time[:STEP]   the first step with each of those deltas alone
 order:SEED             the path's deltas, added in a random order
 
-A combination that is a step of the roadmap already keeps that step's id, and so its runs.
+A combination that is a step of the roadmap already has that step's id, and so its runs.
 """
 
 from __future__ import annotations
@@ -25,27 +24,23 @@ Variant = tuple[str, str, str | None]  # id, title, the parent's id
 def ablate(
     roadmap: Roadmap, ablation: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Roadmap:
-    """The roadmap of an ablation; its `notes` name the combinations that are no networks of their own.
+    """The roadmap of an ablation; its `notes` name the combinations that are impossible or the same network.
 
-    ConfigError if unknown.
-
-    Which combinations are the same can depend on the profile and the overrides that they are to be run with.
+    Which ones are can depend on the profile and the overrides that they are run with. ConfigError for an
+    unknown ablation.
     """
     kind, _, argument = ablation.partition(":")
     if kind == ORDER and re.fullmatch(r"0|[1-9]\d{0,8}", argument, re.ASCII):
-        variants, title = (
-            _shuffle(roadmap, int(argument)),
-            f"{roadmap.title}, the changes in random order {int(argument)}",
-        )
+        variants = _shuffle(roadmap, int(argument))
+        title = f"{roadmap.title}, the changes in random order {int(argument)}"
     elif end := end_of(roadmap, ablation):
         root, *deltas = roadmap.lineage(end)
         if kind == LEAVE_ONE_OUT:
-            variants, title = (
-                _leave_out(roadmap.tree[end], deltas),
-                f"{roadmap.tree[end].title} without each change",
-            )
+            variants = _leave_out(roadmap.tree[end], deltas)
+            title = f"{roadmap.tree[end].title} without each change"
         else:
-            variants, title = _add_alone(root, deltas), f"{root.title} with each change alone"
+            variants = _add_alone(root, deltas)
+            title = f"{root.title} with each change alone"
     else:
         known = f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP) and {ORDER}:SEED, such as {ORDER}:0"
         raise config_error("--ablate", f"unknown ablation '{ablation}'; there are {known}")
@@ -66,10 +61,10 @@ def end_of(roadmap: Roadmap, ablation: str) -> str | None:
     return end
 
 
-def _leave_out(whole: Delta, deltas: list[Delta]) -> Iterator[Variant]:
-    yield whole.name, whole.title, None
+def _leave_out(end: Delta, deltas: list[Delta]) -> Iterator[Variant]:
+    yield end.name, end.title, None
     for delta in deltas:
-        yield f"{whole.name}-{delta.name}", f"without {delta.title}", whole.name
+        yield f"{end.name}-{delta.name}", f"without {delta.title}", end.name
 
 
 def _add_alone(root: Delta, deltas: list[Delta]) -> Iterator[Variant]:
@@ -91,39 +86,34 @@ def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
 def _grow(
     roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, choices: dict[str, Any]
 ) -> Roadmap:
-    """The tree of the variants that are networks of their own, each as a change of its parent."""
+    """The tree of the variants that are different networks, each as a change of its parent."""
     known = {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}
     tree: dict[str, Delta] = {}
-    kept: dict[str, str] = {}  # from a variant's id to that of the step which stands for it
+    step_of: dict[str, str] = {}  # from a variant's id to that of the step with its network
     notes = []
-    for name, words, before in variants:
+    for name, title_of_step, before in variants:
         try:
             resolve(roadmap, name, **choices)
         except ConfigError as error:
-            notes.append(
-                f"{name} is not possible: {'; '.join(problem.message for problem in error.problems)}."
-            )
-            kept[name] = kept.get(before or "", "")
+            reasons = "; ".join(problem.message for problem in error.problems)
+            notes.append(f"{name} is not possible: {reasons}.")
+            step_of[name] = step_of.get(before or "", "")
             continue
-        parent = kept.get(before or "")
-        step = kept[name] = known.setdefault(_values(trace(roadmap, name, **choices)), name)
+        parent = step_of.get(before or "")
+        step = step_of[name] = known.setdefault(_values(trace(roadmap, name, **choices)), name)
         if step in tree:
             notes.append(
                 f"{name} is the same network and recipe as {step}: other changes set the same values."
             )
             continue
         settings = trace(roadmap, step)
-        own = (
-            settings
-            if parent is None
-            else {path: settings[path] for path in changes(trace(roadmap, parent), settings)}
-        )
+        if parent is not None:
+            settings = {key: settings[key] for key in changes(trace(roadmap, parent), settings)}
         there = roadmap.tree.get(step)
-        tree[step] = Delta(
-            step, words, parent, own, there.paper if there else None, there.counted if there else None
-        )
+        paper, counted = (there.paper, there.counted) if there else (None, None)
+        tree[step] = Delta(step, title_of_step, parent, settings, paper, counted)
     end = roadmap.trunk[-1]
-    if ablation.startswith(ORDER) and kept[variants[-1][0]] != end:
+    if ablation.startswith(ORDER) and step_of[variants[-1][0]] != end:
         notes.append(
             f"The last network is not {end}: some changes set the same values, and the later one wins."
         )
@@ -131,7 +121,7 @@ def _grow(
 
 
 def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:
-    """The leaves with their values, to compare configurations by: 1 and 1.0 are the same, 1 and true not."""
+    """The values by key, for comparing configurations: 1 and 1.0 are the same, 1 and true are not."""
     return frozenset(
         (path, isinstance(setting.value, bool), setting.value) for path, setting in settings.items()
     )

@@ -28,22 +28,23 @@ DatasetName = Annotated[
     str,
     StringConstraints(pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$"),
 ]
-# Leaves that the first runs did not have, with what they did: they stay what they are.
+# Keys that the first runs did not have, with their behavior then: such runs keep their hashes.
 ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
-# the fields before it, and after
-AROUND_SEED = ({"roadmap", "step", "profile"}, {"model", "recipe", "data", "system"})
+AROUND_SEED = (
+    {"roadmap", "step", "profile"},
+    {"model", "recipe", "data", "system"},
+)  # fields before and after it
 
 
-class Recipe(Spec):
-    """How a network is trained: budget, optimization, and what is done to images and labels."""
+class RecipeSpec(Spec):
+    """How a network is trained: budget, optimization, augmentation, and regularization."""
 
     epochs: Count = Field(description="Epochs of training, warm-up included.")
-    global_batch: Count = Field(description="Images of an iteration, however many devices share them.")
+    global_batch: Count = Field(description="Images of an iteration, over all devices.")
     local_batch: Count = Field(
         description=(
-            "Images that BN normalizes together, that share one draw of mixup or cutmix, and that are mixed"
-            " among themselves; the paper's batch on one GPU. The global batch is a multiple of it, or"
-            " smaller."
+            "Images that BN normalizes together, and that mixup or cutmix mixes with one draw: the paper's"
+            " batch on one GPU. The global batch is a multiple of it, or smaller."
         )
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -59,17 +60,17 @@ class Recipe(Spec):
         )
     )
     lr_batch: Count = Field(description="Batch size in images that `lr` is quoted for.")
-    lr_scale: Positive = Field(description="Another factor on the learning rate.")
+    lr_scale: Positive = Field(description="Additional factor on the learning rate.")
     layer_decay: Fraction = Field(
         description=(
-            "Factor on the learning rate of each group of layers, once more per group before the head; 1 is"
-            " none. Below 1 it is for training that starts from weights."
+            "Layer-wise decay of the learning rate: the factor from each group of layers to the one before;"
+            " 1 is none. Below 1 it is for training that starts from weights."
         )
     )
     layer_decay_by: Literal["layer", "stage"] = Field(
         description=(
             "What a group of `layer_decay` is: `stage`, or `layer`, up to three blocks of a stage in a row."
-            " The stem and the head are groups of their own."
+            " The stem and the head are separate groups."
         )
     )
     init_digest: Digest | None = Field(
@@ -80,8 +81,8 @@ class Recipe(Spec):
     )
     init_weights: Literal["raw", "ema"] = Field(
         description=(
-            "Which weights to start from where they come with their EMA: `raw`, as they were trained, or"
-            " `ema`. `--raw` and `--ema` set it."
+            "Which weights to start from if a file has both: `raw`, as they were trained, or their `ema`."
+            " `--raw` and `--ema` set it."
         )
     )
     head_init_scale: NonNegative = Field(
@@ -93,9 +94,9 @@ class Recipe(Spec):
     )
     eps: Positive = Field(description="Constant that `adamw` adds to the denominator of its update.")
     weight_decay: NonNegative = Field(
-        description="Weight decay, which leaves norms and biases alone unless `decay_norm_and_bias` is true."
+        description="Weight decay, without norms and biases unless `decay_norm_and_bias` is true."
     )
-    decay_norm_and_bias: bool = Field(description="Whether weight decay applies to norms and biases, too.")
+    decay_norm_and_bias: bool = Field(description="Whether weight decay also applies to norms and biases.")
     clip_grad: Positive | None = Field(
         description="Largest norm of the gradient over all parameters; null does not clip."
     )
@@ -114,7 +115,7 @@ class Recipe(Spec):
     )
     gamma: Fraction = Field(description="Factor on the learning rate at each drop of the `step` schedule.")
     label_smoothing: Beta = Field(
-        description="Label smoothing: the share of a label that is spread evenly over all classes."
+        description="Label smoothing: the fraction of a label that is spread evenly over all classes."
     )
     mixup: NonNegative = Field(description="Alpha of mixup's Beta distribution; 0 is no mixup.")
     cutmix: NonNegative = Field(description="Alpha of cutmix's Beta distribution; 0 is no cutmix.")
@@ -125,20 +126,18 @@ class Recipe(Spec):
         description="Probability of cutmix in place of mixup, where both are on."
     )
     ema: Beta | None = Field(
-        description=(
-            "Decay per iteration of the exponential moving average (EMA) of the weights; null keeps none."
-        )
+        description=("Decay per iteration of the EMA (exponential average) of the weights; null keeps none.")
     )
     pipeline: Literal["pillow", "tensor"] = Field(
         description=(
-            "`pillow` is timm's pipeline. `tensor` has torchvision decode and resize the training images as"
-            " uint8 tensors, and RandAugment run on the device: the same crops and flips, pixels that differ"
-            " by rounding. Evaluation is Pillow's and timm's in both."
+            "`pillow` is timm's pipeline. With `tensor`, torchvision decodes and resizes training images as"
+            " uint8 tensors, and RandAugment runs on the device: the same crops and flips, pixels that differ"
+            " by rounding. Evaluation uses Pillow and timm in both."
         )
     )
     crop_scale: tuple[Fraction, Fraction] | None = Field(
         description=(
-            "Smallest and largest share of the image's area in a random resized crop; null trains on the"
+            "Smallest and largest fraction of the image's area in a random resized crop; null trains on the"
             " evaluation's resize and crop."
         )
     )
@@ -157,14 +156,14 @@ class Recipe(Spec):
         description="Interpolation of the resize in training, and of RandAugment's geometric operations."
     )
     eval_interpolation: Interpolation = Field(description="Interpolation of the resize in evaluation.")
-    eval_crop_pct: Fraction = Field(description="Share of the resized image's edges that evaluation sees.")
+    eval_crop_pct: Fraction = Field(description="Fraction of the resized image's edges that evaluation uses.")
     eval_crop_mode: Literal["center", "squash"] = Field(
         description="`center` resizes the shorter edge and takes the center; `squash` resizes both edges."
     )
 
     @property
     def group(self) -> int:
-        """How many images are normalized and mixed together."""
+        """The number of images that are normalized and mixed together."""
         return min(self.local_batch, self.global_batch)
 
     @property
@@ -186,7 +185,7 @@ class Recipe(Spec):
     def _check(self) -> Self:
         if self.global_batch % self.group:
             raise ValueError(
-                f"global_batch {self.global_batch} is no multiple of local_batch {self.local_batch}"
+                f"global_batch {self.global_batch} is not a multiple of local_batch {self.local_batch}"
             )
         if self.mixes and self.group % 2:
             raise ValueError(
@@ -194,15 +193,15 @@ class Recipe(Spec):
                 f" not {self.group}"
             )
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} leaves nothing of {self.epochs} epochs")
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
         if self.crop_scale is None and self.augments:
             raise ValueError(
-                "crop_scale null trains on the evaluation's crop as it is; hflip must be 0 and randaugment"
-                " null with it"
+                "crop_scale null trains on the evaluation's crop without augmentation; hflip must be 0 and"
+                " randaugment null"
             )
         if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(
-                f"crop_scale runs from small to large, not from {self.crop_scale[0]:g} to"
+                f"crop_scale is the smallest and the largest area, not {self.crop_scale[0]:g} and"
                 f" {self.crop_scale[1]:g}"
             )
         return self
@@ -215,7 +214,7 @@ class DataSpec(Spec):
         description=(
             "`folder` (a folder per class in each split), `shards` (tar files of WebDataset), `digits`"
             " (scikit-learn's), `synthetic`, a dataset string of timm's such as `torch/cifar10` or"
-            " `hfds/cifar10`, or `custom/NAME` for Dataset objects handed to `roadmap.train.train`."
+            " `hfds/cifar10`, or `custom/NAME` for Dataset objects passed to `roadmap.train.train`."
         )
     )
     train_split: str = Field(
@@ -226,13 +225,13 @@ class DataSpec(Spec):
     )
     val_split: str = Field(description="Name of the validation split, written as `train_split` is.")
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
-        description="Names of the classes to keep, which are numbered as they are sorted; null keeps all."
+        description="Names of the classes to keep, numbered in sorted order; null keeps all."
     )
     image_key: str | None = Field(
-        description="Column of a table, or member of a shard, that holds the image; null is the usual one."
+        description="Column of a table, or member of a shard, that holds the image; null is the usual name."
     )
     label_key: str | None = Field(
-        description="Column of a table, or member of a shard, that holds the label; null is the usual one."
+        description="Column of a table, or member of a shard, that holds the label; null is the usual name."
     )
     images: tuple[Count, Count] = Field(
         description="Numbers of training and validation images that `synthetic` makes."
@@ -244,7 +243,7 @@ class DataSpec(Spec):
         description="Mean of each channel, subtracted from pixel values between 0 and 1."
     )
     std: tuple[Positive, ...] = Field(
-        description="Standard deviation of each channel, by which the difference to the mean is divided."
+        description="Standard deviation of each channel, which divides the difference to the mean."
     )
     copies: Count = Field(description="Copies of each image of `digits`.")
     noise: NonNegative = Field(
@@ -256,21 +255,19 @@ class DataSpec(Spec):
 
 
 class SystemSpec(Spec):
-    """Where and how a run executes; none of it is hashed, for it is no part of the experiment (a result names
-    its hardware).
-    """
+    """Where and how a run executes. It is not part of the hash; a result names its hardware."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         description="`auto` is CUDA where there is one, else the CPU."
     )
     threads: Count | None = Field(description="PyTorch's threads on the CPU; null is PyTorch's default.")
     workers: Annotated[int, Field(ge=0)] = Field(
-        description="Worker processes of each DataLoader; 0 loads in the training process itself."
+        description="Worker processes of each DataLoader; 0 loads in the training process."
     )
     micro_batch: Count | None = Field(
         description=(
-            "Images that a device takes at a time; gradient accumulation covers the rest of its share. null"
-            " is a local batch, or with `sync_bn` the device's part of one."
+            "Images in a device's micro-batch; gradient accumulation covers the rest of an iteration. null is"
+            " a local batch, or with `sync_bn` the device's part of one."
         )
     )
     sync_bn: bool = Field(
@@ -278,29 +275,29 @@ class SystemSpec(Spec):
     )
     compile: bool | Literal["try"] = Field(
         description=(
-            "Whether PyTorch compiles the network for training, after its gradients were compared with the"
-            " eager network's on this machine. `try` trains the eager network where they differ, and where"
-            " nothing can be compiled."
+            "Whether PyTorch compiles the network for training, after a comparison of its gradients with the"
+            " eager network's on this machine. `try` trains the eager network if they differ, or if it cannot"
+            " be compiled."
         )
     )
     deterministic: bool = Field(description="Whether PyTorch uses deterministic algorithms only.")
     grad_checkpointing: bool = Field(
         description=(
-            "Whether the backward pass computes the blocks' activations again, which saves memory and takes"
+            "Whether the backward pass computes the blocks' activations again, which saves memory and costs"
             " time."
         )
     )
     data_dir: str | None = Field(description="Folder or URL of the data; null for a dataset that needs none.")
     stage_dir: str | None = Field(
         description=(
-            "Folder on a node's own disk that `data_dir` is copied to, once per node, before it is read; it"
-            " may name environment variables, such as `$TMPDIR`. null reads `data_dir` where it is."
+            "Folder on a node's local disk to which `data_dir` is copied once per node before it is read;"
+            " environment variables such as `$TMPDIR` are expanded. null reads `data_dir` itself."
         )
     )
-    download: bool = Field(description="Whether a dataset of torchvision may download itself.")
+    download: bool = Field(description="Whether torchvision may download its datasets.")
     corrupt_images: Annotated[int, Field(ge=0)] = Field(
         description=(
-            "Number of images that may be unreadable: they are skipped, each named. One more stops the run."
+            "Number of unreadable images that are skipped, each with a warning; one more stops the run."
         )
     )
     init_from: str | None = Field(
@@ -316,13 +313,13 @@ class SystemSpec(Spec):
     log_every: Count = Field(description="Iterations between two entries of the training log.")
     checkpoint_minutes: Positive = Field(
         description=(
-            "Minutes from one checkpoint to the next within an epoch; one is written after each epoch, too."
+            "Minutes from one checkpoint to the next within an epoch; each epoch ends with one, too."
         )
     )
 
 
 class RunConfig(Spec):
-    """All that one run needs to know."""
+    """The configuration of one run."""
 
     roadmap: str = Field(description="Name of the roadmap.")
     step: str = Field(description="Name of the step, or a combination of steps such as `resnet50+gelu`.")
@@ -330,10 +327,10 @@ class RunConfig(Spec):
         description="Name of the profile; null is none, the paper's ImageNet setting."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        description="Seed of all random numbers; runs that differ in it alone have the same hash."
+        description="Seed of all random numbers; runs that differ only in it have the same hash."
     )
     model: ModelSpec = Field(description="The network.")
-    recipe: Recipe = Field(description="How the network is trained.")
+    recipe: RecipeSpec = Field(description="How the network is trained.")
     data: DataSpec = Field(description="What it is trained and evaluated on.")
     system: SystemSpec = Field(description="Where and how the run executes.")
 
@@ -353,7 +350,7 @@ class RunConfig(Spec):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over all that can change a result, the seed apart: runs that share them may be
+        """Eight hex digits over all that can change a result except the seed; runs with the same hash are
         averaged.
         """
         sections = self.model_dump(mode="json", include={"model", "recipe", "data"})

@@ -1,6 +1,4 @@
-"""Our networks as timm's: which of its models they are, their weights under its names, and a run's weights as
-a file that it loads.
-"""
+"""Our networks as timm's models: which ones they are, and a run's weights as a file that timm loads."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.weight_files import class_map_beside, to_class_map
 from roadmap.weights import DIALECTS
 
-# What timm's architectures are fixed to; other values may vary.
+# The values that timm's architectures fix; others may vary.
 TIMM = {
     "ResNet": (
         """
@@ -66,7 +64,7 @@ CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
 
 
 def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
-    """What keeps `spec` from being an architecture of timm's."""
+    """Why `spec` is not an architecture of timm."""
     for path, node in parse_yaml(TIMM[architecture], architecture).flatten():
         here, there = attrgetter(path)(spec), node.plain()
         same = set(here) == set(there) if path.endswith("after") else here == there
@@ -79,7 +77,7 @@ def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
 
 
 def _architecture(spec: ModelSpec) -> str:
-    """The architecture of timm's that `spec` is; ConfigError says what keeps it from being the nearest."""
+    """The architecture of timm that `spec` is; ConfigError lists the differences to the nearest one."""
     problems = {name: list(_differences(spec, name)) for name in TIMM}
     nearest = min(problems, key=lambda name: len(problems[name]))
     if problems[nearest]:
@@ -88,10 +86,10 @@ def _architecture(spec: ModelSpec) -> str:
 
 
 def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """The name and keyword arguments with which `timm.create_model` makes this network, stochastic depth
-    apart.
+    """The name and keyword arguments with which `timm.create_model` builds this network, without stochastic
+    depth.
 
-    ConfigError says which values stand in the way where timm has no such network.
+    ConfigError lists the values for which timm has no such network.
     """
     depths, block = spec.depths, spec.block
     wanted: dict[str, Any] = {
@@ -117,7 +115,7 @@ def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
 
 
 def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `timm_model(spec)` with our values, in the same memory; ConfigError as there."""
+    """The state dict of `timm_model(spec)` with our tensors; ConfigError as there."""
     is_convnext = _architecture(spec) == "ConvNeXt"
     dialect = DIALECTS["timm_convnext" if is_convnext else "timm_resnet"]
     # the 1x1 convolutions of timm's ConvNeXt are linear layers
@@ -126,12 +124,10 @@ def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm", "ours"] = "timm") -> str:
-    """Writes the weights of a run's newest whole checkpoint to `out`, and returns a sentence on how to load
-    them.
+    """Writes the weights of a run's newest intact checkpoint, or their EMA; returns how to load `out`.
 
-    `ema` takes their EMA instead. The names of the classes go to a class map beside `out`, if the checkpoint
-    has them. ConfigError if there is no checkpoint, no EMA, no such network in timm, or no place for `out`,
-    which ends in .safetensors, .pth or .pt.
+    A class map beside `out` names the classes, if the checkpoint does. ConfigError if there is no checkpoint,
+    no EMA, no such network in timm, or `out` cannot be written or ends in none of .safetensors, .pth and .pt.
     """
     run = RunDir(run_dir)
     if out.suffix not in (".safetensors", ".pth", ".pt"):
@@ -141,17 +137,17 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     if not run.config.is_file():
         raise config_error(
             relative(run.path),
-            "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml",
+            "is not a run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: no config.yaml",
         )
     spec = RunConfig.read(run.config).model
     model, kwargs = timm_model(spec) if names == "timm" else ("", {})
     checkpoint = Checkpoints(run.checkpoints).newest()
     if checkpoint is None:
-        raise config_error(relative(run.path), "has no whole checkpoint; train it first")
+        raise config_error(relative(run.path), "has no intact checkpoint; train it first")
     engine = checkpoint["engine"]
     state = engine["ema" if ema else "model"]
     if state is None:
-        raise config_error(relative(run.path), "has no moving average of its weights: its recipe.ema is null")
+        raise config_error(relative(run.path), "has no EMA of its weights: its recipe.ema is null")
     state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
     classes: list[str] | None = checkpoint.get("data", {}).get("classes")
     with write_errors(out):
@@ -176,12 +172,12 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
 
 
 def _write_classes(out: Path, classes: list[str] | None) -> str:
-    """Writes the class map of the weights in `out` beside them; returns what there is to say about it."""
+    """Writes the class map of the weights in `out`, and returns a sentence about it."""
     if classes is None:
-        return "it has no class map, for the checkpoint does not name the classes"
+        return "it has no class map, because the checkpoint does not name the classes"
     path, text = class_map_beside(out), to_class_map(classes)
     if text is None:
-        return "it has no class map, for a name of its classes is no line of text"
+        return "it has no class map, because a name of its classes is not one line of text"
     with write_errors(path):
         write_atomic(path, text)
     return (

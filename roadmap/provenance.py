@@ -1,4 +1,4 @@
-"""Where a result comes from: machine, versions and commit, without importing what it names."""
+"""Where a result comes from: machine, versions and commit; and a cache of what depends on such values."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 from roadmap import ROOT
 from roadmap.files import write_atomic
 
-# in a snapshot of the source: the commit that it was taken from, empty outside of git
+# a snapshot of the source has the commit that it was taken from in this file, which is empty outside of git
 SNAPSHOT_COMMIT = "snapshot-commit.txt"
-# As a hook of git's, or a tool of its, sets them for another repository
+# set by git's hooks and tools, maybe for another repository
 ELSEWHERE = {
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -40,15 +40,12 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with '+changes' if its tracked files differ from it, or None outside of git.
-
-    A snapshot's is that of the checkout when it was taken.
-    """
-    kept = ROOT / SNAPSHOT_COMMIT
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8").strip() or None
+    """The commit of the checkout or snapshot, '+changes' if tracked files differ; None outside git."""
+    snapshot = ROOT / SNAPSHOT_COMMIT
+    if snapshot.is_file():
+        return snapshot.read_text(encoding="utf-8").strip() or None
     try:
-        # an installed package may lie in a repository of the user's
+        # an installed package may be in another repository
         _git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -80,7 +77,7 @@ def usable_cores() -> int:
 
 
 def provenance(hardware: str) -> dict[str, Any]:
-    """All of it, for provenance.json."""
+    """The content of provenance.json."""
     return {
         "hardware": hardware,
         "host": socket.gethostname(),

@@ -37,7 +37,7 @@ class RunDir:
 
     @property
     def name(self) -> str:
-        """The run's own part of its path, the same wherever the runs are."""
+        """The run's part of its path, without the folder of all runs."""
         return "/".join(self.path.parts[-4:])
 
     @property
@@ -47,22 +47,19 @@ class RunDir:
 
     @property
     def step(self) -> str:
-        """The step's id."""
         return self.path.parts[-2]
 
     @property
     def seed(self) -> int:
-        """The seed."""
         return int(self.path.name.partition("-")[0].removeprefix("seed"))
 
     @property
     def hash(self) -> str:
-        """The configuration's hash."""
         return self.path.name.partition("-")[2]
 
     @property
     def config(self) -> Path:
-        """The resolved configuration; its `system` is what was asked for last, before the run finished."""
+        """The resolved configuration; its `system` is that of the last submission before the run finished."""
         return self.path / "config.yaml"
 
     @property
@@ -91,7 +88,7 @@ class RunDir:
         return self.path / "cancelled"
 
     def cancel(self) -> None:
-        """Keeps workers from the run, whatever becomes of this machine."""
+        """Keeps workers off the run, even if this machine fails."""
         write_atomic(self.cancelled, "")
 
     def renew(self) -> None:
@@ -100,12 +97,11 @@ class RunDir:
 
 
 class Result(Spec):
-    """The outcome of a finished run: accuracies are percent, of the last epoch, never the best on the
-    validation set.
+    """The outcome of a finished run; accuracies are in percent, of the last epoch, never of the best one.
 
-    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` took
-    `accumulation` times `micro_batch` images an iteration, and left `corrupt_images` out. `images_per_s` is
-    the training loop's, evaluation apart; `train_seconds` adds up over attempts.
+    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` trained on
+    `accumulation` times `micro_batch` images per iteration, and `corrupt_images` were skipped. `images_per_s`
+    is that of the training loop without evaluation; `train_seconds` is the sum over attempts.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -148,33 +144,25 @@ class DamagedResult(ValueError):
 
 
 class NewerResult(ConfigError):
-    """A result.json that a later version has written: the run is finished, and must not be trained again over
-    its result.
-    """
+    """A result.json of a later version: the run is finished, and must not be trained again."""
 
 
 def run_dir_of(runs: Path, config: RunConfig) -> RunDir:
-    """Where a run of this configuration lives under `runs`; ConfigError if its step's id is too long."""
+    """The directory of a run of this configuration; ConfigError if its step's id is too long."""
     if len(config.step) > LONGEST_ID:
         message = (
-            f"is longer than the {LONGEST_ID} letters that a folder can be named with; make it a step of"
-            " your own"
+            f"is longer than a folder's name can be, {LONGEST_ID} letters; make it a step of a steps file"
         )
         raise config_error(f"'{config.step[:40]}…'", message)
-    return RunDir(
-        runs
-        / config.roadmap
-        / (config.profile or NO_PROFILE)
-        / config.step
-        / f"seed{config.seed}-{config.hash}"
-    )
+    profile = config.profile or NO_PROFILE
+    return RunDir(runs / config.roadmap / profile / config.step / f"seed{config.seed}-{config.hash}")
 
 
 def prepare(runs: Path, config: RunConfig) -> RunDir:
-    """The run's directory, made if need be; its config.yaml holds `config`, which the next attempt trains,
-    unless the run is finished.
+    """The run's directory, created if needed, with `config` in its config.yaml unless the run is finished.
 
-    ConfigError if the directory holds the run of another configuration, or cannot be written.
+    The next attempt trains what is in config.yaml. ConfigError if the directory holds the run of another
+    configuration, or cannot be written.
     """
     run = run_dir_of(runs, config)
     try:
@@ -183,8 +171,8 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
             write_atomic(run.config, config.to_yaml())
             return run
     except OSError as error:
-        raise config_error(relative(run.path), f"cannot be made: {reason(error, run.path)}") from error
-    if _has_text(run.config, config.to_yaml()):  # parsing it would take fifty times as long
+        raise config_error(relative(run.path), f"cannot be created: {reason(error, run.path)}") from error
+    if _has_text(run.config, config.to_yaml()):  # parsing it takes fifty times as long
         return run
     if check_config(run, config) != config and status(run).state not in FINISHED:
         with write_errors(run.config):
@@ -195,39 +183,33 @@ def prepare(runs: Path, config: RunConfig) -> RunDir:
 def _has_text(path: Path, text: str) -> bool:
     try:
         return path.read_bytes() == text.encode()
-    except OSError:  # whoever parses it says why
+    except OSError:  # RunConfig.read reports it
         return False
 
 
 def _replace_config(run: RunDir, config: RunConfig) -> None:
-    """Has the next attempt train `config`; one that is at work has read the file already."""
-    made = run.config.stat().st_mtime_ns
+    """Makes the next attempt train `config`; one that is running has read the file already."""
+    created = run.config.stat().st_mtime_ns
     write_atomic(run.config, config.to_yaml())
-    # which stands for when the run was made: steps are listed in that order
-    os.utime(run.config, ns=(made, made))
+    os.utime(run.config, ns=(created, created))  # steps are listed in the order of these times
 
 
 def check_config(run: RunDir, config: RunConfig) -> RunConfig:
     """The configuration in the run's config.yaml; ConfigError if it gives another result than `config`."""
     there = RunConfig.read(run.config)
     if (there.hash, there.seed) != (config.hash, config.seed):
-        old, new = (
-            flatten(c.model_dump(mode="json", include={"model", "recipe", "data", "seed"}))
-            for c in (there, config)
-        )
-        lines = [
-            f"{key}: {old.get(key)} there, {new.get(key)} now" for key in new if old.get(key) != new[key]
-        ]
-        raise config_error(
-            relative(run.config),
-            f"belongs to another configuration ({'; '.join(lines)}); move the folder away",
-        )
+        parts = {"model", "recipe", "data", "seed"}
+        old, new = (flatten(c.model_dump(mode="json", include=parts)) for c in (there, config))
+        lines = [f"{key}: {old.get(key)} there, {new[key]} now" for key in new if old.get(key) != new[key]]
+        message = f"belongs to another configuration ({'; '.join(lines)}); move the folder away"
+        raise config_error(relative(run.config), message)
     return there
 
 
 def read_result(run: RunDir) -> Result | None:
-    """The run's result, None while there is none; DamagedResult if the file is empty, torn or another run's,
-    NewerResult if it is newer.
+    """The run's result, None while there is none.
+
+    DamagedResult if the file is empty, truncated or another run's, NewerResult if a later version wrote it.
     """
     try:
         content = run.result.read_bytes()
@@ -244,17 +226,14 @@ def read_result(run: RunDir) -> Result | None:
 
 
 def parse_result(name: str, content: bytes) -> Result:
-    """The result in the file `name`; DamagedResult if it is empty, torn or incomplete, NewerResult if a later
-    version wrote it.
-    """
+    """The result in the file `name`; DamagedResult and NewerResult as in `read_result`."""
     try:
         return Result.model_validate_json(content)
     except ValidationError as error:
-        raise _refusal(name, content, error) from error
+        raise _result_error(name, content, error) from error
 
 
-def _refusal(name: str, content: bytes, error: ValidationError) -> DamagedResult | NewerResult:
-    """What is wrong with a result.json, in a few words."""
+def _result_error(name: str, content: bytes, error: ValidationError) -> DamagedResult | NewerResult:
     wrong = [str(item["loc"][0]) for item in error.errors() if item["loc"]]
     if not wrong:
         return DamagedResult(f"{name} is damaged: it is not JSON" if content.strip() else f"{name} is empty")
@@ -272,11 +251,9 @@ def _refusal(name: str, content: bytes, error: ValidationError) -> DamagedResult
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands.
+    """The state of a run.
 
-    `record` is the last line of its metrics, `owner` the attempt that is at work on it.
-
-    `why` says what went wrong, if anything did.
+    `record` is the last line of its metrics, `owner` the attempt that is running, and `why` what went wrong.
     """
 
     run: RunDir
@@ -288,11 +265,11 @@ class Status:
 
 
 def status(run: RunDir) -> Status:
-    """Where a run stands, read from its files alone.
+    """The state of a run, from its files only.
 
-    `stale` runs were begun and nobody is at work on them: killed or stopped, to be resumed. `failed` ones
-    ended with an error. `cancelled` ones are left alone until they are submitted again, however far they are.
-    `newer` ones have a result that only a later version can read; they, too, are not trained again.
+    `stale` runs were started and no process is running them: they were killed or stopped, and can be resumed.
+    `failed` ones ended with an error. `cancelled` ones are not run until they are submitted again. `newer`
+    ones have a result that only a later version can read, and are not trained again.
     """
     why = None
     try:
@@ -310,7 +287,7 @@ def status(run: RunDir) -> Status:
     files = attempts(run.path)
     last = read_attempt(files[-1]) if files else {}
     with suppress(FileNotFoundError):
-        # asked for it by name, NFS may go on saying that it is not there
+        # NFS may cache that a name does not exist, so list the folder
         if run.cancelled in run.path.iterdir():
             return Status(run, "cancelled", None, record, why or last.get("reason"))
     if not files:
@@ -323,7 +300,7 @@ def status(run: RunDir) -> Status:
 def find_runs(root: Path) -> list[RunDir]:
     """All run directories below `root`, sorted; ConfigError if it, or a folder in it, cannot be read.
 
-    Links are followed. Each real folder is visited once, by its own path rather than by that of a link to it.
+    Links are followed. Each real folder is visited once, by its real path if that is below `root`.
     """
     try:
         tree = run_tree(root)
@@ -335,23 +312,19 @@ def find_runs(root: Path) -> list[RunDir]:
 
 
 def run_tree(root: Path) -> Path:
-    """The absolute path of a folder of runs, without '..' and with its links, for the names of runs are parts
-    of their paths.
-    """
+    """The absolute path of a folder of runs without '..', but with its links, which are in runs' names."""
     here = Path.cwd()
     with suppress(OSError):
-        shell = Path(os.environ.get("PWD", ""))  # which keeps the links that led here
+        shell = Path(os.environ.get("PWD", ""))  # has the links of the current folder
         here = shell if shell.is_absolute() and shell.samefile(here) else here
     parts = (here / root).parts
-    # only what '..' follows must be resolved to be right
+    # links before a '..' must be resolved
     ups = len(parts) - parts[::-1].index("..") if ".." in parts else 1
     return Path(*parts[:ups]).resolve(strict=True).joinpath(*parts[ups:])
 
 
 def _run_folders(tree: str) -> Iterator[str]:
-    """The run directories at and below `tree`: first those that lead through no link, then those behind the
-    links on the way.
-    """
+    """The run directories at and below `tree`: first those without a link in their path, then the others."""
     links, seen = deque([tree]), set[str]()
     while links:
         folder = links.popleft()
@@ -359,7 +332,7 @@ def _run_folders(tree: str) -> Iterator[str]:
 
 
 def _walk(folder: str, real: str, seen: set[str], links: deque[str]) -> Iterator[str]:
-    """Run directories at and below `folder`, themselves not searched; links to folders go into `links`."""
+    """Run directories at and below `folder`, which are not searched; links to folders go into `links`."""
     if real in seen:
         return
     seen.add(real)

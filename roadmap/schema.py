@@ -17,16 +17,16 @@ Schema = dict[str, Any]
 TITLE = """\
 # Configuration keys
 
-Every key of a run's configuration, with the values that it takes and its default."""
+Every key of a run's configuration, with its allowed values and its default."""
 INTRODUCTION = """\
-A steps file sets these keys in `set`, for a step or a profile, and a command line by `--set KEY=VALUE`.
-The defaults are `base` in [`steps.yaml`](../steps.yaml). Values are written as in YAML.
+A steps file sets these keys in the `set` of a step or a profile, and a command line with `--set KEY=VALUE`.
+The defaults are those of `base` in [`steps.yaml`](../steps.yaml). Values are YAML.
 
-`python -m roadmap schema --markdown --out docs/config.md` writes this file from the code.
-`python -m roadmap explain --keys` prints the same at a terminal, and `explain STEP` the values of a step."""
+`python -m roadmap schema --markdown --out docs/config.md` generates this file.
+`python -m roadmap explain --keys` prints the same, and `explain STEP` prints the values of a step."""
 ONLY_IN_A_RUN = "in config.yaml only"
 OF_A_RUN = """\
-A run's `config.yaml` holds all of the above, and which run it is. `--set` does not take these keys.
+A run's `config.yaml` has all of the above, and these keys, which `--set` does not accept.
 """
 
 
@@ -40,14 +40,13 @@ class Key:
 
 
 def property_at(path: str, schema: Schema, definitions: Schema) -> Schema:
-    """The JSON Schema of a key or a section, as the section around it holds it."""
+    """The JSON Schema of a key or a section, as in the section around it."""
     for part in path.split("."):
         schema = _dereferenced(schema, definitions)["properties"][part]
     return schema
 
 
 def _dereferenced(schema: Schema, definitions: Schema) -> Schema:
-    """A section's own schema."""
     return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
@@ -59,9 +58,7 @@ def describe_keys(names: Iterable[str]) -> list[Key]:
 
 
 def keys_below(base: Settings, prefix: str) -> list[Key]:
-    """The keys of a section, or the one key of that name; all for an empty prefix, ConfigError for an unknown
-    one.
-    """
+    """The keys of a section, or the key of that name, or all for an empty prefix; ConfigError for no key."""
     names = [name for name in base if not prefix or f"{name}.".startswith(f"{prefix}.")]
     if not names:
         raise ConfigError(list(unknown_keys(base, {prefix: Setting(None, "", "--keys")})))
@@ -69,7 +66,7 @@ def keys_below(base: Settings, prefix: str) -> list[Key]:
 
 
 def accepted_values(schema: Schema) -> str:
-    """What a key's schema accepts, in words: 'number > 0, or null', 'list of 2 integers >= 1'."""
+    """What a key's schema accepts: 'number > 0, or null', 'list of 2 integers >= 1'."""
     *others, last = _alternatives(schema)
     if not others:
         return last
@@ -90,7 +87,6 @@ def _alternatives(schema: Schema) -> list[str]:
 
 
 def _list(schema: Schema) -> str:
-    """Lists hold items of one kind."""
     least = schema.get("minItems", 0)
     if "prefixItems" in schema:
         item, length = schema["prefixItems"][0], f"{least} "
@@ -126,8 +122,8 @@ def config_markdown(base: Settings) -> str:
     ]
     lines = [TITLE, "", *links, "", INTRODUCTION]
     for section, names in sections.items():
-        own = _dereferenced(property_at(section, schema, schema["$defs"]), schema["$defs"])
-        lines += ["", f"## {section}", "", " ".join(own["description"].split()), ""]
+        section_schema = _dereferenced(property_at(section, schema, schema["$defs"]), schema["$defs"])
+        lines += ["", f"## {section}", "", " ".join(section_schema["description"].split()), ""]
         lines += _table(
             ["key", "values", "default", "description"],
             [
@@ -135,13 +131,12 @@ def config_markdown(base: Settings) -> str:
                 for key in describe_keys(names)
             ],
         )
-    own_keys = [
-        name for name in RunConfig.model_fields if name not in {path.partition(".")[0] for path in base}
-    ]
+    sections_of_base = {path.partition(".")[0] for path in base}
+    of_a_run = [name for name in RunConfig.model_fields if name not in sections_of_base]
     lines += ["", f"## {ONLY_IN_A_RUN}", "", OF_A_RUN]
     lines += _table(
         ["key", "values", "description"],
-        [[f"`{key.name}`", key.values, key.description] for key in describe_keys(own_keys)],
+        [[f"`{key.name}`", key.values, key.description] for key in describe_keys(of_a_run)],
     )
     return "\n".join(lines) + "\n"
 
@@ -161,13 +156,15 @@ def steps_schema(base: Settings) -> Schema:
     definitions: Schema = schema.pop("$defs") | config["$defs"]
     sections = {path.partition(".")[0]: config["properties"][path.partition(".")[0]] for path in base}
     for entry in ("StepEntry", "ProfileEntry"):
-        definitions[entry]["properties"]["set"] = {"$ref": "#/$defs/Change"}
+        properties = definitions[entry]["properties"]
+        properties["set"] = {"$ref": "#/$defs/Change", "description": properties["set"]["description"]}
     for mapping in ("profiles", "roadmaps"):
         schema["properties"][mapping]["additionalProperties"] = False
-    # a roadmap of the extended file has its title already
+    # a roadmap of the extended file already has a title
     definitions["RoadmapEntry"]["required"] = ["steps"]
     schema["properties"]["base"] = {
         "type": "object",
+        "description": schema["properties"]["base"]["description"],
         "properties": sections,
         "required": list(sections),
         "additionalProperties": False,

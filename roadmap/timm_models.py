@@ -1,7 +1,7 @@
 """Every step as a timm model: once this is imported, timm.create_model('roadmap_gelu') builds step gelu.
 
-Further keywords are timm's own and the leaves of the configuration's model section: width_mult=0.5,
-depths=[2, 2, 6, 2], block={'layer_scale': None}. The rest is the step's, even its stochastic depth.
+Other keywords are timm's, or keys of the configuration's model section: width_mult=0.5,
+depths=[2, 2, 6, 2], block={'layer_scale': None}. The rest is the step's, including its stochastic depth.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from roadmap.config import RunConfig, flatten
 from roadmap.errors import ConfigError, Problem, keyed_message, one_of_these
 from roadmap.steps import load_roadmaps, resolve
 
-UNPREFIXED = "convnext_t"  # the roadmap whose steps need no name before theirs
+UNPREFIXED = "convnext_t"  # the roadmap that is not part of its steps' names in timm
 TIMMS_OWN = ("global_pool", "drop_rate", "drop_path_rate", "features_only", "out_indices", "feature_cls")
 
-# under this name timm looks for each model's input size, mean, crop and the like
+# timm reads each model's input size, mean, crop and the like from this name
 default_cfgs: dict[str, Any] = {}
 registered: dict[str, RunConfig] = {}
 
@@ -36,10 +36,10 @@ def model_name(roadmap: str, step: str) -> str:
 
 
 def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
-    """Makes timm models of all steps in a steps file and returns their names; ConfigError says what is wrong
-    with the file.
+    """Registers all steps of a steps file as timm models and returns their names; ConfigError as in
+    `load_roadmap`.
 
-    A name that stands for another network already is taken over, with a warning from timm.
+    A name that is registered for another network is replaced, with a warning from timm.
     """
     named = [
         (model_name(roadmap.name, step), resolve(roadmap, step))
@@ -49,7 +49,7 @@ def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
     configs = dict(named)
     if twice := [name for name, config in named if configs[name] is not config]:
         raise ConfigError(
-            [Problem(str(path), f"two steps would be timm's {name}; rename one of them") for name in twice]
+            [Problem(str(path), f"two steps have timm's name {name}; rename one of them") for name in twice]
         )
     for name, config in configs.items():
         if registered.get(name) != config:
@@ -61,7 +61,7 @@ def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
 
 
 def _default_cfg(config: RunConfig) -> dict[str, Any]:
-    """What timm knows of a model besides its layers; no weights are published, so none has an address."""
+    """timm's configuration of a model, without an address, because no weights are published."""
     model, data, recipe = config.model, config.data, config.recipe
     positions = data.image_size // (model.stem.stride << len(model.depths) - 1)
     return {
@@ -100,29 +100,29 @@ def _build(
     num_classes: int,
     global_pool: str = "avg",
     drop_rate: float = 0.0,
-    **leaves: Any,
+    **values: Any,
 ) -> Network:
-    """The network of `spec` with other `leaves`; 0 classes are timm's word for one without a classifier."""
-    if "drop_path_rate" in leaves:
-        leaves["drop_path"] = leaves.pop("drop_path_rate")
-    network = build_model(_changed(name, spec, {**leaves, "num_classes": num_classes or 1}), drop_rate)
+    """The network of `spec` with other `values`; as in timm, one with 0 classes has no classifier."""
+    if "drop_path_rate" in values:
+        values["drop_path"] = values.pop("drop_path_rate")
+    network = build_model(_changed(name, spec, {**values, "num_classes": num_classes or 1}), drop_rate)
     if num_classes == 0 or global_pool != "avg":
         network.reset_classifier(num_classes, global_pool)
     return network
 
 
-def _changed(name: str, spec: ModelSpec, leaves: Mapping[str, Any]) -> ModelSpec:
-    """`spec` with other `leaves`, checked anew; ConfigError names all that are unknown or do not fit."""
+def _changed(name: str, spec: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
+    """`spec` with other `values`; ConfigError names all that are unknown or invalid."""
     try:
-        return ModelSpec.model_validate(_merge(spec.model_dump(), leaves))
+        return ModelSpec.model_validate(_merge(spec.model_dump(), values))
     except ValidationError as error:
         known = [*flatten(spec.model_dump()), *TIMMS_OWN]
         raise ConfigError([_problem(name, item, known) for item in error.errors()]) from error
 
 
-def _merge(section: dict[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`section` with other leaves, of which {'stem.stride': 2} and {'stem': {'stride': 2}} are the same."""
-    for path, value in leaves.items():
+def _merge(section: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`section` with other values; {'stem.stride': 2} is the same as {'stem': {'stride': 2}}."""
+    for path, value in values.items():
         key, dot, rest = path.partition(".")
         within, value = section.get(key), {rest: value} if dot else value
         if isinstance(within, dict) and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Our networks against the publication's figures, row by row."""
+"""Our networks compared with the published parameters and GMACs, step by step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ class VerifiedStep:
     @property
     def prints(self) -> bool | None:
         """Whether our GMACs are the printed ones, to the digit; None where none are printed."""
-        return (
-            None
-            if self.paper is None or self.paper.gmacs is None
-            else _agree(self.cost.gmacs, self.paper.gmacs, 2)
-        )
+        if self.paper is None or self.paper.gmacs is None:
+            return None
+        return _agree(self.cost.gmacs, self.paper.gmacs, 2)
 
     @property
     def counts(self) -> bool | None:
@@ -39,7 +37,7 @@ class VerifiedStep:
 
     @property
     def is_flagged(self) -> bool:
-        """Whether our GMACs are not the printed ones for a reason that the steps file gives."""
+        """Whether our GMACs are not the printed ones, and the steps file states why."""
         return self.prints is False and self.paper is not None and self.paper.gmacs_note is not None
 
     @property
@@ -49,7 +47,6 @@ class VerifiedStep:
 
     @property
     def verdict(self) -> str:
-        """The outcome in words."""
         if self.counts is False and self.counted is not None:
             return f"DOES NOT MATCH what was counted: {self.counted.params:g} M, {self.counted.gmacs:g} GMACs"
         if self.is_flagged and self.paper is not None:
@@ -70,11 +67,8 @@ def verify(roadmap: Roadmap) -> list[VerifiedStep]:
     rows = []
     for name, step in roadmap.tree.items():
         config = resolve(roadmap, name)
-        rows.append(
-            VerifiedStep(
-                name, step.title, complexity(config.model, config.data.image_size), step.paper, step.counted
-            )
-        )
+        cost = complexity(config.model, config.data.image_size)
+        rows.append(VerifiedStep(name, step.title, cost, step.paper, step.counted))
     return rows
 
 

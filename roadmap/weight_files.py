@@ -1,6 +1,6 @@
-"""Files of weights before they are read: where they are, and which they are.
+"""Files of weights and their class maps, before the weights are read; local files need no torch.
 
-For a file at hand, without torch.
+A class map has the names of a network's classes in the order of its outputs, one per line, as in timm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roadmap.files import write_atomic
 from roadmap.records import RunDir
 
 CLASS_MAP = "--class-map"
-WAY_OUT = (
+CLASS_MAP_HINT = (
     "--class-map FILE matches classes by name: one name per line, in the order of the network's outputs;"
     " `export` writes it, and for weights that were trained on a folder of classes so does `LC_ALL=C ls"
     " FOLDER > FILE`"
@@ -27,10 +27,10 @@ WAY_OUT = (
 OTHER_ORDER = "%s has its classes in another order (%s) than the data (%s); they are matched by name"
 UNKNOWN_ORDER = (
     "%s does not name its classes, and the order of the data's (%s) is that of torchvision and of this"
-    " project, not timm's: if it was trained elsewhere, its outputs may stand for other classes; a class map"
-    " settles it"
+    " project, not timm's: if it was trained elsewhere, its outputs may be other classes; --class-map names"
+    " them"
 )
-# iteration and digest; a copy under any other name is the user's
+# iteration and digest; files with other names are the user's
 CHECKPOINT = re.compile(r"(\d{9,})-([0-9a-f]{16})\.pt")
 
 
@@ -39,31 +39,27 @@ def scheme_of(source: str | Path) -> str:
     scheme = source.partition("://")[0].lower() if isinstance(source, str) and "://" in source else ""
     if scheme not in ("", "file", "http", "https"):
         raise config_error(
-            str(source), f"is no address that can be read: '{scheme}' is not one of http, https, file"
+            str(source), f"cannot be read: its scheme '{scheme}' is not one of http, https, file"
         )
     return scheme
 
 
 def name_of(source: str | Path) -> str:
-    """How messages call it."""
+    """The name of a file in messages."""
     return str(source) if scheme_of(source) else relative(Path(source))
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints that the suite wrote in `folder`, the one of the latest iteration first; other files
-    are not its own.
-    """
-    named = [(match, path) for path in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
-    return [
-        path
-        for _, _, path in sorted(((int(match[1]), path.name, path) for match, path in named), reverse=True)
-    ]
+    """The checkpoints that training wrote in `folder`, the latest first."""
+    named = [(path, match) for path in folder.glob("*.pt") if (match := CHECKPOINT.fullmatch(path.name))]
+    latest_first = sorted(named, key=lambda pair: (int(pair[1][1]), pair[0].name), reverse=True)
+    return [path for path, _ in latest_first]
 
 
 def located(source: str | Path) -> Path:
     """The file that `source` names: a path, an address, or the directory of a run, for its newest checkpoint.
 
-    What an http or https address holds is downloaded once. ConfigError if there is no such file to be had.
+    An http or https address is downloaded once. ConfigError if there is no such file.
     """
     scheme = scheme_of(source)
     if scheme in ("http", "https"):
@@ -118,14 +114,12 @@ def _digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 def class_map_beside(weights: Path) -> Path:
-    """Where the class map of a file of weights is."""
+    """The path of the class map of a file of weights."""
     return weights.with_name(f"{weights.stem}.classes.txt")
 
 
 def to_class_map(names: Sequence[str]) -> str | None:
-    """The text of a class map; None for names that are not the same without the whitespace around them, or
-    fill more than a line.
-    """
+    """The text of a class map; None for names of several lines, or with whitespace at an end."""
     if any(name.splitlines() != [name] or name.strip() != name for name in names):
         return None
     return "".join(f"{name}\n" for name in names)
@@ -140,7 +134,7 @@ def read_class_map(path: Path) -> list[str]:
         raise config_error(where, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise config_error(
-            where, f"is no class map, a text file of one class name per line: {error}"
+            where, f"is not a class map, a text file of one class name per line: {error}"
         ) from error
     for number, name in enumerate(names, 1):
         if not name:
@@ -153,30 +147,28 @@ def read_class_map(path: Path) -> list[str]:
 
 
 def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[int]:
-    """For each class of the data the output of the network that stands for it, by name.
+    """The network's output for each class of the data, by name.
 
     ConfigError if the weights at `where` have no class of that name.
     """
-    places = {name: output for output, name in enumerate(network)}
-    if unknown := [name for name in data if name not in places]:
+    outputs = {name: output for output, name in enumerate(network)}
+    if unknown := [name for name in data if name not in outputs]:
         message = (
             f"has no {'class' if len(unknown) == 1 else 'classes'} {some(unknown)} of the data, but"
             f" {some(network)}"
         )
-        hint = f"; {CLASS_MAP} FILE gives its classes other names, one per line in the order of the outputs"
+        hint = f"; {CLASS_MAP} FILE renames its classes, one per line in the order of the outputs"
         raise config_error(where, message + (hint if where != CLASS_MAP else ""))
-    return [places[name] for name in data]
+    return [outputs[name] for name in data]
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of many names in quotes, for a message."""
+    """The first of many names, quoted, for a message."""
     return splits.some(f"'{name}'" for name in names)
 
 
 def is_ambiguous(names: Sequence[str]) -> bool:
-    """Whether folders of these names have another order for timm, where 2 comes before 10, than here and in
-    torchvision.
-    """
+    """Whether timm sorts these names, 2 before 10, differently than torchvision and this project."""
     from timm.utils.misc import natural_key
 
     return sorted(names) == list(names) != sorted(names, key=natural_key)

@@ -1,4 +1,4 @@
-"""Weights under our names and those that others use: read from anywhere, and loaded into a network."""
+"""Weights under our names and those of others: read from a file or address, and loaded into a network."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from roadmap.weight_files import class_map_beside, located, name_of, read_class_
 Kind = Literal["raw", "ema"]
 State = TypeVar("State", bound=Mapping[str, Tensor])
 ABSENT: dict[Kind, str] = {
-    "raw": "holds an EMA alone; --ema takes it",
-    "ema": "has no EMA; --raw takes its weights",
+    "raw": "has only an EMA; --ema selects it",
+    "ema": "has no EMA; --raw selects its weights",
 }
 TAKEN: dict[Kind, str] = {
     "raw": "the weights; its EMA is available with --ema",
     "ema": "the EMA; its weights are available with --raw",
 }
 
-# Where a file keeps its tensors, a moving average first, and what DDP and torch.compile put before their
-# names.
+# Keys under which files keep their tensors, and the prefixes that DDP and torch.compile add to names.
 EMA_KEYS, KEYS = ("model_ema", "state_dict_ema", "ema"), ("engine", "model", "state_dict", "module")
 PREFIXES = r"^((module|_orig_mod)\.)+"
-# bytes, by safetensors' own rule; as such a length, the first bytes of a zip file or a pickle are far more
+# bytes, by safetensors' rule; the first bytes of a zip file or a pickle, read as a length, are far more
 LONGEST_HEADER = 100_000_000
 
-# Dialects in pairs of words: a pattern in our names, and what stands there in theirs.
+# Dialects as pairs of words: a pattern in our names, and its replacement in theirs.
 ORIGINAL_BLOCK = r"""
     \.body\.spatial\.     .dwconv.  \.body\.spatial_norm\. .norm.  \.body\.pw(\d)\.    .pwconv\1.
     \.body\.gamma\.gamma$ .gamma    ^head_norm\.norm\.     norm.   ^head\.classifier\. head."""
@@ -67,7 +66,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Dialect:
-    """A way to name tensors: `pairs` of pattern and replacement, in order, turn our names into it."""
+    """A way to name tensors: `pairs` of pattern and replacement convert our names, in this order."""
 
     name: str
     pairs: tuple[tuple[str, str], ...]
@@ -88,7 +87,7 @@ DIALECTS = {
 def read_state_dict(source: str | Path, *, ema: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint, `source` as in `located`: the weights as they were trained, or their EMA.
 
-    Nothing in the file is run. ConfigError says why it cannot be read, or that it does not hold these.
+    No code in the file is run. ConfigError if it cannot be read, or does not hold these.
     """
     return select(read_state_dicts(source), "ema" if ema else "raw", name_of(source))
 
@@ -101,31 +100,29 @@ def select(states: Mapping[Kind, State], kind: Kind, where: str) -> State:
 
 
 def read_state_dicts(source: str | Path) -> dict[Kind, dict[str, Tensor]]:
-    """All that a checkpoint holds of `raw` weights and their moving average, `ema`: at least one of them."""
+    """The `raw` weights in a checkpoint and their `ema`: at least one of them."""
     return read_weights(source).states
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint holds: `raw` weights, their `ema`, or both, and the names of the classes in the order
-    of the outputs, if known.
-    """
+    """The content of a checkpoint: `raw` weights, their `ema`, or both; and the classes of the outputs."""
 
     states: dict[Kind, dict[str, Tensor]]
     classes: list[str] | None
 
 
 def read_weights(source: str | Path, classes: list[str] | None = None) -> Weights:
-    """All that is used of a checkpoint, `source` as in `located`.
+    """The content of a checkpoint, `source` as in `located`.
 
-    `classes`, if not given, are from it or the class map beside it. ConfigError says why it cannot be read,
-    that it holds no tensors, or that the class map names other classes.
+    `classes`, if not given, are from it or its class map. ConfigError if it cannot be read, holds no tensors,
+    or its class map has other classes.
     """
     path, where = located(source), name_of(source)
     try:
         content, written = _read(path, where)
     except ConfigError:
-        # so that the next call asks again, where a server sent something else
+        # the next call downloads again what may have been another file
         if scheme_of(source).startswith("http"):
             path.unlink(missing_ok=True)
         raise
@@ -141,8 +138,8 @@ def read_weights(source: str | Path, classes: list[str] | None = None) -> Weight
 
 
 def _classes(content: Mapping[str, Any], written: str | None, path: Path, where: str) -> list[str] | None:
-    """The names of the classes in a run's checkpoint, in the metadata of safetensors, `written`, or in the
-    class map beside the file.
+    """The names of the classes: in a run's checkpoint, in the metadata of safetensors, `written`, or in the
+    class map.
     """
     data = content.get("data")
     inside = data.get("classes") if isinstance(data, Mapping) else _parsed_names(written)
@@ -151,17 +148,14 @@ def _classes(content: Mapping[str, Any], written: str | None, path: Path, where:
         return inside
     names = read_class_map(beside)
     if inside is not None and names != inside:
-        message = (
-            f"names other classes than {where} itself, or in another order; move it away, or choose with"
-            " --class-map"
-        )
+        message = f"differs from the classes of {where}; move it away, or choose one with --class-map"
         raise config_error(relative(beside), message)
     return names
 
 
 def _unwrapped(content: Mapping[str, Any], keys: Sequence[str]) -> Mapping[str, Any]:
     """The innermost of the mappings under `keys`."""
-    for _ in range(4):  # deeper than any of them is wrapped, and an end for a file that holds itself
+    for _ in range(4):  # deeper than any file is nested; one that contains itself ends, too
         content = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), content)
     return content
 
@@ -184,10 +178,7 @@ def _parsed_names(text: str | None) -> list[str] | None:
 
 
 def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
-    """What a file holds, and of safetensors the classes in the metadata, as JSON.
-
-    A training checkpoint of the original repository has its arguments beside the weights.
-    """
+    """The content of a file, and for safetensors the classes in the metadata, as JSON."""
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -196,32 +187,34 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
     if not head or re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
         raise config_error(where, "is a web page, not a checkpoint" if head else "is empty")
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
-    # neither a zip file nor a pickle: all else Python would misread
+    # PyTorch reads zip files and pickles
     if not is_safetensors and not head.startswith((b"PK", b"\x80")):
         raise config_error(
-            where, "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors"
+            where, "is not a checkpoint: it begins neither as PyTorch's files do nor as safetensors"
         )
     try:
-        if is_safetensors:  # whatever the file is called: a blob in the cache of the Hub has no suffix
+        if is_safetensors:  # by content, because a blob in the Hub's cache has no suffix
             with safetensors.safe_open(path, framework="pt") as opened:
                 return safetensors.torch.load_file(path), (opened.metadata() or {}).get("classes")
-        # of a path, PyTorch heeds the suffix
+        # a checkpoint of the original repository holds an argparse.Namespace; for a path, PyTorch would obey
+        # the suffix
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn file raises whatever its reader runs into
+    except Exception as error:  # a truncated file can raise anything
         if code := re.search(r"GLOBAL ([\w.]+)|(TorchScript) archive", str(error)):
             raise config_error(
                 where,
-                f"is refused: it holds {code[1] or code[2]}, and to load anything but weights could run code",
+                f"is refused: it holds {code[1] or code[2]}, and loading anything but weights could run code",
             ) from error
-        raise config_error(where, "is torn, or no checkpoint: PyTorch cannot read it") from error
+        raise config_error(where, "is truncated, or not a checkpoint: PyTorch cannot read it") from error
     return content if isinstance(content, Mapping) else {}, None
 
 
 @dataclass(frozen=True)
-class Report:
-    """How a file's tensors fit a network: `missing` are our names, `unexpected` the file's; `misshaped`:
-    name, shape there, shape here.
+class LoadReport:
+    """How a file's tensors fit a network: `missing` are our names, and `unexpected` are the file's.
+
+    `misshaped` are our names with the shape there and the shape here.
     """
 
     source: str
@@ -233,7 +226,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether every tensor has its place, and every place its tensor."""
+        """Whether the names and shapes of all tensors match."""
         return not (self.missing or self.unexpected or self.misshaped)
 
     def __str__(self) -> str:
@@ -253,10 +246,12 @@ class Report:
         return "\n".join(lines)
 
 
-def load_weights(network: nn.Module, source: str | Path, *, ema: bool = False, strict: bool = True) -> Report:
+def load_weights(
+    network: nn.Module, source: str | Path, *, ema: bool = False, strict: bool = True
+) -> LoadReport:
     """Copies a checkpoint of any dialect into `network`; `source` and `ema` as in `read_state_dict`.
 
-    If not all tensors fit, ConfigError holds the report and nothing is copied; what fits is, if not `strict`.
+    If not all tensors fit, ConfigError has the report and nothing is copied; unless `strict`, the rest is.
     """
     return copy_weights(network, read_state_dict(source, ema=ema), str(source), strict=strict)
 
@@ -268,24 +263,24 @@ def copy_weights(
     *,
     strict: bool = True,
     may_differ: Collection[str] = (),
-) -> Report:
+) -> LoadReport:
     """Copies the tensors `there` into `network`.
 
-    Those in `may_differ`, by our names, are left as they are if their shapes differ or none is there.
+    Those in `may_differ`, by our names, are kept if their shapes differ or the file has none of them.
     """
     here = network.state_dict()
     dialect = max(DIALECTS.values(), key=lambda dialect: sum(dialect.rename(name) in there for name in here))
     names = {name: dialect.rename(name) for name in here}
     found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
     pairs = {name: (tuple(tensor.shape), tuple(here[name].shape)) for name, tensor in found.items()}
-    # a linear layer is a 1x1 convolution; no other shape can be taken for another
+    # a linear layer fits a 1x1 convolution
     misshaped = tuple(
         (name, a, b) for name, (a, b) in pairs.items() if b not in (a, (*a, 1, 1)) and a != (*b, 1, 1)
     )
     fitting = found.keys() - {name for name, *_ in misshaped}
     missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
     unexpected = tuple(name for name in there if name not in names.values())
-    report = Report(source, dialect.name, len(fitting), missing, unexpected, misshaped)
+    report = LoadReport(source, dialect.name, len(fitting), missing, unexpected, misshaped)
     grave = replace(report, misshaped=tuple(entry for entry in misshaped if entry[0] not in may_differ))
     if not any(name in found for name in may_differ):
         grave = replace(grave, missing=tuple(name for name in missing if name not in may_differ))

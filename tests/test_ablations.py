@@ -172,7 +172,7 @@ def test_a_combination_that_a_spec_refuses_is_named_and_left_out(tmp_path: Path)
     assert ablated.steps[-1] == "resnet50+separate_downsampling"
     (note,) = ablated.notes
     assert note.startswith("resnet50+bare is not possible: ")
-    assert "downsample_norm false has no meaning while downsample is block" in note
+    assert "downsample_norm false needs downsample separate" in note
     with pytest.raises(ConfigError, match="downsample_norm false has no meaning"):
         resolve(load_roadmap(mine), "resnet50+bare")
 

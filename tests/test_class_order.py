@@ -396,8 +396,8 @@ def test_a_class_map_that_contradicts_the_file_beside_it_is_refused(
     assert (done.code, done.err) == (
         2,
         (
-            "x.classes.txt names other classes than x.safetensors itself, or in another order; move it away,"
-            " or choose with --class-map\n"
+            "x.classes.txt differs from the classes of x.safetensors; move it away, or choose one with"
+            " --class-map\n"
         ),
     )
     chosen = evaluate("--init-from", "x.safetensors", "--class-map", "right.txt", root=root)
@@ -418,13 +418,13 @@ def test_names_that_are_no_lines_make_no_class_map(names: list[str], run: RunDir
     assert state is not None
     Checkpoints(copy.checkpoints).save(10**6, state | {"data": {"classes": names}})
     assert export(copy.path, tmp_path / "x.pth").endswith(
-        "; it has no class map, for a name of its classes is no line of text"
+        "; it has no class map, because a name of its classes is not one line of text"
     )
     assert not class_map_beside(tmp_path / "x.pth").exists()
     del state["data"]  # as checkpoints of before had none
     Checkpoints(copy.checkpoints).save(10**6 + 1, state)
     assert export(copy.path, tmp_path / "x.pth").endswith(
-        "; it has no class map, for the checkpoint does not name the classes"
+        "; it has no class map, because the checkpoint does not name the classes"
     )
 
 
@@ -463,7 +463,7 @@ def test_fine_tuning_matches_the_classifier_by_name(
     assert caplog.messages == [
         f"{tmp_path / 'x.pth'} does not name its classes, and the order of the data's ('1', '10', '11', '12',"
         " '2' and 7 more) is that of torchvision and of this project, not timm's: if it was trained"
-        " elsewhere, its outputs may stand for other classes; a class map settles it"
+        " elsewhere, its outputs may be other classes; --class-map names them"
     ]
     caplog.clear()
     (tmp_path / "x.classes.txt").write_text(to_class_map(NUMBERS) or "", encoding="utf-8")

@@ -624,7 +624,9 @@ def test_a_runs_folder_that_cannot_be_made_is_named(command: str, call: Call, tm
     (tmp_path / "runs").write_text("", encoding="utf-8")
     done = call(command, *(["--cluster", "local", "--steps"] if command == "submit" else []), "gelu", *RUN)
     assert (done.code, done.out) == (2, "")
-    assert re.fullmatch(r"runs/convnext_t/digits_noisy/gelu/seed0-[0-9a-f]{8} cannot be made: .*\n", done.err)
+    assert re.fullmatch(
+        r"runs/convnext_t/digits_noisy/gelu/seed0-[0-9a-f]{8} cannot be created: .*\n", done.err
+    )
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Path) -> None:

@@ -355,8 +355,8 @@ def command_line(*words: str) -> RunConfig:
             ],
         ),
         (["model.depths=[1"], ["--set model.depths:2:1 is not YAML: did not find expected ',' or ']'"]),
-        (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 leaves nothing of 300 epochs"]),
-        (["model.width=2"], ["--set model: width 2 x 1.0 leaves 2 channels; 4 are the least"]),
+        (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 must be less than epochs 300"]),
+        (["model.width=2"], ["--set model: width 2 x 1.0 is 2 channels; at least 4 are needed"]),
         (
             ["recipe.epoch=3", "model.wdth=3"],
             [
@@ -397,8 +397,8 @@ def test_an_absurd_value_is_a_message_not_a_crash(word: str) -> None:
             "unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?",
         ),
         (
-            lambda: resolve(ROADMAP, "kernel_7", drop=["gelu"]),
-            "'gelu' is not on the way to 'kernel_7', so it cannot be dropped",
+            lambda: resolve(ROADMAP, "kernel_7-gelu"),
+            "'kernel_7-gelu': gelu is not on the way to kernel_7, so it cannot be left out",
         ),
     ],
 )
@@ -492,11 +492,12 @@ def test_recipe_is_the_papers(step: str) -> None:
     assert config.data.image_size == 224
 
 
-def test_dropping_a_step_leaves_its_delta_out() -> None:
-    whole, without = resolve(ROADMAP, "gelu"), resolve(ROADMAP, "gelu", drop=["kernel_7"])
-    assert (whole.model.block.spatial.kernel, without.model.block.spatial.kernel) == (7, 3)
-    block = whole.model.block.model_copy(update={"spatial": without.model.block.spatial})
-    assert without == whole.model_copy(update={"model": whole.model.model_copy(update={"block": block})})
+def test_a_delta_that_is_left_out_changes_nothing() -> None:
+    gelu, without = resolve(ROADMAP, "gelu"), resolve(ROADMAP, "gelu-kernel_7")
+    assert (gelu.model.block.spatial.kernel, without.model.block.spatial.kernel) == (7, 3)
+    block = gelu.model.block.model_copy(update={"spatial": without.model.block.spatial})
+    model = gelu.model.model_copy(update={"block": block})
+    assert without == gelu.model_copy(update={"step": "gelu-kernel_7", "model": model})
 
 
 def test_a_step_inherits_from_its_parent_not_from_the_step_before() -> None:

@@ -199,7 +199,7 @@ def test_shards_exports_and_submissions_name_the_full_disk(tmp_path: Path) -> No
             submit(
                 Array(Cluster(scheduler="slurm"), ((RunDir(run.path),),)), disk / "jobs", "slurm", tmp_path
             )
-        with pytest.raises(ConfigError, match=rf"cannot be made: {lack}$"):
+        with pytest.raises(ConfigError, match=rf"cannot be created: {lack}$"):
             prepare(disk, config)
 
 

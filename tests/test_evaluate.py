@@ -304,7 +304,7 @@ def test_weights_that_a_run_does_not_have_are_refused(tmp_path: Path) -> None:
     run = prepare(tmp_path, config)
     train(config, run.path)
     assert list(evaluate_found(find_run(config, run), config)) == ["raw"]
-    with pytest.raises(ConfigError, match=rf"^{run.path} has no EMA; --raw takes its weights$"):
+    with pytest.raises(ConfigError, match=rf"^{run.path} has no EMA; --raw selects its weights$"):
         evaluate_run(config, tmp_path, kind="ema")
 
 
@@ -476,7 +476,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no class map": (["--eval", "--class-map", "none.txt"], r"^none\.txt cannot be read: No such file"),
     "a class map that is none": (
         ["--eval", "--class-map", "W"],
-        r"both\.pth is no class map, a text file of one class name per line",
+        r"both\.pth is not a class map, a text file of one class name per line",
     ),
     "a folder for a file": (
         ["--eval", "--init-from", "W", "--per-class", "."],

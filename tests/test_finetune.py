@@ -676,7 +676,7 @@ def test_a_plan_with_weights_names_the_run_without_torch(source: RunDir, tmp_pat
     [
         (["--init-from", "none.pth"], r"none\.pth cannot be read: No such file or directory"),
         (["--init-from", "none.pth", "--plan"], r"none\.pth cannot be read: No such file or directory"),
-        (["--init-from", "ftp://x/y.pth"], r"ftp://x/y\.pth is no address that can be read"),
+        (["--init-from", "ftp://x/y.pth"], r"ftp://x/y\.pth cannot be read: its scheme 'ftp'"),
         (
             ["--init-from", "w.pth", "--set=system.init_from=w.pth"],
             "--init-from and --set system.init_from are both given",

@@ -566,7 +566,7 @@ def test_keywords_are_leaves_of_the_model_section() -> None:
         ({"depths": [1, 0]}, "depths.1: input should be greater than or equal to 1, not 0"),
         ({"depths": 3}, "depths: input should be a valid list, not 3"),
         ({"depths.first": 3}, "depths: input should be a valid list, not"),
-        ({"width_mult": 0.01}, "width 96 x 0.01 leaves 1 channels; 4 are the least"),
+        ({"width_mult": 0.01}, "width 96 x 0.01 is 1 channels; at least 4 are needed"),
         ({"num_classes": -1}, "num_classes: input should be greater than or equal to 1, not -1"),
         ({"block.norm.kind": "layer"}, "block.norm.kind: unknown norm kind 'layer'"),
     ],

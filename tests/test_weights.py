@@ -220,7 +220,7 @@ def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Pat
     found = read_state_dict(tmp_path / "wrapped.pth")
     assert_equal(found, MODEL)
     assert not found["w"].requires_grad
-    with pytest.raises(ConfigError, match=r"wrapped\.pth has no EMA; --raw takes its weights$"):
+    with pytest.raises(ConfigError, match=r"wrapped\.pth has no EMA; --raw selects its weights$"):
         read_state_dict(tmp_path / "wrapped.pth", ema=True)
 
 
@@ -236,7 +236,7 @@ def test_a_file_says_which_weights_it_holds(tmp_path: Path) -> None:
         assert list(found) == kinds.split()
         for kind, tensors in found.items():
             assert_equal(tensors, MODEL if kind == "raw" else AVERAGE)
-    with pytest.raises(ConfigError, match=r"x\.pth holds an EMA alone; --ema takes it$"):
+    with pytest.raises(ConfigError, match=r"x\.pth has only an EMA; --ema selects it$"):
         read_state_dict(tmp_path / "x.pth")
 
 
@@ -292,7 +292,7 @@ def whole(path: Path, **options: Any) -> bytes:
     return path.read_bytes()
 
 
-NEITHER = "is no checkpoint: it begins neither as PyTorch's files do nor as safetensors"
+NEITHER = "is not a checkpoint: it begins neither as PyTorch's files do nor as safetensors"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -306,9 +306,9 @@ NEITHER = "is no checkpoint: it begins neither as PyTorch's files do nor as safe
         # which as a pickle would hold lass, of the module of line 2
         (b"class,name,images\n0,tench,50\n", NEITHER),
         (bytes(range(256)) * 9, NEITHER),
-        (b"\x80" * 99, "is torn, or no checkpoint: PyTorch cannot read it"),
+        (b"\x80" * 99, "is truncated, or not a checkpoint: PyTorch cannot read it"),
         (b"12345678{}", NEITHER),  # a header of 4 EB
-        (b"\2\0\0\0\0\0\0\0{]", "is torn, or no checkpoint: PyTorch cannot read it"),
+        (b"\2\0\0\0\0\0\0\0{]", "is truncated, or not a checkpoint: PyTorch cannot read it"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(content: bytes, message: str, suffix: str, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_torn_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
     path.write_bytes(content)
     assert read_state_dict(path)["w"].shape == (1000,)
     path.write_bytes(content[: int(len(content) * kept)])
-    assert refusal(path) == f"{path} is torn, or no checkpoint: PyTorch cannot read it"
+    assert refusal(path) == f"{path} is truncated, or not a checkpoint: PyTorch cannot read it"
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path} cannot be read: Is a directory"
     assert (
         refusal("s3://bucket/a.pth")
-        == "s3://bucket/a.pth is no address that can be read: 's3' is not one of http, https, file"
+        == "s3://bucket/a.pth cannot be read: its scheme 's3' is not one of http, https, file"
     )
 
 
@@ -367,7 +367,7 @@ def test_a_file_that_would_run_code_is_refused(kind: str, tmp_path: Path) -> Non
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     said = refusal(path)
-    assert said == f"{path} is refused: it holds posix.mkdir, and to load anything but weights could run code"
+    assert said == f"{path} is refused: it holds posix.mkdir, and loading anything but weights could run code"
     assert not mark.exists()
     if kind == "zip":  # the same file does harm where code is allowed to run
         torch.load(path, weights_only=False)
@@ -736,7 +736,7 @@ def test_the_newest_whole_checkpoint_is_exported(trained: tuple[RunConfig, RunDi
     assert "of iteration 18;" in export(run.path, tmp_path / "out.pth")
     for path in run.checkpoints.iterdir():
         path.write_bytes(b"")
-    refused(run.path, tmp_path / "again.pth", f"{run.path} has no whole checkpoint; train it first")
+    refused(run.path, tmp_path / "again.pth", f"{run.path} has no intact checkpoint; train it first")
 
 
 def refused(run: Path, out: Path, message: str, **options: Any) -> None:
@@ -756,7 +756,7 @@ def test_an_export_that_cannot_be_is_refused(trained: tuple[RunConfig, RunDir], 
     )
     (tmp_path / "folder.pth").mkdir()
     refused(run, tmp_path / "folder.pth", f"{tmp_path / 'folder.pth'} cannot be written: Is a directory")
-    none = "is no run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: it has no config.yaml"
+    none = "is not a run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: no config.yaml"
     refused(tmp_path / "run", tmp_path / "x.pth", f"{tmp_path / 'run'} {none}")
     assert [path.name for path in tmp_path.iterdir()] == ["folder.pth"]
 
@@ -772,7 +772,7 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
     refused(
         run.path,
         tmp_path / "x.pth",
-        f"{run.path} has no moving average of its weights: its recipe.ema is null",
+        f"{run.path} has no EMA of its weights: its recipe.ema is null",
         ema=True,
         names="ours",
     )
@@ -785,7 +785,7 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
 
 def test_a_run_that_was_not_trained_has_nothing_to_export(tmp_path: Path) -> None:
     run = prepare(tmp_path, resolve(load_roadmap(), "resnet50"))
-    refused(run.path, tmp_path / "x.pth", f"{run.path} has no whole checkpoint; train it first")
+    refused(run.path, tmp_path / "x.pth", f"{run.path} has no intact checkpoint; train it first")
 
 
 def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -813,7 +813,7 @@ def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(
         assert (both.returncode, both.stderr) == (0, "")
         assert f"inspected: {taken}" in both.stdout
     no_ema = roadmap_command("weights", "separate_downsampling", exported, *like, "--ema")
-    assert (no_ema.returncode, no_ema.stderr) == (2, f"{exported} has no EMA; --raw takes its weights\n")
+    assert (no_ema.returncode, no_ema.stderr) == (2, f"{exported} has no EMA; --raw selects its weights\n")
     other = roadmap_command("weights", "gelu", exported)
     assert other.returncode == 1
     assert "does not fit" in other.stdout

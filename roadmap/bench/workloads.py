@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from blocks.model import build_model
 from roadmap.bench.results import OURS, TIMM_DEFAULTS
-from roadmap.config import Recipe, RunConfig
+from roadmap.config import RecipeSpec, RunConfig
 from roadmap.errors import ConfigError, config_error
 from roadmap.export import timm_model
 from roadmap.training.compiled import (
@@ -161,7 +161,7 @@ def _prepared(model: nn.Module, config: RunConfig, device: torch.device) -> nn.M
     return found
 
 
-def unfused(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def unfused(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The recipe's optimizer as timm makes it without further flags."""
     name = {"sgd": "momentum", "adamw": "adamw"}[recipe.optimizer]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(

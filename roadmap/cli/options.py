@@ -1,6 +1,4 @@
-"""What all command lines share, of argparse alone, so that --help takes no longer than Python: options, and a
-clear end.
-"""
+"""What all command lines share, with only argparse, so that --help starts as fast as Python."""
 
 from __future__ import annotations
 
@@ -30,18 +28,16 @@ LOOKALIKES = {
     "‘": "'",
     "’": "'",
 }
-LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, of which spinners are made
+LOOKALIKES |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # Braille, which draws spinners
 EVALUATES = (
-    "evaluates the run's last checkpoint, or the weights of --init-from without any run: the weights and"
-    " their EMA, or one of them alone with --raw or --ema"
+    "evaluates the run's last checkpoint, or without a run the weights of --init-from: the weights and"
+    " their EMA, or only one of them with --raw or --ema"
 )
-WHOLE_IMAGE = 384  # pixels from which the paper evaluates on all of an image
+WHOLE_IMAGE = 384  # pixels; from this size on the paper evaluates without a crop
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line, or one of its commands, whose options are given in full: --steps is not taken for
-    --steps-file.
-    """
+    """A parser that accepts no abbreviations: --steps is not --steps-file."""
 
     def __init__(self, *args: Any, **how: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | how)
@@ -54,7 +50,7 @@ def add_roadmap_options(options: argparse.ArgumentParser) -> None:
         type=Path,
         default=STEPS_YAML,
         metavar="FILE",
-        help="steps file (default: the project's own)",
+        help="steps file (default: the project's)",
     )
     options.add_argument(
         "--roadmap", default="convnext_t", metavar="NAME", help="a roadmap of that file (default: convnext_t)"
@@ -110,13 +106,13 @@ def add_kind_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_eval_options(options: argparse.ArgumentParser) -> None:
-    """What `eval_options` reads."""
+    """The options that need --eval."""
     group = options.add_argument_group("with --eval", EVALUATES)
     group.add_argument(
         "--image-size", type=int, metavar="PX", help="resolution (default: the configuration's)"
     )
     group.add_argument(
-        "--crop-pct", type=float, metavar="SHARE", help="share of the resized image's edges that is seen"
+        "--crop-pct", type=float, metavar="SHARE", help="fraction of the resized image's edges that is used"
     )
     group.add_argument(
         "--crop-mode",
@@ -133,7 +129,7 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=(
             "names of the network's classes, one per line in the order of its outputs (default: those that"
-            " the weights come with); the data may have some of them only"
+            " the weights come with); the data may have only some of them"
         ),
     )
     group.add_argument(
@@ -145,7 +141,7 @@ def add_eval_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_experiment_options(options: argparse.ArgumentParser) -> None:
-    """--roadmap and --profile, of the runs that are there."""
+    """--roadmap and --profile, which select among existing runs."""
     options.add_argument("--roadmap", metavar="NAME", help="runs of this roadmap only")
     options.add_argument(
         "--profile", metavar="NAME", help="runs of this profile only; 'paper' are those without one"
@@ -153,9 +149,7 @@ def add_experiment_options(options: argparse.ArgumentParser) -> None:
 
 
 def _lookalike(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for a character that an encoding lacks: one that looks like it, a file name's own byte, or
-    an escape.
-    """
+    """The replacement of a character that an encoding lacks: a similar one, a raw byte, or an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letter, after = error.object[error.start], error.start + 1
@@ -168,7 +162,7 @@ codecs.register_error("lookalike", _lookalike)
 
 
 class _Log(io.FileIO):
-    """The standard error, which loses what a full disk has no room for: that is no reason to end a run."""
+    """The standard error, which drops output on a full disk instead of ending the run."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -180,10 +174,7 @@ class _Log(io.FileIO):
 
 
 def print_anywhere() -> None:
-    """Has terminals and files that lack some characters get lookalikes instead, so that printing never fails.
-
-    Nor does it on the standard error where that is a file on a full disk.
-    """
+    """Makes printing never fail: replaces characters that an encoding lacks, and ignores a full disk."""
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
         log = io.BufferedWriter(_Log(sys.stderr.fileno(), "wb", closefd=False))
         sys.stderr = io.TextIOWrapper(log, sys.stderr.encoding, line_buffering=True)
@@ -193,9 +184,7 @@ def print_anywhere() -> None:
 
 
 def shown(text: str) -> str:
-    """Text as the standard output will show it, for columns as wide as that: with lookalikes of characters
-    that its encoding lacks.
-    """
+    """Text as the standard output will show it, for the width of columns."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "lookalike").decode(encoding, "surrogateescape")
 
@@ -203,8 +192,7 @@ def shown(text: str) -> str:
 def main_of(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> int:
     """Runs a command and returns its exit code.
 
-    Bad input is one message a problem, without a traceback, and exit code 2; so is a disk that is full, with
-    exit code 1.
+    For bad input, it prints one message per problem without a traceback, and returns 2; for a full disk, 1.
     """
     print_anywhere()
     # before matplotlib is imported, which fails on the backend of a notebook

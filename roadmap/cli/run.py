@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="seed of initialization, order and augmentation (default: 0)"
     )
     options.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)"
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of all runs (default: runs)"
     )
     mode = options.add_mutually_exclusive_group()
     mode.add_argument(

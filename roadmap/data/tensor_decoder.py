@@ -20,7 +20,7 @@ from torchvision import transforms  # type: ignore[import-untyped]
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import Resize, functional  # type: ignore[import-untyped]
 
-from roadmap.config import Recipe
+from roadmap.config import RecipeSpec
 from roadmap.data.corrupt import open_image, reading
 from roadmap.data.images import in_mode
 
@@ -87,7 +87,7 @@ class Crop:
         return resized
 
 
-def for_tensors(timms: Any, recipe: Recipe) -> Callable[[Tensor], Tensor]:
+def for_tensors(timms: Any, recipe: RecipeSpec) -> Callable[[Tensor], Tensor]:
     """timm's transform of Pillow's images as one of uint8 tensors (C, H, W), by the same random numbers,
     without RandAugment.
     """

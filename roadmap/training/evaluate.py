@@ -34,9 +34,9 @@ from roadmap.training.engine import autocast
 from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
 from roadmap.weight_files import (
     CLASS_MAP,
+    CLASS_MAP_HINT,
     OTHER_ORDER,
     UNKNOWN_ORDER,
-    WAY_OUT,
     is_ambiguous,
     name_of,
     outputs_of,
@@ -141,7 +141,7 @@ def match_classes(
         if here is not None and len(here) != outputs and whole:
             raise config_error(
                 f"dataset '{view.data.dataset}'",
-                f"has {len(here)} classes in {split}, the model {outputs}; {WAY_OUT}",
+                f"has {len(here)} classes in {split}, the model {outputs}; {CLASS_MAP_HINT}",
             )
         if here is not None and not found.of_run and is_ambiguous(here):
             logger.warning(UNKNOWN_ORDER, found.where, some(here))
@@ -173,7 +173,7 @@ def _reading_val_alone(view: RunConfig, named: bool) -> RunConfig:
     alone = view.model_copy(update={"data": data.model_copy(update={"train_split": data.val_split})})
     class_names(alone)
     if not named and (data_dir(view) / data.train_split).is_dir():
-        raise config_error("", f"{problem}; {WAY_OUT}") from problem
+        raise config_error("", f"{problem}; {CLASS_MAP_HINT}") from problem
     return alone
 
 

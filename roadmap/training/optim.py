@@ -11,14 +11,14 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from roadmap.config import Recipe
+from roadmap.config import RecipeSpec
 
 STEM, HEAD = (-1, 0), (1_000_000, 0)  # where they are, as stages are numbered
 PLACES = {"stem": STEM, "head_norm": HEAD, "head": HEAD}
 BLOCKS_A_GROUP = 3
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says
     otherwise.
 
@@ -60,7 +60,7 @@ def _place(name: str, by: str) -> tuple[int, int]:
     return int(inside[1]), int(inside[2] or 0) // BLOCKS_A_GROUP if by == "layer" else 0
 
 
-def scaled_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
+def scaled_groups(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
     """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the rate by
     `lr_scale`.
 
@@ -85,7 +85,9 @@ def scaled_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, iterations_per_epoch: int) -> Scheduler:
+def build_schedule(
+    recipe: RecipeSpec, optimizer: torch.optim.Optimizer, iterations_per_epoch: int
+) -> Scheduler:
     """The learning rate as a function of the iteration: linear warm-up from 0, then cosine or steps, set by
     `step_update`.
     """
