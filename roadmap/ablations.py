@@ -18,7 +18,7 @@ from roadmap.deltas import Delta, Roadmap, Settings, changes, resolve, trace
 from roadmap.errors import ConfigError, config_error, one_of_these
 
 LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
-Variant = tuple[str, str, str | None]  # id, title, the parent's id
+Combination = tuple[str, str, str | None]  # id, title, the parent's id
 
 
 def ablate(
@@ -61,19 +61,19 @@ def end_of(roadmap: Roadmap, ablation: str) -> str | None:
     return end
 
 
-def _leave_out(end: Delta, deltas: list[Delta]) -> Iterator[Variant]:
+def _leave_out(end: Delta, deltas: list[Delta]) -> Iterator[Combination]:
     yield end.name, end.title, None
     for delta in deltas:
         yield f"{end.name}-{delta.name}", f"without {delta.title}", end.name
 
 
-def _add_alone(root: Delta, deltas: list[Delta]) -> Iterator[Variant]:
+def _add_alone(root: Delta, deltas: list[Delta]) -> Iterator[Combination]:
     yield root.name, root.title, None
     for delta in deltas:
         yield f"{root.name}+{delta.name}", f"{delta.title} alone", root.name
 
 
-def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
+def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Combination]:
     root, *deltas = roadmap.shuffled(seed)
     yield root.name, root.title, None
     before = root.name
@@ -84,7 +84,7 @@ def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Variant]:
 
 
 def _grow(
-    roadmap: Roadmap, variants: list[Variant], ablation: str, title: str, choices: dict[str, Any]
+    roadmap: Roadmap, variants: list[Combination], ablation: str, title: str, choices: dict[str, Any]
 ) -> Roadmap:
     """The tree of the variants that are different networks, each as a change of its parent."""
     known = {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}

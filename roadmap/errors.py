@@ -11,6 +11,8 @@ from typing import Any
 
 from blocks.layers import did_you_mean
 
+NOT_FINITE = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}  # from JSON to YAML
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -83,7 +85,11 @@ def format_validation_error(error: Any) -> str:
     if error["type"] in ("too_short", "too_long"):
         message = message.partition(" after validation")[0]  # the number follows, and the value shows it
     message = message.partition(" or instance of ")[0]  # a class of ours cannot be written in a file
-    value = repr(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=repr)
+    if isinstance(given, str):
+        value = repr(given)
+    else:
+        value = json.dumps(given, ensure_ascii=False, default=repr)
+        value = NOT_FINITE.get(value, value)
     if error["type"] == "string_type" and isinstance(given, int | float):
         value += f"; write it in quotes, '{value}'"
     return f"{(message[0].lower() + message[1:]).replace('tuple', 'list')}, not {value}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
 from blocks.layers import did_you_mean
 from blocks.spec import Count, Spec
@@ -104,6 +104,12 @@ class ProfileEntry(Spec):
     set: dict[str, Any] = Field(description="The keys that the profile changes, nested or dotted.")
 
 
+def _not_empty(steps: tuple[StepEntry, ...]) -> tuple[StepEntry, ...]:
+    if not steps:  # a minimum length would also report a list whose only step is malformed
+        raise ValueError("a roadmap needs at least one step")
+    return steps
+
+
 class RoadmapEntry(Spec):
     """One roadmap: a tree of steps over a base. Its path leads from the first step to its end."""
 
@@ -125,8 +131,8 @@ class RoadmapEntry(Spec):
     throughput: Throughput | None = Field(
         default=None, description="Images per second in inference, as a publication measured them."
     )
-    steps: Annotated[tuple[StepEntry, ...], Field(min_length=1)] = Field(
-        description="The steps; the first one is the root."
+    steps: Annotated[tuple[StepEntry, ...], AfterValidator(_not_empty)] = Field(
+        description="The steps; the first one is the root.", json_schema_extra={"minItems": 1}
     )
 
 

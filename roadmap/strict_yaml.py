@@ -55,12 +55,11 @@ class Node:
         """Each part of a path with its node, as far as the document has them."""
         node = self
         for part in path:
-            if (isinstance(node.value, dict) and part in node.value) or (
-                isinstance(node.value, tuple) and isinstance(part, int)
-            ):
-                node = node.value[part]
-            else:
+            inside: Any = node.value
+            is_key = isinstance(inside, dict) and part in inside
+            if not is_key and not (isinstance(inside, tuple) and isinstance(part, int)):
                 return
+            node = inside[part]
             yield part, node
 
     def flatten(self, prefix: str = "") -> Iterator[tuple[str, Node]]:

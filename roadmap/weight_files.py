@@ -75,15 +75,13 @@ def located(source: str | Path) -> Path:
 
 
 def _download(url: str) -> Path:
-    """The file at `url` in torch.hub's cache, fetched if it is not there; torch.hub's own functions take a
-    torn download for whole.
-    """
+    """The file at `url`, downloaded to torch.hub's cache if needed; torch.hub accepts truncated files."""
     import torch.hub
 
     name = (
         re.sub(r"[^\w.-]", "_", re.split("[?#]", url)[0].rpartition("/")[2]).lstrip(".")[-100:] or "weights"
     )
-    # a folder for each address, because half the world calls its file checkpoint.pth
+    # a folder for each address, because many files are named checkpoint.pth
     path = Path(torch.hub.get_dir(), "checkpoints", sha256(url.encode()).hexdigest()[:16], name)
     if not path.exists():
         try:

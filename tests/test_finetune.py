@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from blocks import build_model
 from blocks.model import Network
 from roadmap import ROOT
+from roadmap.cli.arguments import select
 from roadmap.config import RunConfig
 from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
@@ -716,7 +717,8 @@ def test_a_submission_plans_runs_that_start_from_weights(
     shutil.copy(newest(source), tmp_path / "w.pth")
     monkeypatch.chdir(tmp_path)
     words = ["--steps", *LINE, "--init-from", "w.pth", "--seeds", "2"]
-    configs = plan(parser().parse_args(words), Cluster(scheduler="local"))
+    arguments = parser().parse_args(words)
+    configs = plan(select(arguments), arguments, Cluster(scheduler="local"))
     assert {config.hash for config in configs} == {digits(system__init_from=str(tmp_path / "w.pth")).hash}
     monkeypatch.chdir("/")  # a worker may be anywhere
     assert [(config.seed, config.system.init_from) for config in configs] == [

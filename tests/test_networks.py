@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import LAYERS, BlockSpec, Complexity, ModelSpec, Op, build_model, complexity, describe
 from blocks.model import Network
-from blocks.modules import Split
+from blocks.modules import SplitChannels
 from blocks.residual import Residual
 from roadmap.steps import load_roadmaps, resolve
 from roadmap.verify import verify
@@ -145,7 +145,7 @@ def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks
 def test_multiscale_splits_its_channels_1_2_1(channels: int, sizes: list[int], stride: int) -> None:
     op = Op("spatial", "multiscale", channels, channels, kernel=7, stride=stride, padding=3, bias=True)
     split = LAYERS["multiscale"].build(op)
-    assert isinstance(split, Split)
+    assert isinstance(split, SplitChannels)
     branches = [conv for conv in split.branches if isinstance(conv, nn.Conv2d)]
     convs = [(conv.in_channels, conv.groups, conv.kernel_size, conv.dilation) for conv in branches]
     scales = [((3, 3), (1, 1)), ((7, 7), (1, 1)), ((7, 7), (3, 3))]

@@ -245,23 +245,23 @@ def _place(roadmap: Roadmap, step: str) -> int:
 
 def _once(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]:
     """One status a run, a finished one before others, and a sentence on each copy that is left out."""
-    cached: dict[str, Status] = {}
+    kept: dict[str, Status] = {}
     left: list[tuple[Status, str]] = []
     for run in found:
         name = run.run.name
-        first = cached.setdefault(name, run)
+        first = kept.setdefault(name, run)
         if first is not run:
             better = first.result is None and run.result is not None
-            cached[name] = run if better else first
+            kept[name] = run if better else first
             left.append((first if better else run, name))
-    said = [_copy(one, cached[name], root) for one, name in left]
+    said = [_copy(one, kept[name], root) for one, name in left]
     more = len(said) - MAX_LISTED
-    return list(cached.values()), said[:MAX_LISTED] + (
+    return list(kept.values()), said[:MAX_LISTED] + (
         [f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else []
     )
 
 
 def _copy(left: Status, kept: Status, root: Path) -> str:
-    one, other = (run.run.path.relative_to(root).as_posix() for run in (left, cached))
-    differ = "" if left.result in (None, cached.result) else ", though their results differ"
+    one, other = (run.run.path.relative_to(root).as_posix() for run in (left, kept))
+    differ = "" if left.result in (None, kept.result) else ", though their results differ"
     return f"{one} is the same run as {other}, and left out{differ}."
