@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--names", choices=["timm", "ours"], default="timm", help="whose parameter names (default: timm's)"
     )
     add_bench_options(
-        commands.add_parser("bench", help="throughput, memory and % of peak FLOP/s of every step")
+        commands.add_parser("bench", help="throughput, memory and %% of peak FLOP/s of every step")
     )
     add_prepare_options(
         commands.add_parser("prepare", help="write an image folder as tar shards of smaller images")

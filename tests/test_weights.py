@@ -486,7 +486,7 @@ def test_files_of_one_name_at_two_addresses_are_two_files(hub: Path, server: Ser
     [
         (200, 0.5, True, "cannot be downloaded: IncompleteRead"),
         (200, 0.0, True, "cannot be downloaded: IncompleteRead"),
-        (200, 0.5, False, "is torn, or no checkpoint"),
+        (200, 0.5, False, "is truncated, or not a checkpoint"),
         (200, 0.0, False, "is empty"),
         (404, 1.0, True, "cannot be downloaded: HTTP Error 404: Not Found"),
         (503, 1.0, True, "cannot be downloaded: HTTP Error 503: Service Unavailable"),
