@@ -138,3 +138,6 @@ def _problem(name: str, error: Any, known: Iterable[str]) -> Problem:
         path = ".".join(map(str, error["loc"]))
         message = f"unknown keyword '{path}'{one_of_these(path, known)}"
     return Problem(f"create_model('{name}'):", message)
+
+
+register()

@@ -356,7 +356,7 @@ def test_shards_of_some_of_the_classes_are_matched_by_name(run: RunDir, tmp_path
             [*PLAIN[:-1], "13"],
             (
                 r"x\.pth has no class '9' of the data, but '1', '10', '11', '12', '2' and 7 more; --class-map"
-                r" FILE gives"
+                r" FILE renames"
             ),
         ),
         (
