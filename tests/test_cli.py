@@ -229,7 +229,7 @@ def test_explain_describes_the_keys_of_a_section(
 def test_explain_says_what_a_key_means_and_accepts(call: Call) -> None:
     said = call("roadmap", "explain", "--keys", "recipe.layer_decay").out
     assert said.startswith(
-        "recipe.layer_decay: 1.0 (number in (0, 1])\n    Factor on the learning rate of each"
+        "recipe.layer_decay: 1.0 (number in (0, 1])\n    Layer-wise decay of the learning rate:"
     )
 
 
