@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -121,7 +123,9 @@ def test_the_python_blocks_run(tmp_path: Path) -> None:
     blocks = blocks_of("python")
     assert len(blocks) == 3
     code = "\n".join(blocks).replace('"recipe.epochs": 4', '"recipe.epochs": 1')
-    done = commands.run([sys.executable, "-c", code], cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
         r"top-1 \d+\.\d %, runs/convnext_t/paper/fewer_norms/seed0-[0-9a-f]{8}/result\.json\n", done.stdout

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tests.helpers.processes import SERVER
@@ -35,7 +36,8 @@ def _become(words: list[str], cwd: str, environment: dict[str, str], files: list
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if words[0] == "-c":
         sys.argv[:] = ["-c", *words[2:]]
-        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+        sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(words[1], "<string>", "exec"), vars(sys.modules["__main__"]))
     elif words[0] == "-m":
         sys.argv[:] = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
