@@ -37,9 +37,8 @@ from roadmap.data.datasets import Source, make_source
 from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import Recipe, Sample, images_of_a_shard
 from roadmap.data.staging import stage
-from roadmap.settings import parse_overrides
-from tests.helpers import commands
 from roadmap.deltas import parse_overrides
+from tests.helpers import commands
 from tests.helpers.images import CLASSES, TINY, config_of, jpeg, write_folder, write_tar
 
 WAIT_S = 120.0
