@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from roadmap.files import write_errors
 from roadmap.lease import is_here
 from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
+from roadmap.signals import ignoring_interrupts
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, count
 from roadmap.training.launch import launched_by_nobody
@@ -74,18 +75,6 @@ def gpus() -> list[str]:
         words = [word.strip() for word in visible.split(",")]
         return [word for word in words if word.isdigit() or word.startswith(("GPU-", "MIG-"))]
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-
-
-@contextlib.contextmanager
-def ignoring_interrupts() -> Iterator[None]:
-    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop
-    instead.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:

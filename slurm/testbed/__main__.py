@@ -12,10 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from roadmap.cli.options import Parser
+from roadmap.signals import exit_on_sigterm
 from slurm.testbed.bed import FOREIGN, Testbed
 from slurm.testbed.config import Settings, Unusable
 from slurm.testbed.packages import install
@@ -104,18 +103,13 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def run_command(bed: Testbed, words: list[str]) -> int:
     """Starts the testbed for as long as a command runs; returns the command's exit code, as a shell would."""
-    signal.signal(signal.SIGTERM, leave)
+    exit_on_sigterm()
     with bed:
         try:
             code = subprocess.run(words, env=bed.environment, check=False).returncode
         except OSError as reason:
             raise Unusable(f"{words[0]}: {reason.strerror}") from None
     return code if code >= 0 else 128 - code
-
-
-def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A signal ends the process, and on the way the testbed."""
-    sys.exit(128 + number)
 
 
 def show_status(bed: Testbed) -> int:
