@@ -29,7 +29,7 @@ from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.loader import Loader
 from roadmap.data.preflight import TORCH, check_data
 from roadmap.data.synthetic import Synthetic
-from roadmap.run import training_images
+from roadmap.estimate import training_images
 from roadmap.strict_yaml import ConfigError
 from tests.helpers.images import (
     CLASSES,

@@ -79,7 +79,7 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
     )
     for number, (said, counts) in zip(seeds, found, strict=True):
         runs = number * STEPS
-        assert f"{runs} runs: {runs} done\nforecast: " in said
+        assert f"{runs} runs: {runs} done\nestimate: " in said
         assert f"for {runs} runs; evaluation" in said
         assert counts["result.json"] == 2 * runs  # for the state, and for the forecast
         assert sum(counts.values()) < 3 * runs + 12 * STEPS
