@@ -108,7 +108,7 @@ def _fault_of(name: str, value: Any) -> str | None:
     if own:
         return OWN[name if name in own else own[0]]
     if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+|[A-Za-z0-9]{2,}", name):
-        return "is no long name of an option of sbatch; write it without leading dashes, such as mail-type"
+        return "is not a long option of sbatch; write it without leading dashes, such as mail-type"
     if not isinstance(value, str | int | float | None):
         return (
             f"write a text, a number, true or false, and a list as Slurm does, with commas, not {show(value)}"
@@ -117,8 +117,8 @@ def _fault_of(name: str, value: Any) -> str | None:
         return f"holds a backslash or a line break, which sbatch does not read, not {value!r}"
     if name == "gres" and re.search(r"(^|,)\s*(gres[:/])?gpu([:=,]|$)", str(value)):
         return (
-            "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them, beside what"
-            " is given here"
+            "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them and of"
+            " what is given here"
         )
     return None
 
@@ -305,7 +305,7 @@ class Cluster(Spec):
         memory = [key for key in sorted(MEMORY) if getattr(self, key) is not None]
         if len(memory) > 1:
             raise _Fault(
-                f"is given beside {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1]
+                f"conflicts with {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1]
             )
         for key in ("gpu_type", "memory_per_gpu_gb"):
             if getattr(self, key) is not None and not self.gpus_per_node:

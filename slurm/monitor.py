@@ -45,14 +45,12 @@ def select_runs(
     for what, names in wanted.items():
         names = [name for name in names if name is not None]
         known = dict.fromkeys(sorted(map(SELECTORS[what], runs)))
-        if missing := [name for name in names if name not in known]:
-            message = f"holds no run of {what} '{{}}'{{}}"
-            raise ConfigError(
-                [
-                    Problem(relative(arguments.runs), message.format(name, one_of_these(name, known)))
-                    for name in missing
-                ]
-            )
+        if problems := [
+            Problem(relative(arguments.runs), f"holds no run of {what} '{name}'{one_of_these(name, known)}")
+            for name in names
+            if name not in known
+        ]:
+            raise ConfigError(problems)
         runs = [run for run in runs if not names or SELECTORS[what](run) in names]
     made: dict[Path, float] = {}
     for run in runs:

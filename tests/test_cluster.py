@@ -124,7 +124,7 @@ BAD = {
     "two kinds of memory": (
         "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
         (
-            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: is given beside memory_gb; memory is each node's,"
+            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: conflicts with memory_gb; memory is each node's,"
             " each CPU's or each GPU's"
         ),
     ),
@@ -174,11 +174,11 @@ BAD = {
     ),
     "an option with its dashes": (
         "{scheduler: slurm, sbatch: {--mail-type: END}}",
-        "sbatch.--mail-type: is no long name of an option",
+        "sbatch.--mail-type: is not a long option of sbatch",
     ),
     "an option of one letter": (
         "{scheduler: slurm, sbatch: {w: node1}}",
-        "c.yaml:3:37 cluster 'mine': sbatch.w: is no long name of an option",
+        "c.yaml:3:37 cluster 'mine': sbatch.w: is not a long option of sbatch",
     ),
     "an option twice": (
         "{scheduler: slurm, sbatch: {mail-type: END, mail_type: FAIL}}",
