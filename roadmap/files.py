@@ -120,11 +120,12 @@ def download(
     path: Path,
     check_size: Callable[[int], object] = lambda size: None,
     stop: threading.Event | None = None,
+    sync: bool = True,
 ) -> None:
     """Downloads all of `url` to `path`, or nothing; OSError or HTTPException if that fails.
 
     `check_size` is called with the announced number of bytes, 0 if unknown, and may raise. `stop` ends the
-    download from another thread.
+    download from another thread. Without `sync`, a power failure may truncate the file.
     """
     from urllib.request import Request, urlopen  # takes 50 ms, and few commands download anything
 
@@ -145,8 +146,9 @@ def download(
                         received += file.write(chunk)
                     if size and received != size:
                         raise OSError(f"the connection broke after {received:,} of {size:,} bytes")
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if sync:
+                        file.flush()
+                        os.fsync(file.fileno())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

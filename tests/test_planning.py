@@ -72,17 +72,18 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
                 "--runs",
                 str(tmp_path / str(n)),
                 "--seeds",
-                str(n),
+                str(n + 1),
             ]
             for n in seeds
         ]
     )
     for number, (said, counts) in zip(seeds, found, strict=True):
         runs = number * STEPS
-        assert f"{runs} runs: {runs} done\nestimate: " in said
-        assert f"for {runs} runs; evaluation" in said
-        assert counts["result.json"] == 2 * runs  # for the state, and for the forecast
-        assert sum(counts.values()) < 3 * runs + 12 * STEPS
+        assert f"{runs + STEPS} runs: {runs} done, {STEPS} pending\nestimate: " in said
+        assert f"for {STEPS} runs; evaluation" in said
+        # for the state, also of the pending runs, and for the estimate
+        assert counts["result.json"] == 2 * runs + STEPS
+        assert sum(counts.values()) < 3 * runs + 20 * STEPS
 
 
 def test_a_submission_looks_at_the_data_of_all_runs_once(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
         if ended.wait(PAUSE_S * attempt):
             return None
         try:
-            return download(url, path, partial(_check_space, path.parent, url), ended)
+            return download(url, path, partial(_check_space, path.parent, url), ended, sync=False)
         except HTTPError as error:
             why = f"{error.code} {error.reason}"
             if error.code < 500:
