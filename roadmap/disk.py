@@ -1,6 +1,4 @@
-"""Full and read-only disks, said in words: which file system lacks what, even where a library hides the
-system's error.
-"""
+"""Clear errors for full and read-only disks, also where a library hides the system's error."""
 
 from __future__ import annotations
 
@@ -13,12 +11,11 @@ from pathlib import Path
 
 from roadmap.errors import relative
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-AT_FAULT = (*FULL, errno.EROFS)  # the file system, and not a file on it
+FILE_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class DiskError(OSError):
-    """A file cannot be written because of its file system: `strerror` says which one, and what it lacks."""
+    """A file cannot be written because of its file system; `strerror` names it and the cause."""
 
     def __str__(self) -> str:
         return (
@@ -29,12 +26,12 @@ class DiskError(OSError):
 
 
 def megabytes(size: int) -> str:
-    """A number of bytes for people."""
+    """A number of bytes, in MB if it is large."""
     return f"{size:,} bytes" if size < 100_000 else f"{size / 1e6:,.1f} MB"
 
 
 def file_system(path: Path) -> Path:
-    """Where the file system is mounted that holds `path`, or would hold it."""
+    """The mount point of the file system that holds `path`, or would hold it."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -45,20 +42,17 @@ def file_system(path: Path) -> Path:
 
 
 def free_space(path: Path) -> int:
-    """The bytes that this user may add to the file system of `path`; no system tells what quotas leave of
-    them.
-    """
+    """The bytes that this user may add to the file system of `path`; disk quotas are unknown."""
     return shutil.disk_usage(file_system(path)).free
 
 
 def disk_error(error: BaseException, path: Path | None = None, needed: int | None = None) -> DiskError | None:
-    """What `error` is where a file system is at fault, else None.
+    """A DiskError for `error` if its cause is a full or read-only file system, else None.
 
-    `path` is what was being written, by default the file that the error names, and `needed` the bytes that it
-    was to have.
+    `path` is the file that was being written, by default the one that the error names, and `needed` its size.
     """
     beneath = system_error(error)
-    if beneath is None or beneath.errno not in AT_FAULT:
+    if beneath is None or beneath.errno not in FILE_SYSTEM_ERRORS:
         return None
     if isinstance(beneath, DiskError):
         return beneath
@@ -71,14 +65,12 @@ def disk_error(error: BaseException, path: Path | None = None, needed: int | Non
 
 
 def reason(error: OSError, path: Path, needed: int | None = None) -> str:
-    """What kept `path`, of `needed` bytes, from being written, without its name."""
+    """Why `path`, of `needed` bytes, could not be written, without its name."""
     return (disk_error(error, path, needed) or error).strerror or str(error)
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the system that `error` is or arose from: libraries raise their own, which say nothing of
-    the cause.
-    """
+    """The operating system's error that `error` is or arose from, which libraries hide behind their own."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno is not None:
@@ -101,11 +93,10 @@ def _lack(code: int, where: Path, needed: int | None) -> str:
 
 @contextmanager
 def explaining(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Raises a DiskError where `path`, of `needed` bytes, cannot be written for a full or read-only file
-    system.
+    """Raises a DiskError if `path`, of `needed` bytes, cannot be written to a full or read-only file system.
 
-    Any other error of the system's takes the place of the library's that hides it. To be put around the
-    removal of what was written, too, for what is free is told at the end.
+    Any other error of the operating system replaces the library's error that hides it. The removal of what
+    was written belongs inside, since the message gives the free space at the end.
     """
     try:
         yield

@@ -1,9 +1,8 @@
-"""Who owns a run: attempts/0001.json, 0002.json, ... are created exclusively, and the highest number is the
-owner.
+"""Ownership of a run: attempts/0001.json, 0002.json, ... are created exclusively; the highest number owns it.
 
-An attempt is alive while its process is (seen from the same host) or while its file is being touched (from
-another). Taking over means creating the next number, so two can never both succeed, nothing is ever deleted,
-and an owner that was only asleep finds a higher number than its own and stops.
+An attempt is alive while its process is (seen from the same host) or while its file is being touched (seen
+from another). To take over is to create the next number, so two processes never both succeed, nothing is
+deleted, and an owner that was suspended finds a higher number than its own and stops.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ EXPIRY_S = 120.0
 
 
 class LeaseHeld(RuntimeError):
-    """Somebody else works on the run."""
+    """Another process works on the run."""
 
 
 class LeaseLost(RuntimeError):
-    """Somebody else took the run over, for this process gave no sign of life."""
+    """Another process took over the run, because this one had sent no heartbeat."""
 
 
 def now() -> str:
-    """The present as text, UTC, to the second."""
+    """The current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -46,7 +45,7 @@ def attempts(run_dir: Path) -> list[Path]:
 
 
 def read_attempt(path: Path) -> dict[str, Any]:
-    """What is known of an attempt; empty if its file is damaged."""
+    """The record of an attempt; empty if its file is damaged."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,7 +54,7 @@ def read_attempt(path: Path) -> dict[str, Any]:
 
 
 def owner(run_dir: Path) -> dict[str, Any] | None:
-    """The attempt that is at work on a run now, or None."""
+    """The record of the attempt that is alive now, or None."""
     files = attempts(run_dir)
     if not files:
         return None
@@ -72,7 +71,7 @@ def _is_alive(path: Path, record: dict[str, Any]) -> bool:
 
 
 def _place() -> str:
-    """Where process ids have a meaning: this host since its last boot, and its namespace of processes."""
+    """The scope of process ids: this host since its last boot, and its PID namespace."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{socket.gethostname()} {boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -83,8 +82,8 @@ def _place() -> str:
 def own_job() -> str | None:
     """The job that this process belongs to, as submitit names its logs; None if it was started by hand.
 
-    A task of an array is named by array and index: the last one has the array's id for its own, and Slurm
-    takes that for all tasks.
+    A task of an array is named by array and index, since its own job id may be the array's, which Slurm
+    would take for all tasks.
     """
     known = os.environ
     if "SLURM_ARRAY_JOB_ID" in known and "SUBMITIT_LOCAL_JOB_ID" not in known:
@@ -93,13 +92,14 @@ def own_job() -> str | None:
 
 
 def is_here(record: dict[str, Any]) -> bool:
-    """Whether an attempt's process is, or was, one of this machine's."""
+    """Whether an attempt's process runs, or ran, on this machine."""
     return bool(record.get("place") == _place())
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, or None if there is none; tells a process from a
-    later one with its id.
+    """When a process started, in clock ticks since boot, or None if there is none.
+
+    It distinguishes a process from a later one with the same id.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
@@ -116,10 +116,7 @@ def _process_start(pid: int) -> str | None:
 
 
 class Lease:
-    """Sole ownership of a run directory for the length of a `with` block.
-
-    LeaseHeld if somebody else has it.
-    """
+    """Exclusive ownership of a run directory during a `with` block; LeaseHeld if another process has it."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -149,7 +146,7 @@ class Lease:
             "started": now(),
         }
         if not create_exclusive(self.path, json.dumps(self.record, indent=2) + "\n"):
-            raise LeaseHeld(f"{self.run_dir} was taken by somebody else this very moment")
+            raise LeaseHeld(f"{self.run_dir} was taken by another process at this moment")
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         return self
@@ -166,21 +163,17 @@ class Lease:
             write_json(
                 self.path, self.record | {"ended": now(), "outcome": self.outcome, "reason": self.reason}
             )
-        except (
-            OSError
-        ) as unwritten:  # no reason to hide what ended the attempt, or to call a run failed that is finished
-            logger.warning("the end of the attempt is not on record: %s", unwritten)
+        except OSError as unwritten:  # must not hide the attempt's own error, or make a finished run fail
+            logger.warning("the end of the attempt was not recorded: %s", unwritten)
 
     def ensure(self) -> None:
-        """LeaseLost if somebody else has taken over."""
+        """LeaseLost if another process has taken over."""
         if self._lost.is_set() or self._successor():
             self._lost.set()
             raise LeaseLost(f"{self.run_dir} was taken over by {self._successor()}")
 
     def saved(self, iteration: int) -> None:
-        """Puts on record what the attempt has saved: one that crashes without is tried again a few times
-        only.
-        """
+        """Records that the attempt has saved; one that crashes without is retried only a few times."""
         self.record["saved"] = iteration
         write_json(self.path, self.record)
 
@@ -195,4 +188,4 @@ class Lease:
                 if self._successor():
                     self._lost.set()
             except OSError:
-                continue  # a file server that is away for a moment; the training loop asks before it writes
+                continue  # the file server is briefly unavailable; training calls `ensure` before it writes

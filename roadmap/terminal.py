@@ -1,14 +1,17 @@
-"""Tables at a terminal, and whole lines where the output goes elsewhere."""
+"""Tables at a terminal, whole lines where the output goes elsewhere, and the loop of every `--watch`."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -18,9 +21,9 @@ WIDE = 240
 
 
 def console(file: TextIO | None = None) -> Console:
-    """As wide as the terminal; wide enough for every column where there is none.
+    """A console as wide as the terminal, or without one wide enough for every column.
 
-    Brackets and colons in text mean nothing to it.
+    It prints brackets and colons as they are.
     """
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     found = Console(file=file or sys.stdout, **plain)
@@ -33,14 +36,12 @@ def count(number: int, noun: str) -> str:
 
 
 def tally(words: Iterable[str]) -> str:
-    """How often each word is there, the most frequent first: '12 done, 2 running'."""
+    """How often each word occurs, the most frequent first: '12 done, 2 running'."""
     return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common())
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
-    """A table whose columns that start with '>' are aligned to the right; cells are plain text, whatever is
-    in them.
-    """
+    """A table of plain text, whose columns that start with '>' are aligned to the right."""
     built = Table(box=SIMPLE_HEAD, title=title and shown(title), title_justify="left", pad_edge=False)
     for name in columns:
         built.add_column(
@@ -51,3 +52,31 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for row in rows:
         built.add_row(*(Text(shown(cell)) for cell in row))
     return built
+
+
+def repeat(step: Callable[[], bool], seconds: float, interrupted: Callable[[], object] | None = None) -> bool:
+    """Calls `step` every `seconds` until it returns True, and returns True.
+
+    Ctrl-C calls `interrupted` and the loop continues; without `interrupted` it ends the loop, which returns
+    False.
+    """
+    while True:
+        try:
+            if step():
+                return True
+            time.sleep(seconds)
+        except KeyboardInterrupt:
+            if interrupted is None:
+                return False
+            interrupted()
+
+
+@contextmanager
+def live_text() -> Iterator[Callable[[str], None]]:
+    """A function that shows a text: in place of the last one at a terminal, below it elsewhere."""
+    screen = console()
+    if not screen.is_terminal:
+        yield lambda text: print(text, flush=True)
+        return
+    with Live(console=screen, auto_refresh=False) as live:
+        yield lambda text: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)

@@ -11,11 +11,11 @@ from functools import lru_cache
 from hashlib import file_digest, sha256
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import Request, url2pathname, urlopen
+from urllib.request import url2pathname
 
 from roadmap.data import splits
 from roadmap.errors import config_error, relative
-from roadmap.files import write_atomic
+from roadmap.files import download
 from roadmap.records import RunDir
 
 CLASS_MAP = "--class-map"
@@ -85,11 +85,7 @@ def _download(url: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", sha256(url.encode()).hexdigest()[:16], name)
     if not path.exists():
         try:
-            with urlopen(Request(url, headers={"User-Agent": "torch.hub"}), timeout=60) as answer:
-                # in one piece, for only this notices that less came than was announced
-                content = answer.read()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, content)
+            download(url, path)
         except (OSError, HTTPException, ValueError) as error:
             raise config_error(url, f"cannot be downloaded: {str(error).strip('<>')}") from error
     return path

@@ -1,4 +1,4 @@
-"""Launching the roadmap: submission, the workers that carry it out, and their status."""
+"""Training roadmaps on Slurm or on this machine: submission, workers, status, logs, and cancellation."""
 
 from pathlib import Path
 

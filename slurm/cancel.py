@@ -1,4 +1,4 @@
-"""Stops runs in training, which keep what they have saved: python slurm/cancel.py runs --steps kernel_7."""
+"""Stops runs, which keep what they have saved: python slurm/cancel.py runs --steps kernel_7."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
         description=(
-            "Stop runs that are queued or being trained. They keep what they have saved: submitting again"
-            " goes on from there. Until then the workers of this machine leave them, too."
+            "Stop runs that are queued or being trained. They keep what they have saved, and submitting again"
+            " resumes them. Until then the workers of this machine skip them, too."
         ),
-        epilog="--steps, --seed and --not-in-plan together stop the runs that all of them choose.",
+        epilog="--steps, --seed and --not-in-plan together stop the runs that all of them select.",
     )
     options.add_argument(
         "runs",
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--not-in-plan",
         action="store_true",
-        help="stop runs whose configuration is not what the steps file says now",
+        help="stop runs whose configuration no longer results from the steps file",
     )
     options.add_argument(
         "--steps-file", type=Path, default=STEPS_YAML, metavar="FILE", help="--not-in-plan: the steps file"
@@ -47,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="--not-in-plan: as the plan was submitted",
     )
-    options.add_argument("--dry-run", action="store_true", help="say what would be stopped, and stop nothing")
+    options.add_argument(
+        "--dry-run", action="store_true", help="print what would be stopped, and stop nothing"
+    )
     return options
 
 

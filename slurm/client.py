@@ -1,6 +1,4 @@
-"""Slurm's commands: called without a shell's defaults for them, read in formats for machines, and retried
-where Slurm is only busy.
-"""
+"""Calls of Slurm's commands: with parsable output, and retried while Slurm is busy."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,17 +18,19 @@ from roadmap.lease import now
 logger = logging.getLogger(__name__)
 SLURM_TIMEOUT_S = 30
 SBATCH_TIMEOUT_S = 300  # sbatch itself waits for two minutes where the queue is full
-PAUSES_S = (1.0, 3.0, 6.0)  # before each retry; Slurm has waited for its own MessageTimeout then
+PAUSES_S = (1.0, 3.0, 6.0)  # before each retry; Slurm has waited for its own MessageTimeout by then
 SEPARATOR = "\x1f"  # occurs in no field
-# the comment last, for another job's may have several lines
-FORMAT = SEPARATOR.join(["%F", "%K", "%T", "%N", "%S", "%r", "%k"])
-SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")  # what `new_submission` makes
+# the comment last, since another job's may have several lines
+QUEUE_FORMAT = ["%F", "%K", "%T", "%N", "%S", "%r", "%k"]
+ACCOUNTING_FORMAT = ["JobID", "State", "ExitCode", "NodeList", "End"]
+JOBS_PER_QUERY = 500
+CRASHED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+ARRAY = re.compile(r"(\d+)_\[([\d,-]+)")
+SUBMISSION = re.compile(r"\d{14}-[0-9a-f]{8}")  # names made by `new_submission`
 MAX_ARRAY_SIZE = 1001  # Slurm's default
-# What a shell or a site's modules set for commands typed by hand: it would hide jobs, or have sbatch ask for
-# something else.
+# Defaults of a shell or a site's modules for commands typed by hand, which would hide jobs or change requests
 DEFAULTS = re.compile(r"(SBATCH|SQUEUE|SACCT|SCANCEL|SINFO)_\w+|SLURM_TIME_FORMAT")
-# What a job or salloc that submits was given itself; of it, these alone say which Slurm to talk to, and as
-# whom.
+# Variables of the job or salloc around this process; only those in CONNECTION select a Slurm and a user
 INHERITED = re.compile(r"(SLURM|SRUN|SALLOC)_\w+")
 CONNECTION = {
     "SLURM_CONF",
@@ -41,35 +41,32 @@ CONNECTION = {
     "SLURM_SACK_JWKS",
 }
 BUSY = re.compile(
-    r"timed? ?out|unable to contact slurm|zero bytes were transmitted|connection (refused|reset)|connect"
-    r" failure|not connected|"
-    r"not responding|broken pipe|try again",
+    r"timed? ?out|unable to contact slurm|zero bytes were transmitted|connection (refused|reset)|"
+    r"connect failure|not connected|not responding|broken pipe|try again",
     re.IGNORECASE,
 )
 
 
 class SlurmUnavailable(RuntimeError):
-    """Slurm does not answer, so nobody knows what is queued or running."""
+    """Slurm does not answer, so it is unknown what is queued or running."""
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same call may succeed a little later, by the words that come with a busy controller."""
+        """Whether the message is one of a busy controller, so that the same call may soon succeed."""
         return BUSY.search(str(self)) is not None
 
 
 class CommandMissing(SlurmUnavailable):
-    """A command of Slurm's is not there, or cannot be run: nothing has happened."""
+    """A command of Slurm's is missing or cannot be run: nothing has happened."""
 
 
 class SbatchRefused(RuntimeError):
-    """sbatch has failed, and Slurm has queued nothing; the message is in Slurm's own words."""
+    """sbatch has failed with this message, and Slurm has queued nothing."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, or a task of an array, that Slurm has not done with: `submission` and `index` say which runs are
-    its own.
-    """
+    """A job, or a task of an array, in the queue; `submission` and `index` identify its runs."""
 
     job: str
     index: int
@@ -81,14 +78,31 @@ class Task:
 
     @property
     def id(self) -> str:
-        """What scancel and scontrol call it."""
+        """The id for scancel and scontrol."""
         return self.job if self.index < 0 else f"{self.job}_{self.index}"
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its `state` as Slurm names it, and when, in this cluster's time."""
+
+    state: str
+    exit_code: str
+    node: str
+    end: str
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it neither completed nor was canceled."""
+        return self.state in CRASHED
+
+    def __str__(self) -> str:
+        code = f" with exit code {self.exit_code.partition(':')[0]}" if self.state == "FAILED" else ""
+        return self.state.lower().replace("_", " ") + code
+
+
 def environment() -> dict[str, str]:
-    """This process's environment without defaults for Slurm's commands, of which a warning says once which
-    are ignored.
-    """
+    """This process's environment without defaults for Slurm's commands; a warning names those ignored."""
     ignored = sorted(filter(DEFAULTS.fullmatch, os.environ))
     if ignored:
         _warn(", ".join(ignored))
@@ -102,9 +116,9 @@ def _warn(names: str) -> None:
 
 
 def ask(*words: str, retry: bool = False) -> str:
-    """What a command of Slurm's prints; with `retry`, it is called again after pauses while Slurm is busy.
+    """The output of a command of Slurm's; with `retry`, it is called again after pauses while Slurm is busy.
 
-    SlurmUnavailable if it fails or is not there.
+    SlurmUnavailable if it fails or is missing.
     """
     for pause in (*PAUSES_S, None):
         try:
@@ -114,7 +128,7 @@ def ask(*words: str, retry: bool = False) -> str:
                 raise
             logger.warning("%s: %s; retrying in %g s", words[0], error, pause)
             time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _call(words: tuple[str, ...], timeout_s: float) -> str:
@@ -141,47 +155,68 @@ def _call(words: tuple[str, ...], timeout_s: float) -> str:
 
 
 def _reason(error: subprocess.CalledProcessError) -> str:
-    """What a command said of its failure: its last two errors, or its last two lines."""
+    """The last two errors that a command printed, or its last two lines."""
     lines = (error.stderr.strip() or error.stdout.strip()).splitlines() or [f"exit code {error.returncode}"]
     errors = [line.split("error: ", 1)[1].strip() for line in lines if re.match(r"\w+: error: ", line)]
     return "; ".join((errors or lines)[-2:])
 
 
 def queued(*options: str, retry: bool = False) -> list[Task]:
-    """The tasks of this user's submissions that Slurm has not done with; `options` are more of squeue's.
+    """The tasks of this user's submissions in the queue; `options` are further ones of squeue.
 
-    What does not look like one of them is skipped: other jobs, and lines that a site's wrapper adds.
-    SlurmUnavailable if it cannot be asked.
+    Other jobs, and lines that a site's wrapper adds, are skipped.
     """
-    lines = ask(
-        "squeue", "--me", "--noheader", "--array", "--format", FORMAT, *options, retry=retry
-    ).splitlines()
-    return list(_tasks(lines))
-
-
-def _tasks(lines: list[str]) -> Iterator[Task]:
-    for line in lines:
-        fields = line.split(SEPARATOR)
-        if (
-            len(fields) == FORMAT.count(SEPARATOR) + 1
-            and fields[0].isdigit()
-            and SUBMISSION.fullmatch(fields[-1])
-        ):
+    words = ["squeue", "--me", "--noheader", "--array", "--format", SEPARATOR.join(QUEUE_FORMAT), *options]
+    tasks = []
+    for fields in (line.split(SEPARATOR) for line in ask(*words, retry=retry).splitlines()):
+        if len(fields) == len(QUEUE_FORMAT) and fields[0].isdigit() and SUBMISSION.fullmatch(fields[-1]):
             job, index, state, node, starts, reason, comment = fields
-            yield Task(job, int(index) if index.isdigit() else -1, state, node, starts, comment, reason)
+            number = int(index) if index.isdigit() else -1
+            tasks.append(Task(job, number, state, node, starts, comment, reason))
+    return tasks
+
+
+def accounting(jobs: Sequence[str]) -> dict[str, Ended]:
+    """How `jobs` ended, by their ids, as far as Slurm's accounting knows."""
+    wanted = sorted({job.partition("_")[0] for job in jobs})
+    found: dict[str, Ended] = {}
+    options = ["--noheader", "--parsable2", f"--delimiter={SEPARATOR}", "--allocations"]
+    for first in range(0, len(wanted), JOBS_PER_QUERY):
+        ids = ",".join(wanted[first : first + JOBS_PER_QUERY])
+        output = ask("sacct", *options, "--format", ",".join(ACCOUNTING_FORMAT), "--jobs", ids)
+        for fields in (line.split(SEPARATOR) for line in output.splitlines()):
+            if len(fields) != len(ACCOUNTING_FORMAT):  # a line that a site's wrapper adds
+                continue
+            job, state, code, node, end = fields
+            ended = Ended(state.partition(" ")[0], code, node, end)  # CANCELLED by 1000
+            for task in tasks_of(job):
+                if task == job or task not in found:  # a task that started has its own line
+                    found[task] = ended
+    return found
+
+
+def tasks_of(job: str) -> Iterator[str]:
+    """The ids in '12_[0-3,7%2]', as sacct prints an array's tasks that never started; or `job` itself."""
+    found = ARRAY.match(job)
+    if found is None:
+        yield job
+        return
+    for part in filter(None, found[2].split(",")):
+        first, _, last = part.partition("-")
+        if first and (last or "-" not in part):  # sacct truncates a long list, anywhere
+            yield from (f"{found[1]}_{index}" for index in range(int(first), int(last or first) + 1))
 
 
 def new_submission() -> str:
-    """A comment that no other submission has: when it was made, and eight random digits."""
+    """A unique comment for a submission: the time, and eight random digits."""
     return f"{re.sub(r'[^0-9]', '', now())[:14]}-{uuid4().hex[:8]}"
 
 
 def submit_once(script: Path, submission: str) -> str:
-    """Has sbatch queue a script whose comment is `submission`, and returns the id of its one job, whatever
-    sbatch makes of it.
+    """Submits a script whose comment is `submission` exactly once, and returns its job's id.
 
-    A failure does not prove that nothing is queued, and a site's wrapper may print other numbers: the queue
-    is searched for the comment then. SbatchRefused if nothing is queued; SlurmUnavailable if nobody knows.
+    If sbatch fails, the job may still be queued, and a site's wrapper may print other numbers: then the queue
+    is searched for the comment. SbatchRefused if nothing is queued; SlurmUnavailable if that is unknown.
     """
     failed = False
     for pause in (*PAUSES_S, None):
@@ -194,34 +229,29 @@ def submit_once(script: Path, submission: str) -> str:
         except SlurmUnavailable as error:
             failed, failure, jobs = True, error, set()
             if error.is_transient and pause is not None:
-                logger.warning("sbatch: %s; looking for the job in %g s", error, pause)
-                time.sleep(pause)  # first, for the request may still be on its way
+                logger.warning("sbatch: %s; searching the queue for the job in %g s", error, pause)
+                time.sleep(pause)  # since the request may still be on its way
         if failed or not jobs:
             jobs |= {task.job for task in queued("--states=all", retry=True) if task.submission == submission}
         if jobs:
             first, *others = sorted(jobs, key=int)
-            if others:  # a request that was slow, and its retry
+            if others:  # a slow request and its retry
                 ask("scancel", *others, retry=True)
             return first
         if failure is None:
             raise SlurmUnavailable("sbatch printed no job id, and the queue has no such job")
         if pause is None or not failure.is_transient:
             raise SbatchRefused(str(failure)) from failure
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _ids_in(answer: str) -> set[str]:
-    """The ids of jobs in what `sbatch --parsable` prints, which are lines of their own: 4711, or
-    4711;cluster.
-    """
+    """The job ids that `sbatch --parsable` prints, each on a line: 4711, or 4711;cluster."""
     return {line.partition(";")[0] for line in answer.splitlines() if re.fullmatch(r"\d+(;\S+)?", line)}
 
 
 def max_array_size() -> int:
-    """How many tasks an array of this Slurm may have, 1 where it has no arrays.
-
-    SlurmUnavailable if it cannot be asked.
-    """
+    """How many tasks an array may have; 1 if this Slurm has no arrays."""
     for line in ask("scontrol", "show", "config", retry=True).splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():

@@ -1,4 +1,4 @@
-"""Clusters by name, from cluster.yaml: what a run gets on each, checked before anything is submitted."""
+"""Clusters by name, from cluster.yaml: the resources of a run on each, checked before submission."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from slurm import CLUSTER_YAML
 
 
 def minutes_of(time: str) -> int:
-    """A time limit as Slurm writes it, '2-00:00:00', '12:30:00' or '90', in minutes.
-
-    ValueError if it is none.
-    """
+    """A time limit in Slurm's notation, '2-00:00:00', '12:30:00' or '90', in minutes; else ValueError."""
     days, _, clock = time.rpartition("-")
     parts = clock.split(":")
     if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
@@ -45,17 +42,15 @@ def _time(value: str) -> str:
 
 
 class _Fault(ValueError):
-    """What is wrong with a key that pydantic does not name; `path` leads to it from where the error is
-    raised.
-    """
+    """An error about a key that pydantic does not name; `path` leads to it from where the error is raised."""
 
     def __init__(self, message: str, *path: str) -> None:
         super().__init__(message)
         self.path = path
 
 
-# sbatch's options that a key of an entry sets, with their short forms; sbatch takes abbreviations of the long
-# ones, too.
+# sbatch's options that a key of an entry sets, with their short forms; sbatch accepts abbreviations of the
+# long ones as well.
 KEYS = {
     "account": "account A",
     "constraint": "constraint C",
@@ -84,8 +79,7 @@ OWN = {
     **{option: f"is set by the key {key}" for key, options in KEYS.items() for option in options.split()},
     **dict.fromkeys(RESERVED.split(), "cannot be set: jobs are submitted, found and logged by it"),
 }
-# Options that say who pays, who is told, and how a job of any kind begins; the job that collects gets no
-# others.
+# Options about accounting, mail, and the start of any job; the job that collects gets no others.
 GENERAL = frozenset(
     {"chdir", "get-user-env", "licenses", "mail-type", "mail-user", "mcs-label", "nice", "propagate", "wckey"}
 )
@@ -94,10 +88,7 @@ NO_CHANGE = frozenset({"scheduler", "parallel", "steps", "collect"})
 
 
 def _options(given: Any) -> dict[str, Any]:
-    """Options of sbatch by their long names, with dashes.
-
-    An error for one that is not for the user to set, or that is none.
-    """
+    """Options of sbatch by their long names, with dashes; ValueError for one that cannot be set."""
     if not isinstance(given, dict):
         raise ValueError(f"write options as `name: value`, such as `mail-type: END`, not {show(given)}")
     options: dict[str, Any] = {}
@@ -117,7 +108,7 @@ def _fault_of(name: str, value: Any) -> str | None:
     if own:
         return OWN[name if name in own else own[0]]
     if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)+|[A-Za-z0-9]{2,}", name):
-        return "is no long name of an option of sbatch; write it without leading dashes, such as mail-type"
+        return "is not a long option of sbatch; write it without leading dashes, such as mail-type"
     if not isinstance(value, str | int | float | None):
         return (
             f"write a text, a number, true or false, and a list as Slurm does, with commas, not {show(value)}"
@@ -126,8 +117,8 @@ def _fault_of(name: str, value: Any) -> str | None:
         return f"holds a backslash or a line break, which sbatch does not read, not {value!r}"
     if name == "gres" and re.search(r"(^|,)\s*(gres[:/])?gpu([:=,]|$)", str(value)):
         return (
-            "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them, beside what"
-            " is given here"
+            "ask for GPUs by gpus_per_node and gpu_type; gpu_request: gres makes --gres of them and of"
+            " what is given here"
         )
     return None
 
@@ -142,7 +133,7 @@ def _gpu_type(value: Any) -> Any:
 
 
 def _changes(given: dict[str, Any]) -> dict[str, Any]:
-    """Keys for some jobs in place of the entry's own; their values are checked as part of it."""
+    """Keys that replace the entry's own for some jobs; their values are checked as part of it."""
     known = Cluster.model_fields.keys() - NO_CHANGE
     for key in given:
         if key in NO_CHANGE:
@@ -159,7 +150,7 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _blaming(*path: str) -> Iterator[None]:
-    """The first problem of a part of an entry that is checked inside is one of the keys at `path`."""
+    """Reports the first problem of what is validated inside as one of the keys at `path`."""
     try:
         yield
     except ValidationError as error:
@@ -172,7 +163,7 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
 class Cluster(Spec):
-    """What one run gets on a cluster, what the job gets that collects, and how many are trained at a time."""
+    """The resources of a run on a cluster and of the job that collects, and how many run at a time."""
 
     scheduler: Literal["local", "slurm"] = Field(
         description="slurm submits jobs; local starts workers on this machine, and needs no other key"
@@ -192,7 +183,7 @@ class Cluster(Spec):
         ),
     )
     tasks_per_node: Count | None = Field(
-        None, description="processes on each node; null is one a GPU, or one where there are none"
+        None, description="processes on each node; null is one per GPU, or one without GPUs"
     )
     cpus_per_task: Count = Field(1, description="CPUs of a process")
     memory_gb: NonNegative | None = Field(
@@ -204,20 +195,22 @@ class Cluster(Spec):
         "1-00:00:00", description="a job's time limit, as Slurm writes it"
     )
     signal_seconds: int = Field(
-        120, ge=1, le=3600, description="how long before its end a run is told to save; it is queued again"
+        120, ge=1, le=3600, description="seconds before the time limit at which a run saves; it is requeued"
     )
     constraint: str | None = Field(None, description="features that the nodes must have")
     reservation: str | None = Field(None, description="the reservation that nodes are taken from")
-    exclude: str | None = Field(None, description="nodes that are not to be taken")
+    exclude: str | None = Field(None, description="nodes that are not used")
     parallel: Count | None = Field(
         None, description="runs of a submission that are trained at a time; null is no limit"
     )
     retries: int = Field(
         3,
         ge=0,
-        description="times in a row that a run is begun again that crashed without having saved anything new",
+        description="how often in a row a run is retried that crashed without saving anything new",
     )
-    tflops: Positive | None = Field(None, description="what a GPU sustains in training, for forecasts")
+    tflops: Positive | None = Field(
+        None, description="TFLOP/s that a GPU sustains in training, for estimates"
+    )
     setup: tuple[str, ...] = Field((), description="lines of the job's shell, before the run")
     srun: tuple[str, ...] = Field((), description="words for srun, such as a container's")
     environment: dict[Variable, str] = Field(default_factory=dict, description="variables of the job")
@@ -241,22 +234,19 @@ class Cluster(Spec):
 
     @property
     def tasks(self) -> int:
-        """The processes of a run on one node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
 
     @property
     def world(self) -> int:
-        """The processes of a run."""
         return self.nodes * self.tasks
 
     @property
     def gpus(self) -> int:
-        """The GPUs of a run."""
         return self.nodes * self.gpus_per_node
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of sbatch for which submitit has no name; True stands for one without a value."""
+        """The options of sbatch that submitit has no parameter for; True is an option without a value."""
         options = {
             name: value for name, value in self.sbatch.items() if value is not None and value is not False
         }
@@ -273,11 +263,11 @@ class Cluster(Spec):
         return options
 
     def of(self, step: str) -> Cluster:
-        """What a run of `step` gets."""
+        """The resources of a run of `step`."""
         return self._with(self.steps.get(step, {}))
 
     def collecting(self) -> Cluster:
-        """What the job gets that collects: a process without GPUs, an hour, and of `sbatch` only what is
+        """The resources of the job that collects: one process, no GPU, an hour, and only the options in
         `GENERAL`.
         """
         small: dict[str, Any] = {
@@ -294,7 +284,7 @@ class Cluster(Spec):
             "sbatch": dict.fromkeys(self.sbatch.keys() - GENERAL),
         }
         if self.memory_per_gpu_gb or self.memory_gb == 0:
-            # of one, or the site's default in place of a whole node's
+            # one GPU's memory, or the site's default instead of all of a node's
             small["memory_gb"] = self.memory_per_gpu_gb
         return self._with(small)._with(self.collect)
 
@@ -315,7 +305,7 @@ class Cluster(Spec):
         memory = [key for key in sorted(MEMORY) if getattr(self, key) is not None]
         if len(memory) > 1:
             raise _Fault(
-                f"is given beside {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1]
+                f"conflicts with {memory[0]}; memory is each node's, each CPU's or each GPU's", memory[1]
             )
         for key in ("gpu_type", "memory_per_gpu_gb"):
             if getattr(self, key) is not None and not self.gpus_per_node:
@@ -330,9 +320,9 @@ class Cluster(Spec):
 
 
 def default_cluster(path: Path = CLUSTER_YAML) -> str:
-    """The cluster for whoever names none: a user's file's only entry, else Slurm's, or this machine.
+    """The cluster without --cluster: the only entry of a user's file, else Slurm if available, else local.
 
-    ConfigError if such a file has several entries.
+    ConfigError if the user's file has several entries.
     """
     if path != CLUSTER_YAML:
         names = list(_entries(path))
@@ -354,7 +344,7 @@ def _entries(path: Path) -> dict[str, Node]:
 
 
 def check_steps(name: str, path: Path, known: Collection[str]) -> None:
-    """ConfigError where the cluster `name` of a file, which has `steps`, names one that is not `known`."""
+    """ConfigError if the `steps` of the cluster `name` hold one that is not in `known`."""
     steps: dict[str, Node] = _entries(path)[name].value["steps"].value
     for step, node in steps.items():
         if step not in known:
@@ -382,7 +372,7 @@ def load_cluster(name: str, path: Path = CLUSTER_YAML) -> Cluster:
 
 
 def _locate(name: str, entry: Node, error: Any) -> Problem:
-    """A problem at the key that it is about, as far as there is one."""
+    """The problem, at the mark of the innermost existing key that it concerns."""
     node, where, keys = entry, entry.key, _path(error)
     for key in keys:
         if not isinstance(node.value, dict) or key not in node.value:
@@ -398,6 +388,6 @@ def _locate(name: str, entry: Node, error: Any) -> Problem:
 
 
 def _path(error: Any) -> list[str]:
-    """The keys that lead to what an error is about."""
+    """The keys that lead to an error's value."""
     fault = error.get("ctx", {}).get("error")
     return [*map(str, error["loc"]), *(fault.path if isinstance(fault, _Fault) else ())]

@@ -1,4 +1,4 @@
-"""From a cluster's entry to Slurm's jobs: parameters that submitit turns into a script, and submission."""
+"""From a cluster's entry to Slurm's jobs: submitit's parameters, its script, and the call of sbatch."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ from roadmap.records import RunDir
 from roadmap.terminal import count
 from slurm.client import SbatchRefused, SlurmUnavailable, Task, new_submission, submit_once
 from slurm.cluster import Cluster, minutes_of
-from slurm.job import train_runs
-from slurm.submitted import Submission
+from slurm.jobs import Submission
+from slurm.worker import train_runs
 
-NEVER = 10**6  # submitit counts time limits, and we do not
+NO_LIMIT = 10**6  # of requeues at the time limit, which submitit would count
 
 
 class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
-    """submitit's, which can also write a script where there is no Slurm."""
+    """submitit's executor, which can also write a script where there is no Slurm."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Always able: whether sbatch is there shows when it is called."""
+        """Always available: whether sbatch exists shows when it is called."""
         return 2
 
     def script(self, calls: int = 1) -> str:
-        """The script that would be submitted for so many calls, which are tasks of an array if several."""
+        """The script that would be submitted for `calls` tasks, an array if there are several."""
         if calls > 1:
             self.parameters["map_count"] = calls
         return self._make_submission_file_text(self._submitit_command_str, "script")
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        """The script, in which a task first files what it is to call where submitit looks for it."""
+        """The script, in which a task first links its pickled call to the name that submitit reads."""
         task = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         call = f"{self.parameters['comment']}_${{SLURM_ARRAY_TASK_ID:-0}}.pkl"
-        filing = f"ln -sf {call} {shlex.quote(str(self.folder))}/{task}_submitted.pkl"
+        link = f"ln -sf {call} {shlex.quote(str(self.folder))}/{task}_submitted.pkl"
         text: str = super()._make_submission_file_text(command, uid)
-        return text.replace("\n# setup\n", f"\n# setup\n{filing}\n", 1)
+        return text.replace("\n# setup\n", f"\n# setup\n{link}\n", 1)
 
     def _internal_process_submissions(
         self, delayed_submissions: list[DelayedSubmission]
     ) -> list[submitit.SlurmJob[Any]]:
         """Submits one job, or an array, exactly once.
 
-        submitit would file under the job's id, once it knows it, what each task is to call. A task files that
-        itself if need be: a job of which Slurm never said that it was queued runs as well.
+        submitit would name each task's pickled call by the job's id once that is known. Here a task can do so
+        itself, so that a job whose id Slurm never returned runs as well.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         name, calls = self.parameters["comment"], delayed_submissions
@@ -68,11 +68,11 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
         job = submit_once(script, name)
         tasks = [f"{job}_{index}" for index in range(len(calls))] if len(calls) > 1 else [job]
         for index, task in enumerate(tasks):
-            # it has begun already, or the disk is full now; it is queued all the same
+            # it has started already, or the disk is full; it is queued in any case
             with contextlib.suppress(OSError):
                 (self.folder / f"{task}_submitted.pkl").symlink_to(f"{name}_{index}.pkl")
         with contextlib.suppress(OSError):
-            script.rename(self.folder / f"{job}_submission.sh")  # as submitit calls it
+            script.rename(self.folder / f"{job}_submission.sh")  # submitit's name for it
         return [
             self.job_class(folder=self.folder, job_id=task, tasks=list(range(self._num_tasks())))
             for task in tasks
@@ -81,14 +81,14 @@ class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Array:
-    """Jobs of one kind: each of `groups` is trained in one job, on what `cluster` gives a run."""
+    """Jobs with the same resources, those of `cluster`: each of `groups` is trained in one job."""
 
     cluster: Cluster
     groups: tuple[tuple[RunDir, ...], ...]
 
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
-    """Runs that get the same in one array each, `pack` runs a job, cut where one would exceed `longest`."""
+    """An array for the runs with the same resources, `pack` runs per job; several if it exceeds `longest`."""
     steps = {step: cluster.of(step) for step in dict.fromkeys(run.step for run in runs)}
     keys = {step: resources.model_dump_json() for step, resources in steps.items()}
     kinds: dict[str, tuple[Cluster, list[RunDir]]] = {}
@@ -109,11 +109,11 @@ def parameters(
 ) -> dict[str, Any]:
     """submitit's parameters for jobs of `cluster`, which wait for those in `after` to end in any way."""
     exports = cluster.environment | {
-        "PYTHONSAFEPATH": "1",  # or the folder that the job was submitted from would come first
+        "PYTHONSAFEPATH": "1",  # otherwise the folder that the job was submitted from would come first
         "SRUN_CPUS_PER_TASK": str(cluster.cpus_per_task),  # srun of Slurm 22.05 to 23.02 does not inherit it
         "SLURM_KILL_BAD_EXIT": "1",
     }
-    # first, but what the setup or the environment has on the path is the site's own
+    # before the paths that the setup or the environment adds
     path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}"
     wanted: dict[str, Any] = {
         "job_name": name,
@@ -141,20 +141,19 @@ def parameters(
         "srun_args": list(cluster.srun) or None,
         "additional_parameters": {"requeue": True} | cluster.options,
     }
-    # without a wckey of the site's, submitit would make one up, which some sites refuse
+    # without a wckey, submitit would invent one, which some sites refuse
     return {key: value for key, value in wanted.items() if value is not None} | {"wckey": None}
 
 
 def _megabytes(gb: float | None) -> str | None:
-    """An amount of memory as sbatch takes it."""
     return None if gb is None else f"{round(1024 * gb)}MB"
 
 
 def executor(
     array: Array, folder: Path, submission: str, snapshot: Path, after: Sequence[str] = ()
 ) -> Executor:
-    """The executor for an array, whose jobs have Slurm queue them again where `slurm.job` says so."""
-    made = Executor(folder=folder, max_num_timeout=NEVER)
+    """The executor for an array, whose jobs call `slurm.worker` at their end, which may requeue them."""
+    made = Executor(folder=folder, max_num_timeout=NO_LIMIT)
     roadmap = array.groups[0][0].experiment[0]
     made.update_parameters(
         **parameters(array.cluster, roadmap, submission, snapshot, after), teardown=teardown(array, folder)
@@ -163,18 +162,18 @@ def executor(
 
 
 def teardown(array: Array, folder: Path) -> list[str]:
-    """The last lines of a job's script: what is to become of it."""
-    again = f"{shlex.quote(sys.executable)} -m slurm.job"
+    """The last lines of a job's script, which may requeue the job."""
+    again = f"{shlex.quote(sys.executable)} -m slurm.worker"
     lists = shlex.quote(str(folder / "runs.txt"))
     pick = f"""$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {lists})"""
-    # eval reads all words once more, so what is quoted must be quoted twice, or between double quotes
+    # eval parses all words again, so what is quoted must be quoted twice, or between double quotes
     return ["code=$?", f'eval {shlex.quote(again)} "$code {array.cluster.retries} {pick}"', "exit $?"]
 
 
 def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequence[str] = ()) -> str:
     """Submits an array and returns its job's id.
 
-    ConfigError with Slurm's own words, and nothing left, if it is refused; where nobody knows whether it is
+    ConfigError with Slurm's message if it is refused, and nothing is left; if it is unknown whether it is
     queued, its record stays.
     """
     name = new_submission()
@@ -194,16 +193,14 @@ def submit(array: Array, jobs: Path, cluster: str, snapshot: Path, after: Sequen
     except (SbatchRefused, OSError) as error:
         (jobs / f"{name}.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        if (full := disk_error(error, folder)) is not None:  # of what is written before sbatch is called
+        if (full := disk_error(error, folder)) is not None:  # on writing the script and the calls
             raise config_error("", str(full)) from error
         raise config_error(f"cluster '{cluster}':", f"sbatch refuses: {error}") from error
     except SlurmUnavailable as error:
         message = (
-            f"nobody knows whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued"
-        )
-        message += (
-            f", for Slurm did not answer then ({error}); submit again when it does: what is queued is not"
-            " queued twice"
+            f"it is unknown whether {count(len(groups), 'job')} of {relative(jobs / name)}.json are queued,"
+            f" since Slurm did not answer ({error}); submit again when it does: what is queued is not queued"
+            " twice"
         )
         raise config_error(f"cluster '{cluster}':", message) from error
     job: str = started[0].job_id
@@ -227,14 +224,14 @@ def collect_when_done(
 
 
 def is_collected(jobs: Path, tasks: Iterable[Task]) -> bool:
-    """Whether one of the tasks in the queue is a job that collects, submitted from the folder `jobs`."""
+    """Whether the tasks in the queue include a job that collects, submitted from the folder `jobs`."""
     return any((jobs / "collect" / f"{task.submission}_0.pkl").exists() for task in tasks)
 
 
 def _collector(
     cluster: Cluster, jobs: Path, submission: str, snapshot: Path, after: Sequence[str] = ()
 ) -> Executor:
-    made = Executor(folder=jobs / "collect", max_num_timeout=NEVER)
+    made = Executor(folder=jobs / "collect", max_num_timeout=NO_LIMIT)
     made.update_parameters(**parameters(cluster.collecting(), "collect", submission, snapshot, after))
     return made
 
@@ -245,5 +242,5 @@ def script(array: Array, jobs: Path, snapshot: Path) -> str:
 
 
 def collecting_script(cluster: Cluster, jobs: Path, snapshot: Path) -> str:
-    """The script that would be submitted for the job that collects, but for the jobs that it waits for."""
+    """The script that would be submitted for the job that collects, without the jobs that it waits for."""
     return _collector(cluster, jobs, "SUBMISSION", snapshot).script()

@@ -1,4 +1,4 @@
-"""A roadmap on this machine, without Slurm: a worker a GPU or a core, watched to the end."""
+"""Training a roadmap on this machine, without Slurm: one worker per GPU or core, watched to their end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,29 @@ from rich.text import Text
 
 from roadmap import ROOT
 from roadmap.errors import relative
+from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
 from roadmap.lease import is_here
 from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
-from roadmap.terminal import console, count
+from roadmap.signals import ignoring_interrupts
+from roadmap.terminal import console, count, repeat, tally
 from roadmap.training.launch import launched_by_nobody
-from slurm.status_table import counts, overview, progress_of
-from slurm.submitted import jobs_of
+from slurm.jobs import jobs_of
+from slurm.status_table import duration, overview, progress_of
 from slurm.worker import OPEN, work, work_on
 
 YEAR_MIN = 365 * 24 * 60
 
 
 def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
-    """Starts workers, and watches them to the end; exit code 1 if a run is left unfinished."""
+    """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
     workers = max(0, min((workers or len(gpus()) or usable_cores()) - alive, todo))
     console().print(
-        f"{count(len(runs), 'run')}: {counts(before)}; {count(workers, 'worker')} for"
+        f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
         f" {count(todo, 'open run')}"
     )
     jobs = start(runs, workers) if workers else []
@@ -45,10 +46,10 @@ def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
 
 
 def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
-    """Workers on this machine, as submitit jobs; each gets a GPU of its own where there are any."""
+    """Workers on this machine, as submitit jobs, each with its own GPU if there are any."""
     import submitit
 
-    folder = jobs_of(runs[0]).absolute()  # or submitit would read a leading ~ as a home folder
+    folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     devices = gpus()
     jobs = []
@@ -66,9 +67,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, by number or id, as CUDA_VISIBLE_DEVICES has them; told without
-    importing torch.
-    """
+    """The GPUs that this process may use, by number or id as in CUDA_VISIBLE_DEVICES, without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         words = [word.strip() for word in visible.split(",")]
@@ -76,85 +75,69 @@ def gpus() -> list[str]:
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-@contextlib.contextmanager
-def ignoring_interrupts() -> Iterator[None]:
-    """Processes started inside do not die of the terminal's Ctrl-C; `watch` tells them to save and stop
-    instead.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
-    """Shows the runs until no worker is left, but not those that are finished in `found`; Ctrl-C has the
-    workers save and stop.
-    """
-    said = {run.run.path for run in found if run.result is not None}
-    screen, started, before, stopping = console(), time.monotonic(), len(said), False
+    """Shows the runs, except those finished in `found`, until no worker is left; Ctrl-C stops the workers."""
+    announced = {run.run.path for run in found if run.result is not None}
+    screen, started, stopping = console(), time.monotonic(), False
+
+    def step() -> bool:
+        nonlocal found
+        found = [run if run.result is not None else status(run.run) for run in found]
+        alive = [job for job in jobs if not job.done()]
+        if stopping:
+            stop(alive)
+        announce(live, found, announced)
+        live.update(picture(found, time.monotonic() - started), refresh=screen.is_terminal)
+        return not alive and (stopping or all(run.state != "running" for run in found))
+
+    def interrupted() -> None:
+        nonlocal stopping
+        stopping = True
+        live.console.print("stopping: the workers started here save their runs; submit again to resume them")
+
     with Live(console=screen, auto_refresh=False, transient=True) as live:
-        while True:
-            try:
-                found = [run if run.result is not None else status(run.run) for run in found]
-                alive = [job for job in jobs if not job.done()]
-                if stopping:
-                    stop(alive)
-                working = bool(alive) or (not stopping and any(run.state == "running" for run in found))
-                announce(live, found, said)
-                live.update(
-                    picture(found, time.monotonic() - started, len(said) - before), refresh=screen.is_terminal
-                )
-                if not working:
-                    break
-                time.sleep(1)
-            except KeyboardInterrupt:
-                stopping = True
-                live.console.print(
-                    "stopping: the workers started here save what they are at; submit again to go on"
-                )
+        repeat(step, 1, interrupted)
     return conclude(found, jobs)
 
 
 def stop(jobs: Sequence[Any]) -> None:
-    """Asks workers to save and end; they may be asked again, for one that is only starting does not listen
-    yet.
-    """
+    """Asks workers to save and end; it is repeated, since a worker that is starting does not listen yet."""
     for job in jobs:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(job.job_id), signal.SIGTERM)
 
 
-def announce(live: Live, found: Sequence[Status], said: set[Path]) -> None:
-    """A line for each run that has ended since the last look; its path goes into `said`."""
+def announce(live: Live, found: Sequence[Status], announced: set[Path]) -> None:
+    """Prints a line for each run that has ended, once."""
     for run in found:
-        if (run.result is not None or run.state == "failed") and run.run.path not in said:
-            said.add(run.run.path)
+        if (run.result is not None or run.state == "failed") and run.run.path not in announced:
+            announced.add(run.run.path)
             live.console.print(
-                f"[{len(said)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state},"
+                f"[{len(announced)}/{len(found)}] {run.run.step} seed {run.run.seed}: {run.state},"
                 f" {progress_of(run)}"
             )
 
 
-def picture(found: Sequence[Status], seconds: float, ended: int) -> Group:
-    """The runs that are being trained, over a line of totals; `ended` runs have ended in these `seconds`."""
+def picture(found: Sequence[Status], seconds: float) -> Group:
+    """The runs in training, above a line of totals and an estimate of the time left."""
     running = [run for run in found if run.state == "running"]
-    left = sum(run.result is None for run in found)
-    forecast = f", about {timedelta(seconds=round(seconds / ended * left))} left" if ended else ""
-    return Group(
-        overview(running, ""), Text(f"{counts(found)}; {timedelta(seconds=round(seconds))} so far{forecast}")
-    )
+    open_runs = [run for run in found if run.state in ("running", "pending", "stale")]
+    evaluations = {run.run.path: last_evaluation(run) for run in found if run.result is None}
+    left = time_left(open_runs, paces_of(found, evaluations), len(running))
+    totals = f"{tally(run.state for run in found)}; {duration(seconds)} so far"
+    if left is not None:
+        totals += f", about {duration(left.seconds)} of training left"
+    return Group(overview(running, ""), Text(totals))
 
 
 def conclude(found: Sequence[Status], jobs: Sequence[Any]) -> int:
-    """What is left to do, and where to look."""
+    """Prints what is unfinished, and the paths of the workers' logs."""
     left = [run for run in found if run.result is None]
     screen = console()
-    screen.print(counts(found))
+    screen.print(tally(run.state for run in found))
     if not left:
         return 0
-    screen.print(overview(left, f"{count(len(left), 'unfinished run')}; submit again to go on"))
+    screen.print(overview(left, f"{count(len(left), 'unfinished run')}; submit again to resume"))
     for job in jobs:
         screen.print(f"log of worker {job.job_id}: {relative(job.paths.stderr)}")
     return 1

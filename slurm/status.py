@@ -1,4 +1,4 @@
-"""Where the runs of a roadmap stand: python slurm/status.py runs."""
+"""Shows the states of the runs of a roadmap: python slurm/status.py runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
         description=(
-            "Show where runs stand: from their directories, and from Slurm if they were submitted to it."
+            "Show the states of runs: from their directories, and from Slurm if they were submitted to it."
             " Times are those of training; evaluation comes on top."
         )
     )
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const=5.0,
         metavar="SECONDS",
-        help="look again every so often until all are finished (default: 5)",
+        help="poll at this interval until all are finished (default: 5)",
     )
     how.add_argument("--json", action="store_true", help="print everything as JSON, for scripts")
     return options

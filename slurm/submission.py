@@ -1,24 +1,25 @@
-"""What a submission does: it plans, hands over what is missing, and says what it did."""
+"""A submission: plans the runs, checks them, and submits those that are missing."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import Selection, read_overrides, select
-from roadmap.config import RunConfig
+from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE
 from roadmap.errors import ConfigError, Problem, config_error
+from roadmap.estimate import finished_results, makespan, training_images, training_macs, training_seconds
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import show
-from roadmap.terminal import console, count
+from roadmap.terminal import console, count, tally
 from roadmap.training.initial_weights import check_init, with_init_digest
 from roadmap.training.trackers import check_trackers
 from slurm.client import MAX_ARRAY_SIZE, SlurmUnavailable, Task, max_array_size, queued
@@ -32,20 +33,19 @@ from slurm.executor import (
     script,
     submit,
 )
-from slurm.forecast import forecast
+from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
 from slurm.local import train_here
 from slurm.monitor import poll
-from slurm.snapshot import keep_steps, take, tree_hash
-from slurm.status_table import counts
-from slurm.submitted import jobs_of, runs_in_queue
 from slurm.worker import OPEN
+
+IMAGENET_IMAGES = 1_281_167  # assumed in estimates where the data is unavailable
 
 
 def submit_runs(arguments: argparse.Namespace) -> int:
     """Plans and submits; returns the exit code."""
-    for name in ("seeds", "workers", "pack"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise config_error(f"--{name}", f"must be at least 1, not {value}")
+    for option in ("seeds", "workers", "pack"):
+        if (value := getattr(arguments, option)) is not None and value < 1:
+            raise config_error(f"--{option}", f"must be at least 1, not {value}")
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_folder(arguments.runs, cluster)
@@ -63,13 +63,24 @@ def submit_runs(arguments: argparse.Namespace) -> int:
         run.renew()
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
-    return hand_over(arguments, name, cluster, runs)
+    if not runs:
+        console().print("no run has failed")
+        return 0
+    try:
+        with Lease(
+            jobs_of(runs[0]).absolute()
+        ) as lease:  # two submissions at once would submit all runs twice
+            submit_missing(arguments, name, cluster, runs)
+            lease.outcome = "done"
+    except LeaseHeld as error:
+        raise config_error("submit", f"{error}; wait until that submission has ended") from error
+    except SlurmUnavailable as error:
+        raise unanswered(error) from error
+    return 0
 
 
 def check_folder(runs: Path, cluster: Cluster) -> None:
-    """ConfigError for a folder of which submitit or Slurm take a part for a tag that they replace: logs and
-    records would go elsewhere.
-    """
+    """ConfigError for a folder whose name submitit or Slurm would change: it would write logs elsewhere."""
     is_local = cluster.scheduler == "local"
     if tag := re.search(r"%[jtAa]" if is_local else r"[%\\\n]", str(runs.absolute())):
         who = "submitit, which starts the workers," if is_local else "Slurm"
@@ -83,24 +94,24 @@ def check_folder(runs: Path, cluster: Cluster) -> None:
 def check_step_names(
     selection: Selection, arguments: argparse.Namespace, name: str, cluster: Cluster
 ) -> None:
-    """ConfigError where the cluster's entry names a step that no roadmap of the steps file has."""
+    """ConfigError if the cluster's entry names a step that no roadmap of the steps file has."""
     if not cluster.steps:
         return
     known = set(selection.roadmap.steps)
-    if not cluster.steps.keys() <= known:  # those of another roadmap, or misspelled
+    if not cluster.steps.keys() <= known:  # steps of another roadmap, or misspelled
         others = load_roadmaps(arguments.steps_file).values()
         check_steps(name, arguments.cluster_file, known.union(*(roadmap.steps for roadmap in others)))
 
 
 def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
-    """All runs, seed by seed, so that a roadmap cut short is whole for some; ConfigError for one that could
-    not be trained.
+    """All runs, seed by seed, so that a roadmap cut short is complete for some; ConfigError for one that
+    cannot be trained.
 
-    What all seeds of a step have in common, which is all but the seed, is resolved and checked once.
+    A step's configuration is resolved and checked once for all seeds.
     """
     steps = dict.fromkeys(arguments.steps or selection.roadmap.steps)
     configs = [with_init_digest(selection.resolve(step)) for step in steps]
-    if not arguments.dry_run:  # which may be far from the data
+    if not arguments.dry_run:  # which may run where the data is unavailable
         check_data(*configs, here=cluster.scheduler == "local")
     for config in configs:
         if not arguments.dry_run:
@@ -111,35 +122,33 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
 
 
 def select_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """Those whose runs have failed, before they began, too, which Slurm knows.
+    """Those whose runs have failed, also before they started, which only Slurm knows.
 
-    ConfigError if it does not answer where it must be asked.
+    ConfigError if it must be asked and does not answer.
     """
-    board = poll([run_dir_of(runs, config) for config in configs])
-    if any(row.state == "unknown" for row in board.rows):
-        raise unanswered(board.said[0].partition(": ")[2])
-    for line in board.said:  # without the accounting, nobody knows of those that failed before they began
-        console().print(line, highlight=False)
-    return [config for config, row in zip(configs, board.rows, strict=True) if row.state == "failed"]
+    states = poll([run_dir_of(runs, config) for config in configs])
+    if any(row.state == "unknown" for row in states.rows):
+        raise unanswered(states.notes[0].partition(": ")[2])
+    for note in states.notes:  # runs that failed before they started are unknown without the accounting
+        console().print(note, highlight=False)
+    return [config for config, row in zip(configs, states.rows, strict=True) if row.state == "failed"]
 
 
 def unanswered(why: object) -> ConfigError:
-    """Why nothing is submitted while Slurm cannot be asked."""
-    return config_error(
-        "Slurm",
-        f"does not answer, so nobody knows what is queued already, and nothing was submitted: {why}",
-    )
+    """The error that nothing is submitted while Slurm does not answer."""
+    message = f"does not answer, so it is unknown what is queued, and nothing was submitted: {why}"
+    return config_error("Slurm", message)
 
 
 def warn_changed_configs(runs: Sequence[RunDir]) -> None:
-    """Says which runs are there of the same steps and seeds, but of another configuration, such as one that
-    was changed since.
-    """
+    """Lists existing runs of the same steps and seeds with another configuration, such as an earlier one."""
     folders = [folder for folder in dict.fromkeys(run.path.parent for run in runs) if folder.is_dir()]
-    there = {(other.step, other.seed, other.hash) for folder in folders for other in find_runs(folder)}
+    existing = {(other.step, other.seed, other.hash) for folder in folders for other in find_runs(folder)}
     seeds, mine = {(run.step, run.seed) for run in runs}, {(run.step, run.seed, run.hash) for run in runs}
     others = [
-        f"{step}/seed{seed}-{digest}" for step, seed, digest in sorted(there - mine) if (step, seed) in seeds
+        f"{step}/seed{seed}-{digest}"
+        for step, seed, digest in sorted(existing - mine)
+        if (step, seed) in seeds
     ]
     if others:
         names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
@@ -152,9 +161,9 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
 def dry_run(
     arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
 ) -> int:
-    """Prints what would be done; nothing is made."""
+    """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing."""
     found = [status(run) for run in runs]
-    console().print(f"{count(len(runs), 'run')}: {counts(found)}")
+    console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
     if cluster.scheduler == "slurm":
         left = [state.run for state in found if state.state in OPEN | {"cancelled"}]
         try:
@@ -164,57 +173,87 @@ def dry_run(
         jobs = jobs_of(runs[0]).absolute()
         source = jobs / f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
-            print(
-                f"# array {number}: {count(len(array.groups), 'job')} of {array.cluster.nodes} x"
-                f" {array.cluster.tasks} processes"
-            )
+            processes = f"{array.cluster.nodes} x {array.cluster.tasks} processes"
+            print(f"# array {number}: {count(len(array.groups), 'job')} of {processes}")
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
             print(script(array, jobs, source))
         if left:
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    for line in forecast(cluster, unfinished, arguments.runs) if unfinished else ():
+    for line in estimate(cluster, unfinished, arguments.runs) if unfinished else ():
         console().print(line, highlight=False)
     return 0
 
 
-def hand_over(arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir]) -> int:
-    """Submits what is neither finished nor alive, and a job that collects in the end."""
-    if not runs:
-        console().print("no run has failed")
-        return 0
+def estimate(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iterator[str]:
+    """The device-hours of a plan, and the hours until its end, as far as they can be estimated.
+
+    Runs of a step differ by their seeds alone, so each step is estimated once.
+    """
+    images: dict[tuple[DataSpec, SystemSpec], int] = {}
+    steps: dict[str, tuple[Cluster, float | None]] = {}
+    for config in {config.step: config for config in configs}.values():
+        resources, data = cluster.of(config.step), (config.data, config.system)
+        if data not in images:
+            images[data] = training_images(config) or IMAGENET_IMAGES
+        steps[config.step] = resources, _hours(resources, config, runs, images[data])
+    known = [hours for config in configs if (hours := steps[config.step][1]) is not None]
+    device = "GPU" if cluster.gpus_per_node else "process"
+    if not known:
+        yield "estimate: unknown; no run of these configurations has finished on as many processes"
+        if cluster.gpus_per_node:
+            yield f"estimate: needs tflops in the cluster's entry, what a {device} sustains"
+        return
+    total, arrays = 0.0, dict[str, list[float]]()
+    for resources, hours in (steps[config.step] for config in configs):
+        if hours is not None:
+            total += hours * resources.world
+            arrays.setdefault(resources.model_dump_json(), []).append(hours)
+    rest = len(configs) - len(known)
+    unknown = f", and {rest} of unknown length" if rest else ""
+    cost = f"{total:,.1f} {device}-hours for {len(known)} runs"
+    yield f"estimate: {cost}{unknown}; evaluation and waiting come on top"
+    at_once = min(cluster.parallel or len(known), len(known))
+    shortest, longest, end = min(known), max(known), makespan(arrays.values(), at_once)
+    yield (
+        f"estimate: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {shortest:,.2f} to"
+        f" {longest:,.2f}"
+    )
+
+
+def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int) -> float | None:
+    """The hours of a run: at the speed of finished runs on as many processes, or at the cluster's tflops."""
+    images = epoch_images * config.recipe.epochs
+    results = [one for one in finished_results(config, runs) if one.processes == cluster.world]
+    seconds = training_seconds(images, results)
+    if seconds is None and cluster.tflops is not None and cluster.gpus:
+        seconds = 2 * training_macs(config) * images / (1e12 * cluster.tflops * cluster.gpus)
+    return None if seconds is None else seconds / 3600
+
+
+def submit_missing(
+    arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir]
+) -> None:
+    """Submits the runs that are neither finished nor active, and a job that collects at the end."""
     jobs = jobs_of(runs[0]).absolute()
-    try:
-        with Lease(jobs) as lease:  # two submissions at once would submit everything twice
-            code = _hand_over(arguments, name, cluster, runs, jobs)
-            lease.outcome = "done"
-            return code
-    except LeaseHeld as error:
-        raise config_error("submit", f"{error}; wait until that submission is through") from error
-    except SlurmUnavailable as error:
-        raise unanswered(error) from error
-
-
-def _hand_over(
-    arguments: argparse.Namespace, name: str, cluster: Cluster, runs: Sequence[RunDir], jobs: Path
-) -> int:
     tasks, found = queued(retry=True), [status(run) for run in runs]
     waiting = runs_in_queue(jobs, tasks)
     left = [state.run for state in found if is_open(state, waiting)]
+    states = tally(state.state for state in found)
     console().print(
-        f"{count(len(runs), 'run')}: {counts(found)}; {len(waiting)} in the queue, {len(left)} to submit"
+        f"{count(len(runs), 'run')}: {states}; {len(waiting)} in the queue, {len(left)} to submit"
     )
     if not left and (not waiting or is_collected(jobs, tasks)):
-        return 0
-    snapshot = take(jobs)
-    collecting = _collecting(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
+        return
+    snapshot = take_snapshot(jobs)
+    command = collect_command(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
     arrays = arrays_of(cluster, left, arguments.pack, max_array_size())
     submitted, refusals = _submit_in_order(arrays, jobs, name, cluster, snapshot)
     if submitted or not left:
         everything = sorted({*submitted, *(task.job for task in waiting.values())})
         try:
-            job = collect_when_done(cluster, jobs, name, snapshot, everything, collecting)
+            job = collect_when_done(cluster, jobs, name, snapshot, everything, command)
         except ConfigError as error:
             refusals += error.problems
         else:
@@ -222,17 +261,14 @@ def _hand_over(
             console().print(f"job {job}: collects when they have ended; {where}", highlight=False)
     if refusals:
         raise ConfigError(refusals)
-    return 0
 
 
 def _submit_in_order(
     arrays: Sequence[Array], jobs: Path, name: str, cluster: Cluster, snapshot: Path
 ) -> tuple[list[str], list[Problem]]:
-    """Submits arrays up to one that is refused, as where the queue is full; returns their jobs' ids, and why
-    not all were submitted.
-    """
+    """Submits arrays until one is refused, as by a full queue; returns their jobs' ids, and the refusal."""
     submitted: list[str] = []
-    # Slurm limits an array alone; of several, each waits for those before it in its lanes
+    # Slurm limits each array separately; of several, each waits for those before it in its lanes
     lanes = [""] * (cluster.parallel or 0)
     for array in arrays:
         taken, others = lanes[: len(array.groups)], lanes[len(array.groups) :]
@@ -244,9 +280,8 @@ def _submit_in_order(
             rest = [run for left in arrays[len(submitted) :] for group in left.groups for run in group]
             message = (
                 f"queued are the jobs {', '.join(submitted)}, but not {count(len(rest), 'run')} from"
-                f" {rest[0].name} on; "
+                f" {rest[0].name} on; the same command submits those later"
             )
-            message += "the same command submits those later"
             return submitted, [*error.problems, Problem(f"cluster '{name}':", message)]
         lanes = others + [job] * len(taken)
         submitted.append(job)
@@ -255,12 +290,12 @@ def _submit_in_order(
 
 
 def is_open(state: Status, waiting: dict[str, Task]) -> bool:
-    """Whether a run is to be submitted: it is not finished, and nobody is at it or about to be."""
+    """Whether a run is to be submitted: it is not finished, and no process trains it or is queued to."""
     return state.state in OPEN and state.run.name not in waiting
 
 
 def describe(array: Array) -> str:
-    """An array in a line."""
+    """'3 jobs (gelu …) on 1 node, 8 a100 GPUs each'."""
     first, cluster = array.groups[0][0], array.cluster
     which = f"{first.step} …" if len(array.groups) > 1 else first.step
     kind = f"{cluster.gpu_type} GPU" if cluster.gpu_type else "GPU"
@@ -268,20 +303,13 @@ def describe(array: Array) -> str:
     return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
 
 
-def _collecting(arguments: argparse.Namespace, steps_file: Path) -> list[str]:
-    """The command that makes tables and figures of the plan, in a job whose code is the snapshot's; it reads
-    nothing that may be edited.
+def collect_command(arguments: argparse.Namespace, steps_file: Path) -> list[str]:
+    """The command that makes tables and figures of the plan, for a job that runs the snapshot's code; it
+    reads nothing that may be edited meanwhile.
     """
     out = arguments.out or Path("reports") / arguments.roadmap / (arguments.profile or "paper")
-    words = [
-        sys.executable,
-        "-m",
-        "roadmap",
-        "collect",
-        str(arguments.runs.absolute()),
-        "--out",
-        str(out.absolute()),
-    ]
+    words = [sys.executable, "-m", "roadmap", "collect", str(arguments.runs.absolute())]
+    words += ["--out", str(out.absolute())]
     words += ["--steps-file", str(steps_file), "--roadmap", arguments.roadmap]
     words += ["--profile", arguments.profile or NO_PROFILE]
     if arguments.ablate is not None:

@@ -1,6 +1,4 @@
-"""Trains all steps of the roadmap with several seeds, on a Slurm cluster or on this machine: python
-slurm/submit.py --seeds 3.
-"""
+"""Trains all steps of a roadmap with several seeds, on Slurm or here: python slurm/submit.py --seeds 3."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
         description=(
-            "Train every step with several seeds. Runs that are finished, queued or being trained are left"
-            " alone, so submitting again does just what is missing."
+            "Train every step with several seeds. Runs that are finished, queued or being trained are"
+            " skipped, so submitting again trains only what is missing."
         )
     )
     add_config_options(options)
@@ -25,45 +23,45 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)"
     )
-    options.add_argument("--only", choices=["failed"], help="train the runs alone that have failed")
+    options.add_argument("--only", choices=["failed"], help="train only the runs that have failed")
     options.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs live (default: runs)"
     )
     options.add_argument(
         "--cluster",
         metavar="NAME",
-        help="an entry of the cluster file (default: slurm if there is an sbatch, else local)",
+        help="an entry of the cluster file (default: slurm if sbatch is installed, else local)",
     )
     options.add_argument(
         "--cluster-file",
         type=Path,
         default=CLUSTER_YAML,
         metavar="FILE",
-        help="clusters (default: slurm/cluster.yaml)",
+        help="cluster file (default: slurm/cluster.yaml)",
     )
     options.add_argument(
         "--workers",
         type=int,
         metavar="W",
-        help="local: processes to train in (default: one a GPU, or a core)",
+        help="local: worker processes (default: one per GPU, or per core)",
     )
     options.add_argument(
         "--pack",
         type=int,
         default=1,
         metavar="N",
-        help="Slurm: train N runs in a job, one after the other (default: 1)",
+        help="Slurm: train N runs per job, one after the other (default: 1)",
     )
     options.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="Slurm: where tables and figures go when the last run has ended",
+        help="Slurm: folder of the tables and figures that are written when the last run has ended",
     )
     options.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the plan, the forecast and the scripts; make and submit nothing",
+        help="print the plan, an estimate and the scripts; write and submit nothing",
     )
     return options
 

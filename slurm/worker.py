@@ -1,11 +1,10 @@
-"""A worker takes the next unfinished run of a plan, trains it, and goes on until none is left that nobody
-works on.
-"""
+"""A worker trains the unfinished runs of a plan one after the other, here or in a Slurm job."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from roadmap.cli.options import Parser, print_anywhere
 from roadmap.config import RunConfig
 from roadmap.disk import DiskError
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
@@ -20,31 +20,32 @@ from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.trackers import make_trackers
+from slurm.client import SlurmUnavailable, ask
+from slurm.jobs import verify_snapshot
 
 logger = logging.getLogger(__name__)
-LOOK_AGAIN_S = 2.0
+POLL_S = 2.0
 OPEN = {"pending", "stale", "failed"}
+STOPPED = 75  # EX_TEMPFAIL: saved, to be resumed by another job
+FAILED = 1
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What a worker has done: the number of runs that it `finished`, and whether it was `stopped` by a
-    signal.
-    """
+    """The number of runs that a worker `finished`, and whether a signal `stopped` it."""
 
     finished: int
     stopped: bool
 
 
 def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None = None) -> Shift:
-    """Trains the runs in `run_dirs` that are open, in order, each at most once.
+    """Trains the open runs of `run_dirs`, in order, each at most once.
 
-    A job that may have died over one of them before says how many `retries` a run has: see `next_open`. Many
-    workers may share a plan: the lease of a run decides who trains it, and nobody who is `patient` leaves
-    while another might die over one. A run that fails leaves its reason in its attempt, and the worker goes
-    on; SIGTERM saves the run at hand and ends the worker, unless that run was cancelled: then the worker goes
-    on with others. Several processes that were launched together are one worker, which trains each run on all
-    of them.
+    Many workers may share a plan: the lease of a run decides which of them trains it, and a `patient` worker
+    waits while another might die over one. `retries` is for a job that may have crashed over a run before:
+    see `next_open`. A run that fails leaves its reason in its attempt, and the worker continues. SIGTERM
+    saves the current run and ends the worker, unless that run was canceled: then the worker continues with
+    the others. Processes that were launched together are one worker, which trains each run on all of them.
     """
     finished, tried = 0, set[Path]()
     with StopSignals() as stop, ExitStack() as stack:
@@ -57,16 +58,16 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
             if run is None and not (waiting and patient):
                 break
             if run is None:
-                time.sleep(LOOK_AGAIN_S)
+                time.sleep(POLL_S)
                 continue
             try:
-                # once, for a submission may replace it
+                # on rank 0 only, since a submission may replace it
                 config = world.from_rank0(partial(RunConfig.read, run.config))
                 with make_trackers(config, run.path) if world.first else Callback() as trackers:
                     train(config, run.path, stop=stop, watch=trackers, world=world)
                 finished += 1
             except LeaseHeld:
-                continue  # somebody was faster; if they die, the run is open again
+                continue  # another worker was faster; if it dies, the run is open again
             except Stopped as reason:
                 logger.warning("%s: stopped by %s", run.path, reason)
                 if world.from_rank0(partial(status, run)).state != "cancelled":
@@ -76,10 +77,10 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
             except LeaseLost as reason:
                 logger.warning("%s: %s", run.path, reason)
             except Exception as error:
-                # the others may wait for this process in vain: let the launcher end them all
+                # the other processes may wait for this one in vain: the launcher ends them all
                 if world.size > 1:
                     raise
-                if isinstance(error, DiskError):  # whose message says all
+                if isinstance(error, DiskError):  # its message needs no traceback
                     logger.error("%s failed: %s", run.path, error)
                 else:
                     logger.exception("%s failed", run.path)
@@ -88,9 +89,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
 
 
 def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
-    """Works on the GPU `device` alone, a number or an id: submitit, which hides all of them, would let it see
-    numbers only.
-    """
+    """Works on one GPU, given by number or id; submitit's own option takes numbers only."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device
     return work(run_dirs)
 
@@ -98,13 +97,11 @@ def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
 def next_open(
     run_dirs: list[str], tried: set[Path], retries: int | None = None
 ) -> tuple[RunDir | None, bool]:
-    """The first run that is neither finished, nor being worked on, nor in `tried`; and whether any is being
-    worked on.
+    """The first run that is open and not in `tried`; and whether another worker is training any.
 
-    Finished runs are taken off `run_dirs`, or a worker would read all of them again before each run of a long
-    plan. What others work on may yet become open, for they can die. With `retries`, a run that crashed less
-    often in this job comes first, or one that kills the process would keep it from all others, and one that
-    crashed more than `retries` times is left.
+    Finished runs are removed from `run_dirs`, so that they are not read again before each run of a long plan.
+    With `retries`, the run that crashed least often in this job comes first, so that one that kills the
+    process does not keep it from the others, and one that crashed more than `retries` times is skipped.
     """
     waiting, job = False, own_job()
     found: list[tuple[int, RunDir]] = []
@@ -124,10 +121,9 @@ def next_open(
 
 
 def crashes(run: RunDir, job: str | None) -> int:
-    """How many attempts of `job` in a row, up to now, have ended unasked and saved nothing new; `attempts`
-    keeps why.
+    """How many of the latest attempts, all of `job`, crashed in a row without saving anything new.
 
-    Another job, as of whoever submits again, has all its retries.
+    A later submission is another job and has all its retries.
     """
     found, furthest = 0, 0
     for record in map(read_attempt, attempts(run.path)):
@@ -136,3 +132,50 @@ def crashes(run: RunDir, job: str | None) -> int:
         found = 0 if asked or saved > furthest else found + 1
         furthest = max(furthest, saved)
     return found
+
+
+def train_runs(run_dirs: Sequence[str], snapshot: str, retries: int) -> None:
+    """What a Slurm job runs: trains `run_dirs` with the code in `snapshot`, each with up to `retries`.
+
+    SystemExit with STOPPED or FAILED if one of them is left open.
+    """
+    print_anywhere()
+    verify_snapshot(Path(snapshot))
+    stopped = work(run_dirs, patient=False, retries=retries).stopped
+    if any(status(RunDir(Path(run))).state in OPEN for run in run_dirs):
+        raise SystemExit(STOPPED if stopped else FAILED)
+
+
+def must_requeue(runs: Sequence[RunDir], code: int, retries: int, restarts: int = 0) -> bool:
+    """Whether this job, which ended with `code` after so many `restarts`, is to be requeued: one of its runs
+    was stopped, or has retries left.
+    """
+    left, job = [run for run in runs if status(run).state not in FINISHED], own_job()
+    if code in (128 + 15, 128 + 2):  # canceled: Slurm itself requeues a job that it has preempted
+        return False
+    if all(crashes(run, job) > retries for run in left):
+        return False
+    begun = sum(read_attempt(path).get("job") == job for run in runs for path in attempts(run.path))
+    # otherwise a job that cannot start would be requeued forever
+    return code == STOPPED or restarts < begun + retries * (begun + 1)
+
+
+def main() -> int:
+    """The last line of a job's script: requeues the job if needed, and passes on the exit code."""
+    options = Parser(description="Queue this job again if its runs are not finished.")
+    options.add_argument("code", type=int)
+    options.add_argument("retries", type=int)
+    options.add_argument("runs", nargs="+", type=Path)
+    arguments = options.parse_args()
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    if must_requeue([RunDir(path) for path in arguments.runs], arguments.code, arguments.retries, restarts):
+        print(f"exit code {arguments.code}: queued again", file=sys.stderr)
+        try:
+            ask("scontrol", "requeue", str(own_job()), retry=True)
+        except SlurmUnavailable as error:
+            print(f"scontrol requeue: {error}", file=sys.stderr)
+    return int(arguments.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

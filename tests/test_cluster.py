@@ -24,10 +24,9 @@ from roadmap.strict_yaml import read_yaml
 from slurm import CLUSTER_YAML
 from slurm.cluster import GENERAL, KEYS, OWN, Cluster, load_cluster, minutes_of
 from slurm.executor import Array, arrays_of, parameters, script, teardown
-from slurm.forecast import forecast
-from slurm.job import FAILED, STOPPED, is_to_go_on
-from slurm.snapshot import take, tree_hash, verify
-from slurm.worker import crashes
+from slurm.jobs import take_snapshot, tree_hash, verify_snapshot
+from slurm.submission import estimate
+from slurm.worker import FAILED, STOPPED, crashes, must_requeue
 
 
 def cluster(**values: Any) -> Cluster:
@@ -126,7 +125,7 @@ BAD = {
     "two kinds of memory": (
         "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
         (
-            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: is given beside memory_gb; memory is each node's,"
+            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: conflicts with memory_gb; memory is each node's,"
             " each CPU's or each GPU's"
         ),
     ),
@@ -176,11 +175,11 @@ BAD = {
     ),
     "an option with its dashes": (
         "{scheduler: slurm, sbatch: {--mail-type: END}}",
-        "sbatch.--mail-type: is no long name of an option",
+        "sbatch.--mail-type: is not a long option of sbatch",
     ),
     "an option of one letter": (
         "{scheduler: slurm, sbatch: {w: node1}}",
-        "c.yaml:3:37 cluster 'mine': sbatch.w: is no long name of an option",
+        "c.yaml:3:37 cluster 'mine': sbatch.w: is not a long option of sbatch",
     ),
     "an option twice": (
         "{scheduler: slurm, sbatch: {mail-type: END, mail_type: FAIL}}",
@@ -428,7 +427,7 @@ def test_a_job_that_ends_names_its_own_runs_whatever_their_letters(
     shell = ["bash", "-c", "\n".join(["(exit 75)", *lines])]
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (7, "")
-    assert done.stdout.splitlines() == ["-m", "slurm.job", "75", "3", *map(str, groups[task or 0])]
+    assert done.stdout.splitlines() == ["-m", "slurm.worker", "75", "3", *map(str, groups[task or 0])]
 
 
 @pytest.mark.parametrize(
@@ -479,17 +478,18 @@ def test_the_snapshot_comes_before_what_is_on_the_path(
 
 
 def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
-    snapshot = take(tmp_path)
-    assert (snapshot.name, take(tmp_path)) == (f"source-{tree_hash()}", snapshot)
+    snapshot = take_snapshot(tmp_path)
+    assert (snapshot.name, take_snapshot(tmp_path)) == (f"source-{tree_hash()}", snapshot)
     assert [path.name for path in tmp_path.iterdir()] == [snapshot.name]
     check = (
-        "import sys; from pathlib import Path; from slurm.snapshot import verify; verify(Path(sys.argv[1]))"
+        "import sys; from pathlib import Path; from slurm.jobs import verify_snapshot;"
+        " verify_snapshot(Path(sys.argv[1]))"
     )
     environment = os.environ | {"PYTHONPATH": str(snapshot), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-B", "-c", check, str(snapshot)]
     assert subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path).returncode == 0
     with pytest.raises(ConfigError, match="is the code that was imported"):
-        verify(snapshot)
+        verify_snapshot(snapshot)
     (snapshot / "steps.yaml").write_text("base: {}\n", encoding="utf-8")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert "was changed after it was taken" in done.stderr
@@ -503,16 +503,16 @@ def attempt(run: RunDir, number: int, outcome: str | None, saved: int | None = N
 
 def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path: Path) -> None:
     run = runs(tmp_path, ["gelu"])[0]
-    assert is_to_go_on([run], FAILED, retries=2, restarts=1), "no attempt was made: the node failed"
-    assert not is_to_go_on([run], FAILED, retries=2, restarts=2)
+    assert must_requeue([run], FAILED, retries=2, restarts=1), "no attempt was made: the node failed"
+    assert not must_requeue([run], FAILED, retries=2, restarts=2)
     attempt(run, 1, "stopped")
-    assert is_to_go_on([run], STOPPED, retries=0)
+    assert must_requeue([run], STOPPED, retries=0)
     for number, outcome in ((2, "failed"), (3, None)):  # None was killed
         attempt(run, number, outcome)
     assert crashes(run, None) == 2
-    assert is_to_go_on([run], 137, retries=2)
-    assert not is_to_go_on([run], 137, retries=1)
-    assert not is_to_go_on([run], 128 + 15, retries=9), "whoever cancels a job means it"
+    assert must_requeue([run], 137, retries=2)
+    assert not must_requeue([run], 137, retries=1)
+    assert not must_requeue([run], 128 + 15, retries=9), "whoever cancels a job means it"
     attempt(run, 4, "stopped")
     assert crashes(run, None) == 0
     assert status(run).state == "stale"
@@ -522,9 +522,11 @@ def test_a_job_goes_on_while_one_of_its_runs_is_worth_it_and_it_can_begin_at_all
     bad, good = runs(tmp_path, ["resnet50", "gelu"])
     for number in (1, 2):
         attempt(bad, number, "failed")
-    assert not is_to_go_on([bad], FAILED, retries=1, restarts=1)
-    assert is_to_go_on([bad, good], FAILED, retries=1, restarts=1), "the good one was not tried"
-    assert not is_to_go_on([bad, good], FAILED, retries=1, restarts=5), "it has not begun one for three times"
+    assert not must_requeue([bad], FAILED, retries=1, restarts=1)
+    assert must_requeue([bad, good], FAILED, retries=1, restarts=1), "the good one was not tried"
+    assert not must_requeue([bad, good], FAILED, retries=1, restarts=5), (
+        "it has not begun one for three times"
+    )
 
 
 def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
@@ -563,7 +565,7 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
         done.stdout.count("#SBATCH --exclusive\n"),
         done.stdout.count("#SBATCH --mail-type=FAIL,TIME_LIMIT\n"),
     ) == (2, 3)
-    assert re.search(r"forecast: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
+    assert re.search(r"estimate: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
 
 
 def test_a_step_that_there_is_not_is_refused_at_its_place(tmp_path: Path) -> None:
@@ -608,7 +610,7 @@ def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None
     )
 
 
-def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> None:
+def test_the_estimate_has_an_array_wait_for_the_one_before(tmp_path: Path) -> None:
     """Four at a time: three small jobs, then four large ones."""
     given = cluster(gpus_per_node=1, tflops=17, parallel=4, steps={"resnet50": {"memory_gb": 1}})
     roadmap = load_roadmap()
@@ -617,7 +619,7 @@ def test_the_forecast_has_an_array_wait_for_the_one_before(tmp_path: Path) -> No
         for step, seeds in (("resnet50", 3), ("gelu", 4))
         for seed in range(seeds)
     ]
-    lines = "\n".join(forecast(given, plan, tmp_path))
+    lines = "\n".join(estimate(given, plan, tmp_path))
     found = re.search(r"([\d.]+) hours with up to 4 runs at a time; a run takes ([\d.]+) to ([\d.]+)", lines)
     assert found
     end, shortest, longest = map(float, found.groups())

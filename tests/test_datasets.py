@@ -30,7 +30,7 @@ from roadmap.data.loader import Loader
 from roadmap.data.preflight import TORCH, check_data
 from roadmap.data.synthetic import Synthetic
 from roadmap.errors import ConfigError
-from roadmap.run import training_images
+from roadmap.estimate import training_images
 from tests.helpers.images import (
     CLASSES,
     CPU,

@@ -133,7 +133,7 @@ def test_a_run_that_is_finished_is_no_failure_where_its_end_cannot_be_recorded(
             lease.outcome = "done"
             fill(disk)
         assert (
-            f"the end of the attempt is not on record: {disk}/attempts/0001.json cannot be written: no space"
+            f"the end of the attempt was not recorded: {disk}/attempts/0001.json cannot be written: no space"
             f" left on {disk}" in caplog.text
         )
 

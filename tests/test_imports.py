@@ -67,6 +67,7 @@ FLOORS = {
     "roadmap.cli.arguments": 4,
     "roadmap.cli.inspect": 4,
     "roadmap.cli.options": 1,
+    "roadmap.estimate": 4,
     "roadmap.run": 4,
     "roadmap.verify": 4,
     "roadmap.__main__": 5,

@@ -14,8 +14,7 @@ import pytest
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
-from slurm.job import STOPPED
-from slurm.worker import next_open
+from slurm.worker import STOPPED, next_open
 from tests.helpers import commands
 from tests.helpers.processes import free_port
 from tests.slurm.plans import outcomes
@@ -66,7 +65,7 @@ def slurm(folder: Path, **known: object) -> dict[str, str]:
 
 def end(environment: dict[str, str], code: int, retries: int, runs: list[RunDir]) -> int:
     """The exit code of the last line of a job's script."""
-    words = [sys.executable, "-m", "slurm.job", str(code), str(retries), *(str(run.path) for run in runs)]
+    words = [sys.executable, "-m", "slurm.worker", str(code), str(retries), *(str(run.path) for run in runs)]
     return subprocess.run(
         words, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False
     ).returncode

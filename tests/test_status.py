@@ -19,9 +19,9 @@ from roadmap import ROOT
 from roadmap.lease import Lease, attempts, read_attempt
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from slurm.accounting import tasks_of
+from slurm.client import tasks_of
+from slurm.jobs import Submission, jobs_of
 from slurm.status_table import duration
-from slurm.submitted import Submission, jobs_of
 from tests.helpers import commands
 
 TINY = {
@@ -272,7 +272,7 @@ def test_where_slurm_cannot_be_asked_the_state_is_unknown(tmp_path: Path) -> Non
     refused = call("cancel", tmp_path, "--all", path=str(tmp_path))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert (
-        refused.stderr == "Slurm does not answer, so nobody knows what is queued: squeue is not installed\n"
+        refused.stderr == "Slurm does not answer, so it is unknown what is queued: squeue is not installed\n"
     )
     assert "unknown" in call("logs", "gelu", "0", "--runs", tmp_path, path=str(tmp_path)).stdout
 
@@ -307,7 +307,7 @@ def test_watching_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
         ("status", ["--profile", "digit"], "holds no run of profile 'digit'; did you mean 'digits'?"),
         ("status", ["--roadmap", "moon"], "holds no run of roadmap 'moon'; there are convnext_t"),
         ("status", ["--watch", "0"], "--watch must be more than 0 seconds, not 0"),
-        ("cancel", [], "--all, --steps, --seed or --not-in-plan must say which runs to stop"),
+        ("cancel", [], "--all, --steps, --seed or --not-in-plan must be given, to select the runs to stop"),
         ("cancel", ["--steps", "gel"], "holds no run of step 'gel'; did you mean 'gelu'?"),
         ("cancel", ["--seed", "7"], "holds no run of seed '7'; there are 0"),
         ("cancel", ["--not-in-plan", "--set", "recipe.epoch=3"], "unknown key 'recipe.epoch'"),
@@ -337,10 +337,10 @@ def test_a_worker_is_told_to_save_and_its_run_goes_on_later(tmp_path: Path) -> N
             assert worker.poll() is None
             time.sleep(0.05)
         rehearsed = call("cancel", tmp_path, "--steps", "gelu", "--dry-run")
-        assert f"process {worker.pid} would be told to save and end: gelu seed 0" in rehearsed.stdout
+        assert f"process {worker.pid} would be asked to save and end: gelu seed 0" in rehearsed.stdout
         assert status(run).state == "running"
         done = call("cancel", tmp_path, "--steps", "gelu")
-        assert f"process {worker.pid} was told to save and end: gelu seed 0" in done.stdout
+        assert f"process {worker.pid} was asked to save and end: gelu seed 0" in done.stdout
         assert worker.wait(timeout=60) == 0
     finally:
         worker.kill()

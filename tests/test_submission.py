@@ -16,9 +16,7 @@ import pytest
 from submitit.core.utils import DelayedSubmission
 
 from roadmap import ROOT
-from slurm.monitor import places
-from slurm.snapshot import sources
-from slurm.submitted import submissions
+from slurm.jobs import job_of_each_run, sources, submissions
 
 STEP = (
     "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind:"
@@ -120,7 +118,7 @@ def test_nothing_is_submitted_while_slurm_does_not_answer(more: list[str], site:
     (site / "bin/squeue").write_text("#!/bin/sh\necho slurm_load_jobs error >&2; exit 1\n", encoding="utf-8")
     done = submit(ROOT, site, *words, *more)
     said = (
-        "Slurm does not answer, so nobody knows what is queued already, and nothing was submitted:"
+        "Slurm does not answer, so it is unknown what is queued, and nothing was submitted:"
         " slurm_load_jobs error\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
@@ -227,11 +225,11 @@ def test_a_job_from_outside_of_git_takes_no_other_commit_for_its_own(project: Pa
 def test_copies_beside_the_records_of_submissions_count_for_nothing(project: Path, site: Path) -> None:
     assert submit(project, site, "--steps", "gelu", "--profile", "digits").returncode == 0
     (jobs,) = site.glob("runs/*/*/jobs")
-    known, at = submissions(jobs), places(jobs)
+    known, at = submissions(jobs), job_of_each_run(jobs)
     assert len(known) == len(at) == 1
     (record,) = (path for path in jobs.glob("*.json"))
     shutil.copy(record, jobs / f"{record.stem} (copy).json")
     shutil.copy(record, jobs / f"backup-{record.name}")
     (job,) = (jobs / record.stem).glob("*_submitted.pkl")
     shutil.copy(job, job.with_name(f"0 backup of {job.name}"))
-    assert (submissions(jobs), places(jobs)) == (known, at)
+    assert (submissions(jobs), job_of_each_run(jobs)) == (known, at)

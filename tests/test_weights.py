@@ -484,8 +484,8 @@ def test_files_of_one_name_at_two_addresses_are_two_files(hub: Path, server: Ser
 @pytest.mark.parametrize(
     ("status", "share", "announces", "message"),
     [
-        (200, 0.5, True, "cannot be downloaded: IncompleteRead"),
-        (200, 0.0, True, "cannot be downloaded: IncompleteRead"),
+        (200, 0.5, True, "cannot be downloaded: the connection broke after"),
+        (200, 0.0, True, "cannot be downloaded: the connection broke after 0 of"),
         (200, 0.5, False, "is truncated, or not a checkpoint"),
         (200, 0.0, False, "is empty"),
         (404, 1.0, True, "cannot be downloaded: HTTP Error 404: Not Found"),

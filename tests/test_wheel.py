@@ -141,15 +141,15 @@ def test_its_jobs_run_a_snapshot_of_it(command: Path, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from slurm.snapshot import keep_steps, take
+from slurm.jobs import keep_steps, take_snapshot
 from roadmap import ROOT, STEPS_YAML
-snapshot = take(Path.cwd())
+snapshot = take_snapshot(Path.cwd())
 print(ROOT, snapshot, keep_steps(STEPS_YAML, Path.cwd(), snapshot), sep="\\n")
 """
     python = command.with_name("python")
     root, snapshot, steps = call(python, "-c", script, cwd=tmp_path).splitlines()
     assert ROOT not in (Path(root), *Path(root).parents)
     assert Path(steps).is_file()
-    job = "from pathlib import Path; from slurm.snapshot import verify; import roadmap.steps; "
-    job += f"verify(Path({snapshot!r})); print(len(roadmap.steps.load_roadmap().steps))"
+    job = "from pathlib import Path; from slurm.jobs import verify_snapshot; import roadmap.steps; "
+    job += f"verify_snapshot(Path({snapshot!r})); print(len(roadmap.steps.load_roadmap().steps))"
     assert int(call(python, "-c", job, cwd=tmp_path, PYTHONPATH=snapshot, PYTHONSAFEPATH="1")) > 10

@@ -198,14 +198,14 @@ def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: P
         assert process.poll() is None
         time.sleep(0.01)
     chosen = ("--steps", "gelu", "kernel_7")
-    assert "would be left by all workers until submitted again: gelu seed 0, kernel_7 seed 0" in cancel(
+    assert "would be skipped by all workers until submitted again: gelu seed 0, kernel_7 seed 0" in cancel(
         tmp_path, *chosen, "--dry-run"
     )
     assert [status(run).state for run in (gelu, kernel)] == ["running", "pending"]
     said = cancel(tmp_path, *chosen)
     assert (
-        "was told to save and leave: gelu seed 0\nleft by all workers until submitted again: gelu seed 0,"
-        " kernel_7 seed 0\n" in said
+        "was asked to save and continue with other runs: gelu seed 0\nskipped by all workers until submitted"
+        " again: gelu seed 0, kernel_7 seed 0\n" in said
     )
     assert (
         process.communicate(timeout=300)[0].splitlines()[0] == "3 runs: 3 pending; 1 worker for 3 open runs"

@@ -5,8 +5,6 @@ epoch and sample.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
@@ -29,6 +27,7 @@ from roadmap.data.preflight import STREAMS, kind_of
 from roadmap.data.staging import stage
 from roadmap.data.tensor_decoder import collate, for_tensors
 from roadmap.errors import ConfigError, config_error
+from roadmap.signals import obey_parent
 
 Transform = Callable[[Picture], Tensor]
 GREYS = 255  # what a mean or a standard deviation of 1 stands for
@@ -180,25 +179,6 @@ class Loader:
     def close(self) -> None:
         """Ends the workers; left to find out that nobody needs them, Python takes seconds for each."""
         self._batches.close()
-
-
-def obey_parent(parent: int, worker: int) -> None:
-    """Has a worker leave signals to the process that it works for: one to all processes must not end it under
-    that one's hands.
-
-    `parent` is that process: Python may have started the worker from another, its fork server.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with, args=(parent,), name="signals", daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 def build_transform(config: RunConfig, training: bool) -> Transform:

@@ -8,7 +8,6 @@ import argparse
 import json
 import re
 import shlex
-import signal
 import threading
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from roadmap.data.shards import load_index
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import leftovers, locked, write_errors, write_json
 from roadmap.provenance import usable_cores
+from roadmap.signals import delaying_interrupts
 from roadmap.terminal import count
 
 REFRESH_S, LINE_S = 0.5, 10.0
@@ -187,7 +187,7 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
         return
     shared, workers = Shared(len(left_out), allowed), min(workers, len(missing))
     pool = ProcessPoolExecutor(workers, mp_context=FORK, initializer=begin, initargs=(shared,))
-    with _deaf():
+    with delaying_interrupts():
         writing = {pool.submit(write_shard, shard, recipe): plan for plan, shard in missing}
     reader = threading.Thread(target=_read, args=(shared, console), daemon=True)
     reader.start()
@@ -206,18 +206,6 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
         pool.shutdown(cancel_futures=True)
         shared.news.put(None)
         reader.join()
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Workers made inside never hear of Ctrl-C, which reaches all of a terminal's processes: the parent has
-    them stop.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _finish(future: Future[tuple[str, Finished]], plan: Split) -> None:

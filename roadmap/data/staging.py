@@ -12,9 +12,8 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
-from threading import Event, get_ident
+from threading import Event
 from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from roadmap.config import RunConfig
 from roadmap.data.listing import find_images, readable, walk_files
@@ -30,12 +29,12 @@ from roadmap.data.preflight import (
 )
 from roadmap.disk import disk_error, reason
 from roadmap.errors import config_error
-from roadmap.files import locked, temporary_path, write_errors
+from roadmap.files import download, locked, write_errors
 
 DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`
 COPIES_AT_ONCE = 8
 DOWNLOADS_AT_ONCE = 4
-ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 1.0, 60.0
+ATTEMPTS, PAUSE_S = 3, 1.0
 
 
 def stage(config: RunConfig) -> RunConfig:
@@ -78,9 +77,9 @@ def _copy_all(config: RunConfig, folder: Path) -> Path:
     lock = folder / f".{source.name}-{_digest(str(source), str(config.data.model_dump()))}.lock"
     with ExitStack() as stack:
         _enter(stack, lock)
-        if (download := source / DOWNLOAD_LOCK).exists():
+        if (downloading := source / DOWNLOAD_LOCK).exists():
             with suppress(OSError):  # where nothing can be written, nothing is downloaded
-                stack.enter_context(locked(download))
+                stack.enter_context(locked(downloading))
         said = Path(os.fsdecode(lock.read_bytes()) or "/nowhere")
         if lock.stat().st_mtime >= began and said.is_dir():
             return said  # whoever we waited for has just looked
@@ -198,14 +197,11 @@ def _in_threads(threads: int, work: Callable[[str, Event], object], names: Itera
 
 def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
     url, path = f"{address}/{name}", folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a thread that nobody waits for may still be at work on another
-    temporary = temporary_path(path).with_suffix(f".{get_ident()}.tmp")
     for attempt in range(ATTEMPTS):
         if ended.wait(PAUSE_S * attempt):
             return None
         try:
-            return _download(url, path, temporary, ended)
+            return download(url, path, partial(_check_space, path.parent, url), ended, sync=False)
         except HTTPError as error:
             why = f"{error.code} {error.reason}"
             if error.code < 500:
@@ -214,21 +210,4 @@ def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
             why = reason(error, path) if isinstance(error, OSError) else str(error)
             if disk_error(error) is not None:
                 break
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
     raise config_error(url, f"cannot be fetched to {folder}: {why}")
-
-
-def _download(url: str, path: Path, temporary: Path, ended: Event) -> None:
-    with urlopen(url, timeout=TIMEOUT_S) as answer:
-        length = int(answer.headers.get("Content-Length") or 0)
-        _check_space(path.parent, url, length)
-        with temporary.open("wb") as file:
-            while chunk := answer.read1(1 << 20):  # what has come, however slow the server is
-                if ended.is_set():
-                    return
-                file.write(chunk)
-            if length and file.tell() != length:
-                raise OSError(f"the connection broke after {file.tell():,} of {length:,} bytes")
-    temporary.replace(path)

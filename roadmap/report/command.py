@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 
 from roadmap.cli.arguments import read_overrides
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these
@@ -125,13 +124,12 @@ def _collect(arguments: argparse.Namespace, how: ReportOptions) -> int:
 
 
 def _watch(arguments: argparse.Namespace, how: ReportOptions) -> int:
-    """Collects runs until all are finished; Ctrl-C is a way to end it like any other."""
+    """Collects runs until all are finished or Ctrl-C is pressed."""
     from roadmap.report.watch import watch
 
-    with suppress(KeyboardInterrupt):
-        watch(
-            _experiments(arguments),
-            lambda found: Report(parts_of(found)).write(arguments.out, how),
-            arguments.watch,
-        )
+    watch(
+        _experiments(arguments),
+        lambda found: Report(parts_of(found)).write(arguments.out, how),
+        arguments.watch,
+    )
     return 0

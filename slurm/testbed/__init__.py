@@ -1,3 +1,1 @@
-"""A real Slurm on one machine, for tests: started as root in a folder of its own, and stopped without a
-trace.
-"""
+"""A real Slurm on one machine, for tests: started as root in its own folder, and removed when stopped."""

@@ -12,10 +12,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from roadmap.cli.options import Parser
+from roadmap.signals import exit_on_sigterm
 from slurm.testbed.bed import FOREIGN, Testbed
 from slurm.testbed.config import Settings, Unusable
 from slurm.testbed.packages import install
@@ -23,10 +22,11 @@ from slurm.testbed.packages import install
 DEFAULT = Settings()
 EPILOG = """\
 A testbed is a real Slurm with accounting on one machine, run by root from Debian's packages, \
-in one folder and on ports of its own; others
-may run beside it. Its nodes n1, n2, ... have as many CPUs and GPUs as you say: \
-it schedules them, but they need not exist. Partitions are
-main, short (time limit 2 minutes) and low, whose jobs are requeued when others need the place.
+in its own folder and on its own ports.
+Several may run at a time. Its nodes n1, n2, ... have as many CPUs and GPUs as the options give: \
+it schedules them, but
+they need not exist. Partitions are main, short (time limit 2 minutes) and low, whose jobs are requeued
+when others need the nodes.
 
   python -m slurm.testbed install
   python -m slurm.testbed start
@@ -34,7 +34,7 @@ main, short (time limit 2 minutes) and low, whose jobs are requeued when others 
   python -m slurm.testbed stop
 """
 HELP = {
-    "nodes": "nodes, each a slurmd",
+    "nodes": "number of nodes, each a slurmd",
     "cpus": "CPUs of a node",
     "memory_mb": "memory of a node",
     "gpus": "GPUs of a node, half of type a100 and half of h100, which need not exist",
@@ -59,14 +59,14 @@ def parser() -> argparse.ArgumentParser:
         "run": "start one, run a command on it, stop it, and exit as the command did",
         "stop": "kill its daemons and jobs, and delete all but logs and configuration",
         "status": "show its daemons and nodes; exit code 1 if a daemon is missing",
-        "env": "print what a shell has to evaluate for Slurm's commands to go there",
+        "env": "print lines that make a shell's Slurm commands use it, for eval",
     }.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         command.add_argument(
             "--folder",
             type=Path,
             metavar="DIR",
-            help=f"where all its files are (default: {default_folder()})",
+            help=f"folder of all its files (default: {default_folder()})",
         )
         if name in {"start", "run"}:
             add_settings(command)
@@ -93,29 +93,24 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def default_folder() -> Path:
-    """Where a testbed is unless --folder says otherwise."""
+    """The folder of a testbed without --folder."""
     return Path(tempfile.gettempdir()) / "slurm-testbed"
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """What the options say."""
+    """The settings that the options give."""
     return Settings(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Settings)})
 
 
 def run_command(bed: Testbed, words: list[str]) -> int:
-    """Starts the testbed for as long as a command runs; returns the command's exit code, as a shell would."""
-    signal.signal(signal.SIGTERM, leave)
+    """Runs a command on a testbed that is stopped afterwards; returns the command's exit code."""
+    exit_on_sigterm()
     with bed:
         try:
             code = subprocess.run(words, env=bed.environment, check=False).returncode
         except OSError as reason:
             raise Unusable(f"{words[0]}: {reason.strerror}") from None
     return code if code >= 0 else 128 - code
-
-
-def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A signal ends the process, and on the way the testbed."""
-    sys.exit(128 + number)
 
 
 def show_status(bed: Testbed) -> int:
@@ -129,7 +124,7 @@ def show_status(bed: Testbed) -> int:
 
 
 def show_environment(bed: Testbed) -> None:
-    """Prints lines for a shell."""
+    """Prints lines for a shell's eval."""
     for name in sorted(name for name in os.environ if name.startswith(FOREIGN) and name != "SLURM_CONF"):
         print(f"unset {name}")
     for name in ("SLURM_CONF", "PATH"):
@@ -137,7 +132,7 @@ def show_environment(bed: Testbed) -> None:
 
 
 def main() -> int:
-    """Runs one command; 2 is the exit code of a testbed that cannot be."""
+    """Runs one command; exit code 2 if the testbed cannot be used."""
     arguments = parser().parse_args()
     try:
         if arguments.command == "install":

@@ -1,4 +1,4 @@
-"""A testbed: daemons started in order and stopped together, single ones killed, and commands run on it."""
+"""A testbed: starts and stops all daemons, kills single ones, and runs commands."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from slurm.testbed.config import Plan, Settings, Unusable
 from slurm.testbed.packages import cgroup_plugin, hindrance, search_path
 from slurm.testbed.processes import kill_all, members
 
-# by `stop`, for whoever asks what happened
+# by `stop`, to find out later what happened
 KEPT = {"log", "testbed.json", "slurm.conf", "slurmdbd.conf", "gres.conf", "cgroup.conf"}
-# Variables that would send a command to another cluster, or have it think that it is in a job.
+# Prefixes of variables that would select another cluster, or make a command act as within a job.
 FOREIGN = ("SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
-SAVED_AFTER_S = 6  # Slurm's SAVE_MAX_WAIT, and some more
+SAVED_AFTER_S = 6  # slightly more than Slurm's SAVE_MAX_WAIT
 USABLE = {"idle", "mixed", "allocated"}
 
 
 class Testbed:
-    """A Slurm in `folder`; as a context manager, it is started and stopped.
+    """A Slurm in `folder`, started and stopped by `with`.
 
-    Another process may use one that runs: `Testbed(folder)`, without settings, is the last started there.
+    Without settings, it is the last one started in that folder, perhaps by another process.
     """
 
-    __test__: ClassVar = False  # by its name, pytest would take it for a class of tests
+    __test__: ClassVar = False  # pytest would collect it by its name
 
     def __init__(self, folder: Path, settings: Settings | None = None) -> None:
         folder = folder.absolute()
@@ -55,13 +55,13 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment, such that Slurm's commands go to this testbed and no other cluster."""
+        """This process's environment, changed so that Slurm's commands use this testbed."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         return kept | {"SLURM_CONF": str(self.plan.conf), "PATH": search_path()}
 
     def start(self) -> None:
-        """Starts it, after clearing away what a crash has left, and returns when jobs run on all nodes and
-        are accounted for.
+        """Removes what a crash has left, starts all daemons, and returns when jobs run on all nodes and are
+        in the accounting.
         """
         if reason := hindrance(self.plan.settings.accounting):
             raise Unusable(reason)
@@ -81,10 +81,7 @@ class Testbed:
                 raise
 
     def stop(self) -> None:
-        """Kills all daemons and jobs and deletes their state; logs and configuration stay.
-
-        Where nothing runs, that is fine.
-        """
+        """Kills all daemons and jobs, if any, and deletes their state; logs and configuration stay."""
         if self.plan.folder.exists():
             with self._alone():
                 kill_all(self.plan.conf)
@@ -93,9 +90,7 @@ class Testbed:
     def run(
         self, *words: str, check: bool = True, timeout_s: float = 60, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Runs a command on the testbed and captures what it prints; one that fails is an error unless
-        `check` is false.
-        """
+        """Runs a command on the testbed and captures its output; Unusable if it fails and `check` is true."""
         done = subprocess.run(
             words,
             env=self.environment,
@@ -121,13 +116,13 @@ class Testbed:
         return list(members(self.plan.conf))
 
     def kill_slurmctld(self, saved: bool = True) -> None:
-        """kill -9 on the controller; jobs that run go on.
+        """Kills the controller with SIGKILL; running jobs continue.
 
-        What it has not `saved` is lost, as it is on any cluster: it would give the ids of jobs again, and
+        Unless it has `saved`, its latest state is lost, as on any cluster: it would reuse ids of jobs, and
         start others twice.
         """
         if saved:
-            # a save that is under way may know less
+            # a save in progress may lack the latest state
             asked, file = time.time() + 0.1, self.plan.folder / "state" / "job_state"
             self.wait_for(
                 lambda: (
@@ -150,7 +145,7 @@ class Testbed:
         )
 
     def kill_slurmd(self, node: str) -> None:
-        """kill -9 on a node's daemon; jobs that run there go on."""
+        """Kills a node's daemon with SIGKILL; running jobs continue."""
         daemons.kill(self.plan, f"slurmd-{node}")
 
     def start_slurmd(self, node: str) -> None:
@@ -159,7 +154,7 @@ class Testbed:
         self.wait_for(lambda: self.state_of(node) in USABLE, f"{node} to be ready")
 
     def stop_accounting(self) -> None:
-        """kill -9 on slurmdbd: sacct knows nothing until `start_accounting`, when it is told all since."""
+        """Kills slurmdbd with SIGKILL: sacct fails until `start_accounting`, and nothing is lost."""
         daemons.kill(self.plan, "slurmdbd")
 
     def start_accounting(self) -> None:
@@ -171,15 +166,15 @@ class Testbed:
         )
 
     def state_of(self, node: str) -> str:
-        """A node's state in Slurm's words, such as idle; empty if the controller does not answer."""
+        """A node's state, such as idle; empty if the controller does not answer."""
         return self.run("sinfo", "-h", "-N", "-n", node, "-p", "main", "-o", "%T", check=False).stdout.strip()
 
     def state_of_job(self, job: str) -> str:
-        """A job's state to the controller, such as PENDING; empty if it forgot the job or does not answer."""
+        """A job's state, such as PENDING; empty if the controller forgot the job or does not answer."""
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T", check=False).stdout.strip()
 
     def wait_for(self, predicate: Callable[[], object], what: str, timeout_s: float = 60) -> None:
-        """Returns when `predicate` holds; if late, says what it waited for and what the logs end with."""
+        """Returns when `predicate` is true; Unusable with the ends of the logs after `timeout_s`."""
         try:
             daemons.wait_for(predicate, what, timeout_s)
         except Unusable as reason:
@@ -201,7 +196,7 @@ class Testbed:
             daemons.make_database(self.plan)
             daemons.start(self.plan, "mariadbd")
             self.wait_for(lambda: daemons.database_answers(self.plan), "mariadbd to answer")
-            self.start_accounting()  # before slurmctld, which would not start without
+            self.start_accounting()  # before slurmctld, which needs it
         self.start_slurmctld()
         for node in self.nodes:
             daemons.start(self.plan, f"slurmd-{node}")
@@ -221,7 +216,7 @@ class Testbed:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Nobody else starts or stops a testbed in this folder meanwhile."""
+        """Keeps other processes from starting or stopping a testbed in this folder."""
         lock = os.open(self.plan.folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -230,7 +225,7 @@ class Testbed:
             os.close(lock)
 
     def _clear(self, kept: Collection[str] = ()) -> None:
-        """Deletes what is in the folder, unless no testbed has been there."""
+        """Deletes the contents of the folder; Unusable if they are not a testbed's."""
         entries = list(self.plan.folder.iterdir())
         if entries and Plan.read(self.plan.folder) is None:
             raise Unusable(f"{self.plan.folder} is neither empty nor a testbed's")

@@ -1,4 +1,4 @@
-"""Where a testbed keeps its files, and what it tells its daemons in them."""
+"""The files of a testbed, and the configuration of its daemons."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LONGEST_SOCKET = 107  # bytes in the path of a Unix socket
-# below those that the kernel hands to outgoing connections, which would be in the way
+# below those that the kernel uses for outgoing connections
 LISTENING_PORTS = range(12_000, 30_000)
 
 
 class Unusable(Exception):
-    """Why there can be no testbed, or why this one does not work."""
+    """Why a testbed cannot be started, or does not work."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a cluster looks like; all nodes are alike, and may promise more than the machine has."""
+    """The settings of a cluster of equal nodes, which may exceed the machine's resources."""
 
     nodes: int = 2
     cpus: int = 8
@@ -51,7 +51,7 @@ class Plan:
 
     @classmethod
     def read(cls, folder: Path) -> Plan | None:
-        """The plan that a start has left in `folder`, or None."""
+        """The plan of the last start in `folder`, or None."""
         try:
             record = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -65,26 +65,24 @@ class Plan:
 
     @property
     def conf(self) -> Path:
-        """What SLURM_CONF says."""
+        """The value of SLURM_CONF."""
         return self.folder / "slurm.conf"
 
     @property
     def munge_socket(self) -> Path:
-        """Where munged listens."""
         return self.folder / "munge.socket"
 
     @property
     def database_socket(self) -> Path:
-        """Where MariaDB listens, and nowhere else."""
         return self.folder / "mariadb.socket"
 
     @property
     def logs(self) -> Path:
-        """A log for each daemon; all that a stopped testbed leaves, besides its configuration."""
+        """The folder of the daemons' logs, which `stop` leaves in place."""
         return self.folder / "log"
 
     def write(self, cgroup_plugin: str) -> None:
-        """Fills the folder, which must be empty."""
+        """Writes all files into the folder, which must be empty."""
         if len(os.fsencode(self.database_socket)) > LONGEST_SOCKET:
             raise Unusable(f"{self.folder}: the path is too long for a socket; choose another with --folder")
         for name in (
@@ -100,7 +98,7 @@ class Plan:
         private(self.folder / "munge.key", secrets.token_bytes(128))
         private(self.folder / "slurmdbd.conf", slurmdbd_conf(self).encode())
         self.conf.write_text(slurm_conf(self), encoding="utf-8")
-        for number in range(self.settings.gpus):  # a GPU has to be a device; any will do
+        for number in range(self.settings.gpus):  # a GPU must be a device; any will do
             (self.folder / "gpu" / f"gpu{number}").symlink_to("/dev/null")
         (self.folder / "gres.conf").write_text(gres_conf(self), encoding="utf-8")
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={cgroup_plugin}\n", encoding="utf-8")
@@ -114,14 +112,14 @@ def nodes_of(settings: Settings) -> list[str]:
 
 
 def gpu_types(settings: Settings) -> dict[str, range]:
-    """The numbers of a node's GPUs by their type: half are of one, and half of another."""
+    """The numbers of a node's GPUs by type, half of each."""
     half = (settings.gpus + 1) // 2
     types = {"a100": range(half), "h100": range(half, settings.gpus)}
     return {kind: numbers for kind, numbers in types.items() if numbers}
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on, drawn by chance so that testbeds started at once do not take the same."""
+    """Free ports, drawn at random so that testbeds started at the same time do not choose the same."""
     with ExitStack() as held:
 
         def bindable() -> Iterator[int]:
@@ -137,18 +135,18 @@ def free_ports(number: int) -> list[int]:
 
 
 def private(path: Path, content: bytes) -> None:
-    """A file that only its owner reads; slurmdbd and munged refuse any other."""
+    """Writes a file that only its owner can read, as slurmdbd and munged require."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
 
 
 def _scheduling(settings: Settings) -> str:
-    """How jobs are placed, begun and ended."""
+    """The part of slurm.conf about scheduling."""
     return f"""SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU={settings.memory_mb // settings.cpus}
 GresTypes=gpu
-# Take the nodes to be what is written here, not what the machine is.
+# Use the resources given here, not the machine's.
 SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
@@ -157,8 +155,8 @@ MinJobAge=300
 KillWait=5
 SlurmdTimeout={settings.slurmd_timeout_s}
 
-# A job of `low` makes way for one of the others: it gets the signal that it asked for, \
-and is requeued after the time of grace.
+# Jobs of the other partitions preempt those of `low`, which get the signal that they requested, \
+and are requeued after the grace time.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -167,7 +165,7 @@ JobRequeue=1
 
 
 def slurm_conf(plan: Plan) -> str:
-    """What slurmctld, slurmd and all commands read."""
+    """The configuration of slurmctld, slurmd and all commands."""
     folder, settings, host = plan.folder, plan.settings, socket.gethostname().partition(".")[0]
     storage = f"""
 AccountingStorageType=accounting_storage/slurmdbd
@@ -200,7 +198,7 @@ SlurmdSyslogDebug=quiet
 AuthType=auth/munge
 # A requeued job waits until its credential has expired: by default for two minutes.
 AuthInfo=socket={plan.munge_socket},cred_expire=10
-# No cgroups: a container has none that it may change.
+# No cgroups: a container cannot change any.
 ProctrackType=proctrack/linuxproc
 JobAcctGatherType=jobacct_gather/linux
 {storage.strip() if settings.accounting else "# no accounting"}
@@ -222,7 +220,7 @@ def gres_conf(plan: Plan) -> str:
 
 
 def slurmdbd_conf(plan: Plan) -> str:
-    """What slurmdbd reads; it makes its database itself, and is told the socket by MYSQL_UNIX_PORT."""
+    """The configuration of slurmdbd, which creates its database; MYSQL_UNIX_PORT gives it the socket."""
     host = socket.gethostname().partition(".")[0]
     return f"""DbdHost={host}
 DbdAddr=127.0.0.1

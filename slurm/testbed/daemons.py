@@ -1,4 +1,4 @@
-"""The daemons of a testbed, each by its name: how it is started, found again, and killed."""
+"""The daemons of a testbed by name: started, found again, and killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slurm.testbed.config import Plan, Unusable
 from slurm.testbed.packages import executable, search_path
 from slurm.testbed.processes import DAEMON, is_alive, members, spawn
 
-# A database that lives for minutes.
+# for a database that exists for minutes
 MARIADB = ["--no-defaults", "--user=root", "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=32M"]
 BOOTSTRAP = [*MARIADB, "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
 
@@ -26,7 +26,7 @@ def commands(plan: Plan) -> dict[str, list[str]]:
         f"--key-file={folder}/munge.key --socket={plan.munge_socket} --pid-file={folder}/pid/munged.pid"
         f" --seed-file={folder}/munge.seed"
     )
-    # --force: the folder may be closed to other users, which munged takes for a mistake.
+    # --force: the folder may be closed to other users, which munged considers an error
     found = {"munged": ["munged", "--foreground", "--force", "--num-threads=10", *munged.split()]}
     if plan.settings.accounting:
         files = (
@@ -43,24 +43,23 @@ def commands(plan: Plan) -> dict[str, list[str]]:
 
 
 def environment(plan: Plan, name: str) -> dict[str, str]:
-    """What a daemon knows of its surroundings: nothing of those that the testbed was started from."""
+    """The environment of a daemon, without anything from the environment of this process."""
     known = {
         "PATH": search_path(),
         "LC_ALL": "C",
         "SLURM_CONF": str(plan.conf),
         "MYSQL_UNIX_PORT": str(plan.database_socket),
     }
-    # MariaDB clears its temporary tables away when it starts, and would clear away another testbed's.
+    # MariaDB deletes temporary tables when it starts, and would delete another testbed's
     temporary = plan.folder / "temporary"
     temporary.mkdir(exist_ok=True)
     known["TMPDIR"] = str(temporary)
-    # Nothing here outlives the machine, and waiting for the disk would be most of the start; without the
-    # library, it is.
+    # nothing here needs to survive a crash, and waiting for the disk would be most of the start
     return known | {DAEMON: name, "LD_PRELOAD": "libeatmydata.so"}
 
 
 def start(plan: Plan, name: str) -> None:
-    """Starts a daemon that does not run, and does not wait for it."""
+    """Starts a daemon that does not run, without waiting for it."""
     if name in alive(plan):
         raise Unusable(f"{name} runs already")
     program, *options = commands(plan)[name]
@@ -69,7 +68,7 @@ def start(plan: Plan, name: str) -> None:
 
 
 def kill(plan: Plan, name: str) -> None:
-    """kill -9 on a daemon, and on nothing that it has started; returns when it is gone."""
+    """Kills a daemon with SIGKILL, but not its children; returns when it has ended."""
     pid = alive(plan).get(name)
     if pid is None:
         raise Unusable(f"{name} does not run")
@@ -83,13 +82,13 @@ def alive(plan: Plan) -> dict[str, int]:
     for name in commands(plan):
         with suppress(FileNotFoundError):
             pid = int((plan.folder / "pid" / name).read_text(encoding="utf-8"))
-            if marked.get(pid) == name:  # otherwise it has died, and the pid may be somebody else's by now
+            if marked.get(pid) == name:  # otherwise it has died, and the pid may have been reused
                 found[name] = pid
     return found
 
 
 def make_database(plan: Plan) -> None:
-    """MariaDB's own tables; slurmdbd makes all others itself."""
+    """Creates MariaDB's system tables; slurmdbd creates its own."""
     command = [executable("mariadb-install-db"), *BOOTSTRAP, f"--datadir={plan.folder}/database"]
     done = subprocess.run(command, env=environment(plan, ""), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -97,13 +96,13 @@ def make_database(plan: Plan) -> None:
 
 
 def database_answers(plan: Plan) -> bool:
-    """Whether MariaDB listens."""
+    """Whether MariaDB accepts connections."""
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(plan.database_socket)) == 0
 
 
 def wait_for(predicate: Callable[[], object], what: str, timeout_s: float) -> None:
-    """Returns when `predicate` holds."""
+    """Returns when `predicate` is true; Unusable after `timeout_s`."""
     until = time.monotonic() + timeout_s
     while not predicate():
         if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""Debian's packages that a testbed needs."""
+"""The Debian packages that a testbed needs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from slurm.testbed.config import Unusable
 
-# The parts of MariaDB that have no service, no user and no database of their own; enough for a server that
-# somebody else starts.
+# of MariaDB only the parts without a service, a user and a database, since the testbed starts the server
 PACKAGES = ["slurm-wlm", "slurmdbd", "munge", "mariadb-server-core", "mariadb-client-core", "libeatmydata1"]
 NEEDED = ["munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "sinfo", "squeue", "scancel"]
 NEEDED_FOR_ACCOUNTING = [
@@ -27,7 +26,7 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def search_path() -> str:
-    """PATH with the folders of daemons, which a user's often lacks."""
+    """PATH with the folders of daemons, which a user's PATH often lacks."""
     words = os.environ.get("PATH", os.defpath).split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([*words, "/usr/sbin", "/sbin", "/usr/bin"]))
 
@@ -41,9 +40,7 @@ def executable(name: str) -> str:
 
 
 def cgroup_plugin() -> str:
-    """What this Slurm has to be told to leave cgroups alone, which a container may not have: all do without,
-    once it has started.
-    """
+    """The setting that keeps this version of Slurm from using cgroups, which a container may lack."""
     version = subprocess.run(
         [executable("slurmctld"), "-V"], capture_output=True, text=True, check=True
     ).stdout.split()[-1]
@@ -52,9 +49,9 @@ def cgroup_plugin() -> str:
 
 
 def hindrance(accounting: bool = True) -> str | None:
-    """Why no testbed can be started here, or None."""
+    """Why a testbed cannot be started here, or None."""
     if os.geteuid() != 0:
-        return "a Slurm of one's own needs root"
+        return "a testbed needs root"
     names = NEEDED + NEEDED_FOR_ACCOUNTING * accounting
     missing = [name for name in names if shutil.which(name, path=search_path()) is None]
     return (
@@ -86,9 +83,7 @@ def install() -> None:
 
 @contextmanager
 def no_services() -> Iterator[None]:
-    """Packages installed inside do not start their services, unless the machine has a policy of its own on
-    that.
-    """
+    """Keeps packages installed inside from starting services, unless the machine has its own policy."""
     if POLICY.exists():
         yield
         return

@@ -1,6 +1,4 @@
-"""The processes of a testbed: started in sessions of their own, recognized again by anybody, and killed to
-the last.
-"""
+"""The processes of a testbed: started in new sessions, found again by any process, and all killed."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from pathlib import Path
 
 from slurm.testbed.config import Unusable
 
-DAEMON = "SLURM_TESTBED_DAEMON"  # in the environment of all daemons, and so of the steps that they start
+DAEMON = "SLURM_TESTBED_DAEMON"  # in the environment of all daemons, and of the steps that they start
 
 
 def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> int:
@@ -27,8 +25,8 @@ def spawn(command: list[str], environment: Mapping[str, str], log: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended, but that nobody has waited for, does not."""
-    with suppress(ChildProcessError):  # somebody else's child
+    """Whether the process runs; a zombie does not."""
+    with suppress(ChildProcessError):  # not a child of this process
         os.waitpid(pid, os.WNOHANG)
     return stat(pid)[:1] not in ([], ["Z"])
 
@@ -44,11 +42,10 @@ def stat(pid: int) -> list[str]:
 
 
 def members(conf: Path) -> dict[int, str]:
-    """The pid of each process of the testbed with this slurm.conf, and which daemon it is, or descends from,
-    if any.
+    """The pids of the testbed with this slurm.conf, each with the daemon that it is or descends from, if any.
 
-    These are its daemons, the jobs and their descendants; not commands such as srun, and never this process
-    or one that it runs in.
+    They are its daemons, jobs and their descendants, but not commands such as srun, nor this process and its
+    ancestors.
     """
     parents = {pid: int(fields[1]) for pid in all_pids() if (fields := stat(pid)) and fields[0] != "Z"}
     marked = {pid: name for pid in parents if (name := mark(pid, conf)) is not None}
@@ -67,36 +64,31 @@ def members(conf: Path) -> dict[int, str]:
 
 
 def all_pids() -> list[int]:
-    """All processes of the machine."""
+    """The pids of all processes of the machine."""
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def mark(pid: int, conf: Path) -> str | None:
-    """The daemon's name if the process is one or was started by one, an empty text if it is a job's, and None
-    if neither.
-    """
+    """The daemon's name for a daemon or its child, an empty text for a job's process, and None otherwise."""
     try:
         lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         values = dict(line.split(b"=", 1) for line in lines if b"=" in line)
         if values.get(b"SLURM_CONF") == os.fsencode(conf):
             name = values.get(DAEMON.encode())
             return name.decode() if name is not None else "" if b"SLURM_JOB_ID" in values else None
-        # The steps' daemons write their title over their environment; what tells one from another testbed's
-        # is its log.
+        # The steps' daemons overwrite their environment with a title; an open log identifies the testbed.
         return "step" if not values and is_slurms(pid) and has_open(pid, conf.parent) else None
-    except OSError:  # it is gone, or the kernel's
+    except OSError:  # it has ended, or is the kernel's
         return None
 
 
 def is_slurms(pid: int) -> bool:
-    """Whether the program is one of Slurm's daemons, under whatever title."""
+    """Whether the program is one of Slurm's daemons, whatever its title."""
     return Path(f"/proc/{pid}/exe").readlink().name.startswith("slurm")
 
 
 def has_open(pid: int, folder: Path) -> bool:
-    """Whether the process has a file open that is, or was, in `folder`; false if it is gone, or does not show
-    its files even to root.
-    """
+    """Whether the process has a file open that is, or was, in `folder`; False if that is unknown."""
     with suppress(OSError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
@@ -106,8 +98,8 @@ def has_open(pid: int, folder: Path) -> bool:
 
 
 def kill_all(conf: Path, timeout_s: float = 20) -> None:
-    """Kills the testbed's processes until two looks in a row find none: one misses those that are about to
-    become another program.
+    """Kills the testbed's processes until two searches in a row find none: one search misses processes that
+    are just executing another program.
     """
     until, quiet = time.monotonic() + timeout_s, 0
     while quiet < 2:

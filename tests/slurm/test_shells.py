@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from roadmap import ROOT
-from slurm.submitted import jobs_of, submissions, submitted_jobs
+from slurm.jobs import jobs_of, submissions, submitted_jobs
 from slurm.testbed.bed import Testbed
 from tests.slurm.plans import cancel_all, found, outcomes, submit, wait, write_clusters
 
@@ -189,7 +189,7 @@ def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(
     done = submit(testbed, tmp_path, *PLAN, check=False, variables=shell)
     assert done.returncode == 2
     assert re.search(
-        r"cluster 'bed': nobody knows whether 2 jobs of runs/.*\.json are queued, .* Socket timed out .* not"
+        r"cluster 'bed': it is unknown whether 2 jobs of runs/.*\.json are queued, .* Socket timed out .* not"
         r" queued twice\n$",
         done.stderr,
     )

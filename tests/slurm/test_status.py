@@ -16,7 +16,7 @@ import pytest
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from slurm.submitted import Submission, jobs_of
+from slurm.jobs import Submission, jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from tests.slurm.plans import outcomes
@@ -168,7 +168,7 @@ def test_exactly_what_is_chosen_is_cancelled(testbed: Testbed, runs: list[RunDir
     done = call(testbed, "cancel", "--seed", "1", "2", "--steps", "gelu", "--", tmp_path / "runs")
     assert (
         done.stdout
-        == f"job {job}_1 cancelled: gelu seed 1\njob {job}_2 cancelled: gelu seed 2\n2 jobs and 0 processes"
+        == f"job {job}_1 canceled: gelu seed 1\njob {job}_2 canceled: gelu seed 2\n2 jobs and 0 processes"
         " in all\n"
     )
     running, gone = {"0": "RUNNING", "3": "RUNNING", "4": "RUNNING"}, {"1": "CANCELLED", "2": "CANCELLED"}
@@ -180,7 +180,7 @@ def test_a_job_that_waits_is_cancelled(testbed: Testbed, runs: list[RunDir], tmp
     assert "4 jobs and 0 processes" in call(testbed, "cancel", "--all", tmp_path / "runs").stdout
     testbed.wait_for(lambda: set(task_states(testbed, job).values()) == {"CANCELLED"}, "all to be cancelled")
     gone = [
-        {f"job {job}_{index}: cancelled", f"job {job}_{index} is not in the queue any more"}
+        {f"job {job}_{index}: cancelled", f"job {job}_{index} is no longer in the queue"}
         for index in range(4)
     ]
     found = rows(testbed, tmp_path / "runs")
@@ -194,11 +194,11 @@ def test_a_job_of_several_runs_is_cancelled_for_all_of_them_alone(
 ) -> None:
     job = submit(testbed, [runs[:2], runs[2:]], WAIT.format(go=tmp_path / "go"))
     testbed.wait_for(lambda: states(testbed, tmp_path / "runs") == ["starting"] * 4, "the jobs to begin")
-    assert rows(testbed, tmp_path / "runs")[0]["why"] == "in turn with 1 more"
+    assert rows(testbed, tmp_path / "runs")[0]["why"] == "its job trains 1 more"
     done = call(testbed, "cancel", "--seed", "0", "2", "3", "--", tmp_path / "runs")
-    assert f"job {job}_1 cancelled: gelu seed 2, gelu seed 3" in done.stdout
+    assert f"job {job}_1 canceled: gelu seed 2, gelu seed 3" in done.stdout
     assert (
-        f"job {job}_0 (gelu seed 0) is left alone, for it trains gelu seed 1, too; choose all of them"
+        f"job {job}_0 (gelu seed 0) is left alone, since it also trains gelu seed 1; select all of them"
         in done.stdout
     )
     testbed.wait_for(
@@ -219,7 +219,7 @@ def test_a_slurm_that_does_not_answer_is_not_guessed_at(
         refused = call(bed, "cancel", "--all", tmp_path / "runs")
         assert (refused.returncode, refused.stdout) == (1, "")
         *retries, last = refused.stderr.splitlines()
-        assert last.startswith("Slurm does not answer, so nobody knows what is queued: ")
+        assert last.startswith("Slurm does not answer, so it is unknown what is queued: ")
         assert all(line.startswith("squeue: ") and "; retrying in " in line for line in retries)
         bed.start_slurmctld()
         assert states(bed, tmp_path / "runs")[0] == "starting"

@@ -20,7 +20,7 @@ from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
-from slurm.submitted import jobs_of
+from slurm.jobs import jobs_of
 from slurm.testbed.bed import Testbed
 from slurm.testbed.config import Settings
 from slurm.testbed.packages import hindrance
@@ -143,9 +143,7 @@ def test_the_controller_may_die_and_come_back(testbed: Testbed, quiet: RunDir, t
     testbed.kill_slurmctld()
     refused = submit(testbed, tmp_path, "--steps", STEP, "--seeds", "2", epochs=LONG, check=False)
     assert refused.returncode == 2
-    assert (
-        "does not answer, so nobody knows what is queued already, and nothing was submitted" in refused.stderr
-    )
+    assert "does not answer, so it is unknown what is queued, and nothing was submitted" in refused.stderr
     testbed.start_slurmctld()
     wait(testbed, tmp_path, 1)
     assert_same(run, quiet)
