@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from roadmap.records import RunDir, Status
-from roadmap.report.ablation import measured
+from roadmap.report.ablation import Ablation, measured
 from roadmap.report.page.page import page
-from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
 from roadmap.tree import Reference, resolve
 from tests.helpers.reports import finished

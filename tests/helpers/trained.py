@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.records import RunDir, Status
-from roadmap.report.ablation import measured
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation, measured
 from roadmap.steps import load_roadmap
 from roadmap.tree import Roadmap, resolve
 from tests.helpers.reports import result_of
