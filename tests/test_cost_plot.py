@@ -84,7 +84,7 @@ def test_every_row_with_the_cost_is_a_numbered_point_of_the_key(kind: str, name:
     (legend,) = drawing.figure.legends
     assert set(numbers) <= {text.get_text().split()[0] for text in legend.get_texts()}
     if len(drawing.ablations) == 1:
-        key = " ".join(drawing.words)
+        key = " ".join(drawing.words).replace("\n", " ")
         assert all(row.title in key for row in drawing.ablations[0].rows)
         assert numbers == [
             str(place) for place, row in enumerate(drawing.ablations[0].rows, 1) if row in rows

@@ -53,6 +53,9 @@ class StepMeasurements:
     defaults: Measurement | None
 
 
+EntryText = Callable[[StepMeasurements], str]
+
+
 @dataclass(frozen=True)
 class MeasurementGroup:
     """Measurements with one roadmap, profile, precision and `overrides`; entries by mode, in path order."""
@@ -128,9 +131,6 @@ def _file_name(overrides: str) -> str:
 def usual(rows: Sequence[Measurement], get: Callable[[Measurement], int]) -> int:
     """The most frequent value."""
     return Counter(map(get, rows)).most_common(1)[0][0]
-
-
-EntryText = Callable[[StepMeasurements], str]
 
 
 def device_markdown(rows: Sequence[Measurement], roadmaps: Mapping[str, Roadmap]) -> str:
