@@ -34,6 +34,10 @@ print(json.dumps(figures), file=sys.stderr)
 """
 STEPS = len(load_roadmap().steps)
 REPORT = "roadmap.cli.collect,roadmap.report.tolerance,roadmap.report.write,roadmap.report.runs,scipy.stats"
+FIGURES = ",".join(
+    f"roadmap.report.figures.{name}"
+    for name in ("accuracy_vs_cost", "measured_vs_paper", "roadmap_bars", "seed_strip", "training_curves")
+)
 COMMANDS = {  # the module of the script and what else it imports, and the words that it is given
     "dry run": (
         "slurm.submit,slurm.submission",
@@ -42,7 +46,7 @@ COMMANDS = {  # the module of the script and what else it imports, and the words
     "status": ("slurm.status,slurm.status_table", "{runs} --profile {profile}"),
     "tables": (REPORT, "{runs} --profile {profile} --out {out} --tables-only"),
     "everything": (
-        f"{REPORT},roadmap.report.figures.draw,roadmap.report.page.page",
+        f"{REPORT},{FIGURES},roadmap.report.page.page",
         "{runs} --profile {profile} --out {out}",
     ),
 }

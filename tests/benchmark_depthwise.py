@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from blocks import depthwise
 from blocks.depthwise import DepthwiseConv2d
-from roadmap.bench.interleave import ratio_of, spread_of, take_turns
-from roadmap.bench.workloads import seconds_each
+from roadmap.bench.interleave import interleave, ratio_of, seconds_each, spread_of
 from roadmap.training.device import keep_memory
 
 
@@ -79,7 +78,7 @@ def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
     for run in runs:
         run()
     measurements = [partial(seconds_each, run, torch.device("cpu"), 1) for run in runs]
-    plain, fast = take_turns(dict(zip(("plain", "fast"), measurements, strict=True)), seconds).values()
+    plain, fast = interleave(dict(zip(("plain", "fast"), measurements, strict=True)), seconds).values()
     ratio = ratio_of(fast, plain)
     cells = [f"{value:4d}" for value in shape] + [
         f"{1e3 * spread_of(taken).median:8.2f}" for taken in (plain, fast)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blocks import build_model
-from roadmap.bench.interleave import ratio_of, spread_of, take_turns
+from roadmap.bench.interleave import interleave, ratio_of, spread_of
 from roadmap.config import RunConfig
 from roadmap.provenance import cpu
 from roadmap.steps import load_roadmap, resolve
@@ -56,7 +56,7 @@ def measure(memory: str, seconds: float) -> None:
     """Prints what the step takes in a ResNet-50 and a ConvNeXt-T, each for so many seconds."""
     for step in ("resnet50", "separate_downsampling"):
         config = resolve(load_roadmap(), step)
-        times = take_turns({kind: stepping(config, kind == "fused") for kind in ("loop", "fused")}, seconds)
+        times = interleave({kind: stepping(config, kind == "fused") for kind in ("loop", "fused")}, seconds)
         ratio = ratio_of(times["loop"], times["fused"])
         took = ", ".join(f"{kind} {1e3 * spread_of(times[kind]).median:.1f} ms" for kind in times)
         print(

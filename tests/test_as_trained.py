@@ -165,7 +165,7 @@ def test_a_step_that_was_edited_since_is_named_as_such(tmp_path: Path, call: Any
 
 @pytest.mark.parametrize("words", [["--set", "recipe.epochs=7"], ["--init-from", "w.pth"]])
 def test_as_trained_leaves_nothing_to_be_set(words: list[str], call: Any) -> None:
-    message = "--as-trained takes what is set from the runs; leave out --set and --init-from\n"
+    message = "--as-trained takes the overrides from the runs; leave out --set and --init-from\n"
     assert call("--as-trained", *words) == (2, "", message)
 
 

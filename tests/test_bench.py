@@ -24,13 +24,12 @@ from blocks.cost import complexity, training_macs
 from blocks.model import build_model
 from roadmap import STEPS_YAML
 from roadmap.__main__ import parser, run
+from roadmap.bench.bench import write_report
 from roadmap.bench.config import config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
-from roadmap.bench.groups import groups_of
-from roadmap.bench.interleave import ratio_of, spread_of, take_turns
-from roadmap.bench.report import write_report
+from roadmap.bench.interleave import interleave, ratio_of, spread_of
 from roadmap.bench.results import Measurement, add_rows, merged, read_rows, slug, to_csv
-from roadmap.bench.table import to_markdown
+from roadmap.bench.tables import device_markdown, groups_of
 from roadmap.cli.arguments import select
 from roadmap.cli.options import main_of
 from roadmap.errors import ConfigError
@@ -113,14 +112,14 @@ def test_each_turn_measures_all_and_begins_with_another() -> None:
         order.append(name)
         return float(len(order))
 
-    found = take_turns({name: lambda name=name: subject(name) for name in "abc"}, seconds=0, least=4)  # type: ignore[misc]
+    found = interleave({name: lambda name=name: subject(name) for name in "abc"}, seconds=0, least=4)  # type: ignore[misc]
     assert "".join(order) == "abcbcacababc"
     assert found == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
 
 
 def test_turns_go_on_until_the_time_is_over() -> None:
     began = time.perf_counter()
-    found = take_turns({"a": time.perf_counter}, seconds=0.05, least=1)
+    found = interleave({"a": time.perf_counter}, seconds=0.05, least=1)
     assert time.perf_counter() - began >= 0.05
     assert len(found["a"]) > 5
 
@@ -242,7 +241,7 @@ def test_a_torn_file_is_refused_or_ends_with_a_whole_row(
     except ConfigError as error:
         said = str(error)
     assert to_csv(found) == TEXT[:length] or re.fullmatch(
-        r".*torn\.csv is no table of this command: [^\n]+", said
+        r".*torn\.csv is not a table of this command: [^\n]+", said
     )
 
 
@@ -278,12 +277,12 @@ def cells(text: str, title: str) -> list[dict[str, str]]:
 
 
 def test_the_table_of_training_says_what_was_measured() -> None:
-    text = to_markdown(ROWS, ROADMAPS)
+    text = device_markdown(ROWS, ROADMAPS)
     assert text.startswith("# Throughput on Some(R) Processor, 2 cores, 2 threads\n")
     resnet, gelu = cells(text, "ResNet-50 to ConvNeXt-T: training in bf16")
     assert resnet == {
         "step": "ResNet-50", "batch": "16", "GMACs": "4.09", "images/s": "50.0",
-        "middle half": "40.0 to 55.6", "TFLOP/s": "0.41", "of peak": "34 %", "MiB": "1,234",
+        "IQR": "40.0 to 55.6", "TFLOP/s": "0.41", "% of peak": "34 %", "MiB": "1,234",
         "timm": "25.0", "ours / timm": "2.00 (1.60 to 2.50)", "timm's MiB": "1,234",
         "timm's defaults": "12.5", "ours / defaults": "4.00 (3.20 to 5.00)",
     }  # fmt: skip
@@ -293,14 +292,14 @@ def test_the_table_of_training_says_what_was_measured() -> None:
 
 
 def test_a_table_has_no_column_of_which_nothing_is_known() -> None:
-    resnet, gelu = cells(to_markdown(ROWS, ROADMAPS), "ResNet-50 to ConvNeXt-T: inference in bf16")
-    assert (resnet["n"], gelu["n"], gelu["of peak"], gelu["MiB"]) == ("7", "5", "–", "–")
+    resnet, gelu = cells(device_markdown(ROWS, ROADMAPS), "ResNet-50 to ConvNeXt-T: inference in bf16")
+    assert (resnet["n"], gelu["n"], gelu["% of peak"], gelu["MiB"]) == ("7", "5", "–", "–")
     assert "timm" not in resnet
 
 
 def test_the_family_stands_beside_what_was_published() -> None:
     rows = [row(step, "inference", roadmap="family") for step in ("convnext_t", "isotropic_s")]
-    text = to_markdown(rows, ROADMAPS)
+    text = device_markdown(rows, ROADMAPS)
     found = cells(text, "the ConvNeXt family: inference in bf16")
     assert [(one["step"], one["images/s"], one["published"]) for one in found[:3]] == [
         ("ConvNeXt-T", "50.0", "1,943.5"),
@@ -314,7 +313,7 @@ def test_the_family_stands_beside_what_was_published() -> None:
     assert (
         "published"
         not in cells(
-            to_markdown([row("convnext_t", roadmap="family")], ROADMAPS),
+            device_markdown([row("convnext_t", roadmap="family")], ROADMAPS),
             "the ConvNeXt family: training in bf16",
         )[0]
     )
@@ -338,7 +337,7 @@ def test_a_throughput_of_no_step_is_refused_where_it_stands(tmp_path: Path) -> N
 def test_what_was_set_is_in_the_title_and_apart_from_the_step_itself() -> None:
     given = "model.width_mult=0.5;system.compile=true"
     rows = [*ROWS, row("resnet50", speed=99.0, overrides=given)]
-    (plain, other), text = groups_of(rows, ROADMAPS), to_markdown(rows, ROADMAPS)
+    (plain, other), text = groups_of(rows, ROADMAPS), device_markdown(rows, ROADMAPS)
     assert plain == groups_of(ROWS, ROADMAPS)[0]
     assert cells(text, "ResNet-50 to ConvNeXt-T: training in bf16")[0]["images/s"] == "50.0"
     title = "ResNet-50 to ConvNeXt-T, model.width_mult=0.5, system.compile=true"
@@ -353,7 +352,7 @@ def test_what_was_set_is_in_the_title_and_apart_from_the_step_itself() -> None:
 
 def test_what_was_published_does_not_stand_beside_another_network() -> None:
     rows = [row("convnext_t", "inference", roadmap="family", overrides="model.width_mult=0.5")]
-    assert "ublished" not in to_markdown(rows, ROADMAPS)
+    assert "ublished" not in device_markdown(rows, ROADMAPS)
 
 
 def test_the_loop_stands_beside_the_bare_step() -> None:
@@ -362,7 +361,7 @@ def test_the_loop_stands_beside_the_bare_step() -> None:
         row(mode="loop", subject="loop", speed=40.0, **ratio),
         row(mode="loop", subject="bare", speed=50.0),
     ]
-    (found,) = cells(to_markdown(pair, ROADMAPS), "ResNet-50 to ConvNeXt-T: the training loop in bf16")
+    (found,) = cells(device_markdown(pair, ROADMAPS), "ResNet-50 to ConvNeXt-T: the training loop in bf16")
     assert (found["images/s"], found["bare step"], found["loop / bare"]) == (
         "40.0",
         "50.0",
@@ -399,7 +398,7 @@ def test_networks_of_several_sizes_and_batches_have_a_line_each() -> None:
     ]
     figure = throughput_figure(groups_of(merged([], rows, "convnext_t", STEPS), ROADMAPS)[0])
     assert figure is not None
-    assert f"224{GLUE}px{GLUE}unless{GLUE}said" in figure.get_suptitle().replace("\n", " ")
+    assert f"224{GLUE}px{GLUE}unless{GLUE}noted" in figure.get_suptitle().replace("\n", " ")
     training, inference = figure.axes
     assert [label.get_text() for label in training.get_yticklabels()] == [
         "ResNet-50, 160 px",
@@ -445,7 +444,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         (["gelu", "--seconds", "nan"], "--seconds must be more than 0, not nan"),
         (
             ["gelu", "--loop", "--against", "timm"],
-            "--against cannot be used with --loop, for timm has no such loop",
+            "--against cannot be used with --loop, since timm has no such loop",
         ),
         (["gelu", "--loop", "--batch", "3", "--profile", "synthetic"], "must be even, not 3"),
         (
@@ -454,7 +453,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         ),
         (
             ["resnet50", *QUICK, "--set", "data.image_size=8", "--batch", "1"],
-            "--batch the network refuses it: Expected more than 1 value",
+            "--batch the network rejects it: Expected more than 1 value",
         ),
         (
             ["gelu", "--set", "recipe.precision=int8"],

@@ -633,7 +633,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Pat
     (tmp_path / "out").write_text("", encoding="utf-8")
     done = call("collect", *GOOD_COLLECT)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "--out out is a file; name a folder, which is made if need be\n"
+    assert done.err == "--out out is a file; name a folder, which is created if it is missing\n"
 
 
 @pytest.mark.parametrize(

@@ -579,7 +579,7 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "--against alone",
         one_run,
         ["runs", "--against", "a.csv"],
-        ["--against is what --check TOLERANCE checks against"],
+        ["--against is the table for --check TOLERANCE"],
     ),
     ("--check of two", one_run, ["runs", "runs", "--check", "1"], ["--check takes one folder of RUNS"]),
     (

@@ -173,7 +173,7 @@ def test_a_folder_of_copies_is_a_few_notes(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
     said = collect(tmp_path, "runs", "--tables-only")
     assert said.count("is the same run as") == 3
-    assert "- 9 more runs of which there is a copy, counted once.\n" in said
+    assert "- 9 more runs with a copy, counted once.\n" in said
     assert "12 of 57 runs" in said
 
 

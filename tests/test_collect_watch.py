@@ -19,8 +19,8 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
-from roadmap.report.runs import RunSelection, experiment_of
-from roadmap.report.watch import fingerprint
+from roadmap.report.command import fingerprint
+from roadmap.report.runs import read_experiment
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers.reports import result_of
 
@@ -164,10 +164,10 @@ def _read(screen: int) -> bytes:
 
 def test_two_looks_differ_where_a_run_does(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "gelu", seed) for seed in range(2)]
-    experiment = experiment_of(tmp_path, RunSelection())
+    experiment = read_experiment(tmp_path)
 
     def look() -> str:
-        return fingerprint([experiment.look()])
+        return fingerprint([experiment.read()])
 
     seen = [look()]
     assert look() == seen[0]

@@ -18,11 +18,10 @@ from scipy import stats
 from roadmap import ROOT
 from roadmap.errors import ConfigError
 from roadmap.records import Status, prepare
-from roadmap.report.ablation import measured, published
-from roadmap.report.compare import Pair, compare, to_grid, write_comparison
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation, measured, published
+from roadmap.report.compare import Pair, compare, comparison_table, write_comparison
 from roadmap.report.stats import Summary
-from roadmap.report.tolerance import Expected, check, published_figures, read_expected
+from roadmap.report.tolerance import Expected, check, published_top1, read_expected
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers import commands
 from tests.helpers.reports import finished, result_of
@@ -222,7 +221,7 @@ def test_the_files_say_the_same_in_full_precision(tmp_path: Path) -> None:
         "",
         "2",
     )
-    texts = next(cells for cells in to_grid(comparison).rows if cells[0] == "stage_ratio")
+    texts = next(cells for cells in comparison_table(comparison).rows if cells[0] == "stage_ratio")
     assert f"| {' | '.join(texts)} |" in (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
 
 
@@ -260,13 +259,14 @@ def test_only_the_papers_own_task_can_be_checked_against_the_paper() -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"^--check the paper has no figures for these runs \(data set 'torch/cifar10', 32 px\).*--against"
+            r"^--check the paper has no accuracies for these runs "
+            r"\(data set 'torch/cifar10', 32 px\).*--against"
         ),
     ):
-        published_figures(ablation_of(A))
+        published_top1(ablation_of(A))
     on_imagenet = measured(ROADMAP, "imagenet", {}, [])
-    assert published_figures(on_imagenet).figures["gelu"] == Summary(80.62, 0.14, 3)
-    assert len(published_figures(on_imagenet).figures) == 17
+    assert published_top1(on_imagenet).top1["gelu"] == Summary(80.62, 0.14, 3)
+    assert len(published_top1(on_imagenet).top1) == 17
 
 
 @pytest.mark.parametrize(
@@ -276,13 +276,13 @@ def test_only_the_papers_own_task_can_be_checked_against_the_paper() -> None:
         (b"step,top1\ngelu,80\n", "has no column top1_mean"),
         (b"step,top1_mean\n", "holds no accuracy"),
         (b"step,top1_mean\ngelu,\n", "holds no accuracy"),
-        (b"step,top1_mean\ngelu,80\nkernel_7,abc\n", "line 3: top1_mean is no number: 'abc'"),
-        (b"step,top1_mean\ngelu,nan\n", "line 2: top1_mean is no number: 'nan'"),
+        (b"step,top1_mean\ngelu,80\nkernel_7,abc\n", "line 3: top1_mean is not a number: 'abc'"),
+        (b"step,top1_mean\ngelu,nan\n", "line 2: top1_mean is not a number: 'nan'"),
         (b"step,top1_mean\ngelu,0.8e3\n", "line 2: top1_mean is a percentage, not 800"),
-        (b"step,top1_mean,n\ngelu,80,x\n", "line 2: n is no number: 'x'"),
-        (b"step,top1_mean\ngelu,80\ngelu,81\n", "line 3: gelu is there twice"),
-        (b'step,top1_mean\n"gelu,80\n', "is no CSV file"),
-        (b"\xff\xfe\x00", "is no CSV file"),
+        (b"step,top1_mean,n\ngelu,80,x\n", "line 2: n is not a number: 'x'"),
+        (b"step,top1_mean\ngelu,80\ngelu,81\n", "line 3: gelu is a duplicate"),
+        (b'step,top1_mean\n"gelu,80\n', "is not a CSV file"),
+        (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )
 def test_a_table_that_cannot_be_checked_against_is_one_clear_error(

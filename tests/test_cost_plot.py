@@ -14,9 +14,9 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
+from roadmap.report.ablation import AblationRow
 from roadmap.report.figures.accuracy_vs_cost import COSTS
 from roadmap.report.figures.style import DOUBLE_COLUMN
-from roadmap.report.rows import AblationRow
 from tests.helpers.drawn import SLACK, outside, overlap
 from tests.helpers.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
 
@@ -81,11 +81,10 @@ def test_every_row_with_the_cost_is_a_numbered_point_of_the_key(kind: str, name:
     assert sorted(offset(found) for found in drawing.bubbles) == expected
     numbers = [text.get_text() for text, _ in drawing.labels if text.get_text().isdigit()]
     assert len(numbers) == len(rows)
-    assert set(numbers) <= {
-        text.get_text() for text, _ in drawing.texts if text.axes is drawing.figure.axes[1]
-    }
+    (legend,) = drawing.figure.legends
+    assert set(numbers) <= {text.get_text().split()[0] for text in legend.get_texts()}
     if len(drawing.ablations) == 1:
-        key = " ".join(drawing.words)
+        key = " ".join(drawing.words).replace("\n", " ")
         assert all(row.title in key for row in drawing.ablations[0].rows)
         assert numbers == [
             str(place) for place, row in enumerate(drawing.ablations[0].rows, 1) if row in rows

@@ -21,14 +21,13 @@ from matplotlib.testing.exceptions import ImageComparisonFailure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from roadmap.report.ablation import published
-from roadmap.report.figures import draw as figures
+import roadmap.report.figures.seed_strip as strip
+from roadmap.report.ablation import Ablation, published
 from roadmap.report.figures.measured_vs_paper import measured_vs_paper
-from roadmap.report.figures.panels import spread
 from roadmap.report.figures.seed_strip import seed_strip
 from roadmap.report.figures.style import save, style
-from roadmap.report.figures.training_curves import training_curves
-from roadmap.report.rows import Ablation
+from roadmap.report.figures.training_curves import spread, training_curves
+from roadmap.report.write import draw_figures
 from tests.helpers.trained import CASES, FEW, ROADMAP, case, trained
 
 GOLDEN = Path(__file__).parent / "golden/figures"
@@ -101,9 +100,9 @@ def test_a_publication_has_no_curves_seeds_or_agreement(tmp_path: Path) -> None:
 
 def test_all_figures_come_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    monkeypatch.setattr(figures, "seed_strip", lambda *words, **named: called.append(words))
+    monkeypatch.setattr(strip, "seed_strip", lambda *words, **named: called.append(words))
     before, drawn = dict(mpl.rcParams), []
-    for name, figure in figures.draw(case("few"), ("gmacs", "params")):
+    for name, figure in draw_figures(case("few"), ("gmacs", "params")):
         assert dict(mpl.rcParams) == before
         assert figure.get_figwidth() == 7.0
         assert not called
@@ -114,9 +113,9 @@ def test_all_figures_come_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_figures_that_have_nothing_to_show_are_left_out() -> None:
-    assert [name for name, _ in figures.draw([published(ROADMAP)])] == ["roadmap", "accuracy_vs_gmacs"]
+    assert [name for name, _ in draw_figures([published(ROADMAP)])] == ["roadmap", "accuracy_vs_gmacs"]
     names = ["roadmap", "accuracy_vs_images_per_s", "measured_vs_paper", "training_curves", "seeds"]
-    assert [name for name, _ in figures.draw(case("few"), ("images_per_s",), 3.4)] == names
+    assert [name for name, _ in draw_figures(case("few"), ("images_per_s",), 3.4)] == names
 
 
 @every_figure

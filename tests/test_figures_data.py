@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 from scipy import stats
 
 from roadmap.report.curves import curves_of
-from roadmap.report.figures.panels import numbers
+from roadmap.report.figures.panels import number_steps
 from tests.helpers.trained import ALL_LOST, FEW, ROADMAP, case, trained
 from tests.test_figures import made
 
@@ -48,7 +48,7 @@ def test_a_curve_is_the_mean_of_the_seeds_and_its_band_their_range() -> None:
 def test_a_mean_ends_where_a_seed_does_and_a_diverged_one_is_in_none() -> None:
     (ablation,) = case("messy")
     axes = made("curves", [ablation]).axes[0]
-    of = {step: str(number) for step, number in numbers([ablation]).of[0].items()}
+    of = {step: str(number) for step, number in number_steps([ablation]).of[0].items()}
     top1 = {(curve.step, curve.seed): curve.top1 for curve in curves_of(ablation)}
     assert line(axes, of["layer_norm"])[:, 0].tolist() == [1, 2, 3]  # of 3, 4, 5, 6 and 7 epochs
     assert line(axes, of["gelu"])[-1, 1] == pytest.approx(

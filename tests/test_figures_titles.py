@@ -10,13 +10,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from roadmap.bench.figure import throughput_figure
-from roadmap.bench.groups import groups_of
-from roadmap.report.figures import draw as figures
-from roadmap.report.figures.marginal_effects import worth_points
+from roadmap.bench.tables import groups_of
+from roadmap.report.ablation import Ablation
+from roadmap.report.figures.marginal_effects import effects_figure
 from roadmap.report.figures.style import save, wrapped
-from roadmap.report.marginal import READINGS, Worth
-from roadmap.report.rows import Ablation
+from roadmap.report.marginal import READINGS, MarginalEffect
 from roadmap.report.stats import Difference
+from roadmap.report.write import draw_figures
 from roadmap.steps import load_roadmaps
 from tests.helpers.drawn import texts_of
 from tests.helpers.trained import case
@@ -32,9 +32,9 @@ def titled(title: str) -> Ablation:
 
 def drawn(title: str) -> Iterator[tuple[str, Figure]]:
     """Every figure, with a title for all steps and for itself."""
-    yield from figures.draw([titled(title)])
+    yield from draw_figures([titled(title)])
     of = dict.fromkeys(READINGS, Difference(1.0, 0.5))
-    yield "worth", worth_points([Worth("gelu", title, of, dict.fromkeys(READINGS, 3))], title)
+    yield "worth", effects_figure([MarginalEffect("gelu", title, of, dict.fromkeys(READINGS, 3))], title)
     (group,) = groups_of(ROWS, load_roadmaps())
     entries = {
         mode: [replace(entry, title=title) for entry in found] for mode, found in group.entries.items()

@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from roadmap.report.ablation import measured, published
+from roadmap.report.ablation import Ablation, measured, published
 from roadmap.report.page.page import page
-from roadmap.report.rows import Ablation
 from roadmap.steps_file import Reference
 from tests.helpers import pages
 from tests.helpers.pages import POINT, ROADMAP, Open, needs_browser, ours, runs_of

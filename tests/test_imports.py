@@ -103,9 +103,8 @@ NEEDS_TORCH = {
     "roadmap.timm_models",
     "roadmap.training.profiler",
     "roadmap.bench.bench",
-    "roadmap.bench.loop",
+    "roadmap.bench.interleave",
     "roadmap.bench.memory",
-    "roadmap.bench.peak",
     "roadmap.bench.workloads",
 }
 HEAVY = ("torch", "timm", "sklearn")

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.transforms import Bbox
 
-from roadmap.report.ablation import measured, published
-from roadmap.report.aligned import aligned
-from roadmap.report.figures.label_placement import Box, Line, place
-from roadmap.report.figures.pareto import Point, pareto, stairs
-from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, type_of, wrapped
+from roadmap.report.ablation import align, measured, published
+from roadmap.report.figures.accuracy_vs_cost import CostPoint, pareto, stairs
+from roadmap.report.figures.label_placement import Box, Segment, place
+from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, font_sizes, wrapped
 from roadmap.steps import load_roadmap
 
 FRAME = Box(500, 500, 1000, 1000)
@@ -28,7 +27,7 @@ POINTS = st.lists(
 )
 
 
-def along(line: Line, steps: int = 400) -> list[tuple[float, float]]:
+def along(line: Segment, steps: int = 400) -> list[tuple[float, float]]:
     (x0, y0), (x1, y1) = line
     return [(x0 + (x1 - x0) * index / steps, y0 + (y1 - y0) * index / steps) for index in range(steps + 1)]
 
@@ -40,7 +39,7 @@ def inside(box: Box, at: tuple[float, float]) -> bool:
 @settings(deadline=None, max_examples=40)
 @given(LABELS, LINES)
 def test_labels_cover_nothing_where_there_is_room(
-    labels: list[tuple[Box, tuple[float, float]]], lines: list[Line]
+    labels: list[tuple[Box, tuple[float, float]]], lines: list[Segment]
 ) -> None:
     points, sizes = [point for point, _ in labels], [size for _, size in labels]
     placed = place(points, sizes, lines, FRAME, points)
@@ -117,14 +116,14 @@ def test_a_line_to_another_box_leaves_at_the_border(box: Box, other: Box) -> Non
         assert at_border > 1 - 1e-9
 
 
-def beats(one: Point, other: Point, *, more_is_better: bool) -> bool:
+def beats(one: CostPoint, other: CostPoint, *, more_is_better: bool) -> bool:
     """Whether one is at least as good in both, and better in one."""
     cost = one[0] - other[0] if more_is_better else other[0] - one[0]
     return cost >= 0 and one[1] >= other[1] and one != other
 
 
 @given(POINTS, st.booleans())
-def test_the_front_is_what_no_other_beats(points: list[Point], more: bool) -> None:
+def test_the_front_is_what_no_other_beats(points: list[CostPoint], more: bool) -> None:
     front = pareto(points, more_is_better=more)
     assert sorted(front) == [
         index
@@ -140,7 +139,7 @@ def test_rounding_is_no_better_accuracy() -> None:
 
 
 @given(POINTS, st.booleans(), st.integers(0, 6))
-def test_the_stairs_are_the_best_accuracy_at_a_cost(points: list[Point], more: bool, cost: int) -> None:
+def test_the_stairs_are_the_best_accuracy_at_a_cost(points: list[CostPoint], more: bool, cost: int) -> None:
     corners = stairs(
         points, pareto(points, more_is_better=more), (0.0, -1.0), (7.0, 7.0), more_is_better=more
     )
@@ -156,7 +155,7 @@ def test_the_stairs_are_the_best_accuracy_at_a_cost(points: list[Point], more: b
 
 def test_two_regimes_share_the_rows_of_the_same_steps() -> None:
     tiny, base = (published(load_roadmap(name=name)) for name in ("convnext_t", "convnext_b"))
-    rows = aligned([tiny, base])
+    rows = align([tiny, base])
     assert [tuple(row and row.step for row in both.rows) for both in rows] == [
         (one.step, other.step) for one, other in zip(tiny.rows, base.rows, strict=True)
     ]
@@ -173,7 +172,7 @@ def test_steps_that_only_one_has_keep_their_place() -> None:
     long = measured(load_roadmap(), "digits_noisy", {}, [])
     steps = [row.step for row in long.rows]
     for one, other, missing in ((short, long, 0), (long, short, 1)):
-        rows = aligned([one, other])
+        rows = align([one, other])
         assert [next(row for row in both.rows if row).step for both in rows] == steps
         lone = [both for both in rows if both.rows[missing] is None]
         assert [next(row for row in both.rows if row).step for both in lone] == [
@@ -191,8 +190,8 @@ def test_lines_of_text_lose_no_word() -> None:
 
 
 def test_no_font_is_too_small_to_read() -> None:
-    assert type_of(DOUBLE_COLUMN).small >= 7
-    assert type_of(SINGLE_COLUMN).small >= 6
+    assert font_sizes(DOUBLE_COLUMN).small >= 7
+    assert font_sizes(SINGLE_COLUMN).small >= 6
 
 
 def test_a_label_is_not_nearer_to_another_point_if_it_can() -> None:

@@ -18,11 +18,10 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.errors import ConfigError
-from roadmap.report.ablation import measured, published
+from roadmap.report.ablation import Ablation, measured, published
 from roadmap.report.columns import COLUMNS
-from roadmap.report.rows import Ablation
 from roadmap.report.stats import Difference
-from roadmap.report.tables import grid, runs_frame, to_frame, to_json, write, write_runs
+from roadmap.report.tables import ablation_table, to_frame, to_json, write_tables
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers.reports import finished
 
@@ -77,7 +76,7 @@ def rounded(text: str) -> str:
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_the_files_are_as_they_were(name: str, tmp_path: Path) -> None:
-    written = write(ABLATIONS[name](), tmp_path / "new" / "folder")
+    written = write_tables(ABLATIONS[name](), tmp_path / "new" / "folder")
     assert [path.name for path in written] == [f"ablation.{kind}" for kind in KINDS]
     for path in written:
         golden = (GOLDEN[name] / path.name).read_text(encoding="utf-8")
@@ -87,7 +86,7 @@ def test_the_files_are_as_they_were(name: str, tmp_path: Path) -> None:
 
 
 def test_chosen_columns_come_in_their_order_and_once() -> None:
-    table = grid(of_runs(), ["top1", "step", "top1"])
+    table = ablation_table(of_runs(), ["top1", "step", "top1"])
     assert [column.key for column in table.columns] == ["top1", "step"]
     assert table.rows[0] == ["80.29 ± 0.89", "resnet50"]
     assert not any("same in all rows" in note for note in table.notes)
@@ -95,13 +94,14 @@ def test_chosen_columns_come_in_their_order_and_once() -> None:
 
 def test_a_column_that_there_is_not_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--columns.*unknown column 'topl'.*top1"):
-        write(of_runs(), tmp_path / "out", ["step", "topl"])
+        write_tables(of_runs(), tmp_path / "out", ["step", "topl"])
     assert not (tmp_path / "out").exists()
 
 
 def test_columns_for_readers_leave_the_data_whole(tmp_path: Path) -> None:
     every, few = (
-        write(of_runs(), tmp_path / name, keys) for name, keys in (("every", None), ("few", ["step", "n"]))
+        write_tables(of_runs(), tmp_path / name, keys)
+        for name, keys in (("every", None), ("few", ["step", "n"]))
     )
     assert {
         one.suffix for one, other in zip(every, few, strict=True) if one.read_bytes() == other.read_bytes()
@@ -109,7 +109,7 @@ def test_columns_for_readers_leave_the_data_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> None:
-    table = grid(of_runs())
+    table = ablation_table(of_runs())
     keys = {column.key for column in table.columns}
     assert "The same in all rows: 3 epochs; global batch 64; images of 32 px." in table.notes
     assert not {"epochs", "global_batch", "image_size"} & keys
@@ -117,7 +117,7 @@ def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> No
 
 
 def test_nothing_is_told_of_a_roadmap_without_results() -> None:
-    table = grid(measured(ROADMAP, "digits_noisy", {}, []))
+    table = ablation_table(measured(ROADMAP, "digits_noisy", {}, []))
     assert [column.key for column in table.columns] == [
         "step",
         "change",
@@ -134,7 +134,7 @@ def test_a_row_that_has_not_run_keeps_the_states_from_being_the_same() -> None:
     ablation = of_runs()
     rows = tuple(row for row in ablation.rows if row.step in ("resnet50", "depthwise_conv"))
     assert [row.states for row in rows] == [{"done": 3}, {"pending": 3}]
-    assert "status" in {column.key for column in grid(replace(ablation, rows=rows)).columns}
+    assert "status" in {column.key for column in ablation_table(replace(ablation, rows=rows)).columns}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_hours_have_three_digits_and_no_exponent(hours: float, text: str) -> Non
 
 
 def test_csv_holds_every_figure_exactly(tmp_path: Path) -> None:
-    write(of_runs(), tmp_path)
+    write_tables(of_runs(), tmp_path)
     with (tmp_path / "ablation.csv").open(encoding="utf-8", newline="") as file:
         lines = {line["step"]: line for line in csv.DictReader(file)}
     assert list(lines) == list(ROADMAP.steps)
@@ -212,7 +212,7 @@ def test_data_and_table_agree_on_what_is_resolved() -> None:
     assert row.resolved
     assert row.delta is not None
     assert row.delta.resolved
-    assert grid(one, ["resolved"]).rows == [["no"]]
+    assert ablation_table(one, ["resolved"]).rows == [["no"]]
     assert to_frame(one)["delta_resolved"].tolist() == [False]
     assert json.loads(to_json(one))["rows"][0]["delta"]["resolved"] is False
 
@@ -245,19 +245,19 @@ def test_json_knows_no_infinity() -> None:
 
 def test_the_long_form_has_a_line_for_every_run(tmp_path: Path) -> None:
     runs = [run for row in of_runs().rows for run in row.runs] + [finished("gelu", 7, "0" * 8, 99.5)]
-    path = write_runs(runs, of_runs(), tmp_path / "out")
+    ablation = replace(of_runs(), runs=runs, folder=Path("runs"))
+    (path,) = [path for path in write_tables(ablation, tmp_path / "out") if path.name == "runs.csv"]
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["run"] for line in lines] == [run.run.name for run in runs]
     assert [line["in_table"] for line in lines] == ["True"] * (len(runs) - 1) + ["False"]
-    assert len(lines) == len(runs_frame(runs, of_runs()))
 
 
 @pytest.mark.parametrize("name", ["ablation.md", "ablation.html"])
 def test_a_folder_that_cannot_be_written_is_one_problem(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
-        write(of_runs(), tmp_path)
+        write_tables(of_runs(), tmp_path)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -267,7 +267,7 @@ def test_a_roadmap_without_results_has_a_frame() -> None:
 
 def regenerate() -> None:
     """Writes the golden files; those of what is published are a report's, made by `collect.py --paper`."""
-    write(ABLATIONS["measured"](), GOLDEN["measured"])
+    write_tables(ABLATIONS["measured"](), GOLDEN["measured"])
 
 
 if __name__ == "__main__":

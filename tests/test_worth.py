@@ -19,9 +19,9 @@ from scipy import stats
 
 from roadmap import ROOT
 from roadmap.records import find_runs, prepare, status
-from roadmap.report.figures.marginal_effects import MARKS, worth_points
+from roadmap.report.figures.marginal_effects import MARKS, effects_figure
 from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
-from roadmap.report.marginal import ALONE, IN_PLACE, LAST, READINGS, Worth, worths
+from roadmap.report.marginal import ALONE, IN_PLACE, LAST, NAMES, READINGS, MarginalEffect, marginal_effects
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers import commands
@@ -58,12 +58,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def of(found: list[Worth], step: str) -> Worth:
+def of(found: list[MarginalEffect], step: str) -> MarginalEffect:
     return next(worth for worth in found if worth.step == step)
 
 
 def test_each_reading_is_the_difference_it_says(runs: Path) -> None:
-    found = worths(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
+    found = marginal_effects(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
     assert [worth.step for worth in found] == list(ROADMAP.trunk[1:-1])
     recipe, gelu, kernel, separate = (
         of(found, step) for step in ("enhanced_recipe", "gelu", "kernel_7", END)
@@ -79,14 +79,14 @@ def test_each_reading_is_the_difference_it_says(runs: Path) -> None:
     assert value(separate, LAST) == pytest.approx(2.5 / 3)
 
 
-def value(worth: Worth, reading: str) -> float:
+def value(worth: MarginalEffect, reading: str) -> float:
     found = worth.of[reading]
     assert found is not None
     return found.value
 
 
 def test_a_change_that_a_later_one_overrides_is_worth_nothing_that_could_be_said(runs: Path) -> None:
-    found = worths(
+    found = marginal_effects(
         ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)]
     )
     assert of(found, "depthwise_conv").of[LAST] is None
@@ -115,7 +115,8 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
         f"| gelu | -0.75 ± {(welch.high - welch.low) / 2:.2f} | +1.50 | +2.83 ± 0.72 * | 2, 1, 3 |" in worth
     )
     assert all(
-        line in said for line in ("alone: the first step with the change minus the first step.", "worth.md")
+        line in said
+        for line in ("added to the base: the first step with the change minus the first step.", "worth.md")
     )
     assert "- Hardware: one core.\n- Versions: python 3.11.7, scikit-learn 1.7.0.\n- Code: 0123" in worth
     with (out / "worth.csv").open(encoding="utf-8", newline="") as file:
@@ -190,7 +191,7 @@ def test_the_paper_has_no_ablations(tmp_path: Path) -> None:
         str(tmp_path / "out"),
     ]
     done = commands.run(command)
-    assert (done.returncode, done.stderr) == (2, "--ablate the paper has figures for the path only\n")
+    assert (done.returncode, done.stderr) == (2, "--ablate the paper has values for the path only\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -220,7 +221,7 @@ def marks(axes: Axes) -> dict[str, list[tuple[float, bool]]]:
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str, width: float) -> None:
     found = [
-        Worth(
+        MarginalEffect(
             step,
             ROADMAP.tree[step].title,
             dict(zip(READINGS, DIFFERENCES[name], strict=True)),
@@ -228,8 +229,10 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str,
         )
         for step in ROADMAP.trunk[1:]
     ]
-    figure = worth_points(
-        found, f"What each change on the way to {ROADMAP.tree[END].title} is worth on digits_noisy", width
+    figure = effects_figure(
+        found,
+        f"Marginal effect of each change on the way to {ROADMAP.tree[END].title} on digits_noisy",
+        width,
     )
     (axes,) = figure.axes
     for reading, difference in zip(READINGS, DIFFERENCES[name], strict=True):
@@ -238,9 +241,8 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str,
             [] if difference is None else [difference.value] * len(found)
         )
         assert [filled for _, filled in drawn] == [difference.resolved is True for _ in drawn]
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == list(READINGS)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(NAMES.values())
     texts = texts_of(figure)
     assert len(texts) > len(found) + len(READINGS) + 2
     assert (overlapping(texts), outside(texts, figure.bbox)) == ([], [])
@@ -248,7 +250,7 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str,
 
 def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
     found = [
-        Worth(
+        MarginalEffect(
             step,
             ROADMAP.tree[step].title,
             dict.fromkeys(READINGS, Difference(1.0, 0.5)),
@@ -256,13 +258,13 @@ def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
         )
         for step in ROADMAP.trunk[1:]
     ]
-    found[2] = Worth(
+    found[2] = MarginalEffect(
         "far",
         "far",
         {ALONE: Difference(-74.44, 2.07), IN_PLACE: Difference(30.0, None), LAST: None},
         found[0].n,
     )
-    (axes,) = worth_points(found, "far").axes
+    (axes,) = effects_figure(found, "far").axes
     assert [text.get_text() for text in axes.texts] == ["◀ -74.44 ± 2.07", "+30.00 ▶"]
     low, high = axes.get_xlim()
     assert -10 < low < high < 10

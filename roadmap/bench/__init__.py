@@ -1,3 +1,1 @@
-"""How fast networks are trained and used here, how much memory they take, and how near they come to the
-device's peak.
-"""
+"""Throughput, memory and % of peak FLOP/s of the networks."""

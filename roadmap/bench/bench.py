@@ -1,4 +1,4 @@
-"""`python -m roadmap bench`: measures step after step, and keeps what is measured after each."""
+"""`python -m roadmap bench`: measures steps one after another, and saves the rows of each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import torch
 
 from blocks.cost import complexity, training_macs
 from roadmap.bench.config import check_options, config_of, overrides_of
-from roadmap.bench.interleave import LEAST, ratio_of, spread_of, take_turns
-from roadmap.bench.loop import loop_and_bare
+from roadmap.bench.figure import throughput_figure
+from roadmap.bench.interleave import LEAST, SHORTEST, interleave, ratio_of, spread_of, timed
 from roadmap.bench.memory import memory_mb
 from roadmap.bench.options import BATCH, BATCHES
-from roadmap.bench.peak import convolution, matmul
-from roadmap.bench.report import write_report
 from roadmap.bench.results import (
     BARE,
     LOOP,
@@ -30,13 +28,16 @@ from roadmap.bench.results import (
     read_rows,
     slug,
 )
-from roadmap.bench.table import sheets
-from roadmap.bench.workloads import SHORTEST, build, free, has_timm, timed
+from roadmap.bench.tables import device_markdown, groups_of, tables_of
+from roadmap.bench.workloads import build, convolution, free, has_timm, loop_and_bare, matmul
 from roadmap.cli.arguments import Selection, select
 from roadmap.config import RunConfig
+from roadmap.deltas import Roadmap
 from roadmap.errors import config_error, relative
+from roadmap.files import write_atomic, write_errors
 from roadmap.lease import now
 from roadmap.provenance import commit
+from roadmap.report.figures.style import save
 from roadmap.steps import load_roadmaps
 from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
@@ -48,7 +49,7 @@ Times = Mapping[str, Sequence[float]]
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Measures what the command line asks for; if that cannot be, ConfigError before anything is measured."""
+    """Measures the steps that the command line chooses; ConfigError before the first if it is invalid."""
     selection = select(arguments)
     roadmap = selection.roadmap
     steps = arguments.steps or list(roadmap.steps)
@@ -56,7 +57,8 @@ def bench(arguments: argparse.Namespace) -> int:
     first = config_of(selection, steps[0], arguments, arguments.batch)
     if first.system.compile == "try":
         raise config_error(
-            "system.compile", "is 'try', and what was measured must be known beforehand: true, or false"
+            "system.compile",
+            "is 'try', but a benchmark needs to know whether it is compiled: set true or false",
         )
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
@@ -64,7 +66,7 @@ def bench(arguments: argparse.Namespace) -> int:
     set_up(first, device)
     meter = Meter(selection, arguments, device)
     console().print(f"{meter.place['hardware']}: {relative(meter.path)}", soft_wrap=True)
-    read_rows(meter.path)  # refused before anything is measured if it is not one of ours
+    read_rows(meter.path)  # raises before anything is measured if the file has another format
     try:
         for config in configs:
             for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode):
@@ -75,11 +77,13 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 class Meter:
-    """A device on which steps of a roadmap are measured; each result is in the file at `path` at once."""
+    """Measures steps of a roadmap on a device; each row is appended to the file at `path` at once."""
 
     def __init__(self, selection: Selection, arguments: argparse.Namespace, device: torch.device) -> None:
-        self.selection, self.roadmap = selection, selection.roadmap
-        self.arguments, self.device = arguments, device
+        self.selection = selection
+        self.roadmap = selection.roadmap
+        self.arguments = arguments
+        self.device = device
         threads = torch.get_num_threads() if device.type == "cpu" else None
         self.place = {
             "hardware": hardware(device),
@@ -93,18 +97,18 @@ class Meter:
         self.rows: list[Measurement] = []
 
     def measure(self, config: RunConfig, mode: str) -> None:
-        """A step in a mode, with half the images as long as memory is short; prints a line for each row."""
+        """Measures a step in a mode, with the batch halved while memory is short; prints a line per row."""
         while True:
             try:
                 with oom_hint(f"{config.recipe.global_batch} images", []):
                     rows = self._loop(config) if mode == "loop" else self._networks(config, mode)
                 break
             except OutOfMemory as error:
-                said, half = str(error).partition(";")[0], config.recipe.global_batch // 2
+                reason, half = str(error).partition(";")[0], config.recipe.global_batch // 2
             free(self.device)
             if mode == "loop" or half < 1:
-                raise config_error(f"step '{config.step}'", f"is too large for this device: {said}")
-            console().print(f"{config.step}, {mode}: {said}; measured with {half}", soft_wrap=True)
+                raise config_error(f"step '{config.step}'", f"is too large for this device: {reason}")
+            console().print(f"{config.step}, {mode}: {reason}; measured with {half}", soft_wrap=True)
             config = config_of(self.selection, config.step, self.arguments, half)
         add_rows(self.path, rows, self.roadmap.name, self.roadmap.steps)
         self.rows += rows
@@ -112,7 +116,7 @@ class Meter:
             console().print(line(row), soft_wrap=True)
 
     def _networks(self, config: RunConfig, mode: str) -> list[Measurement]:
-        """The network of a step, timm's beside it, and the device's peak, all by turns."""
+        """A step's network, timm's, and the device's peak, all interleaved."""
         rivals = (TIMM, TIMM_DEFAULTS) if self.arguments.against and has_timm(config) else ()
         names = (OURS, *rivals)
         dtype = PRECISIONS[config.recipe.precision]
@@ -121,7 +125,7 @@ class Meter:
         names = tuple(runs)
         runs |= {name: probe.run for name, probe in probes.items()}
         measurements = {name: timed(run, self.device, self.shortest) for name, run in runs.items()}
-        times = take_turns(measurements, self.arguments.seconds * len(measurements))
+        times = interleave(measurements, self.arguments.seconds * len(measurements))
         del runs, measurements
         free(self.device)
         memory = {name: memory_mb(name, mode, config, self.device) for name in names}
@@ -133,7 +137,7 @@ class Meter:
     def _loop(self, config: RunConfig) -> list[Measurement]:
         """The training loop and the bare step."""
         with loop_and_bare(config, self.device, self.shortest) as measurements:
-            times = take_turns(measurements, self.arguments.seconds * len(measurements))
+            times = interleave(measurements, self.arguments.seconds * len(measurements))
         return [self._row(config, "loop", name, times, {}, None, BARE) for name in (LOOP, BARE)]
 
     def _row(
@@ -164,22 +168,37 @@ class Meter:
         )
 
     def report(self) -> None:
-        """Sums up what was measured, and makes tables and figures anew, if there is anything new."""
+        """Prints the tables of the new rows, and writes the device's tables and figures."""
         if not self.rows:
             return
         roadmaps = load_roadmaps(self.arguments.steps_file) | {self.roadmap.name: self.roadmap}
-        for sheet in sheets(merged([], self.rows, self.roadmap.name, self.roadmap.steps), roadmaps):
-            console().print(table(sheet.heads, sheet.rows, sheet.title))
+        for made in tables_of(merged([], self.rows, self.roadmap.name, self.roadmap.steps), roadmaps):
+            console().print(table(made.heads, made.rows, made.title))
         for path in write_report(self.path, roadmaps):
             console().print(relative(path), soft_wrap=True)
+
+
+def write_report(path: Path, roadmaps: Mapping[str, Roadmap]) -> list[Path]:
+    """Writes the Markdown beside a CSV file, and a figure for each group that has one; returns the paths.
+
+    ConfigError if the file has another format, or the folder cannot be written to.
+    """
+    rows, made = read_rows(path), [path.with_suffix(".md")]
+    with write_errors(path.parent):
+        write_atomic(made[0], device_markdown(rows, roadmaps))
+        for group in groups_of(rows, roadmaps):
+            figure = throughput_figure(group)
+            if figure is not None:
+                made += save(figure, path.with_name(f"{path.stem}-{group.name}"))
+    return made
 
 
 def _built(
     names: Sequence[str], mode: str, config: RunConfig, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """An iteration of each subject; of timm's, those that PyTorch compiles right.
+    """An iteration of each subject, without timm's networks that PyTorch compiles wrong.
 
-    ConfigError if ours is not one.
+    ConfigError if ours is compiled wrong.
     """
     runs: dict[str, Callable[[], object]] = {}
     for name in names:
@@ -187,9 +206,12 @@ def _built(
             runs[name] = build(name, mode, config, device)
         except CompilerFailed as error:
             if name == OURS:
-                raise config_error(f"{config.step}, system.compile", f"is no benchmark: {error}") from error
+                raise config_error(
+                    f"{config.step}, system.compile", f"cannot be measured: {error}"
+                ) from error
             console().print(
-                f"{config.step}, {mode}: {name} is skipped, for it is compiled wrong: {error}", soft_wrap=True
+                f"{config.step}, {mode}: {name} is skipped because it is compiled wrong: {error}",
+                soft_wrap=True,
             )
     return runs
 
@@ -208,7 +230,7 @@ def _against(times: Times, name: str, other: str, precision: str) -> dict[str, A
 
 
 def _peak(rates: Sequence[float], peaks: Times) -> dict[str, Any]:
-    """Both peaks, and the share of the larger one, turn by turn."""
+    """Both peaks, and the part of the larger one that was reached, round by round."""
     if not peaks:
         return {}
     medians = {name: spread_of(values).median for name, values in peaks.items()}
@@ -221,14 +243,14 @@ def _peak(rates: Sequence[float], peaks: Times) -> dict[str, Any]:
 
 
 def _format(name: str, precision: str, device: torch.device) -> dict[str, str]:
-    """In what a subject computes."""
+    """A subject's precision and memory format."""
     if name != TIMM_DEFAULTS:
         return {"precision": precision, "memory_format": "channels_last"}
     return {"precision": "tf32" if device.type == "cuda" else "fp32", "memory_format": "contiguous"}
 
 
 def line(row: Measurement) -> str:
-    """A row as it is read while others are measured."""
+    """A row as a line that is printed during the measurement."""
     low, high = row.throughput
     words = (
         f"{row.step:<24} {row.mode:<9} {row.subject:<13} {row.precision} {row.batch:>4} x"
@@ -236,7 +258,7 @@ def line(row: Measurement) -> str:
     )
     words += f"{row.images_per_s:>10,.1f} images/s ({low:,.1f} to {high:,.1f}, n = {row.n})"
     if row.share_of_peak is not None:
-        words += f", {100 * row.share_of_peak:.0f} % of peak"
+        words += f", {100 * row.share_of_peak:.0f} % of peak FLOP/s"
     if row.memory_mb is not None:
         words += f", {row.memory_mb:,.0f} MiB"
     if row.ratio is not None:

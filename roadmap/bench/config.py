@@ -1,4 +1,4 @@
-"""What `python -m roadmap bench` is asked to measure: checked options, and the configuration of each step."""
+"""The checked options of `python -m roadmap bench`, and the configuration of each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roadmap.errors import config_error
 from roadmap.files import write_errors
 from roadmap.strict_yaml import show
 
-# The bare network's step: nothing is done to images, and weights stay where they are.
+# a step of the network alone: images are not augmented, and weights hardly change
 BARE_STEP = {
     "recipe.pipeline": "pillow",
     "recipe.random_erasing": 0.0,
@@ -23,8 +23,8 @@ BARE_STEP = {
     "recipe.lr": 1e-6,
     "system.micro_batch": None,
 }
-# by columns of their own
-TOLD = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}
+# keys with their own columns
+IN_COLUMNS = {"recipe.precision", "recipe.global_batch", "data.image_size", "system.device", "system.threads"}
 PATHS = {
     "system.data_dir",
     "system.stage_dir",
@@ -35,13 +35,13 @@ PATHS = {
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """ConfigError for what has no meaning, or cannot be written to."""
+    """ConfigError for invalid options, or a folder that cannot be written to."""
     if arguments.batch is not None and arguments.batch < 1:
         raise config_error("--batch", f"must be at least 1, not {arguments.batch}")
     if not 0 < arguments.seconds < float("inf"):
         raise config_error("--seconds", f"must be more than 0, not {arguments.seconds:g}")
     if arguments.loop and arguments.against:
-        raise config_error("--against", "cannot be used with --loop, for timm has no such loop")
+        raise config_error("--against", "cannot be used with --loop, since timm has no such loop")
     with write_errors(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out):
@@ -49,9 +49,9 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def config_of(selection: Selection, step: str, arguments: argparse.Namespace, batch: int | None) -> RunConfig:
-    """The configuration of a step to be measured, with `batch` images at a time, None for the recipe's.
+    """The configuration to measure a step with, with `batch` images, or the recipe's for None.
 
-    ConfigError if there is no such step, or if it cannot have this batch.
+    ConfigError for an unknown step or an impossible batch.
     """
     overrides = dict(selection.overrides)
     if arguments.profile is None:
@@ -66,10 +66,8 @@ def config_of(selection: Selection, step: str, arguments: argparse.Namespace, ba
 
 
 def overrides_of(config: RunConfig, arguments: argparse.Namespace) -> str | None:
-    """What `--set` changed and no other column of a row tells, as sorted 'key=value;key=value'; None where
-    that is nothing.
-    """
-    left_out = TOLD | PATHS
+    """The keys of `--set` without a column, sorted, as 'key=value;key=value'; None without any."""
+    left_out = IN_COLUMNS | PATHS
     if not arguments.loop:
         left_out |= BARE_STEP.keys()
     if not arguments.loop or arguments.batch is not None:

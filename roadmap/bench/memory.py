@@ -1,6 +1,4 @@
-"""How much memory an iteration takes: `python -m roadmap.bench.memory` answers for one subject, in a process
-of its own.
-"""
+"""The peak memory of an iteration; `python -m roadmap.bench.memory` measures one subject in a new process."""
 
 from __future__ import annotations
 
@@ -16,20 +14,20 @@ from pathlib import Path
 import torch
 
 from roadmap import ROOT
-from roadmap.bench.workloads import build, free, wait
+from roadmap.bench.interleave import wait
+from roadmap.bench.workloads import build, free
 from roadmap.config import RunConfig
 from roadmap.training.device import set_up
 
 logger = logging.getLogger(__name__)
-TURNS = 2  # the second iteration finds the optimizer's moments beside all else
-FIRST = 2  # images of a small network's iteration that loads what libraries load once
+ITERATIONS = 2  # the optimizer's moments exist from the second on
+FIRST = 2  # images of a first iteration, in which libraries load what they need
 
 
 def memory_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float | None:
-    """The most memory that a network and its iterations take, in MiB; None where nobody counts.
+    """The peak memory of a network and its iterations in MiB; None where it cannot be measured.
 
-    On a GPU that is what tensors take; on a CPU what a fresh process grows by, which has libraries loaded
-    already.
+    On a GPU it is that of tensors; on a CPU it is the growth of a new process that has loaded its libraries.
     """
     if device.type == "cuda":
         return _on_gpu(subject, mode, config, device)
@@ -40,9 +38,9 @@ def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) ->
     free(device)
     before = torch.cuda.memory_allocated(device)
     run = build(subject, mode, config, device)
-    # building may check what is compiled, which takes memory of its own
+    # building may check the compiled network, which needs more memory
     torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(TURNS):
+    for _ in range(ITERATIONS):
         run()
     wait(device)
     found: float = (torch.cuda.max_memory_allocated(device) - before) / 2**20
@@ -52,7 +50,7 @@ def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) ->
 
 
 def _in_process(subject: str, mode: str, config: RunConfig) -> float | None:
-    """What this module answers in a process of its own; None if that was killed, or may not ask."""
+    """The output of this module in a new process; None if that failed or was killed."""
     asked = json.dumps(
         {
             "subject": subject,
@@ -80,7 +78,7 @@ def _in_process(subject: str, mode: str, config: RunConfig) -> float | None:
             if done.returncode < 0
             else done.stderr.strip().rpartition("\n")[2]
         )
-        logger.warning("the memory of %s, %s, is not known: %s", config.step, mode, why)
+        logger.warning("the memory of %s, %s, is unknown: %s", config.step, mode, why)
         return None
     return float(answer[1])
 
@@ -94,7 +92,7 @@ def peak_resident_mb() -> float:
 
 
 def forget_peak() -> None:
-    """Gives unused memory back, and has the kernel count from here; OSError where it does not let us."""
+    """Frees unused memory and resets the kernel's peak; OSError where that is not allowed."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -102,7 +100,7 @@ def forget_peak() -> None:
 
 
 def small(config: RunConfig) -> RunConfig:
-    """The same for a block in each stage and few images."""
+    """The configuration with one block per stage and few images."""
     model, recipe = config.model, config.recipe
     return config.model_copy(
         update={
@@ -113,20 +111,20 @@ def small(config: RunConfig) -> RunConfig:
 
 
 def grown_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float:
-    """By how much the process grows for iterations of a subject, from before its network is built, in MiB."""
+    """The growth of the process by a subject's network and iterations, in MiB."""
     build(subject, mode, small(config), device)()
     free(device)
     forget_peak()
     before = peak_resident_mb()
     run = build(subject, mode, config, device)
     forget_peak()
-    for _ in range(TURNS):
+    for _ in range(ITERATIONS):
         run()
     return peak_resident_mb() - before
 
 
 def main() -> None:
-    """Answers with one line."""
+    """Prints one line."""
     asked = json.load(sys.stdin)
     config, device = RunConfig.model_validate_json(asked["config"]), torch.device("cpu")
     set_up(config, device)

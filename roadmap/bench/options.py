@@ -1,4 +1,4 @@
-"""The command line of `python -m roadmap bench`, of argparse alone."""
+"""The command line of `python -m roadmap bench`, which imports nothing but argparse."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SECONDS = 10.0
 
 
 def add_bench_options(options: argparse.ArgumentParser) -> None:
-    """All that `bench` reads."""
+    """Adds the options of `bench`."""
     options.add_argument(
-        "steps", nargs="*", metavar="STEP", help="what to measure (default: all steps of the roadmap)"
+        "steps", nargs="*", metavar="STEP", help="steps to measure (default: all of the roadmap)"
     )
     add_config_options(options)
     options.add_argument(
@@ -28,10 +28,12 @@ def add_bench_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--against",
         choices=["timm"],
-        help="measure timm's network beside ours where it has it: in the same format, and at timm's defaults",
+        help="also measure timm's network, if it has one: in the same format, and at timm's defaults",
     )
     options.add_argument(
-        "--loop", action="store_true", help="measure instead what the data loader costs the training loop"
+        "--loop",
+        action="store_true",
+        help="measure the training loop with its data loader instead, and the same steps without",
     )
     options.add_argument(
         "--batch",
@@ -47,7 +49,7 @@ def add_bench_options(options: argparse.ArgumentParser) -> None:
         type=float,
         default=SECONDS,
         metavar="S",
-        help=f"for each thing measured (default: {SECONDS:g})",
+        help=f"for each measurement (default: {SECONDS:g})",
     )
     out = Path("reports") / "throughput"
     options.add_argument(
@@ -57,11 +59,11 @@ def add_bench_options(options: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="tables and figures (default: reports/throughput)",
     )
-    # for steps behind --mode would be taken for modes
+    # the steps come first: after --mode they would be parsed as modes
     options.usage = f"{options.prog} [STEP ...] [OPTION ...]"
     options.description = (
-        "Measure each step's throughput, memory and share of the device's peak, by turns. Without --profile"
-        " it computes in bf16 unless --set recipe.precision says otherwise. Training is forward, loss,"
-        " backward, optimizer and moving average on one batch, without the recipe's mixup and erasing. No"
-        " data is needed but for --loop, and nothing is written to runs/."
+        "Measure each step's throughput, memory and % of peak FLOP/s, all interleaved. Without --profile, the"
+        " precision is bf16 unless --set recipe.precision is given. Training is forward, loss, backward,"
+        " optimizer and EMA on one batch, without the recipe's mixup and erasing. Only --loop needs data, and"
+        " nothing is written to runs/."
     )

@@ -1,4 +1,4 @@
-"""What was measured, a row a subject, in one CSV file for each device."""
+"""The measurements: one row per subject, in one CSV file per device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roadmap.errors import ConfigError, config_error, format_validation_error, relative
@@ -23,15 +24,14 @@ Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Measurement(BaseModel):
-    """One subject's throughput; `ms` are milliseconds of an iteration, `low` and `high` the ends of the
-    middle half of `n` turns.
+    """One subject's throughput: `ms` is the median time of an iteration over `n` rounds.
 
-    `subject` is one of `SUBJECTS`. `overrides` is what `--set` changed and no other column tells, as
-    'key=value;key=value'. `ratio` is its throughput over that of the row that `ratio_to` names with its
-    precision, such as 'ours bf16', turn by turn. `memory_mb` are MiB: the most that tensors took on a GPU, or
-    by which the process grew on a CPU. `gmacs` are multiply-adds in 10**9 for an image in this mode; the
-    peaks are those of the precision in which the step was measured, and `share_of_peak` belongs to the larger
-    of them. `threads` are PyTorch's, None on a GPU.
+    `low` and `high` are the ends of the interquartile range. `subject` is one of `SUBJECTS`. `overrides` are
+    the keys of `--set` without a column, as 'key=value;key=value'. `ratio` is the throughput over that of the
+    row that `ratio_to` names with its precision, such as 'ours bf16', round by round. `memory_mb` is in MiB:
+    the peak of tensors on a GPU, the growth of the process on a CPU. `gmacs` are 10**9 multiply-adds per
+    image in this mode. The peaks are in the step's precision; `share_of_peak` refers to the larger one.
+    `threads` are PyTorch's, None on a GPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,17 +70,17 @@ class Measurement(BaseModel):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells a row from all others of its file."""
+        """The row's identity in its file."""
         return tuple(getattr(self, name) for name in KEY)
 
     @property
     def against(self) -> str:
-        """The precision of the step with which it was measured."""
+        """The precision of the step that it is compared with."""
         return self.ratio_to.split()[1] if self.ratio_to and self.mode != "loop" else self.precision
 
     @property
     def throughput(self) -> tuple[float, float]:
-        """The ends of the middle half, in images per second."""
+        """The interquartile range in images per second."""
         return 1e3 * self.batch / self.ms_high, 1e3 * self.batch / self.ms_low
 
 
@@ -97,11 +97,11 @@ KEY = (
     "overrides",
     "ratio_to",
 )
-LATER = {"overrides"}  # columns that files of before do not have
+LATER = {"overrides"}  # columns that old files lack
 
 
 def read_rows(path: Path) -> list[Measurement]:
-    """The rows of a file, none if there is no such file; ConfigError if it is not one of ours."""
+    """The rows of a file, none if it does not exist; ConfigError if it has another format."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -136,16 +136,14 @@ def _row(path: Path, line: int, cells: dict[str, str]) -> Measurement:
 
 
 def _unreadable(path: Path, why: str) -> ConfigError:
-    message = f"is no table of this command: {why}; move it away, or choose another folder with --out"
+    message = f"is not a table of this command: {why}; move it, or choose another folder with --out"
     return config_error(relative(path), message)
 
 
 def merged(
     old: Sequence[Measurement], new: Sequence[Measurement], roadmap: str, steps: Sequence[str]
 ) -> list[Measurement]:
-    """Old rows and new ones, which replace those with their keys; a roadmap's in the order of its `steps`,
-    other rows as they were.
-    """
+    """Old rows and new ones, which replace those of the same key; the roadmap's in the order of `steps`."""
     rows = list({row.key: row for row in (*old, *new)}.values())
     places = {step: place for place, step in enumerate(steps)}
 
@@ -163,22 +161,19 @@ def merged(
 
 
 def to_csv(rows: Sequence[Measurement]) -> str:
-    """The file's text, figures in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Measurement.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
-    return text.getvalue()
+    """The file's text, in full precision."""
+    records = [row.model_dump() for row in rows]
+    # objects, for pandas would write integers beside missing ones as floats
+    return pd.DataFrame(records, columns=list(Measurement.model_fields), dtype=object).to_csv(index=False)
 
 
 def add_rows(path: Path, new: Sequence[Measurement], roadmap: str, steps: Sequence[str]) -> list[Measurement]:
-    """Puts rows into a file, whatever other processes put there meanwhile, and returns all that are there
-    now.
+    """Merges rows into a file, safely beside other processes, and returns all rows.
 
-    ConfigError if the file is not one of ours, or cannot be written.
+    ConfigError if the file has another format, or cannot be written.
     """
     with write_errors(path), ExitStack() as stack:
-        with suppress(OSError):  # without locks, let one measure at a time
+        with suppress(OSError):  # of a file system without locks
             stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
         rows = merged(read_rows(path), new, roadmap, steps)
         write_atomic(path, to_csv(rows))

@@ -1,13 +1,14 @@
-"""What is measured: our networks as training and evaluation run them, and timm's beside them."""
+"""The measured workloads: our networks, timm's, the training loop with its loader, and peak FLOP/s."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from timm import create_model
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blocks.model import build_model
-from roadmap.bench.results import OURS, TIMM_DEFAULTS
+from roadmap.bench.interleave import SHORTEST, batch_errors, seconds_each
+from roadmap.bench.results import BARE, LOOP, OURS, TIMM_DEFAULTS
 from roadmap.config import RecipeSpec, RunConfig
-from roadmap.errors import ConfigError, config_error
+from roadmap.data.loader import Loader
+from roadmap.errors import ConfigError
 from roadmap.export import timm_model
 from roadmap.training.compiled import (
     CompilerFailed,
@@ -29,11 +32,12 @@ from roadmap.training.compiled import (
     compile_network,
 )
 from roadmap.training.engine import PRECISIONS, Engine, autocast
+from roadmap.training.metrics import Mean
 from roadmap.training.optim import build_optimizer
 
 Run = Callable[[], object]
-SHORTEST = 0.3  # seconds of a measurement, so that no clock or queue shows in it
-WARM_UP = 3
+PREFETCHED = 2  # batches that each of PyTorch's workers prefetches
+FEWEST = 10  # iterations of a window
 
 
 def has_timm(config: RunConfig) -> bool:
@@ -75,14 +79,14 @@ def ours_trained(config: RunConfig, device: torch.device) -> Run:
 
 
 def ours_inferring(config: RunConfig, device: torch.device) -> Run:
-    """A batch through our network in evaluation."""
+    """Evaluation of a batch by our network."""
     return inferring(_prepared(build_model(config.model), config, device), config, device)
 
 
 def inferring(
     model: nn.Module, config: RunConfig, device: torch.device, *, channels_last: bool = True
 ) -> Run:
-    """A batch through a network in evaluation, in the recipe's precision."""
+    """Evaluation of a batch by a network, in the recipe's precision."""
     images, _ = fixed_batch(config, device, channels_last=channels_last)
     forward: Any = model.eval()
     if config.system.compile:
@@ -99,25 +103,23 @@ def inferring(
 
 
 def confirm(check: GradientCheck) -> None:
-    """CompilerFailed unless a compiled network computes what the eager one does: another network is no
-    subject.
-    """
+    """Raises CompilerFailed if a compiled network computes other values than the eager one."""
     if check.wrong:
         raise CompilerFailed(f"{check} (PyTorch {torch.__version__})")
 
 
 def theirs_inferring(config: RunConfig, device: torch.device, defaults: bool) -> Run:
-    """The same for timm's network; its `defaults` are float32 and contiguous images."""
+    """Evaluation of a batch by timm's network; its `defaults` are float32 and contiguous images."""
     plain = in_fp32(config) if defaults else config
     run = inferring(theirs(plain, device, defaults), plain, device, channels_last=not defaults)
     return in_tf32(run) if defaults and device.type == "cuda" else run
 
 
 def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> Run:
-    """A step of timm's network: forward, loss, backward, optimizer and moving average as in the engine.
+    """A step of timm's network: forward, loss, backward, optimizer and EMA as in the engine.
 
-    With its `defaults`, everything is in float32 and contiguous, and the optimizer is not fused. Layers share
-    one learning rate.
+    With its `defaults`, everything is in float32 and contiguous, and the optimizer is not fused. All layers
+    have the same learning rate.
     """
     plain = in_fp32(config) if defaults else config
     recipe = plain.recipe.model_copy(update={"layer_decay": 1.0})
@@ -148,7 +150,7 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
 
 
 def theirs(config: RunConfig, device: torch.device, defaults: bool) -> nn.Module:
-    """timm's network of the same shape and rate of stochastic depth."""
+    """timm's network with the same shape and stochastic depth rate."""
     name, kwargs = timm_model(config.model)
     model: nn.Module = create_model(name, **kwargs, drop_path_rate=config.model.drop_path)
     return model.to(device) if defaults else _prepared(model, config, device)
@@ -162,7 +164,7 @@ def _prepared(model: nn.Module, config: RunConfig, device: torch.device) -> nn.M
 
 
 def unfused(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer as timm makes it without further flags."""
+    """The recipe's optimizer, built by timm without further flags."""
     name = {"sgd": "momentum", "adamw": "adamw"}[recipe.optimizer]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
@@ -180,7 +182,7 @@ def in_fp32(config: RunConfig) -> RunConfig:
 
 
 def in_tf32(run: Run) -> Run:
-    """As timm trains and validates on a GPU: with TF32 in matrix products, too."""
+    """The iteration with TF32 in matrix products, as in timm's scripts on a GPU."""
 
     def inside() -> object:
         kept = torch.get_float32_matmul_precision()
@@ -193,45 +195,88 @@ def in_tf32(run: Run) -> Run:
     return inside
 
 
-def timed(run: Run, device: torch.device, shortest: float = SHORTEST) -> Callable[[], float]:
-    """A measurement, in seconds an iteration, of as many iterations as take `shortest` seconds; first `run`
-    is warmed up here.
-    """
-    with no_refusal():
-        seconds_each(run, device, WARM_UP if device.type == "cuda" else 1)
-    iterations = max(1, math.ceil(shortest / seconds_each(run, device, 1)))
-    return lambda: seconds_each(run, device, iterations)
-
-
-def seconds_each(run: Run, device: torch.device, iterations: int) -> float:
-    """What an iteration takes on average, all that it has queued on the device included."""
-    wait(device)
-    start = time.perf_counter()
-    for _ in range(iterations):
-        run()
-    wait(device)
-    return (time.perf_counter() - start) / iterations
-
-
-@contextmanager
-def no_refusal() -> Iterator[None]:
-    """ConfigError where a network refuses its first batch."""
-    try:
-        yield
-    except ValueError as error:
-        raise config_error("--batch", f"the network refuses it: {error}") from error
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def free(device: torch.device) -> None:
-    """Gives back the memory of networks that nobody needs any more."""
+    """Frees the memory of networks that are no longer referenced."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def loop_and_bare(
+    config: RunConfig, device: torch.device, shortest: float = SHORTEST
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """Measurements, in seconds per iteration, of the training loop and of the same steps on fixed batches.
+
+    Both use one engine, with erasing and mixup. Each window has untimed iterations first, in which the loop
+    consumes prefetched batches, or the workers fill their queues.
+    """
+    loader = Loader(config, "train", device)
+    try:
+        engine = Engine(config, device, iterations_per_epoch=len(loader))
+        engine.check_compiled()
+        batches, mean = _endless(loader), Mean(device)
+        fixed = [
+            (images.clone(), labels.clone()) for images, labels in islice(batches, engine.plan.accumulation)
+        ]
+
+        def bare() -> None:
+            mean.add(engine.step(fixed))
+
+        def loop() -> None:
+            mean.add(engine.step(islice(batches, engine.plan.accumulation)))
+
+        untimed = math.ceil(PREFETCHED * config.system.workers / engine.plan.accumulation) + 1
+        with batch_errors():
+            bare()
+        loop()
+        iterations = max(FEWEST, math.ceil(shortest / _window(bare, device, 1, 1)))
+        yield {
+            BARE: lambda: _window(bare, device, untimed, iterations),
+            LOOP: lambda: _window(loop, device, untimed, iterations),
+        }
+    finally:
+        loader.close()
+
+
+def _endless(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches of successive epochs."""
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)
+
+
+def _window(run: Callable[[], None], device: torch.device, untimed: int, iterations: int) -> float:
+    for _ in range(untimed):
+        run()
+    return seconds_each(run, device, iterations)
+
+
+class PeakProbe(NamedTuple):
+    """An operation of `flop` floating point operations; a multiply-add counts as two."""
+
+    run: Callable[[], object]
+    flop: float
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> PeakProbe:
+    """A product of two square matrices, 4096 x 4096 on a GPU and 2048 x 2048 elsewhere."""
+    size = 4096 if device.type == "cuda" else 2048
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return PeakProbe(lambda: one @ other, 2.0 * size**3)
+
+
+def convolution(device: torch.device, dtype: torch.dtype) -> PeakProbe:
+    """A dense 3x3 convolution of 256 channels at 28x28, channels_last; 256 images on a GPU, 16 elsewhere."""
+    images, channels, size = 256 if device.type == "cuda" else 16, 256, 28
+    x = torch.randn(images, channels, size, size, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+
+    @torch.inference_mode()
+    def run() -> object:
+        return functional.conv2d(x, weight, padding=1)
+
+    return PeakProbe(run, 2.0 * images * size**2 * channels**2 * 9)

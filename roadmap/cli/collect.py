@@ -1,4 +1,4 @@
-"""The command line that makes tables, figures and a page from finished runs."""
+"""The command line of `collect.py`: tables, figures and a page from finished runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = Parser(
         description=(
-            "Make the ablation's tables, figures and page; runs that are missing are shown as missing. Two"
-            " folders of runs, or parts of them such as runs/convnext_t/digits, are put side by side."
+            "Make the ablation's tables, figures and page; missing runs are shown as missing. Two folders of"
+            " runs, or parts of them such as runs/convnext_t/digits, are compared."
         ),
         conflict_handler="resolve",
     )
@@ -24,10 +24,10 @@ def parser() -> argparse.ArgumentParser:
         "--paper",
         nargs="*",
         metavar="ROADMAP",
-        help="the paper's own figures instead of runs: of --roadmap, or of these",
+        help="the paper's values instead of runs: of --roadmap, or of these",
     )
     options.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where tables, figures and page go"
+        "--out", type=Path, required=True, metavar="DIR", help="the folder for tables, figures and page"
     )
     add_config_options(options)
     options.add_argument("--roadmap", metavar="NAME", help="the runs' roadmap, where a folder holds several")
@@ -40,18 +40,20 @@ def parser() -> argparse.ArgumentParser:
         "--as-trained",
         action="store_true",
         help=(
-            "take what --set must say from the runs, which must agree (default where none is as the steps"
-            " file says)"
+            "take the --set options from the runs, which must share them (default where no run has the"
+            " configuration of the steps file)"
         ),
     )
     options.add_argument(
-        "--columns", metavar="KEY,...", help="the tables' columns (default: those that say something)"
+        "--columns", metavar="KEY,...", help="the tables' columns (default: those with content)"
     )
     options.add_argument(
         "--holm", action="store_true", help="adjust the p-values of all steps together, after Holm"
     )
     options.add_argument(
-        "--x", metavar="KEY,...", help="draw accuracy against these costs, too, a figure each (always: gmacs)"
+        "--x",
+        metavar="KEY,...",
+        help="also draw accuracy against these costs, one figure each (always: gmacs)",
     )
     options.add_argument("--tables-only", action="store_true", help="no figures and no page")
     options.add_argument(
@@ -66,13 +68,13 @@ def parser() -> argparse.ArgumentParser:
         "--check",
         type=float,
         metavar="TOLERANCE",
-        help="exit with 3 if a mean is further than so many points from the paper's",
+        help="exit with 3 if a mean differs from the paper's by more than this many points",
     )
     options.add_argument(
         "--against",
         type=Path,
         metavar="FILE",
-        help="check against this table, such as an earlier ablation.csv",
+        help="the table for --check instead of the paper, such as an earlier ablation.csv",
     )
     return options
 

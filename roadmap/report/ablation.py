@@ -1,18 +1,23 @@
-"""From results, or from the paper's figures, to the ablation and the sentences that belong under it."""
+"""The ablation: one row per step with its spread, its difference to its parent, and the paper's values."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from blocks import complexity
+from blocks import Complexity, complexity
 from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap, change_of, resolve
 from roadmap.records import Result, Status
-from roadmap.report.rows import Ablation, AblationRow, accuracies
+from roadmap.report.marginal import MarginalEffect
 from roadmap.report.stats import (
+    CONFIDENCE,
     Correlation,
+    Difference,
     Summary,
     difference,
     holm,
@@ -24,9 +29,130 @@ from roadmap.report.stats import (
 from roadmap.report.trained import left_out
 from roadmap.steps_file import Reference
 
+FIRST = ""  # the key of a root in `align`: the roots of two roadmaps are different networks in the same place
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """A step in the ablation, with its runs: one per seed, all of one configuration; none for a publication.
+
+    `top1` is percent of the last epoch, `delta` is against the parent, and `p_holm` is its p-value adjusted
+    for all steps, if requested. `planned` counts the runs that the row should have. `gap` is our mean minus
+    the paper's in percentage points and `gap_z` the same in standard errors; both are None on other data than
+    the paper's. `mixed` names what differs between the row's runs, or between them and the parent's: code,
+    versions or hardware.
+    """
+
+    step: str
+    hash: str
+    title: str
+    change: str
+    parent: str | None
+    is_side_branch: bool
+    planned: int
+    cost: Complexity
+    top1: Summary | None
+    delta: Difference | None
+    paper: Summary | None
+    paper_delta: Difference | None
+    paper_gmacs: float | None
+    gmacs_note: str | None
+    runs: tuple[Status, ...] = ()
+    ema: Summary | None = None
+    gap: float | None = None
+    gap_z: float | None = None
+    p_holm: float | None = None
+    mixed: tuple[str, ...] = ()
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """The results of finished and diverged runs, by seed."""
+        found = [run.result for run in self.runs if run.result is not None]
+        return sorted(found, key=lambda result: result.seed)
+
+    @property
+    def seeds(self) -> dict[int, float]:
+        return accuracies(self.results)
+
+    @property
+    def diverged(self) -> int:
+        return sum(result.status == "diverged" for result in self.results)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """The number of runs by state; planned runs without a folder count as pending."""
+        found = Counter[str](run.state for run in self.runs)
+        found["pending"] += max(0, self.planned - len(self.runs)) if self.runs or not self.top1 else 0
+        return {state: number for state, number in found.items() if number}
+
+    @property
+    def resolved(self) -> bool | None:
+        """Whether the difference to the parent is resolved, by `p_holm` if the p-values were adjusted."""
+        if self.p_holm is not None:
+            return self.p_holm < 1 - CONFIDENCE
+        return self.delta.resolved if self.delta else None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Training throughput of all processes together, mean over the runs."""
+        return _mean([result.images_per_s for result in self.results])
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours of training times processes, which have a GPU each or share the CPU; mean over the runs."""
+        done = [result for result in self.results if result.status == "done"]
+        return _mean([result.train_seconds * result.processes / 3600 for result in done])
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        """The maximum over the runs; None where no run measured it."""
+        found = [result.peak_memory_mb for result in self.results if result.peak_memory_mb is not None]
+        return max(found, default=None)
+
+    def same(self, field: str) -> Any:
+        """A field's value if all results share it, else all values as text; None without results."""
+        values = {getattr(result, field) for result in self.results}
+        return values.pop() if len(values) == 1 else "; ".join(sorted(map(str, values))) or None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    found = summarize(values)
+    return found.mean if found else None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The rows of a roadmap, with a title and the notes below its table; `source` is `paper` or `measured`.
+
+    `roadmap`, `profile` and `overrides` give the configurations. `reference` is drawn as a line, `agreement`
+    is the rank correlation of the path's top-1 with the paper's. `runs` of `folder` are the runs of the
+    ablation's steps, in any state; `effects` is empty unless the ablation has marginal effects.
+    """
+
+    title: str
+    rows: tuple[AblationRow, ...]
+    source: str
+    notes: list[str]
+    roadmap: Roadmap
+    profile: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    reference: Reference | None = None
+    agreement: Correlation | None = None
+    folder: Path | None = None
+    runs: Sequence[Status] = ()
+    effects: Sequence[MarginalEffect] = ()
+
+    def row(self, step: str) -> AblationRow:
+        return next(row for row in self.rows if row.step == step)
+
+
+def accuracies(results: Sequence[Result]) -> dict[int, float]:
+    """Top-1 in % by seed, without the runs that diverged."""
+    return {result.seed: result.top1 for result in results if result.top1 is not None}
+
 
 def published(roadmap: Roadmap) -> Ablation:
-    """The ablation that the paper prints; GMACs and parameters are ours, the printed GMACs stand beside."""
+    """The ablation that the paper prints, with our GMACs and parameters and the printed GMACs."""
     rows = [_printed(roadmap, name) for name, step in roadmap.tree.items() if step.paper]
     notes = [
         f"As printed{f' in {roadmap.source}' if roadmap.source else ''}; GMACs and parameters are computed"
@@ -56,16 +182,15 @@ def measured(
     *,
     adjusted: bool = False,
 ) -> Ablation:
-    """The ablation of our own runs; those of another configuration than the roadmap's present one are left
-    out, and named.
+    """The ablation of our own runs; notes name runs of other configurations, which are skipped.
 
-    `adjusted` has the p-values of all steps adjusted together, so that none of them may be false, after Holm.
+    With `adjusted`, the p-values of all steps are adjusted together with Holm's method.
     """
     configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
     by_hash: dict[str, list[Status]] = {}
     for run in runs:
         by_hash.setdefault(run.run.hash, []).append(run)
-    present = {name: _one_a_seed(name, by_hash.get(config.hash, [])) for name, config in configs.items()}
+    present = {name: _one_per_seed(name, by_hash.get(config.hash, [])) for name, config in configs.items()}
     planned = max(map(len, present.values()))
     rows = []
     for name, config in configs.items():
@@ -74,7 +199,7 @@ def measured(
     rows = _adjust(rows) if adjusted else rows
     here = [run.run for run in runs if run.run.step in configs]
     others = list(left_out(roadmap, profile, here, {config.hash for config in configs.values()}))
-    # an empty table must say at once where the runs are
+    # an empty table must explain at once where the runs are
     first = [] if any(row.top1 for row in rows) else others
     notes = [] if first else others
     unknown = {run.run.step for run in runs if not roadmap.knows(run.run.step)}
@@ -82,44 +207,34 @@ def measured(
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)
-    notes = [*first, *_honest(rows, reference, adjusted), *_agreement(agreement), *roadmap.notes, *notes]
+    notes = [*first, *_caveats(rows, reference, adjusted), *_correlation(agreement), *roadmap.notes, *notes]
     return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
 
 
 def _adjust(rows: Sequence[AblationRow]) -> list[AblationRow]:
-    """The rows with the p-values, and with the seeds that are needed, of differences that are tested
-    together.
-    """
+    """The rows with p-values, and seeds needed, of differences that are tested together."""
     ps = {row.step: row.delta.p for row in rows if row.delta and row.delta.p is not None}
-    adjusted, seeds = (
-        dict(zip(ps, holm(list(ps.values())), strict=True)),
-        {row.step: row.seeds for row in rows},
-    )
-    return [
-        (
-            replace(
-                row, p_holm=adjusted[row.step], delta=difference(row.seeds, seeds[row.parent or ""], len(ps))
-            )
-            if row.step in ps
-            else row
-        )
-        for row in rows
-    ]
+    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
+    seeds = {row.step: row.seeds for row in rows}
+
+    def adjust(row: AblationRow) -> AblationRow:
+        delta = difference(row.seeds, seeds[row.parent or ""], len(ps))
+        return replace(row, p_holm=adjusted[row.step], delta=delta)
+
+    return [adjust(row) if row.step in ps else row for row in rows]
 
 
-def _one_a_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:
-    """A run for each seed of those with one configuration: a finished one before others, one that is filed
-    under `step` before others.
-    """
+def _one_per_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:
+    """One run per seed, all of one configuration: preferably finished, then preferably filed under `step`."""
     best = sorted(runs, key=lambda run: (run.result is None, run.run.step != step))
     return tuple({run.run.seed: run for run in reversed(best)}.values())
 
 
 def _printed(roadmap: Roadmap, name: str) -> AblationRow:
-    """A step with the publication's figures."""
+    """The row of a step with the publication's values."""
     step, config = roadmap.tree[name], resolve(roadmap, name)
-    figures, before = _paper(roadmap, name), _paper(roadmap, step.parent)
-    delta = welch(figures, before) if figures and before else None
+    top1, before = _paper(roadmap, name), _paper(roadmap, step.parent)
+    delta = welch(top1, before) if top1 and before else None
     return AblationRow(
         step=name,
         hash=config.hash,
@@ -127,11 +242,11 @@ def _printed(roadmap: Roadmap, name: str) -> AblationRow:
         change=change_of(roadmap, name),
         parent=step.parent,
         is_side_branch=name not in roadmap.trunk,
-        planned=figures.n if figures else 0,
-        top1=figures,
+        planned=top1.n if top1 else 0,
+        top1=top1,
         delta=delta,
         cost=complexity(config.model, config.data.image_size),
-        paper=figures,
+        paper=top1,
         paper_delta=delta,
         paper_gmacs=step.paper.gmacs if step.paper else None,
         gmacs_note=step.paper.gmacs_note if step.paper else None,
@@ -141,7 +256,7 @@ def _printed(roadmap: Roadmap, name: str) -> AblationRow:
 def _measured(
     roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequence[Status]], planned: int
 ) -> AblationRow:
-    """A step with our figures beside the publication's."""
+    """The row of a step with our values and the publication's."""
     name, parent = config.step, roadmap.tree[config.step].parent
     printed = _printed(roadmap, name)
     mine, before = (
@@ -166,14 +281,12 @@ def _measured(
 
 
 def same_task(one: RunConfig, other: RunConfig) -> bool:
-    """Whether two configurations are tested on the same images and classes, so that their accuracies can be
-    compared.
-    """
+    """Whether two configurations share test images and classes, so that their accuracies are comparable."""
     return (one.data, one.model.num_classes) == (other.data, other.model.num_classes)
 
 
 def _mixed(results: Sequence[Result]) -> tuple[str, ...]:
-    """What results that are compared do not have in common."""
+    """Which of code, versions and hardware differ between results that are compared."""
     named: dict[str, set[Any]] = {
         "code": {result.commit for result in results},
         "versions": {tuple(sorted(result.versions.items())) for result in results},
@@ -183,69 +296,51 @@ def _mixed(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
-    figures = roadmap.tree[step].paper if step else None
-    return Summary(figures.top1, figures.std, figures.n) if figures else None
+    printed = roadmap.tree[step].paper if step else None
+    return Summary(printed.top1, printed.std, printed.n) if printed else None
 
 
-def _honest(rows: Sequence[AblationRow], reference: Reference | None, adjusted: bool) -> list[str]:
-    """What a reader must know to judge the figures: n, missing runs, hardware, versions, code."""
+def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted: bool) -> list[str]:
+    """The notes on n, missing runs, hardware, versions and code."""
     finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
-    many = (
+    resolved = (
         "the p-values of all steps are adjusted together (Holm), and 'yes' means below .05."
         if adjusted
-        else (
-            "'yes' means that the interval excludes zero; of many steps that change nothing, one in twenty"
-            " would say so, too."
-        )
+        else "'yes' means that the interval excludes zero, as it does by chance for one in twenty steps that"
+        " change nothing."
     )
     notes = [
-        (
-            f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation"
-            " over n seeds."
-        ),
-        (
-            "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else"
-            f" Welch); {many}"
-        ),
+        f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation"
+        " over n seeds.",
+        "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else"
+        f" Welch); {resolved}",
     ]
-    notes += (
-        [f"Reference on the same images: {reference.title}, {reference.top1:.2f} %."] if reference else []
-    )
-    diverged = [f"{row.step} ({row.diverged})" for row in rows if row.diverged]
-    notes += [f"Diverged, and in no mean: {', '.join(diverged)}."] if diverged else []
-    mixed = [f"{row.step} ({', '.join(row.mixed)})" for row in rows if row.mixed]
-    notes += (
-        [f"† Runs of a row, or of it and its parent, that differ in more than the step: {'; '.join(mixed)}."]
-        if mixed
-        else []
-    )
+    if reference:
+        notes.append(f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
+    if diverged := [f"{row.step} ({row.diverged})" for row in rows if row.diverged]:
+        notes.append(f"Diverged, and in no mean: {', '.join(diverged)}.")
+    if mixed := [f"{row.step} ({', '.join(row.mixed)})" for row in rows if row.mixed]:
+        what = "† Runs of a row, or of it and its parent, that differ in more than the step"
+        notes.append(f"{what}: {'; '.join(mixed)}.")
     return notes + origins([result for row in rows for result in row.results])
 
 
 def origins(results: Sequence[Result]) -> list[str]:
-    """On what hardware, with which versions and from which commit results come, a sentence each."""
-    notes = []
-    for what, values in (
-        ("Hardware", {result.hardware for result in results}),
-        (
-            "Versions",
-            {
-                ", ".join(f"{name} {version}" for name, version in result.versions.items())
-                for result in results
-            },
-        ),
-        ("Code", {result.commit or "no commit" for result in results}),
-    ):
-        notes += (
-            [f"{what}: {'; '.join(sorted(values))}." + (" MIXED." if len(values) > 1 else "")]
-            if values
-            else []
-        )
-    return notes
+    """A sentence each on the hardware, the versions and the commits of results."""
+    found = {
+        "Hardware": {result.hardware for result in results},
+        "Versions": {", ".join(f"{name} {of}" for name, of in result.versions.items()) for result in results},
+        "Code": {result.commit or "no commit" for result in results},
+    }
+    return [
+        f"{what}: {'; '.join(sorted(values))}.{' MIXED.' * (len(values) > 1)}"
+        for what, values in found.items()
+        if values
+    ]
 
 
 def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Correlation | None:
-    """Whether the measured path orders the steps as the paper's does."""
+    """The rank correlation of the path's measured top-1 with the paper's."""
     both = [
         (row.top1.mean, row.paper.mean)
         for row in rows
@@ -254,9 +349,43 @@ def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Correlation |
     return rank_correlation([ours for ours, _ in both], [theirs for _, theirs in both])
 
 
-def _agreement(found: Correlation | None) -> list[str]:
-    return (
-        [f"Spearman's rank correlation with the paper's top-1 along the path: {found} (n = {found.n} steps)."]
-        if found
-        else []
-    )
+def _correlation(found: Correlation | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"Spearman's rank correlation with the paper's top-1 along the path: {found} (n = {found.n} steps)."
+    ]
+
+
+@dataclass(frozen=True)
+class AlignedRow:
+    """A step's row in each ablation, None where an ablation lacks the step, and their common title."""
+
+    title: str
+    rows: tuple[AblationRow | None, ...]
+
+
+def align(ablations: Sequence[Ablation]) -> list[AlignedRow]:
+    """All steps of some ablations in order; a step that only a later ablation has follows its predecessor."""
+    by_key = [
+        {FIRST if row is ablation.rows[0] and row.parent is None else row.step: row for row in ablation.rows}
+        for ablation in ablations
+    ]
+    order: list[str] = []
+    for rows in by_key:
+        place = 0
+        for key in rows:
+            if key not in order:
+                order.insert(place, key)
+            place = order.index(key) + 1
+    found = [tuple(rows.get(key) for rows in by_key) for key in order]
+    return [AlignedRow(_joined([row.title for row in rows if row]), rows) for rows in found]
+
+
+def _joined(titles: Sequence[str]) -> str:
+    """Different titles with a slash between them; 'a (1 / 2)' where only the parentheses differ."""
+    different = list(dict.fromkeys(titles))
+    heads = {title.partition(" (")[0] for title in different}
+    if len(different) > 1 and len(heads) == 1 and all(title.endswith(")") for title in different):
+        return f"{heads.pop()} ({' / '.join(title.partition(' (')[2][:-1] for title in different)})"
+    return " / ".join(different)

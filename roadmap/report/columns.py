@@ -1,56 +1,41 @@
-"""The columns that a table of the ablation can have: what each is called, what it says of a row, and its
-value for machines.
-"""
+"""The columns that a table of the ablation can have: their heads, texts, and values for machines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from blocks.layers import did_you_mean
 from roadmap.errors import config_error
-from roadmap.report.rows import Ablation, AblationRow
+from roadmap.report.ablation import Ablation, AblationRow
+from roadmap.report.render import BRANCH, Heading
 from roadmap.report.stats import MOST_SEEDS, POWER
 
 NONE = "–"
 Value = str | float | None
 
 
-@dataclass(frozen=True)
-class Column:
-    """`text` is what a table shows of a row, `value` a number or text to sort by, None where there is none;
-    `tells` is the head in full.
+@dataclass(frozen=True, kw_only=True)
+class Column(Heading):
+    """`text` is a row's cell; `value` is a number or text to sort by, None where there is none.
 
-    `legend` is what the notes below a table must say of the column, `legend_holm` what instead where the
-    p-values are adjusted. A column with `folds`, a phrase with a place for what it says, goes into a note
-    where it says the same in all rows. `is_code` is true of names that commands and files know.
+    `legend` is the note on the column below a table, `legend_holm` the one where p-values are adjusted. A
+    column with `folds`, a phrase with a place for its text, becomes a note where all rows have the same text.
     """
 
-    key: str
-    head: str
-    tells: str
     text: Callable[[AblationRow], str]
     value: Callable[[AblationRow], Value]
-    is_number: bool = True
     legend: str = ""
     legend_holm: str = ""
     folds: str = ""
-    is_code: bool = False
-
-    @property
-    def can_fold(self) -> bool:
-        """Whether the column goes into a note where it says the same in all rows."""
-        return bool(self.folds)
 
 
 def chosen(ablation: Ablation, keys: Sequence[str] | None = None) -> list[Column]:
-    """The columns named by `keys`, or those that say something of this ablation; ConfigError for a key that
-    there is not.
-    """
+    """The columns named by `keys`, or those with content in this ablation; ConfigError for an unknown key."""
     if keys is None:
         default = PUBLISHED if ablation.source == "paper" else MEASURED
-        return [COLUMNS[key] for key in default if _speaks(COLUMNS[key], ablation.rows)]
+        return [COLUMNS[key] for key in default if _has_content(COLUMNS[key], ablation.rows)]
     for key in keys:
         if key not in COLUMNS:
             message = (
@@ -61,25 +46,22 @@ def chosen(ablation: Ablation, keys: Sequence[str] | None = None) -> list[Column
 
 
 def folded(ablation: Ablation, keys: Sequence[str] | None = None) -> list[str]:
-    """A sentence for columns left out because they say the same in all rows; none if columns were chosen."""
+    """A note on columns left out because all rows have the same text; none if columns were chosen."""
     if keys is not None or ablation.source == "paper":
         return []
     same = [
-        (column, said)
+        column.folds.format(text)
         for column in COLUMNS.values()
-        if column.can_fold and (said := _one(column, ablation.rows))
+        if column.folds
+        and (text := _common(column, ablation.rows))
+        # the hardware is in the ablation's own notes
+        and f"{column.head.capitalize()}: {text}." not in ablation.notes
     ]
-    # the hardware is in the ablation's own notes
-    new = [
-        column.folds.format(said)
-        for column, said in same
-        if f"{column.head.capitalize()}: {said}." not in ablation.notes
-    ]
-    return [f"The same in all rows: {'; '.join(new)}."] if new else []
+    return [f"The same in all rows: {'; '.join(same)}."] if same else []
 
 
 def legends(columns: Sequence[Column], rows: Sequence[AblationRow]) -> list[str]:
-    """A note on the columns whose heads do not say enough."""
+    """A note on the columns whose heads need an explanation."""
     adjusted = any(row.p_holm is not None for row in rows)
     found = [
         words for column in columns if (words := (column.legend_holm if adjusted else "") or column.legend)
@@ -87,16 +69,16 @@ def legends(columns: Sequence[Column], rows: Sequence[AblationRow]) -> list[str]
     return [" ".join(found)] if found else []
 
 
-def _speaks(column: Column, rows: Sequence[AblationRow]) -> bool:
-    """Whether a column says anything, and not in all rows the same if it can be folded."""
-    said = [column.text(row) for row in rows]
-    return any(text != NONE for text in said) and not (column.can_fold and _one(column, rows))
+def _has_content(column: Column, rows: Sequence[AblationRow]) -> bool:
+    """Whether a column has any text, and not the same in all rows if it can be folded."""
+    texts = {column.text(row) for row in rows} - {NONE}
+    return bool(texts) and not (column.folds and len(texts) == 1)
 
 
-def _one(column: Column, rows: Sequence[AblationRow]) -> str | None:
-    """What a column says in all rows of which it says anything."""
-    said = {column.text(row) for row in rows} - {NONE}
-    return said.pop() if len(said) == 1 else None
+def _common(column: Column, rows: Sequence[AblationRow]) -> str | None:
+    """The text of all rows that have one, if it is the same."""
+    texts = {column.text(row) for row in rows} - {NONE}
+    return texts.pop() if len(texts) == 1 else None
 
 
 def gmacs(value: float) -> str:
@@ -105,7 +87,7 @@ def gmacs(value: float) -> str:
 
 
 def _at(path: str) -> Callable[[AblationRow], Any]:
-    """What is at a row's `path` of fields, None where one of them is."""
+    """The value at a row's `path` of fields, None where one of them is None."""
 
     def get(row: AblationRow) -> Any:
         found: Any = row
@@ -116,29 +98,35 @@ def _at(path: str) -> Callable[[AblationRow], Any]:
     return get
 
 
-def _said(value: Callable[[AblationRow], Any]) -> Callable[[AblationRow], str]:
+def _shown(value: Callable[[AblationRow], Any]) -> Callable[[AblationRow], str]:
     return lambda row: NONE if (found := value(row)) is None else str(found)
 
 
-def _figure(key: str, head: str, tells: str, legend: str = "") -> Column:
-    return Column(key, head, tells, lambda row: _short(_at(key)(row)), _at(key), legend=legend)
+def _plain(key: str, head: str, title: str, **more: Any) -> Column:
+    """A field of the row, shown as it is."""
+    return Column(key, head, title, text=_shown(_at(key)), value=_at(key), **more)
 
 
-def _common(
-    field: str, head: str, tells: str, folds: str, *, is_number: bool = True, of_done: bool = False
+def _measured(key: str, head: str, title: str, legend: str = "") -> Column:
+    """A measured number of the row, with three digits."""
+    return Column(key, head, title, text=lambda row: _short(_at(key)(row)), value=_at(key), legend=legend)
+
+
+def _result(
+    key: str, head: str, title: str, folds: str, *, is_number: bool = True, of_done: bool = False
 ) -> Column:
-    """A field of the results, or of those that did not diverge, most often the same in all of them."""
+    """A field of the results, or of those that did not diverge; most often the same in all of them."""
 
     def value(row: AblationRow) -> Value:
         counted = tuple(run for run in row.runs if run.state == "done" or not of_done)
-        found: Value = replace(row, runs=counted).same(field)
+        found: Value = replace(row, runs=counted).same(key)
         return found
 
-    return Column(field, head, tells, _said(value), value, is_number, folds=folds)
+    return Column(key, head, title, is_number, text=_shown(value), value=value, folds=folds)
 
 
 def _short(value: float | None) -> str:
-    """Three digits, or all before the point: an exponent is no number of hours that a reader expects."""
+    """Three digits, or all before the point, without an exponent."""
     return NONE if value is None else f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
@@ -184,139 +172,133 @@ def _printed_gmacs(row: AblationRow) -> str:
     return NONE if row.paper_gmacs is None else f"{row.paper_gmacs:.2f}{'*' if row.gmacs_note else ''}"
 
 
-def _columns() -> Iterator[Column]:
-    yield from _what_it_is()
-    yield from _what_came_out()
-    yield from _what_it_cost()
-    yield from _how_it_ran()
-    yield Column("paper_gmacs", "printed GMACs", "GMACs as printed", _printed_gmacs, _at("paper_gmacs"))
-    yield Column(
-        "paper_top1", "paper's top-1", "the paper's top-1 (%)", _said(_at("paper")), _at("paper.mean")
-    )
-    yield Column(
-        "paper_delta",
-        "paper's Δ",
-        "the paper's difference to the parent (points)",
-        _said(_at("paper_delta")),
-        _at("paper_delta.value"),
-    )
-    legend = "Δ to paper is top-1 less the paper's, and z the same in standard errors."
-    yield Column("gap", "Δ to paper", "top-1 less the paper's (points)", _gap, _at("gap"), legend=legend)
-
-
-def _what_it_is() -> Iterator[Column]:
-    yield Column(
+POWERED = f"{round(100 * POWER)} % probability"
+NEEDED = "Seeds needed: so many on either side would resolve this difference at this spread with"
+HOURS = "a run's hours of training times its processes"
+ALL_COLUMNS = (
+    Column(
         "step",
         "step",
         "step",
-        lambda row: f"└ {row.step}" if row.is_side_branch else row.step,
-        _at("step"),
-        False,
+        is_number=False,
         is_code=True,
-    )
-    yield Column("title", "title", "title", _said(_at("title")), _at("title"), False)
-    yield Column(
-        "change",
-        "what changed",
-        "what changed against the parent",
-        _said(_at("change")),
-        _at("change"),
-        False,
-    )
-
-
-def _what_came_out() -> Iterator[Column]:
-    yield Column("n", "n", "seeds", _n, _at("top1.n"))
-    yield Column(
+        text=lambda row: f"{BRANCH}{row.step}" if row.is_side_branch else row.step,
+        value=_at("step"),
+    ),
+    _plain("title", "title", "title", is_number=False),
+    _plain("change", "what changed", "what changed against the parent", is_number=False),
+    Column("n", "n", "seeds", text=_n, value=_at("top1.n")),
+    Column(
         "top1",
         "top-1 (%)",
         "top-1 (%)",
-        lambda row: _summary(row) + ("†" if row.mixed else ""),
-        _at("top1.mean"),
-    )
-    tells = "top-1 of the moving average of the weights (%)"
-    yield Column(
+        text=lambda row: _summary(row) + ("†" if row.mixed else ""),
+        value=_at("top1.mean"),
+    ),
+    Column(
         "ema",
         "EMA top-1 (%)",
-        tells,
-        _said(_at("ema")),
-        _at("ema.mean"),
-        legend="EMA top-1 is that of the moving average of the weights.",
-    )
-    yield Column(
-        "delta", "Δ to parent", "difference to the parent (points)", _said(_at("delta")), _at("delta.value")
-    )
-    tells, legend = (
+        "top-1 of the EMA of the weights (%)",
+        text=_shown(_at("ema")),
+        value=_at("ema.mean"),
+        legend="EMA top-1 is that of the EMA of the weights.",
+    ),
+    Column(
+        "delta",
+        "Δ to parent",
+        "difference to the parent (points)",
+        text=_shown(_at("delta")),
+        value=_at("delta.value"),
+    ),
+    Column(
+        "p",
+        "p",
         "two-sided p-value of no difference to the parent",
-        "p is two-sided, of no difference to the parent.",
-    )
-    yield Column("p", "p", tells, _p_value, _p, legend=legend)
-    yield Column(
+        text=_p_value,
+        value=_p,
+        legend="p is two-sided, of no difference to the parent.",
+    ),
+    Column(
         "resolved",
         "resolved?",
         "whether the difference to the parent is resolved",
-        _said(_resolved),
-        _resolved,
-        False,
-    )
-    tells = "seeds that would resolve the difference"
-    power, says = (
-        f"{round(100 * POWER)} % probability",
-        "Seeds needed: so many on either side would resolve this difference at this spread with",
-    )
-    holm = (
-        f"{says} at least {power}, whatever the other p-values are: at 5 % over the number of differences"
-        " (Bonferroni)."
-    )
-    yield Column(
+        is_number=False,
+        text=_shown(_resolved),
+        value=_resolved,
+    ),
+    Column(
         "needed",
         "seeds needed",
-        tells,
-        _needed,
-        _at("delta.needed"),
-        legend=f"{says} {power}.",
-        legend_holm=holm,
-    )
-
-
-def _what_it_cost() -> Iterator[Column]:
-    yield Column("gmacs", "GMACs", "GMACs an image", lambda row: gmacs(row.cost.gmacs), _at("cost.gmacs"))
-    yield Column(
+        "seeds that would resolve the difference",
+        text=_needed,
+        value=_at("delta.needed"),
+        legend=f"{NEEDED} {POWERED}.",
+        legend_holm=f"{NEEDED} at least {POWERED}, whatever the other p-values are: at 5 % over the number of"
+        " differences (Bonferroni).",
+    ),
+    Column(
+        "gmacs", "GMACs", "GMACs an image", text=lambda row: gmacs(row.cost.gmacs), value=_at("cost.gmacs")
+    ),
+    Column(
         "params",
         "params (M)",
         "parameters (M)",
-        lambda row: f"{row.cost.params / 1e6:.3f}",
-        lambda row: row.cost.params / 1e6,
-    )
-    yield _figure("images_per_s", "images/s", "images/s in training, all processes together")
-    # Whether each process had a GPU of its own, a result does not say.
-    hours = "a run's hours of training times its processes"
-    yield _figure(
+        text=lambda row: f"{row.cost.params / 1e6:.3f}",
+        value=lambda row: row.cost.params / 1e6,
+    ),
+    _measured("images_per_s", "images/s", "images/s in training, all processes together"),
+    # a result does not record whether each process had its own GPU
+    _measured(
         "device_hours",
         "device-hours",
-        hours,
-        f"Device-hours: {hours}, which are GPU-hours where each has a GPU.",
-    )
-    legend = "Peak memory is a GPU's, the largest of any run."
-    yield _figure(
-        "peak_memory_mb", "peak memory (MiB)", "peak memory of a GPU (MiB), the largest of any run", legend
-    )
-
-
-def _how_it_ran() -> Iterator[Column]:
-    yield _common("epochs", "epochs", "epochs", "{} epochs", of_done=True)
-    yield _common("global_batch", "batch", "global batch", "global batch {}")
-    yield _common("image_size", "px", "image size (px)", "images of {} px")
-    yield _common("hardware", "hardware", "hardware", "hardware {}", is_number=False)
-    yield Column(
-        "status", "runs", "runs of a step", _said(_states), _states, False, folds="runs of a step: {}"
-    )
-    yield Column(
-        "hash", "hash", "hash of the configuration", _said(_at("hash")), _at("hash"), False, is_code=True
-    )
-
-
-COLUMNS = {column.key: column for column in _columns()}
+        HOURS,
+        f"Device-hours: {HOURS}, which are GPU-hours where each has a GPU.",
+    ),
+    _measured(
+        "peak_memory_mb",
+        "peak memory (MiB)",
+        "peak memory of a GPU (MiB), the largest of any run",
+        "Peak memory is a GPU's, the largest of any run.",
+    ),
+    _result("epochs", "epochs", "epochs", "{} epochs", of_done=True),
+    _result("global_batch", "batch", "global batch", "global batch {}"),
+    _result("image_size", "px", "image size (px)", "images of {} px"),
+    _result("hardware", "hardware", "hardware", "hardware {}", is_number=False),
+    Column(
+        "status",
+        "runs",
+        "runs of a step",
+        is_number=False,
+        text=_shown(_states),
+        value=_states,
+        folds="runs of a step: {}",
+    ),
+    _plain("hash", "hash", "hash of the configuration", is_number=False, is_code=True),
+    Column("paper_gmacs", "printed GMACs", "GMACs as printed", text=_printed_gmacs, value=_at("paper_gmacs")),
+    Column(
+        "paper_top1",
+        "paper's top-1",
+        "the paper's top-1 (%)",
+        text=_shown(_at("paper")),
+        value=_at("paper.mean"),
+    ),
+    Column(
+        "paper_delta",
+        "paper's Δ",
+        "the paper's difference to the parent (points)",
+        text=_shown(_at("paper_delta")),
+        value=_at("paper_delta.value"),
+    ),
+    Column(
+        "gap",
+        "Δ to paper",
+        "top-1 less the paper's (points)",
+        text=_gap,
+        value=_at("gap"),
+        legend="Δ to paper is top-1 less the paper's, and z the same in standard errors.",
+    ),
+)
+COLUMNS = {column.key: column for column in ALL_COLUMNS}
 MEASURED = [
     "step", "change", "n", "top1", "ema", "delta", "resolved", "needed", "gmacs", "params", "images_per_s",
     "device_hours", "peak_memory_mb", "epochs", "global_batch", "image_size", "hardware", "status",

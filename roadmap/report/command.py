@@ -1,20 +1,22 @@
-"""What `collect.py` does with its options: which runs or published figures, what of them, once or again and
-again.
-"""
+"""`collect.py`: runs or published values to a report, once or until all runs are finished."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from roadmap.cli.arguments import read_overrides
-from roadmap.errors import ConfigError, Problem, config_error, one_of_these
+from roadmap.errors import ConfigError, Problem, config_error, one_of_these, relative
+from roadmap.report.ablation import Ablation, published
 from roadmap.report.columns import COLUMNS
-from roadmap.report.runs import Experiment, RunSelection, experiment_of
-from roadmap.report.tolerance import published_figures, read_expected
-from roadmap.report.write import Report, ReportOptions, held_against, name_files, papers, parts_of
+from roadmap.report.runs import Experiment, read_experiment
+from roadmap.report.tolerance import check, published_top1, read_expected
+from roadmap.report.write import AblationReport
 from roadmap.steps import load_roadmap
+from roadmap.terminal import console, count, live_text, repeat, tally
 
 OUT_OF_TOLERANCE = 3
 RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against")
@@ -22,20 +24,33 @@ RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", 
 
 def make_report(arguments: argparse.Namespace) -> int:
     """Reads, writes, and prints the table; returns the exit code."""
-    _refuse_nonsense(arguments)
-    how = ReportOptions(*_chosen(arguments), arguments.tables_only)
-    if arguments.paper is None:
-        return _watch(arguments, how) if arguments.watch is not None else _collect(arguments, how)
-    names = list(dict.fromkeys(arguments.paper)) or [arguments.roadmap or "convnext_t"]
-    report = Report(papers([load_roadmap(arguments.steps_file, name) for name in names]))
-    files = report.write(arguments.out, how)
-    report.show(how)
-    name_files(files)
-    return 0
+    _check_options(arguments)
+    columns = None if arguments.columns is None else _keys("--columns", arguments.columns, COLUMNS)
+    costs = _costs(arguments.x)
+    if arguments.watch is not None:
+        return _watch(arguments, columns, costs)
+    expected = read_expected(arguments.against) if arguments.against else None
+    if arguments.paper is not None:
+        ablations = [_published(arguments.steps_file, name) for name in _paper_names(arguments)]
+    else:
+        ablations = [experiment.ablation for experiment in _experiments(arguments)]
+    if arguments.check is not None and expected is None:
+        expected = published_top1(ablations[0])
+    report = AblationReport(ablations, columns)
+    files = report.write(arguments.out, costs, tables_only=arguments.tables_only)
+    report.show()
+    for kind, paths in files.items():
+        console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True)
+    if expected is None:
+        return 0
+    verdict = check(ablations[0], expected, arguments.check)
+    for line in [*verdict.lines, f"check: {verdict.summary}"]:
+        console().print(line, soft_wrap=True)
+    return 0 if verdict.passed else OUT_OF_TOLERANCE
 
 
-def _refuse_nonsense(arguments: argparse.Namespace) -> None:
-    """ConfigError for options that have no meaning, or none together."""
+def _check_options(arguments: argparse.Namespace) -> None:
+    """ConfigError for options that are invalid, alone or together."""
     problems = []
     if (arguments.paper is None) == (not arguments.runs):
         problems.append(Problem("collect.py", "takes either a folder of RUNS, or two, or --paper"))
@@ -50,12 +65,12 @@ def _refuse_nonsense(arguments: argparse.Namespace) -> None:
             {"overrides": "--set", "kind": f"--{arguments.kind}"}.get(name, f"--{name.replace('_', '-')}")
             for name in given
         )
-        problems.append(Problem("--paper", f"takes no {words}: the paper's figures are of its own runs"))
+        problems.append(Problem("--paper", f"takes no {words}: the paper's values are from its own runs"))
     if arguments.paper is not None and arguments.ablate is not None:
-        problems.append(Problem("--ablate", "the paper has figures for the path only"))
+        problems.append(Problem("--ablate", "the paper has values for the path only"))
     if arguments.as_trained and (arguments.overrides or arguments.init_from):
         problems.append(
-            Problem("--as-trained", "takes what is set from the runs; leave out --set and --init-from")
+            Problem("--as-trained", "takes the overrides from the runs; leave out --set and --init-from")
         )
     numbers = {
         f"--{name}": value for name in ("watch", "check") if (value := getattr(arguments, name)) is not None
@@ -66,25 +81,24 @@ def _refuse_nonsense(arguments: argparse.Namespace) -> None:
         if not 0 < value < math.inf
     ]
     if arguments.against is not None and arguments.check is None:
-        problems.append(Problem("--against", "is what --check TOLERANCE checks against; give both"))
+        problems.append(Problem("--against", "is the table for --check TOLERANCE; give both"))
     if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
         problems.append(Problem("--check", "takes one folder of RUNS and no --watch"))
     if problems:
         raise ConfigError(problems)
 
 
-def _chosen(arguments: argparse.Namespace) -> tuple[list[str] | None, list[str]]:
-    """The columns and the axes; ConfigError for one that there is not."""
-    columns = None if arguments.columns is None else _keys("--columns", arguments.columns, COLUMNS)
-    if arguments.x is None:
-        return columns, ["gmacs"]
+def _costs(text: str | None) -> list[str]:
+    """The x-axes of the figures of accuracy against cost."""
+    if text is None:
+        return ["gmacs"]
     from roadmap.report.figures.accuracy_vs_cost import COSTS  # which needs matplotlib
 
-    return columns, list(dict.fromkeys(["gmacs", *_keys("--x", arguments.x, COSTS)]))
+    return list(dict.fromkeys(["gmacs", *_keys("--x", text, COSTS)]))
 
 
 def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
-    """The keys of a list with commas, each once."""
+    """The keys of a comma-separated list, without duplicates."""
     keys, known = list(dict.fromkeys(key.strip() for key in text.split(",") if key.strip())), list(known)
     if not keys:
         raise config_error(option, f"names nothing; there are {', '.join(known)}")
@@ -95,41 +109,67 @@ def _keys(option: str, text: str, known: Iterable[str]) -> list[str]:
     return keys
 
 
+def _paper_names(arguments: argparse.Namespace) -> list[str]:
+    return list(dict.fromkeys(arguments.paper)) or [arguments.roadmap or "convnext_t"]
+
+
+def _published(steps_file: Path, name: str) -> Ablation:
+    """The publication's ablation; ConfigError for a roadmap without published values."""
+    roadmap = load_roadmap(steps_file, name)
+    ablation = published(roadmap)
+    if not ablation.rows:
+        message = f"holds no published values for the steps of {roadmap.name}"
+        raise config_error(relative(roadmap.path), message)
+    return ablation
+
+
 def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
-    """What the folders hold."""
-    choices = RunSelection(
-        arguments.steps_file,
-        arguments.roadmap,
-        arguments.profile,
-        read_overrides(arguments),
-        arguments.ablate,
-        arguments.holm,
-        arguments.as_trained,
-    )
-    return [experiment_of(folder, choices) for folder in arguments.runs]
+    overrides = read_overrides(arguments)
+    return [
+        read_experiment(
+            folder,
+            steps_file=arguments.steps_file,
+            roadmap=arguments.roadmap,
+            profile=arguments.profile,
+            overrides=overrides,
+            kind=arguments.ablate,
+            adjusted=arguments.holm,
+            trained=arguments.as_trained,
+        )
+        for folder in arguments.runs
+    ]
 
 
-def _collect(arguments: argparse.Namespace, how: ReportOptions) -> int:
-    """Collects runs once, and holds them against what they should be if asked to."""
-    expected = read_expected(arguments.against) if arguments.against else None
-    report = Report(parts_of([experiment.look() for experiment in _experiments(arguments)]))
-    if arguments.check is not None and expected is None:
-        expected = published_figures(report.parts[0].ablation)
-    files = report.write(arguments.out, how)
-    report.show(how)
-    name_files(files)
-    if expected is None or held_against(report.parts[0], expected, arguments.check).passed:
-        return 0
-    return OUT_OF_TOLERANCE
+def _watch(arguments: argparse.Namespace, columns: list[str] | None, costs: list[str]) -> int:
+    """Writes the report whenever a run has changed, until all runs are finished or Ctrl-C."""
+    experiments: list[Experiment] = []
+    before = ""
 
+    def update() -> bool:
+        nonlocal experiments, before
+        experiments = [found.read() for found in experiments] or _experiments(arguments)
+        if (now := fingerprint(experiments)) != before:
+            report = AblationReport([found.ablation for found in experiments], columns)
+            report.write(arguments.out, costs, tables_only=arguments.tables_only)
+            show(_totals(experiments))
+            before = now
+        return all(found.finished for found in experiments)
 
-def _watch(arguments: argparse.Namespace, how: ReportOptions) -> int:
-    """Collects runs until all are finished or Ctrl-C is pressed."""
-    from roadmap.report.watch import watch
-
-    watch(
-        _experiments(arguments),
-        lambda found: Report(parts_of(found)).write(arguments.out, how),
-        arguments.watch,
-    )
+    with live_text() as show:
+        repeat(update, arguments.watch)
     return 0
+
+
+def fingerprint(experiments: Sequence[Experiment]) -> str:
+    """A digest that changes with the state or result of any run, and with the set of runs."""
+    digest = hashlib.sha256()
+    for run in (run for experiment in experiments for run in experiment.all_runs):
+        result = run.result.model_dump_json() if run.result else None
+        digest.update(f"{run.run.path}\0{run.state}\0{run.why}\0{result}\n".encode())
+    return digest.hexdigest()
+
+
+def _totals(experiments: Sequence[Experiment]) -> str:
+    """'57 runs: 40 done, 2 running, 15 pending'."""
+    states = [run.state for experiment in experiments for run in experiment.all_runs]
+    return f"{count(len(states), 'run')}: {tally(states)}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.files import write_atomic, write_errors
-from roadmap.report.columns import NONE, Column
-from roadmap.report.render import Grid, page, to_html, to_latex, to_markdown
-from roadmap.report.rows import Ablation, AblationRow
+import pandas as pd
+
+from roadmap.report.ablation import Ablation, AblationRow
+from roadmap.report.columns import NONE
+from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
 from roadmap.report.stats import (
     CONFIDENCE,
     Correlation,
@@ -24,6 +23,7 @@ from roadmap.report.stats import (
     same_sign,
     summarize,
 )
+from roadmap.report.tables import write_texts
 
 AGREE, CONTRADICT, OPEN = "agree", "contradict", "open"
 MEANING = (
@@ -39,9 +39,7 @@ MARGIN = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A step on both sides, None where a side does not have it; `effects` is the verdict, `difference` is Δ B
-    less Δ A in points.
-    """
+    """A step on both sides, None where a side lacks it; `difference` is Δ B less Δ A in points."""
 
     step: str
     title: str
@@ -63,12 +61,11 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What is compared."""
         return f"A: {self.a.title}, B: {self.b.title}"
 
 
 def compare(a: Ablation, b: Ablation) -> Comparison:
-    """Puts two ablations side by side, step by step of the same name."""
+    """Compares two ablations, step by step of the same name."""
     ours, theirs = ({row.step: row for row in ablation.rows} for ablation in (a, b))
     pairs = []
     for step in dict.fromkeys([*ours, *theirs]):
@@ -85,7 +82,7 @@ def compare(a: Ablation, b: Ablation) -> Comparison:
 
 
 def _effects(a: AblationRow | None, b: AblationRow | None) -> str:
-    """Whether a step does the same on both sides."""
+    """Whether a step has the same effect on both sides."""
     if a is None or b is None or a.delta is None or b.delta is None:
         return NONE
     if a.resolved and b.resolved:
@@ -96,7 +93,7 @@ def _effects(a: AblationRow | None, b: AblationRow | None) -> str:
 def _difference(
     a: Ablation, one: AblationRow | None, b: Ablation, other: AblationRow | None
 ) -> Difference | None:
-    """Δ B less Δ A; standard error and degrees of freedom follow from theirs (Welch and Satterthwaite)."""
+    """Δ B less Δ A, with the standard error and degrees of freedom of Welch and Satterthwaite."""
     if one is None or other is None or one.delta is None or other.delta is None:
         return None
     from scipy import stats
@@ -111,9 +108,7 @@ def _difference(
 
 
 def _error(ablation: Ablation, row: AblationRow) -> tuple[float, float] | None:
-    """The standard error of a row's Δ, and its degrees of freedom, as `stats.difference` has them; None where
-    it has no interval.
-    """
+    """The standard error and degrees of freedom of a row's Δ, or None, as in `stats.difference`."""
     if row.delta is None or row.delta.margin is None or row.parent is None or row.top1 is None:
         return None
     parent = ablation.row(row.parent)
@@ -132,8 +127,7 @@ def _of_mean(summary: Summary) -> float:
     return (summary.std or 0.0) / math.sqrt(summary.n)
 
 
-def _notes(a: Ablation, b: Ablation, pairs: list[Pair], agreement: Correlation | None) -> Iterator[str]:
-    """What a reader must know to judge the comparison."""
+def _notes(a: Ablation, b: Ablation, pairs: Sequence[Pair], agreement: Correlation | None) -> Iterator[str]:
     for name, side in (("A", a), ("B", b)):
         what = "published" if side.source == "paper" else f"{sum(row.planned for row in side.rows)} planned"
         yield (
@@ -175,20 +169,14 @@ def _notes(a: Ablation, b: Ablation, pairs: list[Pair], agreement: Correlation |
 
 
 def _against(ablation: Ablation, row: AblationRow) -> str:
-    """What a row is compared with; the first steps of two roadmaps are each other's counterparts, whatever
-    they are called.
-    """
-    return (
-        "nothing"
-        if row.parent is None
-        else "the first step"
-        if row.parent == ablation.roadmap.steps[0]
-        else row.parent
-    )
+    """The parent of a row; the first steps of two roadmaps are counterparts under any name."""
+    if row.parent is None:
+        return "nothing"
+    return "the first step" if row.parent == ablation.roadmap.steps[0] else row.parent
 
 
-def to_grid(comparison: Comparison) -> Grid:
-    """The comparison as a table of text."""
+def comparison_table(comparison: Comparison) -> Table:
+    """A row per step, with accuracies and differences of both sides."""
     heads = [
         ("step", "step", False),
         ("a_top1", "top-1 A (%)", True),
@@ -198,13 +186,8 @@ def to_grid(comparison: Comparison) -> Grid:
         ("effects", "effects", False),
         ("delta_difference", "Δ B − Δ A", True),
     ]
-    columns = [
-        Column(key, head, head, lambda row: row.step, lambda row: row.step, number, is_code=key == "step")
-        for key, head, number in heads
-    ]
-    return Grid(
-        comparison.title, columns, [_cells(pair) for pair in comparison.pairs], list(comparison.notes)
-    )
+    columns = [Heading(key, head, head, is_number, key == "step") for key, head, is_number in heads]
+    return Table(comparison.title, columns, [_cells(pair) for pair in comparison.pairs], comparison.notes)
 
 
 def _cells(pair: Pair) -> list[str]:
@@ -222,9 +205,9 @@ def _cells(pair: Pair) -> list[str]:
 
 
 def _top1(row: AblationRow | None) -> str:
-    return (
-        f"{row.top1} (n = {row.top1.n})" if row and row.top1 else "diverged" if row and row.diverged else NONE
-    )
+    if row and row.top1:
+        return f"{row.top1} (n = {row.top1.n})"
+    return "diverged" if row and row.diverged else NONE
 
 
 def _starred(found: Difference | None, resolved: bool) -> str:
@@ -233,10 +216,10 @@ def _starred(found: Difference | None, resolved: bool) -> str:
 
 def _record(pair: Pair) -> dict[str, Any]:
     """A step in full precision."""
-    figures: dict[str, Any] = {"step": pair.step, "title": pair.title}
+    values: dict[str, Any] = {"step": pair.step, "title": pair.title}
     for name, row in (("a", pair.a), ("b", pair.b)):
         top1, delta = (row.top1, row.delta) if row else (None, None)
-        figures |= {
+        values |= {
             f"{name}_top1_mean": top1.mean if top1 else None,
             f"{name}_top1_std": top1.std if top1 else None,
             f"{name}_n": top1.n if top1 else 0,
@@ -245,7 +228,7 @@ def _record(pair: Pair) -> dict[str, Any]:
             f"{name}_delta_resolved": row.resolved if row else None,
         }
     found = pair.difference
-    return figures | {
+    return values | {
         "effects": None if pair.effects == NONE else pair.effects,
         "delta_difference": found.value if found else None,
         "delta_difference_margin_95": found.margin if found else None,
@@ -254,14 +237,8 @@ def _record(pair: Pair) -> dict[str, Any]:
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
-    """Writes comparison.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where
-    that cannot be.
-    """
-    table, rows = to_grid(comparison), [_record(pair) for pair in comparison.pairs]
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    """Writes comparison.md, .csv, .json, .tex and .html into `out`; returns the paths."""
+    table, rows = comparison_table(comparison), [_record(pair) for pair in comparison.pairs]
     sides = {
         name: {
             "title": side.title,
@@ -274,14 +251,10 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     agreement = asdict(comparison.agreement) if comparison.agreement else None
     document = {**sides, "rank_correlation": agreement, "notes": comparison.notes, "rows": rows}
     texts = {
-        "md": to_markdown(table),
-        "csv": lines.getvalue(),
-        "json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "tex": to_latex(table, "tab:comparison"),
-        "html": page(table.title, to_html(table)),
+        "comparison.md": to_markdown(table),
+        "comparison.csv": pd.DataFrame(rows, dtype=object).to_csv(index=False),
+        "comparison.json": json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "comparison.tex": to_latex(table, "tab:comparison"),
+        "comparison.html": to_html(table),
     }
-    with write_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for kind, text in texts.items():
-            write_atomic(out / f"comparison.{kind}", text)
-    return [out / f"comparison.{kind}" for kind in texts]
+    return write_texts(texts, out)

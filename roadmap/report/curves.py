@@ -1,4 +1,4 @@
-"""The training curves of an ablation's runs, read back from what they logged."""
+"""The training curves of an ablation's runs, from their metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from typing import Any
 
 from roadmap.files import read_json_lines
 from roadmap.records import RunDir
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation
 
 MOST_RUNS = 200
-Values = tuple[float | None, ...]
+Series = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run logged after each of its epochs; accuracies are percent, None is a figure that was not
-    finite or not measured.
+    """A run's metrics after each epoch; accuracies are in percent, None is not finite or not measured.
 
-    `step` is the row's, which may have the runs of another step with the same configuration.
+    `step` is the row's, which may have runs of another step with the same configuration.
     """
 
     step: str
     seed: int
     epoch: tuple[int, ...]
-    train_loss: Values
-    val_loss: Values
-    top1: Values
-    ema_top1: Values
+    train_loss: Series
+    val_loss: Series
+    top1: Series
+    ema_top1: Series
 
 
 def curves_of(ablation: Ablation, most: int = MOST_RUNS) -> list[Curve]:
-    """The curves of all runs that have logged an epoch, finished or not, in the order of the rows and by
-    seed.
+    """The curves of all runs that have logged an epoch, in the order of the rows and by seed.
 
-    None for a publication, and none if there are more than `most` runs: thousands are collected from their
-    results alone. Lines and files that are torn, missing or not a log of ours are left out; of two records of
-    an epoch the later one holds.
+    Empty above `most` runs, since reading thousands of logs takes minutes. Truncated and foreign lines are
+    skipped; of two records of an epoch the later one counts.
     """
     if sum(len(row.runs) for row in ablation.rows) > most:
         return []

@@ -1,18 +1,19 @@
-"""What each change of the path is worth, read in three ways: alone, in place, and last."""
+"""The marginal effect of each change: added to the base, along the path, and left out of the final model."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from roadmap.deltas import Roadmap, resolve
 from roadmap.errors import ConfigError
-from roadmap.records import Status
+from roadmap.records import Result, Status
 from roadmap.report.stats import Difference, difference
 
+# as in the CSV file
 ALONE, IN_PLACE, LAST = READINGS = ("alone", "in place", "last")
+NAMES = {ALONE: "added to the base", IN_PLACE: "along the path", LAST: "left out of the final model"}
 MEANING = {
     ALONE: "the first step with the change minus the first step",
     IN_PLACE: "the change's own step minus the one before it",
@@ -21,11 +22,11 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Worth:
-    """A change's worth in percentage points of top-1 for each of `READINGS`, and over how many seeds; None
-    where runs are missing.
+class MarginalEffect:
+    """A change's effect on top-1 in percentage points for each of `READINGS`; None where runs are missing.
 
-    `diverged` counts the runs that did, on either side; `hashes` are the configurations that were compared.
+    `n` counts the seeds that both sides have at least, `diverged` the runs of either side that diverged.
+    `results` are those of all configurations that were compared.
     """
 
     step: str
@@ -33,53 +34,53 @@ class Worth:
     of: Mapping[str, Difference | None]
     n: Mapping[str, int]
     diverged: Mapping[str, int] = field(default_factory=dict)
-    hashes: frozenset[str] = frozenset()
+    results: Sequence[Result] = ()
 
 
-def worths(
+def marginal_effects(
     roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]
-) -> list[Worth]:
-    """The worth of each change on the way to `end`, from the finished runs of a roadmap and profile, whatever
-    step they are filed under.
-    """
-    top1: dict[str, dict[int, float]] = {}
-    diverged = Counter(run.result.hash for run in runs if run.result is not None and run.result.top1 is None)
+) -> list[MarginalEffect]:
+    """The effect of each change on the way to `end`, from finished runs filed under any step."""
+    by_hash: dict[str, list[Result]] = {}
     for run in runs:
-        if run.result is not None and run.result.top1 is not None:
-            top1.setdefault(run.result.hash, {})[run.result.seed] = run.result.top1
-    found = []
+        if run.result is not None:
+            by_hash.setdefault(run.result.hash, []).append(run.result)
+
+    def results_of(step: str) -> tuple[str | None, list[Result]]:
+        try:
+            hash = resolve(roadmap, step, profile=profile, overrides=overrides).hash
+        except ConfigError:
+            return None, []  # a combination without meaning, which `ablate` reports
+        return hash, by_hash.get(hash, [])
+
+    effects = []
     root, *deltas = roadmap.lineage(end)
     before = root.name
     for delta in deltas:
-        name, of, n, lost, used = delta.name, {}, {}, {}, set()
+        name, of, n, diverged = delta.name, {}, {}, {}
+        used: list[Result] = []
         pairs = {
             ALONE: (f"{root.name}+{name}", root.name),
             IN_PLACE: (name, before),
             LAST: (end, f"{end}-{name}"),
         }
-        for reading, (child, parent) in pairs.items():
-            one, other = (_hash(roadmap, step, profile, overrides) for step in (child, parent))
-            of[reading], n[reading] = _compare(top1, one, other)
-            sides = {hash for hash in (one, other) if hash is not None and one != other}
-            lost[reading] = sum(diverged[hash] for hash in sides)
-            used |= sides
-        found.append(Worth(name, delta.title, of, n, lost, frozenset(used)))
+        for reading, steps in pairs.items():
+            (child, ours), (parent, theirs) = map(results_of, steps)
+            if child == parent:
+                ours, theirs = [], []
+            both = [*ours, *theirs]
+            diverged[reading] = sum(result.top1 is None for result in both)
+            of[reading], n[reading] = _compare(ours, theirs) if child and parent else (None, 0)
+            used += both
+        effects.append(MarginalEffect(name, delta.title, of, n, diverged, used))
         before = name
-    return found
+    return effects
 
 
-def _hash(roadmap: Roadmap, step: str, profile: str | None, overrides: Mapping[str, Any]) -> str | None:
-    try:
-        return resolve(roadmap, step, profile=profile, overrides=overrides).hash
-    except ConfigError:
-        return None  # a combination without meaning; `ablate` says so
-
-
-def _compare(
-    top1: Mapping[str, dict[int, float]], child: str | None, parent: str | None
-) -> tuple[Difference | None, int]:
-    """Child minus parent, and the seeds that both have at least; nothing if they are one configuration."""
-    if child is None or parent is None or child == parent:
-        return None, 0
-    ours, theirs = top1.get(child, {}), top1.get(parent, {})
+def _compare(child: Sequence[Result], parent: Sequence[Result]) -> tuple[Difference | None, int]:
+    """Child minus parent, and the number of seeds that both have at least."""
+    ours, theirs = (
+        {result.seed: result.top1 for result in results if result.top1 is not None}
+        for results in (child, parent)
+    )
     return difference(ours, theirs), min(len(ours), len(theirs))

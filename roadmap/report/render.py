@@ -1,4 +1,4 @@
-"""A table of text as Markdown, LaTeX and HTML; whatever its cells hold stays text in all of them."""
+"""A table of text, rendered as Markdown, LaTeX and HTML, which all show any cell literally."""
 
 from __future__ import annotations
 
@@ -7,52 +7,98 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
+from typing import Any
 
-from roadmap.report.columns import Column
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 BRANCH = "└ "
 GLUE = "\N{NO-BREAK SPACE}"
-WIDEST, WIDEST_HEAD = 34, 9  # letters in a line of a cell, so that a table has a chance to fit a page
+WIDEST, WIDEST_HEAD = 34, 9  # letters in a line of a LaTeX cell, so that a table has a chance to fit a page
+# because braces and per cent signs are LaTeX
+LATEX_SIGNS: Any = {
+    "block_start_string": "<%",
+    "block_end_string": "%>",
+    "variable_start_string": "<<",
+    "variable_end_string": ">>",
+    "comment_start_string": "<#",
+    "comment_end_string": "#>",
+}
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table as text: a title, the columns, a text for each cell, and the sentences that belong below."""
+class Heading:
+    """The head of a column; `title` is the head in full, `is_code` marks names from commands and files."""
+
+    key: str
+    head: str
+    title: str = ""
+    is_number: bool = True
+    is_code: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, columns, a text for each cell, and the notes below; a column `step` heads the rows."""
 
     title: str
-    columns: list[Column]
-    rows: list[list[str]]
-    notes: list[str]
+    columns: Sequence[Heading]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads for a terminal, where '>' aligns to the right."""
+        return [f"{'>' * column.is_number}{column.head}" for column in self.columns]
 
 
-def to_markdown(grid: Grid) -> str:
-    """The table with its title and notes, as GitHub reads it."""
-    return markdown(
-        grid.title,
-        [f"{'>' * column.is_number}{column.head}" for column in grid.columns],
-        grid.rows,
-        grid.notes,
+def to_markdown(table: Table) -> str:
+    """The table with its title and notes, for GitHub."""
+    return _templates().get_template("table.md.j2").render(table=table)
+
+
+def to_html(table: Table) -> str:
+    """A page with the table and its notes, without scripts or external resources."""
+    return _templates().get_template("table.html.j2").render(table=table)
+
+
+def to_latex(table: Table, label: str = "tab:ablation") -> str:
+    r"""The table as a `table*` for \input, with booktabs and graphicx, scaled to fit the page."""
+    texts = zip(*table.rows, strict=True)
+    cells = [_latex_column(*column) for column in zip(table.columns, texts, strict=True)]
+    heads = [
+        _stack(textwrap.wrap(column.head, WIDEST_HEAD if column.is_number else WIDEST), column, "b")
+        for column in table.columns
+    ]
+    template = _templates().overlay(**LATEX_SIGNS).get_template("table.tex.j2")
+    rows = list(zip(*cells, strict=True))
+    return template.render(table=table, title=_latex(table.title), label=label, heads=heads, rows=rows)
+
+
+@cache
+def _templates() -> Environment:
+    """Without autoescape: each format has its own filters."""
+    found = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def markdown(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A table under its title and over its notes; heads that start with '>' are aligned to the right."""
-    lines = [f"# {_markdown(title)}", "", _markdown_row([head.removeprefix(">") for head in heads])]
-    lines.append(f"| {' | '.join('---:' if head.startswith('>') else '---' for head in heads)} |")
-    return (
-        "\n".join([*lines, *map(_markdown_row, rows), "", *(f"- {_markdown(note)}" for note in notes)]) + "\n"
-    )
-
-
-def _markdown_row(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(_markdown(text).replace('|', chr(92) + '|') for text in texts)} |"
+    found.filters |= {
+        "markdown": _markdown,
+        "cell": lambda text: _markdown(text).replace("|", "\\|"),
+        "html": lambda text: escape(_line(text)),
+        "guarded": _guarded,
+        "note": _latex_note,
+    }
+    return found
 
 
 def _markdown(text: str) -> str:
-    """Without HTML, links, formulas and emphasis; a star alone and underscores within a name are none, and
-    stay as they are.
-    """
+    """Text without HTML, links, formulas and emphasis; a single star, and underscores in a name, stay."""
     text = _line(text).replace("\\", "\\\\").replace("](", "]\\(")
     for sign in "*`~$":
         text = text.replace(sign, f"\\{sign}") if text.count(sign) > 1 else text
@@ -61,118 +107,15 @@ def _markdown(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Text in one line, of characters that a file can hold."""
+    """Text in one line, without control characters and surrogates."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}" if unicodedata.category(sign) in {"Cc", "Cs"} else sign
         for sign in " ".join(text.split())
     )
 
 
-def to_html(grid: Grid) -> str:
-    """The table and notes as a fragment: `table.ablation` with caption and scoped heads, then `ul.notes`."""
-    lines = ['<table class="ablation">', f"<caption>{_html(grid.title)}</caption>", "<thead>", "<tr>"]
-    lines += [
-        f'<th scope="col"{_class(one)} title="{_html(one.tells)}">{_html(one.head)}</th>'
-        for one in grid.columns
-    ]
-    lines += ["</tr>", "</thead>", "<tbody>"]
-    for row in grid.rows:
-        lines += [
-            "<tr>",
-            *(_html_cell(column, text) for column, text in zip(grid.columns, row, strict=True)),
-            "</tr>",
-        ]
-    lines += ["</tbody>", "</table>"]
-    notes = [f"<li>{_html(note)}</li>" for note in grid.notes]
-    return "\n".join([*lines, *(['<ul class="notes">', *notes, "</ul>"] if notes else [])]) + "\n"
-
-
-def page(title: str, body: str) -> str:
-    """A page of its own around a fragment of HTML, without scripts or anything from elsewhere."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_html(title)}</title>
-<style>
-body {{ margin: 2rem; color: #222; background: #fff; font: 13px/1.4 system-ui, sans-serif; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-caption {{ padding-bottom: 0.7rem; text-align: left; font-size: 1.25rem; font-weight: 600; }}
-th, td {{ padding: 0.3rem 0.55rem; border-bottom: 1px solid #ddd; text-align: left; \
-vertical-align: baseline; }}
-thead th {{ border-bottom: 2px solid #222; vertical-align: bottom; }}
-tbody th, .number {{ white-space: nowrap; font-weight: normal; }}
-thead .number {{ white-space: normal; font-weight: bold; }}
-.number {{ text-align: right; }}
-tbody .code {{ font-family: ui-monospace, monospace; }}
-tbody tr:hover {{ background: #f4f4f4; }}
-.notes {{ max-width: 60rem; padding-left: 1.2rem; color: #444; overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-{body}</body>
-</html>
-"""
-
-
-def _html(text: str) -> str:
-    return escape(_line(text))
-
-
-def _class(column: Column) -> str:
-    names = [name for name, holds in (("number", column.is_number), ("code", column.is_code)) if holds]
-    return f' class="{" ".join(names)}"' if names else ""
-
-
-def _html_cell(column: Column, text: str) -> str:
-    kind, scope = ("th", ' scope="row"') if column.key == "step" else ("td", "")
-    return f"<{kind}{scope}{_class(column)}>{_html(text)}</{kind}>"
-
-
-def to_latex(grid: Grid, label: str = "tab:ablation") -> str:
-    r"""The table as a `table*` to \input into a document that uses booktabs and graphicx; it is made smaller
-    where a page is too narrow.
-    """
-    body = list(
-        zip(
-            *(_latex_column(*one) for one in zip(grid.columns, zip(*grid.rows, strict=True), strict=True)),
-            strict=True,
-        )
-    )
-    heads = [
-        _stack(textwrap.wrap(one.head, WIDEST_HEAD if one.is_number else WIDEST), one, "b")
-        for one in grid.columns
-    ]
-    title = _latex(grid.title)
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}; where it comes out too small, choose fewer columns",
-        r"\begin{table*}[tp]",
-        r"\centering",
-        rf"\caption{{{title}{'' if title.endswith('.') else '.'}}}",
-        rf"\label{{{label}}}",
-        r"\footnotesize",
-        r"\setlength{\tabcolsep}{4pt}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        (
-            r"\begin{tabular}"
-            rf"{{@{{}}{''.join('r' if column.is_number else 'l' for column in grid.columns)}@{{}}}}"
-        ),
-        r"\toprule",
-        rf"{' & '.join(heads)} \\",
-        r"\midrule",
-        *(f"{_guarded(' & '.join(cells))} \\\\" for cells in body),
-        r"\bottomrule",
-        r"\end{tabular}}",
-    ]
-    if grid.notes:
-        lines += [r"\par\medskip", r"\begin{minipage}{\linewidth}", r"\footnotesize\raggedright"]
-        lines += [*map(_latex_note, grid.notes), r"\end{minipage}"]
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
-
-
-def _latex_column(column: Column, texts: Sequence[str]) -> list[str]:
-    """The cells of a column; numbers stand with their marks aside and their decimal points aligned."""
+def _latex_column(column: Heading, texts: Sequence[str]) -> list[str]:
+    """The cells of a column; numbers have aligned decimal points, and marks outside of the column."""
     if not column.is_number:
         return [_wrapped(column, text) for text in texts]
     spread = max((text.rstrip("†*").partition(" ± ")[2] for text in texts), key=len)
@@ -185,15 +128,13 @@ def _latex_column(column: Column, texts: Sequence[str]) -> list[str]:
     return cells
 
 
-def _wrapped(column: Column, text: str) -> str:
+def _wrapped(column: Heading, text: str) -> str:
     indent = r"\quad " * text.startswith(BRANCH)
     return indent + _stack(textwrap.wrap(_glued(_line(text.removeprefix(BRANCH))), WIDEST), column, "t")
 
 
 def _glued(text: str) -> str:
-    """Text that is to be broken between its parts, and within them only before an arrow's right side; `_line`
-    takes the glue away.
-    """
+    """Text that is broken between its parts, and in them only before an arrow; `_line` removes the glue."""
     parts = re.split(r"(?<=,) (?![^\[]*\])", text)
     found = [
         part.replace(" ", GLUE) if len(part) <= WIDEST else part.replace(" →", f"{GLUE}→") for part in parts
@@ -201,7 +142,7 @@ def _glued(text: str) -> str:
     return re.sub(r"\[[^]]*\]", lambda list_: list_[0].replace(" ", GLUE), " ".join(found))
 
 
-def _stack(texts: Sequence[str], column: Column, place: str) -> str:
+def _stack(texts: Sequence[str], column: Heading, place: str) -> str:
     """Lines above each other in one cell."""
     is_head = place == "b"
     lines = [
@@ -221,7 +162,7 @@ def _stack(texts: Sequence[str], column: Column, place: str) -> str:
 
 
 def _guarded(latex: str) -> str:
-    r"""`\\` would take a bracket or a star behind it for its own."""
+    r"""LaTeX guarded from `\\`, which reads a bracket or a star after it as its argument."""
     return f"{{}}{latex}" if latex.startswith(("[", "*")) else latex
 
 
@@ -231,7 +172,7 @@ def _latex_note(note: str) -> str:
 
 
 def _latex(text: str, *, is_code: bool = False) -> str:
-    """Text for pdflatex, which takes a hyphen before a number for no minus and two of them for a dash."""
+    """Text for pdflatex, with true minus signs before numbers, and no pair of hyphens that makes a dash."""
     text = re.sub(r"(?<![\w.)\]-])-(?=\.?\d)", "−", _line(text))
     text = re.sub(r"(?<!\w)'(?=\w)", "‘", re.sub(r"(?<=\d) (?=%)", GLUE, text))
     signs = [

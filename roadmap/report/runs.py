@@ -1,10 +1,10 @@
-"""Which experiment a folder of runs holds, where its runs stand, and the ablation that they make."""
+"""The experiment that a folder of runs holds, the state of its runs, and its ablation."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ from roadmap.deltas import NO_PROFILE, Roadmap, resolve
 from roadmap.errors import config_error, relative
 from roadmap.provenance import cached, versions
 from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
-from roadmap.report.ablation import measured, same_task
-from roadmap.report.marginal import Worth, worths
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation, measured, same_task
+from roadmap.report.marginal import MarginalEffect, marginal_effects
 from roadmap.report.trained import as_trained, variants
 from roadmap.steps import load_roadmap
 from roadmap.steps_file import Reference
@@ -29,194 +28,155 @@ MAX_LISTED = 3  # copies that are named one by one
 
 
 @dataclass(frozen=True)
-class RunSelection:
-    """What the command line says of the runs; a roadmap or a profile that is None is found out from them.
-
-    `as_trained` has the overrides found out, too.
-    """
-
-    steps_file: Path = STEPS_YAML
-    roadmap: str | None = None
-    profile: str | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    ablation: str | None = None
-    adjusted: bool = False
-    as_trained: bool = False
-
-
-@dataclass(frozen=True)
 class Experiment:
-    """The runs of one roadmap and profile below `folder`; `roadmap` is `whole`, or the ablation of it that
-    was asked for.
+    """The runs of one roadmap and profile below `folder`, in the order of the steps, as of the last `read`.
 
-    `note` says so where the overrides were taken from the runs.
+    `roadmap` is `whole`, or the ablation `kind` of it. `adjusted` asks for Holm's adjustment. `note` is set
+    where the overrides were taken from the runs; `copies` has a sentence for each skipped copy of a run.
     """
 
     folder: Path
     whole: Roadmap
     roadmap: Roadmap
-    choices: RunSelection
+    profile: str | None
+    overrides: Mapping[str, Any]
+    kind: str | None
+    adjusted: bool
     reference: Reference | None
     note: str | None = None
-
-    def look(self) -> LoadedRuns:
-        """Where the runs stand now, those that are there twice counted once."""
-        mine = [
-            run
-            for run in find_runs(self.folder)
-            if run.experiment == (self.whole.name, self.choices.profile or NO_PROFILE)
-        ]
-        found, copies = _once([status(run) for run in mine], run_tree(self.folder))
-        found.sort(
-            key=lambda run: (_place(self.roadmap, run.run.step), run.run.step, run.run.seed, run.run.hash)
-        )
-        return LoadedRuns(self, found, copies)
-
-
-@dataclass(frozen=True)
-class Worths:
-    """What each change is worth, under a title."""
-
-    title: str
-    changes: Sequence[Worth]
-
-
-@dataclass(frozen=True)
-class LoadedRuns:
-    """What a look at an experiment found: a status a run, in the order of the steps, and a sentence on each
-    copy that was left out.
-    """
-
-    experiment: Experiment
-    all: Sequence[Status]
+    all_runs: Sequence[Status] = ()
     copies: Sequence[str] = ()
+
+    def read(self) -> Experiment:
+        """The same with the present state of the runs."""
+        name = (self.whole.name, self.profile or NO_PROFILE)
+        mine = [status(run) for run in find_runs(self.folder) if run.experiment == name]
+        steps = self.roadmap.steps
+        place = {step: index for index, step in enumerate(steps)}
+        runs, copies = _skip_copies(mine, run_tree(self.folder))
+        runs.sort(
+            key=lambda run: (place.get(run.run.step, len(steps)), run.run.step, run.run.seed, run.run.hash)
+        )
+        return replace(self, all_runs=runs, copies=copies)
 
     @cached_property
     def runs(self) -> Sequence[Status]:
-        """The runs that the ablation is about: those of its steps, under whatever name, and of steps that
-        nobody knows.
-        """
-        its, choices = self.experiment, self.experiment.choices
+        """The runs of the ablation's steps, filed under any step, and of unknown steps."""
         hashes = {
-            resolve(its.roadmap, step, profile=choices.profile, overrides=choices.overrides).hash
-            for step in its.roadmap.steps
+            resolve(self.roadmap, step, profile=self.profile, overrides=self.overrides).hash
+            for step in self.roadmap.steps
         }
-        strange = {step for step in {run.run.step for run in self.all} if not its.whole.knows(step)}
+        unknown = {step for step in {run.run.step for run in self.all_runs} if not self.whole.knows(step)}
         return [
             run
-            for run in self.all
-            if run.run.step in its.roadmap.tree or run.run.hash in hashes or run.run.step in strange
+            for run in self.all_runs
+            if run.run.step in self.roadmap.tree or run.run.hash in hashes or run.run.step in unknown
         ]
 
     @cached_property
     def ablation(self) -> Ablation:
-        """The table's rows and notes."""
-        its, choices = self.experiment, self.experiment.choices
-        made = measured(
-            its.roadmap,
-            choices.profile,
-            choices.overrides,
-            self.runs,
-            its.reference,
-            adjusted=choices.adjusted,
+        found = measured(
+            self.roadmap, self.profile, self.overrides, self.runs, self.reference, adjusted=self.adjusted
         )
-        others = len(self.all) - len(self.runs)
-        notes = (
-            [f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."]
-            if others
-            else []
+        notes = [self.note] if self.note else []
+        notes += found.notes
+        if others := len(self.all_runs) - len(self.runs):
+            notes.append(
+                f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."
+            )
+        return replace(
+            found, notes=[*notes, *self.copies], folder=self.folder, runs=self.runs, effects=self._effects()
         )
-        return replace(made, notes=[*([its.note] if its.note else []), *made.notes, *notes, *self.copies])
 
     @property
     def finished(self) -> bool:
         """Whether no run will change any more."""
-        return all(run.state in FINISHED for run in self.all)
+        return all(run.state in FINISHED for run in self.all_runs)
 
-    @cached_property
-    def worth(self) -> Worths | None:
-        """What each change is worth, where the ablation is one of those that tell."""
-        its, choices = self.experiment, self.experiment.choices
-        end = end_of(its.whole, choices.ablation) if choices.ablation else None
-        changes = worths(its.whole, end, choices.profile, choices.overrides, self.all) if end else []
-        if end is None or not changes:
-            return None
-        return Worths(
-            f"What each change on the way to {its.whole.tree[end].title} is worth on"
-            f" {choices.profile or 'ImageNet-1K'}",
-            changes,
-        )
+    def _effects(self) -> Sequence[MarginalEffect]:
+        end = end_of(self.whole, self.kind) if self.kind else None
+        if end is None:
+            return []
+        return marginal_effects(self.whole, end, self.profile, self.overrides, self.all_runs)
 
 
-def experiment_of(folder: Path, choices: RunSelection) -> Experiment:
-    """The one experiment that a folder of runs holds, or that is chosen of it; ConfigError where that is
-    open, or there is none.
+def read_experiment(
+    folder: Path,
+    *,
+    steps_file: Path = STEPS_YAML,
+    roadmap: str | None = None,
+    profile: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    kind: str | None = None,
+    adjusted: bool = False,
+    trained: bool = False,
+) -> Experiment:
+    """The one experiment that a folder holds, or the one that `roadmap` and `profile` choose.
+
+    With `trained`, the overrides are taken from the runs. ConfigError where the choice is open, or empty.
     """
     runs = find_runs(folder)
     there = [run.experiment for run in runs]
-    name = _one("roadmap", folder, {roadmap for roadmap, _ in there}, choices.roadmap)
-    profile = _one(
-        "profile", folder, {profile for roadmap, profile in there if roadmap == name}, choices.profile
-    )
-    choices = replace(choices, roadmap=name, profile=None if profile == NO_PROFILE else profile)
-    whole = load_roadmap(choices.steps_file, name)
-    choices, note = _trained(
-        whole, folder, choices, [run for run in runs if run.experiment == (name, profile)]
-    )
-    settings: dict[str, Any] = {"profile": choices.profile, "overrides": choices.overrides}
-    roadmap = ablate(whole, choices.ablation, **settings) if choices.ablation is not None else whole
-    return Experiment(
-        folder, whole, roadmap, choices, _reference(whole, choices.profile, choices.overrides), note
-    )
+    name = _choose("roadmap", folder, {of for of, _ in there}, roadmap)
+    profile = _choose("profile", folder, {of for of_roadmap, of in there if of_roadmap == name}, profile)
+    whole = load_roadmap(steps_file, name)
+    mine = [run for run in runs if run.experiment == (name, profile)]
+    of_profile = None if profile == NO_PROFILE else profile
+    given, note = _overrides(whole, of_profile, folder, mine, overrides or {}, trained=trained)
+    ablation = ablate(whole, kind, profile=of_profile, overrides=given) if kind is not None else whole
+    reference = _reference(whole, of_profile, given)
+    return Experiment(folder, whole, ablation, of_profile, given, kind, adjusted, reference, note).read()
 
 
-def _trained(
-    roadmap: Roadmap, folder: Path, choices: RunSelection, runs: Sequence[RunDir]
-) -> tuple[RunSelection, str | None]:
-    """The choices with the overrides that the runs were trained with, and a note on that; by default if all
-    of them agree on others.
+def _overrides(
+    roadmap: Roadmap,
+    profile: str | None,
+    folder: Path,
+    runs: Sequence[RunDir],
+    given: Mapping[str, Any],
+    *,
+    trained: bool,
+) -> tuple[Mapping[str, Any], str | None]:
+    """The overrides to collect with, and a note where they are those that the runs were trained with.
+
+    By default those are taken if all runs agree on them and none has the configuration of the steps file.
     """
-    if choices.as_trained:
-        variant = as_trained(roadmap, choices.profile, folder, runs)
-    elif choices.overrides or _present(roadmap, choices, runs):
+    if trained:
+        variant = as_trained(roadmap, profile, folder, runs)
+    elif given or _is_current(roadmap, profile, runs):
         variant = None
     else:
-        found = variants(roadmap, choices.profile, runs)
+        found = variants(roadmap, profile, runs)
         variant = found[0] if len(found) == 1 and found[0].overrides and not found[0].edited else None
     if variant is None:
-        return choices, None
-    why = "" if choices.as_trained else "; none has the configuration of the steps file"
-    note = f"Collected with {variant.options}, as the runs were trained{why}."
-    return replace(choices, overrides=variant.overrides), note
+        return given, None
+    why = "" if trained else "; none has the configuration of the steps file"
+    return variant.overrides, f"Collected with {variant.options}, as the runs were trained{why}."
 
 
-def _present(roadmap: Roadmap, choices: RunSelection, runs: Sequence[RunDir]) -> bool:
-    """Whether a run has the configuration that its step has now."""
+def _is_current(roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir]) -> bool:
+    """Whether a run has the present configuration of its step."""
     steps = {run.step for run in runs if roadmap.knows(run.step)}
     there = {(run.step, run.hash) for run in runs}
-    return any((step, resolve(roadmap, step, profile=choices.profile).hash) in there for step in steps)
+    return any((step, resolve(roadmap, step, profile=profile).hash) in there for step in steps)
 
 
-def _one(what: str, folder: Path, there: set[str], wanted: str | None) -> str:
+def _choose(what: str, folder: Path, there: set[str], wanted: str | None) -> str:
     """The roadmap or profile to collect."""
+    names = ", ".join(sorted(there))
     if not there:
         raise config_error(relative(folder), "holds no runs")
     if wanted is None and len(there) > 1:
-        raise config_error(
-            relative(folder),
-            f"holds runs of the {what}s {', '.join(sorted(there))}; choose one with --{what}",
-        )
+        message = f"holds runs of the {what}s {names}; choose one with --{what}"
+        raise config_error(relative(folder), message)
     if wanted is not None and wanted not in there:
-        raise config_error(
-            relative(folder), f"holds no runs of {what} '{wanted}', but of {', '.join(sorted(there))}"
-        )
+        message = f"holds no runs of {what} '{wanted}', but of {names}"
+        raise config_error(relative(folder), message)
     return wanted or there.pop()
 
 
 def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any]) -> Reference | None:
-    """What the runs are compared with: on digits a logistic regression, on the paper's own data its reference
-    network.
-    """
+    """A logistic regression on digits, or the paper's reference network on the paper's data."""
     first = roadmap.steps[0]
     mine, plain = resolve(roadmap, first, profile=profile, overrides=overrides), resolve(roadmap, first)
     if mine.data.dataset == "digits":
@@ -226,9 +186,7 @@ def _reference(roadmap: Roadmap, profile: str | None, overrides: Mapping[str, An
 
 @cache
 def _logistic_regression(data: DataSpec) -> float:
-    """Its accuracy, worked out once for each data set: scikit-learn takes seconds to be imported and to train
-    it.
-    """
+    """Its accuracy, cached on disk: scikit-learn takes seconds to import and to fit it."""
     decided_by = [
         json.dumps(data.model_dump(mode="json")),
         str(versions(("scikit-learn", "scipy", "numpy"))),
@@ -239,29 +197,24 @@ def _logistic_regression(data: DataSpec) -> float:
     )
 
 
-def _place(roadmap: Roadmap, step: str) -> int:
-    return roadmap.steps.index(step) if step in roadmap.tree else len(roadmap.steps)
-
-
-def _once(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]:
-    """One status a run, a finished one before others, and a sentence on each copy that is left out."""
-    kept: dict[str, Status] = {}
-    left: list[tuple[Status, str]] = []
+def _skip_copies(found: Iterable[Status], root: Path) -> tuple[list[Status], list[str]]:
+    """One status per run, preferably a finished one, and a sentence for each copy that is skipped."""
+    chosen: dict[str, Status] = {}
+    skipped: list[tuple[Status, str]] = []
     for run in found:
         name = run.run.name
-        first = kept.setdefault(name, run)
+        first = chosen.setdefault(name, run)
         if first is not run:
             better = first.result is None and run.result is not None
-            kept[name] = run if better else first
-            left.append((first if better else run, name))
-    said = [_copy(one, kept[name], root) for one, name in left]
-    more = len(said) - MAX_LISTED
-    return list(kept.values()), said[:MAX_LISTED] + (
-        [f"{count(more, 'more run')} of which there is a copy, counted once."] if more > 0 else []
-    )
+            chosen[name] = run if better else first
+            skipped.append((first if better else run, name))
+    notes = [_copy_note(copy, chosen[name], root) for copy, name in skipped]
+    if (more := len(notes) - MAX_LISTED) > 0:
+        notes[MAX_LISTED:] = [f"{count(more, 'more run')} with a copy, counted once."]
+    return list(chosen.values()), notes
 
 
-def _copy(left: Status, kept: Status, root: Path) -> str:
-    one, other = (run.run.path.relative_to(root).as_posix() for run in (left, kept))
-    differ = "" if left.result in (None, kept.result) else ", though their results differ"
+def _copy_note(copy: Status, run: Status, root: Path) -> str:
+    one, other = (of.run.path.relative_to(root).as_posix() for of in (copy, run))
+    differ = "" if copy.result in (None, run.result) else ", though their results differ"
     return f"{one} is the same run as {other}, and left out{differ}."

@@ -1,4 +1,4 @@
-"""Means, spreads and differences that say how sure they are."""
+"""Means, spreads and differences with their uncertainty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 1000
-# percentage points below which figures are the same: far above rounding, and one image of a million is 1e-4
+# percentage points below which accuracies are equal: far above rounding, and one image of a million is 1e-4
 ROUNDING = 1e-9
 
 
@@ -31,11 +31,10 @@ class Summary:
 class Difference:
     """A difference of two means.
 
-    What rests on a spread is None where n leaves none.
-
     `margin` is the half width of the 95 % interval and `p` the two-sided p-value of no difference. `needed`
-    is how many seeds on either side would resolve it with 80 % probability, or more where several are tested
-    together, if it and the spread are what they seem; `MOST_SEEDS + 1` says more.
+    is the number of seeds on either side that would resolve this difference at this spread with 80 %
+    probability, or with more where several are tested together; `MOST_SEEDS + 1` stands for more. All three
+    are None where the spread is unknown.
     """
 
     value: float
@@ -49,13 +48,13 @@ class Difference:
         return None if self.margin is None else abs(self.value) > self.margin
 
     def __str__(self) -> str:
-        value = f"{round(self.value, 2) + 0.0:+.2f}"  # -0.00 would say what the digits do not
+        value = f"{round(self.value, 2) + 0.0:+.2f}"  # not -0.00
         return value if self.margin is None else f"{value} ± {self.margin:.2f}"
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A rank correlation over `n` pairs with its 95 % interval, unknown below four or if all ranks agree."""
+    """A rank correlation over `n` pairs and its 95 % interval, None below 4 pairs or if all ranks agree."""
 
     value: float
     low: float | None
@@ -102,15 +101,13 @@ def difference(child: Mapping[int, float], parent: Mapping[int, float], tests: i
 
 
 def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
-    """Child minus parent, from summaries of independent runs with spreads of their own (Welch 1947); `tests`
-    as in `difference`.
-    """
+    """Child minus parent, from summaries of independent runs (Welch 1947); `tests` as in `difference`."""
     value = child.mean - parent.mean
     if child.std is None or parent.std is None:
         return Difference(value, None)
     one, other = _standard_error(child) ** 2, _standard_error(parent) ** 2
     if max(child.std, parent.std) < ROUNDING:
-        return Difference(value, None)  # runs that agree to the last image say nothing of how they spread
+        return Difference(value, None)  # identical runs have no known spread
     freedom = (one + other) ** 2 / (one**2 / (child.n - 1) + other**2 / (parent.n - 1))
     first, second = child.std**2, parent.std**2
     share = (first + second) ** 2 / (first**2 + second**2)  # of equal numbers of seeds on both sides
@@ -120,9 +117,7 @@ def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
 
 
 def z_score(ours: Summary, theirs: Summary) -> float | None:
-    """Our mean minus theirs, in standard errors of that difference; None where a spread is unknown or there
-    is none at all.
-    """
+    """Our mean minus theirs in standard errors of that difference; None where a spread is unknown or zero."""
     if ours.std is None or theirs.std is None:
         return None
     if max(ours.std, theirs.std) < ROUNDING:
@@ -131,14 +126,12 @@ def z_score(ours: Summary, theirs: Summary) -> float | None:
 
 
 def same_sign(one: float, other: float) -> bool:
-    """Whether two differences in percentage points point the same way; mere rounding points nowhere."""
+    """Whether two differences in percentage points have the same sign; rounding errors have none."""
     return min(abs(one), abs(other)) >= ROUNDING and (one > 0) == (other > 0)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false one among them is below the level that they are held
-    against (Holm 1979).
-    """
+    """p-values adjusted for the family-wise error rate (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
@@ -166,20 +159,18 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlat
 def _tested(
     value: float, spread: float, freedom_of: Callable[[int], float], freedom: float, error: float, tests: int
 ) -> Difference:
-    """A difference with the standard error `error`; `spread / sqrt(n)` is that of n seeds, with
-    `freedom_of(n)` degrees of freedom.
-    """
+    """A difference with the standard error `error`, which n seeds reduce to `spread / sqrt(n)`."""
     from scipy import stats
 
     if spread < ROUNDING:
-        return Difference(value, None)  # runs that differ by the same say nothing of how they spread
+        return Difference(value, None)  # identical differences have no known spread
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p = float(2 * stats.t.sf(abs(value) / error, freedom))
     return Difference(value, margin, p, _needed(abs(value) / spread, freedom_of, tests))
 
 
 def _needed(effect: float, freedom_of: Callable[[int], float], tests: int) -> int:
-    """The fewest seeds with which a difference of so many spreads is resolved with probability `POWER`."""
+    """The fewest seeds that resolve a difference of `effect` spreads with probability `POWER`."""
     from scipy import stats
 
     # Holm's method resolves all below this one, whatever the other p-values are
@@ -193,7 +184,7 @@ def _needed(effect: float, freedom_of: Callable[[int], float], tests: int) -> in
 
 
 def _levels(values: Sequence[float]) -> list[int]:
-    """The same order as whole numbers, in which figures that differ by rounding alone are equal."""
+    """The values' order as integers, in which values that differ by rounding alone are equal."""
     order = sorted(range(len(values)), key=lambda place: values[place])
     levels, level = [0] * len(values), 0
     for before, after in pairwise(order):

@@ -1,11 +1,11 @@
-"""An ablation as files: Markdown, LaTeX and HTML for readers, CSV and JSON in full precision for machines."""
+"""The tables of an ablation, as text for readers, and in full precision as CSV and JSON for machines."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,14 @@ from typing import Any
 import pandas as pd
 
 from roadmap.files import write_atomic, write_errors
-from roadmap.records import Status
+from roadmap.report.ablation import Ablation, AblationRow, origins
 from roadmap.report.columns import COLUMNS, NONE, chosen, folded, legends
-from roadmap.report.marginal import READINGS, Worth
-from roadmap.report.render import Grid, markdown, page, to_html, to_latex, to_markdown
-from roadmap.report.rows import Ablation, AblationRow
+from roadmap.report.marginal import MEANING, NAMES, READINGS, MarginalEffect
+from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
 from roadmap.report.stats import Difference, Summary
 
-__all__ = [
-    "WORTH_COLUMNS", "Grid", "grid", "markdown", "page", "runs_frame", "to_frame", "to_html", "to_json",
-    "to_latex", "to_markdown", "worth_cells", "worth_frame", "write", "write_runs",
-]  # fmt: skip
 COMMON = ("epochs", "global_batch", "image_size", "hardware")
-FIGURES = {
+RESULT_FIELDS = {
     "seed",
     "status",
     "top1",
@@ -39,51 +34,87 @@ FIGURES = {
 }
 
 
-def grid(ablation: Ablation, keys: Sequence[str] | None = None) -> Grid:
-    """The table of an ablation with the columns named by `keys`, or those that say something; ConfigError for
-    an unknown key.
-    """
+def ablation_table(ablation: Ablation, keys: Sequence[str] | None = None) -> Table:
+    """The columns named by `keys`, or those with content; ConfigError for an unknown key."""
     columns = chosen(ablation, keys)
     rows = [[column.text(row) for column in columns] for row in ablation.rows]
-    return Grid(
-        ablation.title,
-        columns,
-        rows,
-        [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)],
+    notes = [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)]
+    return Table(ablation.title, columns, rows, notes)
+
+
+def effects_title(ablation: Ablation) -> str:
+    """The title of the table and the figure."""
+    end = ablation.effects[-1].title
+    return f"Marginal effect of each change on the way to {end} on {ablation.profile or 'ImageNet-1K'}"
+
+
+def effects_table(ablation: Ablation) -> Table:
+    """The marginal effect of each change, in percentage points of top-1."""
+    columns = [
+        Heading("step", "step", is_number=False),
+        *(Heading(reading, NAMES[reading]) for reading in READINGS),
+        Heading("n", "n (in this order)"),
+    ]
+    rows = [
+        [
+            effect.step,
+            *(_difference(effect.of[reading], effect.diverged.get(reading, 0)) for reading in READINGS),
+            ", ".join(str(effect.n[reading]) for reading in READINGS),
+        ]
+        for effect in ablation.effects
+    ]
+    notes = [f"{NAMES[reading]}: {meaning}." for reading, meaning in MEANING.items()]
+    notes.append(
+        "Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero."
     )
+    notes.append(
+        "A dash stands for missing runs, and for a change that cannot be left out because a later change sets"
+        " the same values."
+    )
+    if any(any(effect.diverged.values()) for effect in ablation.effects):
+        notes.append("Runs that diverged are counted behind the difference, and in no mean.")
+    notes += origins([result for effect in ablation.effects for result in effect.results])
+    return Table(effects_title(ablation), columns, rows, notes)
 
 
-def write(ablation: Ablation, out: Path, keys: Sequence[str] | None = None) -> list[Path]:
-    """Writes ablation.md, .csv, .json, .tex and .html into `out` and returns their paths; ConfigError where
-    that cannot be.
+def _difference(found: Difference | None, diverged: int) -> str:
+    if found is None:
+        return "diverged" if diverged else NONE
+    return f"{found}{' *' if found.resolved else ''}{f' ({diverged} diverged)' if diverged else ''}"
 
-    `keys` choose the columns for readers; CSV and JSON hold all figures.
+
+def write_tables(ablation: Ablation, out: Path, keys: Sequence[str] | None = None) -> list[Path]:
+    """Writes the ablation's tables, runs and marginal effects into `out` and returns the paths.
+
+    `keys` choose the columns for readers; CSV and JSON hold all values. ConfigError if writing fails.
     """
-    table = grid(ablation, keys)
+    table = ablation_table(ablation, keys)
     texts = {
-        "md": to_markdown(table),
-        "csv": to_frame(ablation).to_csv(index=False),
-        "json": to_json(ablation),
-        "tex": to_latex(table, _label(ablation)),
-        "html": page(table.title, to_html(table)),
+        "ablation.md": to_markdown(table),
+        "ablation.csv": to_frame(ablation).to_csv(index=False),
+        "ablation.json": to_json(ablation),
+        "ablation.tex": to_latex(table, _label(ablation)),
+        "ablation.html": to_html(table),
     }
-    return [_write(out / f"ablation.{kind}", text) for kind, text in texts.items()]
+    if ablation.folder is not None:
+        texts["runs.csv"] = runs_frame(ablation).to_csv(index=False)
+    if ablation.effects:
+        texts["worth.csv"] = effects_frame(ablation.effects).to_csv(index=False)
+        texts["worth.md"] = to_markdown(effects_table(ablation))
+    return write_texts(texts, out)
 
 
-def write_runs(runs: Sequence[Status], ablation: Ablation, out: Path) -> Path:
-    """Writes runs.csv, a row a run, into `out` and returns its path; ConfigError where that cannot be."""
-    return _write(out / "runs.csv", runs_frame(runs, ablation).to_csv(index=False))
-
-
-def _write(path: Path, text: str) -> Path:
-    with write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
-    return path
+def write_texts(texts: Mapping[str, str], out: Path) -> list[Path]:
+    """Writes files by name into `out`; ConfigError where that is impossible."""
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_atomic(out / name, text)
+    return [out / name for name in texts]
 
 
 def _label(ablation: Ablation) -> str:
-    r"""What \ref finds the table by."""
+    r"""The table's name for \ref."""
     names = (
         ablation.roadmap.name,
         ablation.roadmap.ablation,
@@ -94,10 +125,10 @@ def _label(ablation: Ablation) -> str:
 
 
 def to_frame(ablation: Ablation) -> pd.DataFrame:
-    """The table in full precision, one row a step, `top1_seed0` and so on for the single runs.
+    """The table in full precision: one row per step, with `top1_seed0` and so on for the single runs.
 
-    Accuracies and differences are in percentage points. `delta_resolved` is what the table says, by `p_holm`
-    where there is one. A `seeds_needed` above `roadmap.report.stats.MOST_SEEDS` says only that it is more.
+    Accuracies and differences are in percentage points. `delta_resolved` is by `p_holm` where there is one.
+    A `seeds_needed` above `roadmap.report.stats.MOST_SEEDS` is a lower bound.
     """
     found = [row.seeds for row in ablation.rows]
     seeds = sorted(set[int]().union(*found))
@@ -109,7 +140,7 @@ def to_frame(ablation: Ablation) -> pd.DataFrame:
 
 
 def _record(row: AblationRow) -> dict[str, Any]:
-    figures: dict[str, Any] = {
+    values: dict[str, Any] = {
         "step": row.step,
         "title": row.title,
         "change": row.change,
@@ -120,21 +151,21 @@ def _record(row: AblationRow) -> dict[str, Any]:
         "diverged": row.diverged,
     }
     for name, summary, delta in (("", row.top1, row.delta), ("paper_", row.paper, row.paper_delta)):
-        figures |= {
+        values |= {
             f"{name}top1_mean": summary.mean if summary else None,
             f"{name}top1_std": summary.std if summary else None,
             f"{name}delta": delta.value if delta else None,
             f"{name}delta_margin_95": delta.margin if delta else None,
             f"{name}delta_resolved": delta.resolved if delta else None,
         }
-    figures["delta_resolved"] = row.resolved
-    figures |= {
+    values["delta_resolved"] = row.resolved
+    values |= {
         "macs": row.cost.macs,
         "params": row.cost.params,
         "images_per_s": row.images_per_s,
         "paper_gmacs": row.paper_gmacs,
     }
-    return figures | {
+    return values | {
         "p": row.delta.p if row.delta else None,
         "p_holm": row.p_holm,
         "seeds_needed": row.delta.needed if row.delta else None,
@@ -152,10 +183,9 @@ def _record(row: AblationRow) -> dict[str, Any]:
 
 
 def to_json(ablation: Ablation) -> str:
-    """The ablation in full precision with all that belongs to it; null where there is no figure, or none that
-    is finite.
+    """The ablation in full precision, with its notes and runs; null where a value is missing or not finite.
 
-    `seeds_needed` is what `to_frame` says of it.
+    `seeds_needed` is as in `to_frame`.
     """
     document = {
         "title": ablation.title,
@@ -194,7 +224,7 @@ def _tree(row: AblationRow) -> dict[str, Any]:
             "gap": row.gap,
             "gap_z": row.gap_z,
         },
-        "seeds": [result.model_dump(include=FIGURES) for result in row.results],
+        "seeds": [result.model_dump(include=RESULT_FIELDS) for result in row.results],
     }
 
 
@@ -215,7 +245,7 @@ def _delta(found: Difference | None) -> dict[str, Any] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Without the numbers that JSON does not know."""
+    """The value with null for numbers that JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -223,53 +253,34 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def runs_frame(runs: Sequence[Status], ablation: Ablation) -> pd.DataFrame:
-    """The long form: one row a run, finished or not; `in_table` says whether it is part of the ablation."""
+def runs_frame(ablation: Ablation) -> pd.DataFrame:
+    """One row per run, finished or not; `in_table` is true of runs that are part of the ablation."""
     hashes = {row.hash for row in ablation.rows}
     records = []
-    for run in runs:
+    for run in ablation.runs:
         record: dict[str, Any] = {"run": run.run.name, "state": run.state, "why": run.why}
         record |= {"step": run.run.step, "seed": run.run.seed, "hash": run.run.hash}
         record["in_table"] = run.result is not None and run.run.hash in hashes
         if run.result is not None:
-            result = run.result.model_dump(exclude={"format", "status", "versions"})
-            record |= result | {
-                name.replace("-", "_"): version for name, version in run.result.versions.items()
-            }
+            record |= run.result.model_dump(exclude={"format", "status", "versions"})
+            record |= {name.replace("-", "_"): version for name, version in run.result.versions.items()}
         records.append(record)
-    return pd.DataFrame(records).convert_dtypes()  # whole numbers stay whole beside missing ones
+    return pd.DataFrame(records).convert_dtypes()  # integers stay integers beside missing ones
 
 
-WORTH_COLUMNS = ["step", ">alone", ">in place", ">last", ">n (alone, in place, last)"]
-
-
-def worth_cells(worth: Worth) -> list[str]:
-    """A change's worth as text, in the order of `WORTH_COLUMNS`."""
-    return [
-        worth.step,
-        *(_difference(worth.of[reading], worth.diverged.get(reading, 0)) for reading in READINGS),
-        ", ".join(str(worth.n[reading]) for reading in READINGS),
-    ]
-
-
-def _difference(found: Difference | None, diverged: int) -> str:
-    if found is None:
-        return "diverged" if diverged else NONE
-    return f"{found}{' *' if found.resolved else ''}{f' ({diverged} diverged)' if diverged else ''}"
-
-
-def worth_frame(worths: Sequence[Worth]) -> pd.DataFrame:
-    """The worths in full precision: one row a change and reading."""
+def effects_frame(effects: Sequence[MarginalEffect]) -> pd.DataFrame:
+    """The marginal effects in full precision: one row per change and reading."""
     records = []
-    for worth in worths:
+    for effect in effects:
         for reading in READINGS:
-            found = worth.of[reading]
-            figures = (
-                {"delta": found.value, "delta_margin_95": found.margin, "resolved": found.resolved}
-                if found
-                else {}
-            )
-            records.append({"step": worth.step, "reading": reading, "n": worth.n[reading], **figures})
+            record: dict[str, Any] = {"step": effect.step, "reading": reading, "n": effect.n[reading]}
+            if found := effect.of[reading]:
+                record |= {
+                    "delta": found.value,
+                    "delta_margin_95": found.margin,
+                    "resolved": found.resolved,
+                }
+            records.append(record)
     return pd.DataFrame(
         records, columns=["step", "reading", "n", "delta", "delta_margin_95", "resolved"]
     ).convert_dtypes()

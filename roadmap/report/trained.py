@@ -1,4 +1,4 @@
-"""What runs were trained with, as overrides of the steps file: what `--set` must say to collect them."""
+"""The overrides of the steps file that runs were trained with: the `--set` options that collect them."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from roadmap.records import RunDir
 from roadmap.strict_yaml import show
 from roadmap.terminal import count
 
-LISTED = 3  # steps that are named one by one
+MAX_LISTED = 3  # steps that are named one by one
 TrainedAlike = tuple[str, str]  # the step and the hash of runs of one configuration
-Values = Mapping[str, Any]  # by key
+Overrides = Mapping[str, Any]  # values by key
 
 
 @dataclass(frozen=True)
-class Variant:
+class TrainedVariant:
     """Runs that have the configuration of the steps file with `overrides`.
 
-    `edited` holds the keys in which the one step of these runs was edited since, with their values then and
-    now; `why` is set where the configuration is unknown.
+    `edited` holds the keys in which the one step of these runs was edited since, with the values then and
+    now. `why` is set where the configuration is unknown.
     """
 
     runs: tuple[RunDir, ...]
-    overrides: Values = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     edited: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     why: str | None = None
 
     @property
     def options(self) -> str:
-        """The options of the command line that give the overrides; quoted for a shell."""
+        """The command line options for the overrides, quoted for a shell."""
         words = [f"{key}={show(value)}" for key, value in self.overrides.items()]
         return " ".join(f"--set {shlex.quote(word)}" for word in words)
 
     @property
     def note(self) -> str:
-        """Why the runs are left out, and how they are taken."""
+        """Why the runs are left out, and which options include them."""
         runs, steps = count(len(self.runs), "run"), list(dict.fromkeys(run.step for run in self.runs))
-        of = ", ".join(steps[:LISTED]) + (
-            f" and {count(len(steps) - LISTED, 'more step')}" if len(steps) > LISTED else ""
+        of = ", ".join(steps[:MAX_LISTED]) + (
+            f" and {count(len(steps) - MAX_LISTED, 'more step')}" if len(steps) > MAX_LISTED else ""
         )
         if self.why is not None:
             return f"{runs} of an unknown configuration left out ({of}): {self.why}."
@@ -65,47 +65,43 @@ class Variant:
         )
 
 
-def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> list[Variant]:
-    """Runs by the overrides that give their configurations, with as few sets of overrides as possible, that
-    of most runs first.
+def variants(roadmap: Roadmap, profile: str | None, runs: Iterable[RunDir]) -> list[TrainedVariant]:
+    """Runs grouped by overrides, in as few groups as possible, the largest first.
 
-    Runs of unknown steps are ignored. The config.yaml is read of runs alone whose configuration is not that
-    of the steps file.
+    Runs of unknown steps are ignored. Only runs that differ from the steps file have their config.yaml read.
     """
     groups: dict[TrainedAlike, list[RunDir]] = {}
     for run in runs:
         if roadmap.knows(run.step):
             groups.setdefault((run.step, run.hash), []).append(run)
-    now = _Now(roadmap, profile)
-    differ: dict[TrainedAlike, Values] = {}
+    now = _StepsFile(roadmap, profile)
+    differ: dict[TrainedAlike, Overrides] = {}
     found = []
     for group, members in groups.items():
         try:
             differ[group] = now.differences(group, members[0])
         except ConfigError as error:
-            found.append(Variant(tuple(members), why=str(error)))
+            found.append(TrainedVariant(tuple(members), why=str(error)))
     several = len({step for step, _ in groups}) > 1
     for values, mine in now.sets(differ):
         edited = now.edited(mine[0][0], values) if several and len(mine) == 1 else {}
         given = {key: values[key] for key in roadmap.base if key in values and key not in edited}
-        found.append(Variant(tuple(run for group in mine for run in groups[group]), given, edited))
+        found.append(TrainedVariant(tuple(run for group in mine for run in groups[group]), given, edited))
     return sorted(found, key=lambda variant: -len(variant.runs))
 
 
 @dataclass(frozen=True)
-class _Now:
-    """The steps file as it is now, which configurations of runs are compared with."""
+class _StepsFile:
+    """The present steps file, which configurations of runs are compared with."""
 
     roadmap: Roadmap
     profile: str | None
 
-    def config(self, step: str, overrides: Values) -> RunConfig:
+    def config(self, step: str, overrides: Overrides) -> RunConfig:
         return resolve(self.roadmap, step, profile=self.profile, overrides=overrides)
 
-    def differences(self, group: TrainedAlike, run: RunDir) -> Values:
-        """The keys in which runs differ from their step as it is now, with the runs' values; ConfigError if
-        that is unknown.
-        """
+    def differences(self, group: TrainedAlike, run: RunDir) -> Overrides:
+        """The runs' values of keys that differ from the step's present ones; ConfigError if unknown."""
         step, digest = group
         now = self.config(step, {})
         if now.hash == digest:
@@ -117,8 +113,10 @@ class _Now:
             raise config_error(relative(run.config), f"gives another hash than {digest}")
         return values
 
-    def sets(self, differ: Mapping[TrainedAlike, Values]) -> Iterator[tuple[Values, list[TrainedAlike]]]:
-        """Overrides with the groups whose configurations they give, each group once."""
+    def sets(
+        self, differ: Mapping[TrainedAlike, Overrides]
+    ) -> Iterator[tuple[Overrides, list[TrainedAlike]]]:
+        """Overrides with the groups whose configurations they produce, each group once."""
         together = {key: value for values in differ.values() for key, value in values.items()}
         candidates, left = [together, *differ.values()], list(differ)
         while left:
@@ -127,20 +125,18 @@ class _Now:
             yield values, mine
             left = [group for group in left if group not in mine]
 
-    def _given_by(self, values: Values, groups: Sequence[TrainedAlike]) -> list[TrainedAlike]:
-        """Those of `groups` whose configurations `values` give."""
+    def _given_by(self, values: Overrides, groups: Sequence[TrainedAlike]) -> list[TrainedAlike]:
+        """Those of `groups` whose configurations `values` produce."""
         found = []
         for step, digest in groups:
             with suppress(ConfigError):  # of values that are impossible for another step
                 found += [(step, digest)] if self.config(step, values).hash == digest else []
         return found
 
-    def edited(self, step: str, values: Values) -> dict[str, tuple[Any, Any]]:
-        """Of values that one step alone differs in, those of keys it sets itself, with the values now."""
-        own, now = (
-            (self.roadmap.tree[step].settings if step in self.roadmap.tree else {}),
-            self.config(step, {}),
-        )
+    def edited(self, step: str, values: Overrides) -> dict[str, tuple[Any, Any]]:
+        """The values of keys that the step itself sets, with the present values."""
+        own = self.roadmap.tree[step].settings if step in self.roadmap.tree else {}
+        now = self.config(step, {})
         return {key: (value, _value(now, key)) for key, value in values.items() if key in own}
 
 
@@ -151,7 +147,7 @@ def _value(config: RunConfig, key: str) -> Any:
 def left_out(
     roadmap: Roadmap, profile: str | None, runs: Sequence[RunDir], present: Collection[str]
 ) -> Iterator[str]:
-    """A note on each variant of `runs` of which there are runs whose hashes are not `present`."""
+    """A note on each variant of `runs` with hashes that are not `present`."""
     if all(run.hash in present for run in runs):
         return
     for variant in variants(roadmap, profile, runs):
@@ -159,10 +155,12 @@ def left_out(
             yield replace(variant, runs=others).note
 
 
-def as_trained(roadmap: Roadmap, profile: str | None, folder: Path, runs: Iterable[RunDir]) -> Variant | None:
-    """What all runs were trained with where the steps file gives something else; None where it agrees.
+def as_trained(
+    roadmap: Roadmap, profile: str | None, folder: Path, runs: Iterable[RunDir]
+) -> TrainedVariant | None:
+    """The variant of all runs; None where they have the configurations of the steps file.
 
-    Runs of steps edited since do not count. ConfigError where runs differ, or nothing is known of any.
+    Runs of steps edited since are ignored. ConfigError where runs differ, or all are unknown.
     """
     found = [variant for variant in variants(roadmap, profile, runs) if not variant.edited]
     if len(found) == 1 and found[0].why is None:

@@ -13,9 +13,8 @@ import pytest
 
 from roadmap.deltas import resolve
 from roadmap.records import RunDir, Status
-from roadmap.report.ablation import measured
+from roadmap.report.ablation import Ablation, measured
 from roadmap.report.page.page import page
-from roadmap.report.rows import Ablation
 from roadmap.steps import load_roadmap
 from roadmap.steps_file import Reference
 from tests.helpers.reports import finished

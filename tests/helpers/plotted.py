@@ -12,11 +12,10 @@ from matplotlib.collections import PathCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from roadmap.report.ablation import measured, published
+from roadmap.report.ablation import Ablation, measured, published
 from roadmap.report.figures.accuracy_vs_cost import COSTS, accuracy_vs
 from roadmap.report.figures.roadmap_bars import roadmap_bars
 from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
-from roadmap.report.rows import Ablation
 from roadmap.report.stats import Summary
 from roadmap.steps import load_roadmap
 from roadmap.steps_file import Reference

@@ -15,8 +15,7 @@ from typing import Any
 
 from roadmap.deltas import Roadmap, resolve
 from roadmap.records import RunDir, Status
-from roadmap.report.ablation import measured
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation, measured
 from roadmap.steps import load_roadmap
 from tests.helpers.reports import result_of
 

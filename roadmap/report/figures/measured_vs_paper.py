@@ -1,4 +1,4 @@
-"""Measured figures against the paper's: the accuracies of the steps, and what each changes."""
+"""Measured values against the paper's: the accuracies of the steps, and the differences to their parents."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from roadmap.report.figures.label_placement import Box, place
-from roadmap.report.figures.label_placement import Line as Segment
-from roadmap.report.figures.panels import WIDE, add_key, numbers, paired, seeds
-from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, GREY, style, type_of, wrapped
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation
+from roadmap.report.figures.label_placement import Box, Segment, place
+from roadmap.report.figures.legend import Entry, add_legend
+from roadmap.report.figures.panels import WIDE, number_steps, paired_panels, seed_count
+from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, GRAY, font_sizes, style, wrapped
 from roadmap.report.stats import same_sign
 
 FEWEST = 3  # steps that a comparison needs
-HEIGHT, HIGH = 2.9, 2.2  # inches of a panel, and of the words beside it
+HEIGHT, HIGH = 2.9, 2.2  # inches of a panel, and of the label of its vertical axis
 MARGIN = 0.08  # of the range of the points, around them
 LONGEST = 0.6  # of that range, which an error bar may reach beyond the points before it is cut
 INTERVAL = "95\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}interval"
-NEAR = 14.0  # points of an error bar next to its point that the numbers keep off
+NEAR = 14.0  # points of an error bar next to its point that the numbers avoid
+LEGEND_NOTE = "Hollow: a side branch. Dashed: measured and published are equal."
 LABEL = (0.66, 1.15)  # a digit's width and a number's height, in font sizes
 
 
 @dataclass(frozen=True)
-class Point:
-    """A step in the paper (x) and here (y), with the half lengths of its error bars; 0 if there is none."""
+class ComparedStep:
+    """A step's value in the paper (x) and here (y), with the half lengths of its error bars, or 0."""
 
     number: int
     is_side_branch: bool
@@ -41,12 +41,11 @@ class Point:
 
 
 def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
-    """Top-1, and its change against the parent, measured against published; None where fewer than three steps
-    have both.
+    """Measured against published top-1, and the same for Δ to the parent; None for fewer than three steps.
 
-    Error bars of accuracies are one standard deviation, those of changes the 95 % interval; what reaches far
-    out is cut at the border. Accuracies on other data than the paper's have a scale of their own; on the
-    same, and for changes, a line says where both are equal. `width` is in inches.
+    Error bars of accuracies are one standard deviation, those of Δ the 95 % interval; long ones are cut at
+    the border. Accuracies on other data than the paper's have their own scale; on the same data, and for Δ,
+    a line marks equal values. `width` is in inches.
     """
     shown = [
         ablation
@@ -55,26 +54,26 @@ def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUM
     ]
     if not shown:
         return None
-    known = numbers(shown)
+    known = number_steps(shown)
     with style(width):
-        figure, pairs = paired(shown, width, HEIGHT)
-        panels: list[tuple[Axes, list[Point]]] = []
+        figure, pairs = paired_panels(shown, width, HEIGHT)
+        panels: list[tuple[Axes, list[ComparedStep]]] = []
         for ablation, (first, second), of in zip(shown, pairs, known.of, strict=True):
             accuracies, changes = _accuracies(ablation, of), _changes(ablation, of)
             _draw_accuracies(first, ablation, accuracies, width)
             _draw_changes(second, changes, width)
             panels += [(first, accuracies), (second, changes)]
         points = [point for _, found in panels for point in found]
-        _add_key(figure, known.titles, points)
+        add_legend(figure, _legend(known.titles, points), LEGEND_NOTE)
         figure.draw_without_rendering()
         for axes, found in panels:
-            _label(axes, found, type_of(width).small)
+            _label(axes, found, font_sizes(width).small)
         return figure
 
 
-def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
+def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[ComparedStep]:
     return [
-        Point(
+        ComparedStep(
             of.get(row.step, 0),
             row.is_side_branch,
             row.paper.mean,
@@ -87,9 +86,9 @@ def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
     ]
 
 
-def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
+def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[ComparedStep]:
     return [
-        Point(
+        ComparedStep(
             of[row.step], row.is_side_branch, row.paper_delta.value, row.delta.value,
             row.paper_delta.margin or 0.0, row.delta.margin or 0.0,
         )
@@ -98,7 +97,7 @@ def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[Point]:
     ]  # fmt: skip
 
 
-def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], width: float) -> None:
+def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[ComparedStep], width: float) -> None:
     rows = [(row.top1, row.paper, row.gap) for row in ablation.rows if row.top1 and row.paper]
     same_task = all(gap is not None for _, _, gap in rows)
     x, y = (
@@ -110,8 +109,8 @@ def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], wi
     _draw(axes, points, x, y)
     if same_task:
         _diagonal(axes)
-    room, size = _room(width), type_of(width).text
-    ours, theirs = seeds(top1.n for top1, _, _ in rows), seeds(paper.n for _, paper, _ in rows)
+    room, size = _room(width), font_sizes(width).text
+    ours, theirs = seed_count(top1.n for top1, _, _ in rows), seed_count(paper.n for _, paper, _ in rows)
     axes.set_xlabel(wrapped(f"paper's top-1 (%), mean ± std, {_together(theirs)}", room, size))
     axes.set_ylabel(wrapped(f"measured top-1 (%), mean ± std, {_together(ours)}", HIGH, size))
     if ablation.agreement:
@@ -122,7 +121,7 @@ def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[Point], wi
         )
 
 
-def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
+def _draw_changes(axes: Axes, points: Sequence[ComparedStep], width: float) -> None:
     x, y = (
         _limits([(point.x, point.x_error) for point in points]),
         _limits([(point.y, point.y_error) for point in points]),
@@ -131,7 +130,7 @@ def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
         line(0, color=DARK, linewidth=0.7, zorder=1, label="zero")
     _draw(axes, points, (min(x[0], 0.0), max(x[1], 0.0)), (min(y[0], 0.0), max(y[1], 0.0)))
     _diagonal(axes)
-    size = type_of(width).text
+    size = font_sizes(width).text
     axes.set_xlabel(wrapped(f"paper's Δ top-1 to the parent (points), {INTERVAL}", _room(width), size))
     axes.set_ylabel(wrapped(f"measured Δ top-1 to the parent (points), {INTERVAL}", HIGH, size))
     agree = sum(same_sign(point.x, point.y) for point in points)
@@ -139,30 +138,30 @@ def _draw_changes(axes: Axes, points: Sequence[Point], width: float) -> None:
 
 
 def _together(words: str) -> str:
-    """Words that no line ends in."""
+    """Words that are not broken into lines."""
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _room(width: float) -> float:
-    """Inches for a panel's words."""
+    """Inches for the label of a panel's horizontal axis."""
     return (width / 2 if width >= WIDE else width) - 0.75
 
 
 def _head(axes: Axes, words: str, width: float) -> None:
     """A sentence right above the axes, below their title."""
-    size = type_of(width).small
+    size = font_sizes(width).small
     text = wrapped(words, _room(width), size)
     axes.annotate(
         text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", va="bottom", color=DARK
     )
     if title := axes.get_title(loc="left"):
         axes.set_title(
-            title, loc="left", fontsize=type_of(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1)
+            title, loc="left", fontsize=font_sizes(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1)
         )
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Limits that hold all points, and their error bars unless those would leave no room for the points."""
+    """Limits around all points, and around their error bars if these leave room for the points."""
     low, high = (
         min((value for value, _ in values), default=0.0),
         max((value for value, _ in values), default=1.0),
@@ -176,13 +175,13 @@ def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _draw(axes: Axes, points: Sequence[Point], x: tuple[float, float], y: tuple[float, float]) -> None:
+def _draw(axes: Axes, points: Sequence[ComparedStep], x: tuple[float, float], y: tuple[float, float]) -> None:
     axes.set(xlim=x, ylim=y)
     for point in points:
         errors: Any = {"xerr": point.x_error or None, "yerr": point.y_error or None}
         face = "white" if point.is_side_branch else BLUE
         axes.errorbar(
-            point.x, point.y, **errors, fmt="o", markersize=4, color=BLUE, ecolor=GREY, elinewidth=0.8,
+            point.x, point.y, **errors, fmt="o", markersize=4, color=BLUE, ecolor=GRAY, elinewidth=0.8,
             markerfacecolor=face, zorder=3,
         )  # fmt: skip
 
@@ -202,8 +201,8 @@ def _diagonal(axes: Axes) -> None:
     )
 
 
-def _label(axes: Axes, points: Sequence[Point], size: float) -> None:
-    """Each point's number beside it; a thin line leads to those that had to move away."""
+def _label(axes: Axes, points: Sequence[ComparedStep], size: float) -> None:
+    """Each point's number near it; a thin line leads to distant ones."""
     pixels = axes.figure.dpi / 72
     area = axes.get_window_extent()
     frame = Box(area.x0 + area.width / 2, area.y0 + area.height / 2, area.width - 2, area.height - 2)
@@ -227,7 +226,7 @@ def _label(axes: Axes, points: Sequence[Point], size: float) -> None:
 
 
 def _lines(axes: Axes) -> list[Segment]:
-    """The lines through zero and of equality, in pixels."""
+    """The lines at zero and of equality, in pixels."""
     found = []
     for line in axes.lines:
         if line.get_label() in ("zero", "y = x"):
@@ -236,12 +235,12 @@ def _lines(axes: Axes) -> list[Segment]:
     return found
 
 
-def _add_key(figure: Figure, titles: Sequence[str], points: Sequence[Point]) -> None:
-    """What the numbers mean; side branches are hollow."""
+def _legend(titles: Sequence[str], points: Sequence[ComparedStep]) -> list[Entry]:
+    """The meaning of the numbers."""
     of = {point.number: point for point in points}
-    entries: list[tuple[Artist, str]] = []
+    entries: list[Entry] = []
     for number in sorted(of):
         face = "white" if of[number].is_side_branch else BLUE
         mark = Line2D([], [], linestyle="none", marker="o", markersize=4, color=BLUE, markerfacecolor=face)
         entries.append((mark, f"{number} {titles[number - 1]}"))
-    add_key(figure, entries, "Hollow: a side branch. Dashed: measured and published are equal.")
+    return entries

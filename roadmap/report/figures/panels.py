@@ -1,69 +1,114 @@
-"""What the figures of several panels share: their places, the numbers of the steps, and the key below."""
+"""The panels of figures: one per ablation with a row per step, or a pair per ablation; numbers of steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
-import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 
-from roadmap.report.aligned import aligned
-from roadmap.report.figures.style import STYLE, type_of, wrapped
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation, AblationRow, align
+from roadmap.report.figures.style import DARK, SERIES, FontSizes, font_sizes, wrapped
 from roadmap.terminal import count
 
-WIDE = 5.0  # inches from which on two panels stand side by side
+WIDE = 5.0  # inches from which on the two panels of a pair are side by side
+BESIDE = 3.0  # inches that a panel of rows needs; where there is less, panels are below each other
+TITLES, TITLES_BESIDE = 0.365, 0.25  # of the width that the steps' titles may take
 LEADING = 1.25  # the distance of two lines in font sizes
-FINE = 720.0  # dots an inch at which text is measured, so that no rounding to whole dots is left
-MOST_COLUMNS = 5
-# inches to which the key's lines are broken, tried in turn
-CAPS = tuple(round(3.0 - 0.15 * step, 2) for step in range(15))
-# of the key's columns: the mark, the gaps behind it and behind the words, in font sizes
-MARK, AFTER, BETWEEN = 2.0, 0.5, 1.2
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers that stand for the steps in a figure: the places in the table, or in several tables row by
-    row.
+class RowPanel:
+    """An ablation with its rows from top to bottom, None for a step that only another panel has.
 
-    `titles` are in the order of the numbers, from 1; `of` holds the numbers of each ablation's steps.
+    `room` is the width in inches for marks and the texts beside them.
     """
 
-    titles: tuple[str, ...]
-    of: tuple[Mapping[str, int], ...]
+    axes: Axes
+    ablation: Ablation
+    rows: Sequence[AblationRow | None]
+    color: str
+    room: float
+    size: FontSizes
 
 
-def numbers(ablations: Sequence[Ablation]) -> Numbers:
-    """The same step has the same number in all ablations."""
-    rows = aligned(ablations)
-    of = [
-        {row.rows[index].step: number for number, row in enumerate(rows, 1) if row.rows[index]}  # type: ignore[union-attr]
-        for index in range(len(ablations))
-    ]
-    return Numbers(tuple(row.title for row in rows), tuple(of))
+def row_panels(ablations: Sequence[Ablation], width: float) -> tuple[Figure, list[RowPanel]]:
+    """A figure with a panel per ablation: side by side with common rows, or below each other if narrow."""
+    beside = width >= BESIDE * len(ablations)
+    tables = [align(ablations)] if beside else [align([ablation]) for ablation in ablations]
+    size, labels = font_sizes(width), width * (TITLES if len(tables) == len(ablations) else TITLES_BESIDE)
+    titles = [[wrapped(row.title, labels, size.text) for row in table] for table in tables]
+    height = row_height([title for table in titles for title in table], size)
+    shape = (1, len(ablations)) if beside else (len(ablations), 1)
+    room = (width - labels - 0.15) / shape[1]
+    lines = [wrapped(ablation.title, room, _title_size(room, size)).count("\n") for ablation in ablations]
+    more = (max(lines) if beside else sum(lines)) * LEADING * size.title / 72
+    inches = [len(table) * height for table in tables]
+    figure = Figure(figsize=(width, sum(inches) + 0.75 * len(tables) + more), layout="constrained")
+    figure.set_label("; ".join(ablation.title for ablation in ablations))
+    grid = figure.subplots(*shape, squeeze=False, height_ratios=inches)
+    panels = []
+    for index, (ablation, axes) in enumerate(zip(ablations, grid.flat, strict=True)):
+        table, names = (tables[0], titles[0]) if beside else (tables[index], titles[index])
+        rows = [row.rows[index if beside else 0] for row in table]
+        axes.set_yticks(range(len(rows)), names if index == 0 or not beside else [""] * len(rows))
+        panels.append(RowPanel(axes, ablation, rows, SERIES[index % len(SERIES)].color, room, size))
+    return figure, panels
 
 
-def seeds(sizes: Iterable[int]) -> str:
-    """The numbers of seeds as words: 'n = 3 seeds', 'n = 1 to 3 seeds'."""
-    found = sorted(set(sizes)) or [0]
-    return f"n = {count(found[0], 'seed')}" if len(found) == 1 else f"n = {found[0]} to {found[-1]} seeds"
+def row_height(titles: Iterable[str], size: FontSizes) -> float:
+    """Inches of a row that has room for the titles."""
+    lines = max(title.count("\n") + 1 for title in titles)
+    return max(2.0, LEADING * lines + 0.5) * size.text / 72
 
 
-def paired(
+def frame_rows(panel: RowPanel, low: float, high: float, label: str, first: float | None = None) -> None:
+    """Limits, title and labels of a panel from `low` to `high`; ticks begin at `first`."""
+    axes, room, size = panel.axes, panel.room, panel.size
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(panel.rows) - 0.4, -0.6)
+    ticks = MaxNLocator(max(2, int(16 * room / size.text)), steps=[1, 2, 5, 10]).tick_values(low, high)
+    first = low if first is None else first
+    axes.set_xticks([tick for tick in ticks if first <= tick <= min(high, 100.0)])
+    axes.set_xlabel(wrapped(label, 0.9 * room, size.text))
+    hide_row_lines(axes)
+    points = _title_size(room, size)
+    title = wrapped(panel.ablation.title, room, points)
+    axes.set_title(title, loc="left", fontsize=points, pad=size.small + 9)
+
+
+def hide_row_lines(axes: Axes) -> None:
+    """Removes grid lines and ticks of rows."""
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _title_size(room: float, size: FontSizes) -> float:
+    return size.title if room >= BESIDE else size.text
+
+
+def add_row_texts(panel: RowPanel, columns: Mapping[str, Sequence[str]]) -> None:
+    """Columns of text right of the axes, by their heads, with a text for each row."""
+    offset, points, axes = 0.0, panel.size.small, panel.axes
+    style: Any = {"textcoords": "offset points", "ha": "right", "color": DARK}
+    for head, texts in columns.items():
+        offset += points * (0.8 + 0.66 * max(len(head), *map(len, texts)))
+        axes.annotate(head, (1, 1), (offset, 3), xycoords="axes fraction", va="bottom", **style)
+        for height, text in enumerate(texts):
+            at: Any = {"xycoords": axes.get_yaxis_transform()}
+            axes.annotate(text, (1, height), (offset, 0), va="center", **at, **style)
+
+
+def paired_panels(
     ablations: Sequence[Ablation], width: float, height: float
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """A figure with two panels an ablation, each `height` inches high: side by side, or where it is narrow
-    one below the other.
-    """
+    """A figure with two panels per ablation, each `height` inches high; below each other if narrow."""
     across = 2 if width >= WIDE else 1
     down = 2 * len(ablations) // across
-    size = type_of(width).title
+    size = font_sizes(width).title
     titles = [wrapped(ablation.title, width - 0.9, size) for ablation in ablations]
     more = sum(title.count("\n") for title in titles) * LEADING * size / 72
     figure = Figure(figsize=(width, height * down + more), layout="constrained")
@@ -75,69 +120,29 @@ def paired(
     return figure, pairs
 
 
-def add_key(figure: Figure, entries: Sequence[tuple[Artist, str]], note: str = "") -> None:
-    """A key in columns below the panels, under `note`; the figure grows by its height."""
-    width, height = figure.get_size_inches()
-    size = type_of(width).small
-    columns, labels = _columns([words for _, words in entries], float(width) - 0.15, size)
-    key = figure.legend(
-        [mark for mark, _ in entries], labels, loc="outside lower left", ncols=columns, frameon=False,
-        fontsize=size, title_fontsize=size, title=wrapped(note, width - 0.2, size) or None, alignment="left",
-        handlelength=MARK, handletextpad=AFTER, columnspacing=BETWEEN, labelspacing=0.25, borderpad=0.2,
-        borderaxespad=0.2,
-    )  # fmt: skip
-    figure.set_size_inches(width, height + key.get_window_extent().height / figure.dpi + 0.05)
+@dataclass(frozen=True)
+class StepNumbers:
+    """The numbers of the steps in a figure: their rows in the table, or in several tables row by row.
 
-
-def _columns(words: Sequence[str], width: float, size: float) -> tuple[int, list[str]]:
-    """The number of columns, and the labels broken into lines, with which the key is lowest."""
-    found: list[tuple[int, int, list[str]]] = []
-    for columns in range(1, min(MOST_COLUMNS, len(words)) + 1):
-        room = width - columns * (MARK + AFTER + BETWEEN) * size / 72
-        for cap in CAPS:
-            labels = [wrapped(label, cap, size) for label in words]
-            parts = [list(part) for part in np.array_split(labels, columns)]
-            if sum(max(_inches(label, size) for label in part) for part in parts) <= room or (
-                columns,
-                cap,
-            ) == (1, CAPS[-1]):
-                found.append(
-                    (max(sum(label.count("\n") + 1 for label in part) for part in parts), columns, labels)
-                )
-                break
-    _, columns, labels = min(found, default=(0, 1, []))
-    return columns, labels
-
-
-@lru_cache(maxsize=4096)
-def _inches(text: str, size: float) -> float:
-    """The width of the widest line."""
-    font = get_font(findfont(FontProperties(family=STYLE["font.family"])))
-    font.set_size(size, FINE)
-    widths = []
-    for line in text.split("\n"):
-        font.set_text(line)
-        widths.append(font.get_width_height()[0])
-    return max(widths) / 64 / FINE
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places next to the wanted ones that lie `gap` apart, in the same order, between `low` and `high` if
-    they fit there.
+    `titles` are in the order of the numbers, from 1; `of` holds the numbers of each ablation's steps.
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places = [0.0] * len(wanted)
-    groups: list[tuple[float, int]] = []  # of places that touch: the lowest wanted start, how many
-    for index in order:
-        start, members = min(max(wanted[index], low), high), 1
-        while groups and groups[-1][0] + groups[-1][1] * gap > start:
-            before, more = groups.pop()
-            # the start that is nearest to what all of the group want
-            start = (before * more + (start - more * gap) * members) / (more + members)
-            members += more
-            start = max(low, min(start, high - (members - 1) * gap))
-        groups.append((start, members))
-    at = [start + place * gap for start, members in groups for place in range(members)]
-    for index, place in zip(order, at, strict=True):
-        places[index] = place
-    return places
+
+    titles: Sequence[str]
+    of: Sequence[Mapping[str, int]]
+
+
+def number_steps(ablations: Sequence[Ablation]) -> StepNumbers:
+    """The same step has the same number in all ablations."""
+    rows = align(ablations)
+    of: list[dict[str, int]] = [{} for _ in ablations]
+    for number, same in enumerate(rows, 1):
+        for numbers, row in zip(of, same.rows, strict=True):
+            if row is not None:
+                numbers[row.step] = number
+    return StepNumbers([row.title for row in rows], of)
+
+
+def seed_count(sizes: Iterable[int]) -> str:
+    """'n = 3 seeds', 'n = 1 to 3 seeds'."""
+    found = sorted(set(sizes)) or [0]
+    return f"n = {count(found[0], 'seed')}" if len(found) == 1 else f"n = {found[0]} to {found[-1]} seeds"

@@ -1,4 +1,4 @@
-"""How figures look, and how they are written."""
+"""The style of figures, and how they are saved."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Outline
-from matplotlib.textpath import TextPath
-from numpy.typing import NDArray
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from roadmap.files import write_atomic
 
 DOUBLE_COLUMN, SINGLE_COLUMN = 7.0, 3.4  # inches: both columns of a paper, and one
 FEWEST = 8  # letters in a line of text, however little room there is
+FINE = 720.0  # dots per inch at which text is measured, so that rounding to dots does not matter
 
 # Okabe and Ito's color-blind safe palette
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
-GREY, PALE, DARK = "#8A8A8A", "#E3E3E3", "#333333"
+GRAY, PALE, DARK = "#8A8A8A", "#E3E3E3", "#333333"
 STYLE: Any = {
     "font.family": "DejaVu Sans",
-    "text.parse_math": False,  # what stands between two dollar signs in a title is no formula
+    "text.parse_math": False,  # text between dollar signs in a title is not a formula
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": DARK,
@@ -40,11 +38,11 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "svg.hashsalt": "roadmap",  # the same figure gives the same file
     "svg.fonttype": "path",
-    "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3
+    "pdf.fonttype": 42,  # publishers reject matplotlib's default, Type 3
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
-# What would say when a file was written, and by which version of matplotlib
+# without dates and versions of matplotlib, which would change the files
 METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -53,38 +51,34 @@ METADATA: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one of several ablations in a figure is told from the others; `share` is how much of its square the
-    marker fills.
-    """
+class SeriesStyle:
+    """Color and marker of one of several ablations; `share` is the part of a square that the marker fills."""
 
     color: str
     marker: str
     share: float
 
 
-LOOKS = (
-    Look(BLUE, "o", math.pi / 4),
-    Look(VERMILION, "s", 1.0),
-    Look(GREEN, "^", 0.5),
-    Look(PURPLE, "v", 0.5),
+SERIES = (
+    SeriesStyle(BLUE, "o", math.pi / 4),
+    SeriesStyle(VERMILION, "s", 1.0),
+    SeriesStyle(GREEN, "^", 0.5),
+    SeriesStyle(PURPLE, "v", 0.5),
 )
 
 
 @dataclass(frozen=True)
-class Type:
-    """Font sizes in points: of titles, of the axes' labels and rows, and of all else, which is the smallest
-    in a figure.
-    """
+class FontSizes:
+    """Font sizes in points: of titles, of the axes' labels and rows, and of everything else."""
 
     title: float
     text: float
     small: float
 
 
-def type_of(width: float) -> Type:
+def font_sizes(width: float) -> FontSizes:
     """Sizes for a figure that is printed `width` inches wide, at which none is below 6 points."""
-    return Type(9.0, 8.0, 7.0) if width >= 0.75 * DOUBLE_COLUMN else Type(7.5, 6.5, 6.0)
+    return FontSizes(9.0, 8.0, 7.0) if width >= 0.75 * DOUBLE_COLUMN else FontSizes(7.5, 6.5, 6.0)
 
 
 def wrapped(words: str, inches: float, points: float) -> str:
@@ -93,50 +87,34 @@ def wrapped(words: str, inches: float, points: float) -> str:
     letters = max(FEWEST, int(inches * 72 / (0.58 * points)))
     while True:
         lines = textwrap.wrap(words, letters, break_on_hyphens=False)
-        if letters == FEWEST or all(_inches(line, points) <= inches for line in lines):
+        if letters == FEWEST or all(text_inches(line, points) <= inches for line in lines):
             return "\n".join(lines)
         letters -= 1
 
 
 @lru_cache(maxsize=4096)
-def _inches(line: str, points: float) -> float:
-    if not line.strip():
-        return 0.0
-    with style():
-        path = TextPath((0, 0), line, size=points)
-    return _width(path.vertices[:, 0], path.codes) / 72
-
-
-def _width(x: NDArray[np.float64], codes: NDArray[np.uint8]) -> float:
-    """How wide a text's outline of lines and quadratic curves is, as `Path.get_extents` has it, curve by
-    curve in Python.
-    """
-    control = np.flatnonzero(codes == Outline.CURVE3)[::2]
-    start, middle, end = x[control - 1], x[control], x[control + 1]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        turn = (start - middle) / (start - 2 * middle + end)
-    turn = np.where((turn > 0) & (turn < 1), turn, 0.0)  # or the curve has its extremes at its ends
-    turned = (1 - turn) ** 2 * start + 2 * turn * (1 - turn) * middle + turn**2 * end
-    on_curve = x[np.setdiff1d(np.flatnonzero(codes != Outline.CLOSEPOLY), control)]
-    return float(np.ptp(np.concatenate([on_curve, turned])))
+def text_inches(line: str, points: float) -> float:
+    """The width of a line of text."""
+    font = get_font(findfont(FontProperties(family=STYLE["font.family"])))
+    font.set_size(points, FINE)
+    font.set_text(line)
+    return float(font.get_width_height()[0]) / 64 / FINE
 
 
 @contextmanager
 def style(width: float = DOUBLE_COLUMN) -> Iterator[None]:
-    """Figures of a width in inches are made inside, from matplotlib's own defaults: a user's matplotlibrc
-    changes nothing.
-    """
+    """The context for figures of a width in inches: matplotlib's defaults and ours, not a matplotlibrc."""
     with mpl.rc_context():
         current: Any = mpl.rcParams
-        # the checks of its own update take longer than a line of text is drawn
+        # its own update validates each value, which takes longer than to draw a line of text
         dict.update(current, _parameters(width))
         yield
 
 
 @cache
 def _parameters(width: float) -> dict[str, Any]:
-    """matplotlib's own defaults under ours, but for what chooses its backend."""
-    size = type_of(width)
+    """matplotlib's defaults and ours, without the backend."""
+    size = font_sizes(width)
     sizes: Any = {
         "font.size": size.small,
         "axes.labelsize": size.text,
@@ -152,9 +130,9 @@ def _parameters(width: float) -> dict[str, Any]:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path`.png, .svg and .pdf, byte for byte the same for the same figure.
+    """Writes `path`.png, .svg and .pdf, with the same bytes for the same figure.
 
-    The figure's label is the title that a browser reads out and a reader of the PDF shows.
+    The figure's label becomes the title of the SVG and the PDF.
     """
     written = []
     title = {"Title": figure.get_label()} if figure.get_label() else {}

@@ -1,4 +1,4 @@
-"""Accuracy and loss against the epoch, a line a step with the band of its seeds."""
+"""Accuracy and loss by epoch, with a line per step and the band of its seeds."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
 from roadmap.deltas import Roadmap
-from roadmap.report.curves import Curve, Values, curves_of
-from roadmap.report.figures.panels import add_key, numbers, paired, seeds, spread
-from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, style, type_of
-from roadmap.report.rows import Ablation
+from roadmap.report.ablation import Ablation
+from roadmap.report.curves import Curve, Series, curves_of
+from roadmap.report.figures.legend import Entry, add_legend
+from roadmap.report.figures.panels import number_steps, paired_panels, seed_count
+from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, font_sizes, style
 
-COLOURS = mpl.colormaps["viridis"]
-BRIGHTEST = 0.88  # of the color map; what is above is too pale for a line on white
-DASHES: tuple[Any, ...] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))  # of side branches, in turn
-WARM_UP = 1 / 3  # the share of the epochs that may lie below the axis, where all lines rise steeply
+COLORS = mpl.colormaps["viridis"]
+BRIGHTEST = 0.88  # of the color map, whose end is too pale for a line on white
+DASHES: tuple[Any, ...] = ((0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))  # of side branches, cycled
+WARM_UP = 1 / 3  # the part of the epochs that may be below the axis, where all lines rise steeply
 FEW = 12  # epochs up to which each is marked
-# of the epochs' span, left and right of it: lines end near the numbers beside the axes
+# margins of the epochs' span: lines end near the numbers beside the axes
 BEFORE, BEHIND = 0.05, 0.02
-# of an epoch left of a single one, so that it lies at the right, too, and no tick at an epoch that never was
+# left margin of a single epoch, so that it is at the right, without a tick at another epoch
 ALONE = 0.9
-LEADER = "#B8B8B8"  # of the lines to the numbers: light, for they are no curves
-HEIGHT = 2.4  # inches of a panel, at least
-AROUND = 0.85  # inches of it that are not the axes
+LEADER = "#B8B8B8"  # of the lines to the numbers: lighter than any curve
+HEIGHT = 2.4  # the least inches of a panel
+AROUND = 0.85  # inches of a panel outside the axes
 
-QUANTITIES: dict[str, Callable[[Curve], Values]] = {
+QUANTITIES: dict[str, Callable[[Curve], Series]] = {
     "validation top-1 (%)": lambda curve: curve.top1,
     "training loss": lambda curve: curve.train_loss,
 }
-Look = Mapping[str, Any]
+LineStyle = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Line:
-    """A step's quantity against the epoch: the mean as far as all seeds reached, their range, each seed.
+class StepCurve:
+    """A step's quantity by epoch: the mean and range of all seeds, up to the last epoch that all have.
 
-    `lone` are the parts of seeds that are in no mean: of runs that diverged, and of those ahead of others.
+    `lone` are seeds, or parts of them, that are in no mean: of runs that diverged, or are ahead of others.
     """
 
     number: int
@@ -59,39 +60,40 @@ class Line:
 
 
 def training_curves(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure | None:
-    """Validation top-1 and training loss against the epoch; None where no run has logged an epoch.
+    """Validation top-1 and training loss by epoch; None where no run has logged an epoch.
 
-    A line is the mean over the seeds that did not diverge, as far as all of them reached, its band their
-    range. Thin lines are single seeds: those ahead of the others, and those that diverged, which end in a
-    cross. `width` is in inches.
+    A line is the mean over the seeds that did not diverge, up to the last epoch that all have, and its band
+    is their range. Thin lines are seeds that are ahead of others, or that diverged, which end in a cross.
+    `width` is in inches.
     """
     found = [(ablation, curves) for ablation in ablations if (curves := curves_of(ablation))]
     if not found:
         return None
     shown = [ablation for ablation, _ in found]
-    known, looks, gap = numbers(shown), _looks(shown), 1.08 * type_of(width).small
+    known, styles, gap = number_steps(shown), _styles(shown), 1.08 * font_sizes(width).small
     most = max(len({curve.step for curve in curves}) for _, curves in found)
     with style(width):
-        figure, pairs = paired(shown, width, max(HEIGHT, most * gap / 72 + AROUND))
-        drawn: list[tuple[Axes, list[Line]]] = []
+        figure, pairs = paired_panels(shown, width, max(HEIGHT, most * gap / 72 + AROUND))
+        drawn: list[tuple[Axes, list[StepCurve]]] = []
         for (ablation, curves), pair, of in zip(found, pairs, known.of, strict=True):
             for axes, (name, quantity) in zip(pair, QUANTITIES.items(), strict=True):
                 lines = _lines(ablation, curves, quantity, of)
-                _draw(axes, lines, looks)
+                _draw(axes, lines, styles)
                 axes.set(xlabel="epoch", ylabel=name)
                 drawn.append((axes, lines))
-        _add_key(figure, known.titles, [line for _, lines in drawn for line in lines], looks)
+        all_lines = [line for _, lines in drawn for line in lines]
+        add_legend(figure, _legend(known.titles, all_lines, styles), _note(all_lines))
         labels = [[_number(axes, line) for line in lines] for axes, lines in drawn]
         figure.draw_without_rendering()
         for (axes, _), beside in zip(drawn, labels, strict=True):
-            _spread(axes, beside, gap)
+            _spread_numbers(axes, beside, gap)
         return figure
 
 
 def _lines(
-    ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curve], Values], of: Mapping[str, int]
-) -> list[Line]:
-    """A line a step that has any value."""
+    ablation: Ablation, curves: Sequence[Curve], quantity: Callable[[Curve], Series], of: Mapping[str, int]
+) -> list[StepCurve]:
+    """A line for each step that has any value."""
     lines = []
     for row in ablation.rows:
         lost = {result.seed for result in row.results if result.status == "diverged"}
@@ -114,7 +116,7 @@ def _lines(
 
 def _line(
     number: int, whole: Sequence[dict[int, float]], lone: Sequence[tuple[bool, dict[int, float]]]
-) -> Line:
+) -> StepCurve:
     shared = sorted(set.intersection(*map(set, whole))) if whole else []
     columns = [[values[epoch] for values in whole] for epoch in shared]
     last = shared[-1] if shared else 0
@@ -123,7 +125,7 @@ def _line(
         for values in whole
         if max(values) > last
     ]
-    return Line(
+    return StepCurve(
         number,
         tuple(shared),
         tuple(math.fsum(values) / len(values) for values in columns),
@@ -134,36 +136,38 @@ def _line(
     )
 
 
-def _looks(ablations: Sequence[Ablation]) -> dict[int, Look]:
-    """Color by place on the path, alike in all panels; side branches have their siblings', and dashes."""
-    looks: dict[int, Look] = {}
-    for ablation, of in zip(ablations, numbers(ablations).of, strict=True):
+def _styles(ablations: Sequence[Ablation]) -> dict[int, LineStyle]:
+    """Colors by place on the path, the same in all panels; side branches are dashed in a sibling's color."""
+    styles: dict[int, LineStyle] = {}
+    for ablation, of in zip(ablations, number_steps(ablations).of, strict=True):
         trunk, dashes = ablation.roadmap.trunk, 0
         for row in ablation.rows:
             share = _place(ablation.roadmap, row.step) / max(1, len(trunk) - 1)
-            look = {"color": to_hex(COLOURS(BRIGHTEST * min(1.0, share))), "linestyle": "-"}
+            line = {"color": to_hex(COLORS(BRIGHTEST * min(1.0, share))), "linestyle": "-"}
             if row.is_side_branch:
-                look["linestyle"] = DASHES[dashes % len(DASHES)]
+                line["linestyle"] = DASHES[dashes % len(DASHES)]
                 dashes += 1
-            looks.setdefault(of[row.step], look)
-    return looks
+            styles.setdefault(of[row.step], line)
+    return styles
 
 
 def _place(roadmap: Roadmap, step: str) -> int:
-    """How many steps lie before this one on the way from the root."""
+    """The number of steps between the root and this one."""
     if step in roadmap.trunk:
         return roadmap.trunk.index(step)
     parent = roadmap.tree[step].parent
     return 1 + _place(roadmap, parent) if parent else 0
 
 
-def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
+def _draw(axes: Axes, lines: Sequence[StepCurve], styles: Mapping[int, LineStyle]) -> None:
     few = max((len(line.epoch) for line in lines), default=0) <= FEW
     low, high = _limits(lines)
     for line in lines:
-        look = looks[line.number]
+        line_style = styles[line.number]
         if line.n > 1 and line.epoch:
-            axes.fill_between(line.epoch, line.low, line.high, color=look["color"], alpha=0.13, linewidth=0)
+            axes.fill_between(
+                line.epoch, line.low, line.high, color=line_style["color"], alpha=0.13, linewidth=0
+            )
         if line.epoch:
             axes.plot(
                 line.epoch,
@@ -172,11 +176,11 @@ def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
                 marker="o" if few else "",
                 markersize=2.2,
                 label=str(line.number),
-                **look,
+                **line_style,
             )
         for lost, epoch, values in line.lone:
-            axes.plot(epoch, values, linewidth=0.6, **look)
-            if lost:  # what it ends with lies far out, as a rule
+            axes.plot(epoch, values, linewidth=0.6, **line_style)
+            if lost:  # its last value is often far outside
                 end = min(max(values[-1], low), high)
                 axes.plot(
                     epoch[-1],
@@ -184,7 +188,7 @@ def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
                     marker="x",
                     markersize=4,
                     markeredgewidth=1,
-                    color=look["color"],
+                    color=line_style["color"],
                     clip_on=False,
                     zorder=4,
                 )
@@ -192,7 +196,7 @@ def _draw(axes: Axes, lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
     axes.set(xlim=_span(lines), ylim=(low, high))
 
 
-def _span(lines: Sequence[Line]) -> tuple[float, float]:
+def _span(lines: Sequence[StepCurve]) -> tuple[float, float]:
     """Limits around the epochs of all lines."""
     epochs = [
         epoch
@@ -205,10 +209,8 @@ def _span(lines: Sequence[Line]) -> tuple[float, float]:
     return first - BEFORE * (last - first), last + BEHIND * (last - first)
 
 
-def _limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """Limits that hold all means, bands and seeds that are ahead, but not the first epochs, so that the
-    lines' ends can be told apart.
-    """
+def _limits(lines: Sequence[StepCurve]) -> tuple[float, float]:
+    """Limits around means, bands and seeds ahead, without the first epochs, to separate the lines' ends."""
     last = max((line.epoch[-1] for line in lines if line.epoch), default=0)
     late = [
         [index for index, epoch in enumerate(line.epoch) if epoch > WARM_UP * last] or range(len(line.epoch))
@@ -226,12 +228,8 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
     return min(ends, default=0.0) - margin, max(ends, default=1.0) + margin
 
 
-def _number(axes: Axes, line: Line) -> Annotation:
-    """The step's number right of the axes, with a thin line from the border at the height of its own line's
-    end.
-
-    `_spread` finds the number's height.
-    """
+def _number(axes: Axes, line: StepCurve) -> Annotation:
+    """The step's number right of the axes, with a thin line at the height of its curve's end."""
     end = line.mean[-1] if line.epoch else line.lone[0][2][-1]
     low, high = axes.get_ylim()
     beside: Any = offset_copy(axes.transAxes, axes.get_figure(root=True), x=9, y=0, units="points")
@@ -250,8 +248,8 @@ def _number(axes: Axes, line: Line) -> Annotation:
     )  # fmt: skip
 
 
-def _spread(axes: Axes, labels: Sequence[Annotation], gap: float) -> None:
-    """Puts each number beside its line's end, or as near as the others leave room."""
+def _spread_numbers(axes: Axes, labels: Sequence[Annotation], gap: float) -> None:
+    """Moves each number to its curve's end, or as near as the others leave room."""
     height = axes.get_window_extent().height / axes.figure.dpi * 72
     wanted = [
         float(axes.transAxes.inverted().transform(axes.transData.transform(label.xy))[1]) * height
@@ -261,22 +259,47 @@ def _spread(axes: Axes, labels: Sequence[Annotation], gap: float) -> None:
         label.xyann = (1.0, place / height)
 
 
-def _add_key(figure: Figure, titles: Sequence[str], lines: Sequence[Line], looks: Mapping[int, Look]) -> None:
-    """Which line is which step, and what lines and bands are, with n."""
-    present = sorted({line.number for line in lines})
-    entries = [
-        (Line2D([], [], linewidth=1.4, **looks[number]), f"{number} {titles[number - 1]}")
-        for number in present
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places near the wanted ones, in order and `gap` apart, between `low` and `high` if they fit."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    places = [0.0] * len(wanted)
+    groups: list[tuple[float, int]] = []  # of places that touch: the lowest wanted start, how many
+    for index in order:
+        start, members = min(max(wanted[index], low), high), 1
+        while groups and groups[-1][0] + groups[-1][1] * gap > start:
+            before, more = groups.pop()
+            # the mean of the starts that all of the group want
+            start = (before * more + (start - more * gap) * members) / (more + members)
+            members += more
+            start = max(low, min(start, high - (members - 1) * gap))
+        groups.append((start, members))
+    at = [start + place * gap for start, members in groups for place in range(members)]
+    for index, place in zip(order, at, strict=True):
+        places[index] = place
+    return places
+
+
+def _legend(
+    titles: Sequence[str], lines: Sequence[StepCurve], styles: Mapping[int, LineStyle]
+) -> list[Entry]:
+    """The step of each line."""
+    return [
+        (Line2D([], [], linewidth=1.4, **styles[number]), f"{number} {titles[number - 1]}")
+        for number in sorted({line.number for line in lines})
     ]
+
+
+def _note(lines: Sequence[StepCurve]) -> str:
+    """The meaning of lines and bands, with n."""
     sizes = [line.n for line in lines if line.n]
     note = (
         "Lines: mean over the seeds; bands: lowest to highest"
         if max(sizes, default=0) > 1
         else "Lines: one seed each"
     )
-    note += f" ({seeds(sizes)})." if sizes else "."
+    note += f" ({seed_count(sizes)})." if sizes else "."
     if any(not lost for line in lines for lost, _, _ in line.lone):
         note += " Thin: a seed ahead of others that are still training."
     if any(lost for line in lines for lost, _, _ in line.lone):
         note += " Thin, ending in a cross: a seed that diverged."
-    add_key(figure, entries, note)
+    return note

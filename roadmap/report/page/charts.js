@@ -1,13 +1,13 @@
 const OPTIONS = { mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false, hover: false };
 
-/** Draws a chart in a box; `tip` is called with an event and what it points at, where that has something to say. */
+/** Draws a chart in a box; `tip` is called with an event and the datum under the pointer, if it has a tooltip. */
 function embed(box, spec, tip) {
   const tooltip = (_, event, item, value) => (value ? tip(event, item.datum) : hideTip());
   return vegaEmbed(box, spec, { ...OPTIONS, tooltip });
 }
 
-/** Places for the names of points in pixels, so that none covers another or a point; one without a place is left out.
- *  `lines` are dots along lines, which a name may cross where it must. */
+/** Places for the names of points in pixels, so that none covers another or a point; a name without room is hidden.
+ *  `lines` are dots along lines, which names cross only where necessary. */
 function placeLabels(points, at, frame, lines) {
   const taken = points.map((point) => ({ left: at(point).x - 8, right: at(point).x + 8, top: at(point).y - 8, bottom: at(point).y + 8 }));
   return points.map((point) => {
@@ -30,7 +30,7 @@ function placeLabels(points, at, frame, lines) {
   });
 }
 
-/** Accuracy against one of the costs, with a focusable point a step. */
+/** Accuracy against one of the costs, with a focusable point per step. */
 class AccuracyChart {
   constructor(box, spec, data, choose) {
     Object.assign(this, { box, spec, data, choose, chosen: null, way: [], ready: Promise.resolve() });
@@ -45,7 +45,7 @@ class AccuracyChart {
     });
   }
 
-  /** Draws everything anew, over another cost; one drawing at a time. */
+  /** Draws everything again, over another cost; one drawing at a time. */
   draw(key) {
     this.ready = this.ready.then(() => this.redraw(key));
     return this.ready;

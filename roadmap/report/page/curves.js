@@ -1,6 +1,6 @@
-const COLOURS = ["accent", "green", "purple", "sky", "brown", "orange"].map((name) => `var(--${name})`);
+const COLORS = ["accent", "green", "purple", "sky", "brown", "orange"].map((name) => `var(--${name})`);
 
-/** Measures against the epoch: all steps in grey, those that are picked or chosen in colour with the band of their seeds. */
+/** Measures by epoch: all steps in gray, those that are picked or chosen in color with the band of their seeds. */
 class Curves {
   constructor(root, spec, data, choose) {
     Object.assign(this, { data, choose, chosen: null, parent: null });
@@ -32,33 +32,33 @@ class Curves {
     return this.draw();
   }
 
-  colours() {
+  colors() {
     const ids = [...new Set([...this.picked, this.parent])].filter((id) => id !== null && id !== this.chosen);
-    const found = new Map(ids.map((id, place) => [id, COLOURS[place % COLOURS.length]]));
+    const found = new Map(ids.map((id, place) => [id, COLORS[place % COLORS.length]]));
     return this.chosen === null ? found : found.set(this.chosen, "var(--pick)");
   }
 
   async draw() {
-    const colours = this.colours();
+    const colors = this.colors();
     for (const chip of this.chips) {
       const id = Number(chip.dataset.id);
       chip.setAttribute("aria-pressed", String(this.picked.has(id)));
       chip.classList.toggle("chosen", id === this.chosen);
-      chip.style.setProperty("--swatch", colours.get(id) ?? "transparent");
+      chip.style.setProperty("--swatch", colors.get(id) ?? "transparent");
     }
-    await Promise.all(this.charts.map((chart) => this.fill(chart, this.lines(chart.select.value, colours))));
+    await Promise.all(this.charts.map((chart) => this.fill(chart, this.lines(chart.select.value, colors))));
   }
 
-  lines(measure, colours) {
-    const rank = (curve) => (curve.id === this.chosen ? 2 : colours.has(curve.id) ? 1 : 0);
+  lines(measure, colors) {
+    const rank = (curve) => (curve.id === this.chosen ? 2 : colors.has(curve.id) ? 1 : 0);
     const curves = this.data.curves.filter((curve) => measure in curve).sort((one, other) => rank(one) - rank(other));
     return curves.flatMap((curve, order) => {
-      const look = { color: colours.get(curve.id) ?? "var(--faint)", width: [1, 2, 3][rank(curve)] };
+      const series = { color: colors.get(curve.id) ?? "var(--faint)", width: [1, 2, 3][rank(curve)] };
       const { step } = this.data.points[curve.id];
       return curve.epoch.flatMap((epoch, place) => {
         if (curve[measure][place] === null) return [];
         const [mean, low, high] = curve[measure][place];
-        return [{ id: curve.id, order, step, seeds: curve.seeds, epoch, mean, low, high, ...look }];
+        return [{ id: curve.id, order, step, seeds: curve.seeds, epoch, mean, low, high, ...series }];
       });
     });
   }
@@ -74,7 +74,7 @@ class Curves {
   }
 
   tip(event, at) {
-    const said = [["epoch", String(at.epoch)], ["mean", String(at.mean)], ["seeds", `${at.seeds}, ${at.low} to ${at.high}`]];
-    showTip(at.step, said, { left: event.clientX, right: event.clientX, top: event.clientY });
+    const pairs = [["epoch", String(at.epoch)], ["mean", String(at.mean)], ["seeds", `${at.seeds}, ${at.low} to ${at.high}`]];
+    showTip(at.step, pairs, { left: event.clientX, right: event.clientX, top: event.clientY });
   }
 }

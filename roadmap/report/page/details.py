@@ -1,6 +1,4 @@
-"""What the page says of a step beyond its row: the values it sets, its block, the paper's figures, and where
-its runs come from.
-"""
+"""The page's details of a step: the values it sets, its block, the paper's values, and its runs."""
 
 from __future__ import annotations
 
@@ -10,12 +8,12 @@ from dataclasses import dataclass
 from blocks import describe
 from roadmap.deltas import changes, resolve, trace
 from roadmap.records import Status
+from roadmap.report.ablation import Ablation, AblationRow
 from roadmap.report.columns import COLUMNS, NONE
 from roadmap.report.page.vega import accuracy, delta
-from roadmap.report.rows import Ablation, AblationRow
 from roadmap.strict_yaml import show
 
-FIGURES = (
+VALUES = (
     "p",
     "needed",
     "ema",
@@ -34,10 +32,8 @@ RUN_HEADS = (
 
 
 @dataclass(frozen=True)
-class Change:
-    """A leaf of the configuration that a step sets, before and after; `remark` says why it makes no
-    difference, where it makes none.
-    """
+class ChangedKey:
+    """A key that a step sets, with its values; `remark` explains why it has no effect, if it has none."""
 
     path: str
     before: str
@@ -46,24 +42,24 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What there is to say of a row; all of it is text, by name where there are several."""
+class StepDetails:
+    """The details of a row as text, by name where there are several."""
 
     block: str
-    figures: tuple[tuple[str, str], ...]
-    network: tuple[Change, ...]
-    recipe: tuple[Change, ...]
+    values: tuple[tuple[str, str], ...]
+    network: tuple[ChangedKey, ...]
+    recipe: tuple[ChangedKey, ...]
     paper: tuple[tuple[str, str], ...]
     seeds: tuple[tuple[str, ...], ...]
 
 
-def details(ablation: Ablation, row: AblationRow) -> Step:
+def details(ablation: Ablation, row: AblationRow) -> StepDetails:
     """The details of one step, with the profile and the overrides that the ablation has."""
     config = resolve(ablation.roadmap, row.step, profile=ablation.profile, overrides=ablation.overrides)
     found = list(_changes(ablation, row))
-    return Step(
+    return StepDetails(
         block=describe(config.model.block),
-        figures=tuple(_figures(row)),
+        values=tuple(_values(row)),
         network=tuple(change for change in found if not change.path.startswith("recipe.")),
         recipe=tuple(change for change in found if change.path.startswith("recipe.")),
         paper=tuple(_paper(row)) if ablation.source != "paper" else (),
@@ -71,8 +67,8 @@ def details(ablation: Ablation, row: AblationRow) -> Step:
     )
 
 
-def _changes(ablation: Ablation, row: AblationRow) -> Iterator[Change]:
-    """The leaves that differ from the parent's, in the base's order, and those set without effect."""
+def _changes(ablation: Ablation, row: AblationRow) -> Iterator[ChangedKey]:
+    """The keys that differ from the parent's, in the base's order, and those set without effect."""
     if row.parent is None:
         return
     before, after = (
@@ -83,7 +79,7 @@ def _changes(ablation: Ablation, row: AblationRow) -> Iterator[Change]:
     for path in ablation.roadmap.base:
         if path in differences:
             old, new = differences[path]
-            yield Change(path, show(old), show(new))
+            yield ChangedKey(path, show(old), show(new))
         elif path in own:
             setter = after[path].source or "an override"
             why = (
@@ -91,14 +87,16 @@ def _changes(ablation: Ablation, row: AblationRow) -> Iterator[Change]:
                 if setter == own[path].source
                 else f"{setter} sets {show(after[path].value)}"
             )
-            yield Change(path, show(before[path].value), show(own[path].value), f"without effect here: {why}")
+            yield ChangedKey(
+                path, show(before[path].value), show(own[path].value), f"without effect here: {why}"
+            )
 
 
-def _figures(row: AblationRow) -> Iterator[tuple[str, str]]:
+def _values(row: AblationRow) -> Iterator[tuple[str, str]]:
     yield "top-1 (%)", accuracy(row)
     if row.parent is not None:
         yield f"Δ to {row.parent}", delta(row)
-    for key in FIGURES:
+    for key in VALUES:
         if (text := COLUMNS[key].text(row)) != NONE:
             yield COLUMNS[key].head, text
     if row.states:
@@ -121,13 +119,13 @@ def _ordered(row: AblationRow) -> list[Status]:
 
 
 def _seed(run: Status) -> tuple[str, ...]:
-    """Seed, state, top-1, and top-1 of the moving average."""
+    """Seed, state, top-1 and EMA top-1."""
     top1, ema = (run.result.top1, run.result.ema_top1) if run.result else (None, None)
     return (str(run.run.seed), run.state, _number(top1, ".2f"), _number(ema, ".2f"))
 
 
 def provenance(ablation: Ablation) -> list[tuple[str, ...]]:
-    """Every run of the ablation in the order of its rows, as text under `RUN_HEADS`."""
+    """All runs of the ablation in the order of its rows, as text under `RUN_HEADS`."""
     return [_provenance(run) for row in ablation.rows for run in _ordered(row)]
 
 

@@ -1,4 +1,4 @@
-/** One ablation on the page; what is chosen in one of its parts is chosen in all. */
+/** One ablation on the page; a choice in one of its parts applies to all. */
 class View {
   constructor(root, data, specs, chooseStep) {
     Object.assign(this, { root, data, chosen: null });
@@ -15,7 +15,7 @@ class View {
     root.addEventListener("click", (event) => {
       const link = event.target.closest("[data-goto]");
       if (!link) return;
-      event.preventDefault(); // the address keeps the choice, and no place on the page
+      event.preventDefault(); // the address keeps the choice, not a place on the page
       choose(Number(link.dataset.goto));
       this.articles[this.chosen].focus();
     });
@@ -40,8 +40,8 @@ class View {
     this.curves?.mark(id);
   }
 
-  /** What a screen reader hears of the choice. */
-  said() {
+  /** The choice as text for a screen reader. */
+  description() {
     if (this.chosen === null) return "nothing is chosen";
     const { step, tip, way } = this.data.points[this.chosen];
     const names = way.map((id) => this.data.points[id].step);
@@ -58,7 +58,7 @@ async function start() {
   function chooseStep(view, id) {
     const step = id === null ? null : view.data.points[id].step;
     chooseAll(step);
-    announce(view.said());
+    announce(view.description());
     address.set({ step });
   }
 

@@ -1,4 +1,4 @@
-// What the parts of the page share: the tooltip, the announcements, and the state that the address keeps behind its '#'.
+// Common to the parts of the page: the tooltip, the announcements, and the state in the address after its '#'.
 "use strict";
 
 const quiet = matchMedia("(prefers-reduced-motion: reduce)");
@@ -35,11 +35,11 @@ function hideTip() {
 
 const address = {
   state: new URLSearchParams(),
-  /** Takes over what the address says; false where it names a place on the page. */
+  /** Reads the state from the address; false where the address names a place on the page. */
   read() {
-    const says = location.hash.includes("=");
-    if (says) this.state = new URLSearchParams(location.hash.slice(1));
-    return says;
+    const isState = location.hash.includes("=");
+    if (isState) this.state = new URLSearchParams(location.hash.slice(1));
+    return isState;
   },
   get(name) {
     return this.state.get(name);
@@ -49,12 +49,12 @@ const address = {
     try {
       history.replaceState(null, "", `#${this.state}`);
     } catch {
-      // a page in a sandbox has no history; then nothing is remembered
+      // a page in a sandbox has no history, so the state is lost
     }
   },
 };
 
-/** The button that turns the dark colours on and off; without a choice the system's preference holds. */
+/** The button that switches dark colors on and off; without a choice the system's preference applies. */
 function theme() {
   const button = document.getElementById("theme");
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -72,7 +72,7 @@ function theme() {
   show();
 }
 
-/** What is folded on the screen is not folded on paper. */
+/** Opens folded parts for printing. */
 function print() {
   const paper = matchMedia("print");
   const folded = document.querySelectorAll("[data-open-in-print]");

@@ -1,6 +1,4 @@
-"""The ablation as one page that needs nothing else: a table to sort and filter, charts to point at, and all
-that is known of a step.
-"""
+"""The ablation as one HTML file: a table to sort and filter, interactive charts, and details of each step."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ from markupsafe import Markup
 
 from roadmap.deltas import overriding
 from roadmap.provenance import cached, versions
+from roadmap.report.ablation import Ablation, AblationRow
 from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.page import vega as charts
-from roadmap.report.page.details import RUN_HEADS, Step, details, provenance
-from roadmap.report.rows import Ablation, AblationRow
+from roadmap.report.page.details import RUN_HEADS, StepDetails, details, provenance
 from roadmap.strict_yaml import show
 
 PAGE = Path(__file__).parent
@@ -42,36 +40,34 @@ STATES = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What a cell of the table shows, and its value to sort by as text, None where it is missing."""
+class PageCell:
+    """A cell's text, and its value to sort by, None where it is missing."""
 
     text: str
     value: str | None
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of the table: its number, its cells in the order of the columns, which of `STATES` it is in, and
-    its details.
-    """
+class PageRow:
+    """A row of the table: its cells in the order of the columns, its `STATES`, and its details."""
 
     number: int
     row: AblationRow
-    cells: tuple[Cell, ...]
+    cells: tuple[PageCell, ...]
     states: tuple[str, ...]
-    details: Step
+    details: StepDetails
     children: tuple[int, ...]
     way: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class View:
-    """All that the page says of one ablation."""
+class PageSection:
+    """The content of the page for one ablation."""
 
     ablation: Ablation
     columns: tuple[Column, ...]
     shown: frozenset[str]
-    lines: tuple[Line, ...]
+    lines: tuple[PageRow, ...]
     states: dict[str, str]
     facts: tuple[tuple[str, str], ...]
     runs: tuple[tuple[str, ...], ...]
@@ -81,9 +77,7 @@ class View:
 
 
 def page(ablations: Sequence[Ablation]) -> str:
-    """The text of one HTML file for one ablation, or for several beside one another; the same ablations give
-    the same text.
-    """
+    """The HTML of one ablation, or of several; the same ablations give the same text."""
     views = [_view(ablation) for ablation in ablations]
     data = {
         "charts": {"accuracy": charts.accuracy_chart(), "curve": charts.curve_chart()},
@@ -110,7 +104,7 @@ def page(ablations: Sequence[Ablation]) -> str:
 
 
 def _files(ablations: Sequence[Ablation]) -> list[str]:
-    """The files beside the page that hold the same figures."""
+    """The files beside the page with the same values."""
     if len(ablations) > 1:
         return ["comparison.csv", "comparison.json"]
     return ["ablation.csv", "ablation.json", *(["runs.csv"] if ablations[0].source == "measured" else [])]
@@ -118,7 +112,7 @@ def _files(ablations: Sequence[Ablation]) -> list[str]:
 
 @cache
 def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, from the vl-convert package; nothing is fetched."""
+    """Vega, Vega-Lite and Vega-Embed as one script, from the vl-convert package, without a download."""
     text = cached("vega", f"{versions(['vl-convert-python'])}{EXPORTED}", _made_bundle)
     assert "</script" not in text.lower()
     assert "<!--" not in text
@@ -133,12 +127,12 @@ def _made_bundle() -> str:
 
 
 def _own_script() -> str:
-    """The page's scripts as one, in a scope of its own: the library has short global names."""
+    """The page's scripts as one function, apart from the short global names of the library."""
     return "\n".join(["(() => {", *((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS), "})();"])
 
 
 def _policy(*scripts: str) -> str:
-    """A content security policy under which these scripts run, no other does, and nothing is requested."""
+    """A content security policy that allows these scripts and no others, and no requests."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
@@ -148,11 +142,11 @@ def _policy(*scripts: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that stays inside its element, whatever text is in it."""
+    """JSON that cannot end its element."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
 
-def _view(ablation: Ablation) -> View:
+def _view(ablation: Ablation) -> PageSection:
     from roadmap.report.curves import curves_of  # reads the runs' metrics
 
     columns = tuple(COLUMNS.values())
@@ -168,7 +162,7 @@ def _view(ablation: Ablation) -> View:
         "reference": {"top1": reference.top1} if reference else None,
         "curves": curves,
     }
-    return View(
+    return PageSection(
         ablation=ablation,
         columns=columns,
         shown=frozenset(column.key for column in chosen(ablation)),
@@ -183,7 +177,7 @@ def _view(ablation: Ablation) -> View:
 
 
 def _measures(curves: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """The measures that any curve has, by the chart that shows them."""
+    """The measures of the curves, by chart."""
     found: dict[str, dict[str, str]] = {}
     for key, (chart, title) in charts.MEASURES.items():
         if any(key in curve for curve in curves):
@@ -191,10 +185,10 @@ def _measures(curves: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _lines(ablation: Ablation, columns: Sequence[Column]) -> Iterator[Line]:
+def _lines(ablation: Ablation, columns: Sequence[Column]) -> Iterator[PageRow]:
     numbers = {row.step: number for number, row in enumerate(ablation.rows)}
     for number, row in enumerate(ablation.rows):
-        yield Line(
+        yield PageRow(
             number=number,
             row=row,
             cells=tuple(_cell(column, row) for column in columns),
@@ -206,7 +200,7 @@ def _lines(ablation: Ablation, columns: Sequence[Column]) -> Iterator[Line]:
 
 
 def _way(ablation: Ablation, row: AblationRow, numbers: dict[str, int]) -> list[int]:
-    """The numbers of the rows from the root to this one; ancestors without a row are left out."""
+    """The numbers of the rows from the root to this one, without ancestors that have no row."""
     way, step = [], ablation.roadmap.tree[row.step]
     while True:
         way += [numbers[step.name]] if step.name in numbers else []
@@ -215,9 +209,9 @@ def _way(ablation: Ablation, row: AblationRow, numbers: dict[str, int]) -> list[
         step = ablation.roadmap.tree[step.parent]
 
 
-def _cell(column: Column, row: AblationRow) -> Cell:
+def _cell(column: Column, row: AblationRow) -> PageCell:
     value = column.value(row)
-    return Cell(column.text(row), None if value is None else str(value))
+    return PageCell(column.text(row), None if value is None else str(value))
 
 
 def _states(row: AblationRow) -> Iterator[str]:
@@ -231,7 +225,7 @@ def _states(row: AblationRow) -> Iterator[str]:
 
 
 def _facts(ablation: Ablation) -> Iterator[tuple[str, str]]:
-    """What was run, and how much of it is there."""
+    """The overview of the ablation, as names and values."""
     roadmap, rows = ablation.roadmap, ablation.rows
     yield (
         "roadmap",

@@ -1,4 +1,4 @@
-/** The table of steps: sorted by its heads, filtered, with the columns that are wanted. */
+/** The table of steps: sorting by its heads, filtering, and the choice of columns. */
 class StepTable {
   constructor(root, choose) {
     this.root = root;
@@ -11,7 +11,7 @@ class StepTable {
     for (const name of ["filter", "state"]) root.querySelector(`[data-${name}]`).addEventListener("input", () => this.filter());
     for (const box of root.querySelectorAll("[data-column]")) {
       box.addEventListener("change", () => this.show(box.dataset.column, box.checked));
-      this.show(box.dataset.column, box.checked); // a reload may have kept what was checked
+      this.show(box.dataset.column, box.checked); // a reload may have kept the choice
     }
     const columns = root.querySelector(".columns");
     columns.addEventListener("keydown", (event) => {
@@ -26,7 +26,7 @@ class StepTable {
     this.filter();
   }
 
-  /** Ascending, then descending, then in the order of the roadmap. Equal rows keep their order; what is missing comes last. */
+  /** Ascending, then descending, then in the order of the roadmap. Equal rows keep their order; missing values come last. */
   sort(head) {
     const order = { none: "ascending", ascending: "descending", descending: "none" }[head.getAttribute("aria-sort")];
     for (const other of this.heads) other.setAttribute("aria-sort", other === head ? order : "none");

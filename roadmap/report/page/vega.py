@@ -1,6 +1,4 @@
-"""The page's charts as Vega-Lite: what they look like here, what they show as rows of plain values for the
-page to fill in.
-"""
+"""The page's charts as Vega-Lite specifications, and their data, which the page fills in."""
 
 from __future__ import annotations
 
@@ -8,17 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from roadmap.report.ablation import Ablation, AblationRow
 from roadmap.report.columns import COLUMNS, NONE
-from roadmap.report.rows import Ablation, AblationRow
 
 if TYPE_CHECKING:
     from roadmap.report.curves import Curve
 
-Spec = dict[str, Any]
+VegaSpec = dict[str, Any]
 COSTS = ("gmacs", "params", "images_per_s", "device_hours", "peak_memory_mb")
 MEASURES = {
     "top1": ("accuracy", "validation top-1 (%)"),
-    "ema_top1": ("accuracy", "validation top-1 of the moving average (%)"),
+    "ema_top1": ("accuracy", "validation top-1 of the EMA (%)"),
     "train_loss": ("loss", "training loss"),
     "val_loss": ("loss", "validation loss"),
 }
@@ -28,21 +26,17 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 def axes(ablation: Ablation) -> list[dict[str, str]]:
-    """The costs that a step with an accuracy has, as `key` and `title`; each can be the chart's horizontal
-    axis.
-    """
+    """The costs that the chart's horizontal axis can show, as `key` and `title`."""
     drawn = [row for row in ablation.rows if row.top1]
     return [
-        {"key": key, "title": COLUMNS[key].tells}
+        {"key": key, "title": COLUMNS[key].title}
         for key in COSTS
         if any(_finite(COLUMNS[key].value(row)) is not None for row in drawn)
     ]
 
 
 def points(ablation: Ablation) -> list[dict[str, Any]]:
-    """A record for every row: its place in the tree as numbers of rows, its accuracy, its costs, and what the
-    tooltip says.
-    """
+    """A record for every row: its number and its parent's, its accuracy, costs and tooltip."""
     numbers = {row.step: number for number, row in enumerate(ablation.rows)}
     return [_point(number, row, numbers.get(row.parent or "")) for number, row in enumerate(ablation.rows)]
 
@@ -65,12 +59,12 @@ def _point(number: int, row: AblationRow, parent: int | None) -> dict[str, Any]:
 
 
 def _finite(value: str | float | None) -> float | None:
-    """The value if it has a place on an axis."""
+    """The value if it is a finite number."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def tip(row: AblationRow) -> list[tuple[str, str]]:
-    """What a tooltip says of a step, as names and values."""
+    """A step's tooltip, as names and values."""
     lines = [("changed", row.change), ("top-1 (%)", accuracy(row))]
     if row.parent is not None:
         lines.append((f"Δ to {row.parent}", delta(row)))
@@ -80,7 +74,7 @@ def tip(row: AblationRow) -> list[tuple[str, str]]:
 
 
 def accuracy(row: AblationRow) -> str:
-    """Top-1 with its spread and n, or what stands in its way."""
+    """Top-1 with its spread and n, or the reason why there is none."""
     if row.top1 is None:
         return (
             COLUMNS["top1"].text(row)
@@ -103,9 +97,7 @@ def delta(row: AblationRow) -> str:
 
 
 def bands(curves: Iterable[Curve], numbers: dict[str, int]) -> list[dict[str, Any]]:
-    """For each step with curves its epochs, and for each measure that it has [mean, lowest, highest] over the
-    seeds at each epoch.
-    """
+    """For each step with curves its epochs, and by measure [mean, lowest, highest] of the seeds per epoch."""
     of_step: dict[int, list[Curve]] = {}
     for curve in curves:
         if curve.step in numbers:
@@ -128,14 +120,12 @@ def _band(number: int, curves: Sequence[Curve]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """Mean, lowest and highest, to the digits that a screen can show; a pixel is more than the rounding."""
+    """Mean, lowest and highest, with digits enough for a screen."""
     return [float(f"{value:.5g}") for value in (math.fsum(values) / len(values), min(values), max(values))]
 
 
-def accuracy_chart() -> Spec:
-    """Accuracy against a cost; the page fills the data sets in, and sets `chosen` to a point and `way` to
-    those from the root to it.
-    """
+def accuracy_chart() -> VegaSpec:
+    """Accuracy against a cost; the page sets the data, the `chosen` point, and the `way` to it."""
     edge = {"x": _x(), "y": _y(), "x2": {"field": "x2"}, "y2": {"field": "top1_2"}}
     faded = {"condition": {"test": f"length(way) == 0 || {ON_WAY}", "value": 1}, "value": 0.35}
     line = {"condition": {"test": ON_WAY, "value": "var(--pick)"}, "value": "var(--edge)"}
@@ -174,10 +164,8 @@ def accuracy_chart() -> Spec:
     return _chart(430, names, layers, [{"name": "chosen", "value": -1}, {"name": "way", "value": []}])
 
 
-def curve_chart() -> Spec:
-    """A measure against the epoch, a line a step with the band of its seeds; the page fills `lines` in and
-    says how each looks.
-    """
+def curve_chart() -> VegaSpec:
+    """A measure by epoch, a line per step with the band of its seeds; the page sets `lines` and colors."""
     x = {
         "field": "epoch",
         "type": "quantitative",
@@ -186,15 +174,15 @@ def curve_chart() -> Spec:
         "axis": {"tickMinStep": 1},
     }
     y = {"type": "quantitative", "scale": {"zero": False}}
-    look = {
+    series = {
         "color": {"field": "color", "type": "nominal", "scale": None},
         "detail": {"field": "order", "type": "ordinal"},
     }
     wide = {"strokeWidth": {"field": "width", "type": "quantitative", "scale": None}}
-    band = {"x": x, "y": {**y, "field": "low", "title": ""}, "y2": {"field": "high"}, **look}
-    mean: Spec = {"x": x, "y": {**y, "field": "mean", "title": ""}, **look}
+    band = {"x": x, "y": {**y, "field": "low", "title": ""}, "y2": {"field": "high"}, **series}
+    mean: VegaSpec = {"x": x, "y": {**y, "field": "mean", "title": ""}, **series}
     colored = [{"filter": "datum.width > 1"}]
-    layers: list[Spec] = [
+    layers: list[VegaSpec] = [
         {"transform": colored, "mark": {"type": "area", "opacity": 0.18, "aria": False}, "encoding": band},
         {"mark": {"type": "line", "interpolate": "linear", "aria": False}, "encoding": mean | wide},
         {
@@ -213,7 +201,9 @@ def curve_chart() -> Spec:
     return _chart(280, {"lines": []}, [{"data": {"name": "lines"}, **layer} for layer in layers], [])
 
 
-def _chart(height: int, names: dict[str, list[Any]], layers: list[Spec], params: list[Spec]) -> Spec:
+def _chart(
+    height: int, names: dict[str, list[Any]], layers: list[VegaSpec], params: list[VegaSpec]
+) -> VegaSpec:
     axis = {
         "labelColor": "var(--muted)",
         "titleColor": "var(--ink)",
@@ -240,7 +230,7 @@ def _chart(height: int, names: dict[str, list[Any]], layers: list[Spec], params:
     }
 
 
-def _x(field: str = "x") -> Spec:
+def _x(field: str = "x") -> VegaSpec:
     return {
         "field": field,
         "type": "quantitative",
@@ -249,7 +239,7 @@ def _x(field: str = "x") -> Spec:
     }
 
 
-def _y(field: str = "top1") -> Spec:
+def _y(field: str = "top1") -> VegaSpec:
     return {
         "field": field,
         "type": "quantitative",
@@ -258,44 +248,40 @@ def _y(field: str = "top1") -> Spec:
     }
 
 
-def _if(test: str, yes: Any, no: Any) -> Spec:
+def _if(test: str, yes: Any, no: Any) -> VegaSpec:
     return {"condition": {"test": test, "value": yes}, "value": no}
 
 
-def _shown() -> Spec:
-    """The chosen step's name always, others where they have a place, pale where they are not on the way to
-    it.
-    """
+def _shown() -> VegaSpec:
+    """The chosen step's name, and others where there is room, pale if they are not on the way to it."""
     off = {"test": f"!datum.show && !({CHOSEN})", "value": 0}
     return {"condition": [off, {"test": f"length(way) > 0 && !({ON_WAY})", "value": 0.45}], "value": 1}
 
 
-def _width(test: str, yes: float, no: float) -> Spec:
+def _width(test: str, yes: float, no: float) -> VegaSpec:
     return {"strokeWidth": _if(test, yes, no)}
 
 
-def _dots(faded: Spec) -> Spec:
-    """Filled on the path, hollow beside it, in another color where chosen or on the way to that."""
+def _dots(faded: VegaSpec) -> VegaSpec:
+    """Filled on the path, hollow beside it, in another color for the chosen step and the way to it."""
     picked = {"test": f"{CHOSEN} || {ON_WAY}", "value": "var(--pick)"}
-    hue: Spec = {"condition": picked, "value": "var(--accent)"}
+    hue: VegaSpec = {"condition": picked, "value": "var(--accent)"}
     fill = {"condition": [{"test": "datum.side", "value": "var(--paper)"}, picked], "value": "var(--accent)"}
-    size: Spec = {"size": _if(CHOSEN, 230, 110)}
-    named: Spec = {
+    size: VegaSpec = {"size": _if(CHOSEN, 230, 110)}
+    named: VegaSpec = {
         "description": {"field": "name", "type": "nominal"},
         "tooltip": {"field": "step", "type": "nominal"},
     }
     return {"x": _x(), "y": _y(), "fill": fill, "stroke": hue, "opacity": faded, **size, **named}
 
 
-def _text(**look: Any) -> Spec:
+def _text(**more: Any) -> VegaSpec:
     place = {name: {"expr": f"datum.{name}"} for name in ("dx", "dy", "align")}
-    return {"type": "text", "fontSize": 11.5, "baseline": "middle", "aria": False, **place, **look}
+    return {"type": "text", "fontSize": 11.5, "baseline": "middle", "aria": False, **place, **more}
 
 
-def _arrow() -> Spec:
-    """The head half-way to the child, turned by the pixels between the two; none where they are too near for
-    one.
-    """
+def _arrow() -> VegaSpec:
+    """The arrow's head half-way to the child, rotated to point at it; none where the two are too near."""
     across, down = (
         "(scale('x', datum.x2) - scale('x', datum.x))",
         "(scale('y', datum.top1_2) - scale('y', datum.top1))",
@@ -311,9 +297,7 @@ def _arrow() -> Spec:
     }
 
 
-def _reference() -> list[Spec]:
-    """A dashed line at an accuracy that the steps are compared with; the key under the chart says whose it
-    is.
-    """
+def _reference() -> list[VegaSpec]:
+    """A dashed line at the reference's accuracy, which the legend under the chart names."""
     rule = {"type": "rule", "strokeDash": [6, 4], "strokeWidth": 1.5, "color": "var(--orange)", "aria": False}
     return [{"data": {"name": "reference"}, "mark": rule, "encoding": {"y": _y()}}]
