@@ -65,7 +65,7 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
     found = counted(*[[*options, "--runs", str(tmp_path / str(n)), "--seeds", str(n + 1)] for n in seeds])
     for number, (said, counts) in zip(seeds, found, strict=True):
         finished = number * STEPS
-        assert f"{finished + STEPS} runs: {finished} done, {STEPS} pending\nforecast: " in said
+        assert f"{finished + STEPS} runs: {finished} done, {STEPS} pending\nestimate: " in said
         assert f"for {STEPS} runs; evaluation" in said
         assert counts["result.json"] == 2 * finished  # for the state, and for the forecast
         assert sum(counts.values()) < 3 * finished + 12 * STEPS
