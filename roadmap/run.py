@@ -23,10 +23,9 @@ from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of
 from roadmap.result import DamagedResult, NewerResult, Result
 from roadmap.signals import Stopped, StopSignals
 from roadmap.strict_yaml import ConfigError, Problem, relative
-from roadmap.training.callbacks import Callback, Callbacks, LiveProgress
+from roadmap.training.callbacks import Callback, Callbacks, LiveProgress, check_trackers, make_trackers
 from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
-from roadmap.training.trackers import check_trackers, make_trackers
 
 EXIT_BUSY = 75  # EX_TEMPFAIL: nothing is wrong, somebody else is at it
 
@@ -197,7 +196,7 @@ def _trained(
             console.print(_finished(run, config), highlight=False, soft_wrap=True)
         console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
         with _watch(config, run, console, profile_steps) if world.first else Callback() as watch:
-            return run, train(config, run.path, stop=stop, watch=watch, world=world)
+            return run, train(config, run.path, stop=stop, callback=watch, world=world)
 
 
 def _finished(run: RunDir, config: RunConfig) -> str:

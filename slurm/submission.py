@@ -17,8 +17,8 @@ from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, stat
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import ConfigError, Problem, show
 from roadmap.terminal import console, count
+from roadmap.training.callbacks import check_trackers
 from roadmap.training.initial_weights import check_init, with_init_digest
-from roadmap.training.trackers import check_trackers
 from roadmap.tree import NO_PROFILE, resolve
 from slurm.client import MAX_ARRAY_SIZE, SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster

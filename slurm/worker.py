@@ -18,8 +18,7 @@ from roadmap.disk import DiskError
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
-from roadmap.training.callbacks import Callback
-from roadmap.training.trackers import make_trackers
+from roadmap.training.callbacks import Callback, make_trackers
 
 logger = logging.getLogger(__name__)
 LOOK_AGAIN_S = 2.0
@@ -63,7 +62,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 # once, for a submission may replace it
                 config = world.from_rank0(partial(RunConfig.read, run.config))
                 with make_trackers(config, run.path) if world.first else Callback() as trackers:
-                    train(config, run.path, stop=stop, watch=trackers, world=world)
+                    train(config, run.path, stop=stop, callback=trackers, world=world)
                 finished += 1
             except LeaseHeld:
                 continue  # somebody was faster; if they die, the run is open again

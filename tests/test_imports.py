@@ -48,7 +48,6 @@ FLOORS = {
     "roadmap.training.callbacks": 2,
     "roadmap.training.metrics": 2,
     "roadmap.signals": 2,
-    "roadmap.training.trackers": 2,
     "roadmap.training.checkpoint": 3,
     "roadmap.training.compiled": 2,
     "roadmap.training.engine": 3,

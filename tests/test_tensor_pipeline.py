@@ -381,9 +381,9 @@ def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
 def test_an_iteration_leaves_the_batch_as_it_is_and_reads_nothing_from_the_device() -> None:
     engine, (images, labels) = engine_of(), grays()
     before = images.clone()
-    engine.step([(images, labels)])
+    engine.train_step([(images, labels)])
     with Syncs() as syncs:
-        engine.step([(images, labels)])
+        engine.train_step([(images, labels)])
     assert syncs.names == []
     assert torch.equal(images, before)
 
@@ -404,6 +404,6 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def test_a_run_that_was_stopped_ends_the_same(first: int, quiet: RunDir, tmp_path: Path) -> None:
     run, stop = prepare(tmp_path, tensor_run()), StopSignals()
     with pytest.raises(Stopped):
-        train(tensor_run(), run.path, stop=stop, watch=StopAt(stop, first))
+        train(tensor_run(), run.path, stop=stop, callback=StopAt(stop, first))
     assert train(tensor_run("system.workers=2"), run.path).attempts == 2
     assert_same(run, quiet)

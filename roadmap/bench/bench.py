@@ -40,8 +40,7 @@ from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import relative
 from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
-from roadmap.training.device import OutOfMemory, hardware, oom_hint, select_device, set_up
-from roadmap.training.engine import PRECISIONS
+from roadmap.training.device import PRECISIONS, OutOfMemory, hardware, oom_hint, select_device, set_up
 from roadmap.tree import Roadmap
 from roadmap.weight_files import refusal
 

@@ -17,6 +17,7 @@ from roadmap.bench.results import BARE, LOOP
 from roadmap.bench.workloads import SHORTEST, no_refusal, seconds_each
 from roadmap.config import RunConfig
 from roadmap.data.loader import Loader
+from roadmap.data.staging import stage
 from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 
@@ -34,7 +35,7 @@ def loop_and_bare(
     A window begins untimed, for as long as it takes to use up what workers have made ready, or to let them
     fill their queues.
     """
-    loader = Loader(config, "train", device)
+    loader = Loader(stage(config), "train", device)
     try:
         engine = Engine(config, device, iterations_per_epoch=len(loader))
         engine.check_compiled()
@@ -44,10 +45,10 @@ def loop_and_bare(
         ]
 
         def bare() -> None:
-            mean.add(engine.step(fixed))
+            mean.add(engine.train_step(fixed))
 
         def loop() -> None:
-            mean.add(engine.step(islice(batches, engine.plan.accumulation)))
+            mean.add(engine.train_step(islice(batches, engine.plan.accumulation)))
 
         untimed = math.ceil(PREFETCHED * config.system.workers / engine.plan.accumulation) + 1
         with no_refusal():

@@ -28,7 +28,8 @@ from roadmap.training.compiled import (
     check_logits,
     compile_network,
 )
-from roadmap.training.engine import PRECISIONS, Engine, autocast
+from roadmap.training.device import PRECISIONS, autocast
+from roadmap.training.engine import Engine
 from roadmap.training.optim import build_optimizer
 
 Run = Callable[[], object]
@@ -71,7 +72,7 @@ def ours_trained(config: RunConfig, device: torch.device) -> Run:
     engine = Engine(config, device, iterations_per_epoch=1000)
     engine.check_compiled()
     batches = [fixed_batch(config, device)]
-    return lambda: engine.step(batches)
+    return lambda: engine.train_step(batches)
 
 
 def ours_inferring(config: RunConfig, device: torch.device) -> Run:
