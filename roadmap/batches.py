@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from roadmap.config import RunConfig
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, config_error
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
     bn = config.model.block.norm.kind == "bn"
 
     def refusal(message: str) -> ConfigError:
-        return ConfigError(
-            [Problem(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)]
-        )
+        return config_error(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)
 
     if share * world != recipe.global_batch:
         raise refusal("does not divide evenly; choose a number of processes that divides it")

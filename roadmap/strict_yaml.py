@@ -61,6 +61,11 @@ class ConfigError(ValueError):
         return type(self), (self.problems,)  # for the way to another process
 
 
+def config_error(where: Mark | str, message: str) -> ConfigError:
+    """A ConfigError with one problem."""
+    return ConfigError([Problem(where, message)])
+
+
 @dataclass(frozen=True)
 class Node:
     """A value with its place: a scalar, a tuple of nodes or a dict of nodes; `key` is its key's place."""

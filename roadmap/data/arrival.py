@@ -14,7 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from roadmap.config import RunConfig
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def check_workers(config: RunConfig, batch_bytes: int) -> None:
         Listener(family="AF_UNIX").close()
     except OSError as error:
         what = f"is where data-loading workers make their sockets, and they cannot: {error.strerror or error}"
-        raise ConfigError(
-            [Problem(f"TMPDIR {gettempdir()}", f"{what}; set TMPDIR=/tmp, or --set system.workers=0")]
+        raise config_error(
+            f"TMPDIR {gettempdir()}", f"{what}; set TMPDIR=/tmp, or --set system.workers=0"
         ) from error
     if not SHARED_MEMORY.is_dir():
         return
@@ -59,7 +59,7 @@ def check_workers(config: RunConfig, batch_bytes: int) -> None:
             f" {_mib(batch_bytes)}"
         )
         ways = f"--set system.workers={fitting} fits; a container gets more with --shm-size"
-        raise ConfigError([Problem(str(SHARED_MEMORY), f"{what}; {ways}")])
+        raise config_error(str(SHARED_MEMORY), f"{what}; {ways}")
 
 
 def _needed(workers: int, batch_bytes: int) -> int:

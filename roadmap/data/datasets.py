@@ -37,7 +37,7 @@ from roadmap.data.splits import check_splits, find_split, some, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.files import locked
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 
 class Source(Protocol):
@@ -91,7 +91,7 @@ def list_images(config: RunConfig, split: Split) -> Listing:
     names, root = class_names(config), data_dir(config) / split_name(config, split)
     found = in_order(find_images(root, names))
     if not found:
-        raise ConfigError([Problem(str(root), "has no images in its class folders")])
+        raise config_error(str(root), "has no images in its class folders")
     # A million names as Python's objects would be copied into each worker as it counts references to them.
     files = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
     return Listing(names, files, np.array([label for _, label in found], dtype=np.int64))
@@ -104,9 +104,7 @@ def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
     What is given may also be the listing of the configuration's folder, which another process has read.
     """
     if config.model.in_chans not in (1, 3):
-        raise ConfigError(
-            [Problem("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")]
-        )
+        raise config_error("model.in_chans", f"is {config.model.in_chans}; images have 1 channel or 3")
     if isinstance(given, Listing):
         return Folder(config, split, given)
     kind = kind_of(config.data)
@@ -140,9 +138,7 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
             if other := next((each for each in usual_names(name)[1:] if f"'{each}'" in str(error)), None):
                 hint = f"; --set data.{split}_split={other}"
             where = f"dataset '{config.data.dataset}', split '{name}'"
-            raise ConfigError(
-                [Problem(where, f"cannot be had: {' '.join(str(error).split())}{hint}")]
-            ) from error
+            raise config_error(where, f"cannot be had: {' '.join(str(error).split())}{hint}") from error
 
 
 class Folder:
@@ -190,8 +186,8 @@ class HuggingFace:
         there = [name for name in table.column_names if name != image or any(table[:1][name])]
         for key in (image, label):
             if key not in there:
-                raise ConfigError(
-                    [Problem(f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}")]
+                raise config_error(
+                    f"dataset '{config.data.dataset}'", f"has no '{key}', but {', '.join(there)}"
                 )
         names = reader.class_to_idx
         self.decoder, self.class_names = make_decoder(config, split), sorted(names, key=names.get) or None
@@ -242,13 +238,8 @@ class UserDataset:
             make_decoder(config, split),
         )
         if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
-            raise ConfigError(
-                [
-                    Problem(
-                        self._where,
-                        f"is a {type(items).__name__}, which has no length or no items to choose from",
-                    )
-                ]
+            raise config_error(
+                self._where, f"is a {type(items).__name__}, which has no length or no items to choose from"
             )
         self.class_names = next(
             filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None
@@ -344,9 +335,7 @@ class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
                 file for file in walk_files(Path(directory, name)) if file.lower().endswith(IMG_EXTENSIONS)
             ]
             if not files:
-                raise ConfigError(
-                    [Problem(str(directory), f"has no images ({', '.join(IMG_EXTENSIONS)}) in {name}")]
-                )
+                raise config_error(str(directory), f"has no images ({', '.join(IMG_EXTENSIONS)}) in {name}")
             # torchvision sorts folders, then the files of each
             files.sort(key=lambda file: file.rpartition("/")[::2])
             found += [(f"{directory}/{name}/{file}", label) for file in files]
@@ -356,7 +345,7 @@ class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
 def _torchvision(config: RunConfig, split: Split) -> Source:
     root, name = data_dir(config), split_name(config, split)
     if split == "train" and "train" not in name:  # timm takes any other name for the test images
-        raise ConfigError([Problem("data.train_split", f"is '{name}'; torchvision calls it train")])
+        raise config_error("data.train_split", f"is '{name}'; torchvision calls it train")
     if is_image_folder(config.data):
         check_splits(root, {f"data.{split}_split": name}, synonyms=True)  # an evaluation needs no other
         return UserDataset(config, split, VisibleImageFolder(find_split(root, name)))
@@ -364,13 +353,8 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
 
 
 def _custom(config: RunConfig, split: Split) -> Source:
-    raise ConfigError(
-        [
-            Problem(
-                f"dataset '{config.data.dataset}'",
-                f"is no data set by name: hand the Dataset of {split} over",
-            )
-        ]
+    raise config_error(
+        f"dataset '{config.data.dataset}'", f"is no data set by name: hand the Dataset of {split} over"
     )
 
 
@@ -382,13 +366,8 @@ class ClassSubset:
     def __init__(self, config: RunConfig, source: Source) -> None:
         where = f"dataset '{config.data.dataset}'"
         if source.labels is None:
-            raise ConfigError(
-                [
-                    Problem(
-                        "data.classes",
-                        f"needs to know the labels of {where} without reading it: it has no `targets`",
-                    )
-                ]
+            raise config_error(
+                "data.classes", f"needs to know the labels of {where} without reading it: it has no `targets`"
             )
         names = source.class_names
         known = (
@@ -398,13 +377,8 @@ class ClassSubset:
         )
         chosen = choose_classes(known, config.data, where)
         if twice := [name for name in chosen if names and names.count(name) > 1]:
-            raise ConfigError(
-                [
-                    Problem(
-                        where,
-                        f"has more than one class called {some(twice)}, so data.classes cannot choose it",
-                    )
-                ]
+            raise config_error(
+                where, f"has more than one class called {some(twice)}, so data.classes cannot choose it"
             )
         self.class_names = chosen if names else sorted(chosen, key=int)
         self.num_classes, self._source = len(chosen), source

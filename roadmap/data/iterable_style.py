@@ -26,7 +26,7 @@ from roadmap.data.labels import BadSample, field_in, label_in, label_of
 from roadmap.data.listing import is_hidden, printable
 from roadmap.data.preflight import check_pipeline, data_dir, kind_of
 from roadmap.rng import SAMPLE, reseed, seed_of
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
@@ -70,13 +70,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             f"dataset '{self.config.data.dataset}'",
         )
         if data.classes is not None:
-            raise ConfigError(
-                [
-                    Problem(
-                        "data.classes",
-                        f"cannot choose from {where}: a stream would have to be read to be counted",
-                    )
-                ]
+            raise config_error(
+                "data.classes", f"cannot choose from {where}: a stream would have to be read to be counted"
             )
         if self.training:
             check_pipeline(self.config)
@@ -91,24 +86,14 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             input_key=image_key, target_key=data.label_key, download=self.config.system.download,
         ).reader  # fmt: skip
         if not reader.num_samples:
-            raise ConfigError(
-                [
-                    Problem(
-                        where,
-                        "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'",
-                    )
-                ]
+            raise config_error(
+                where, "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'"
             )
         shards = len(reader.split_info.filenames) if kind == "wds" else None
         if self.training and shards is not None and shards < self.plan.world * self.workers:
             readers = f"{self.plan.world} processes of {self.workers} workers"
-            raise ConfigError(
-                [
-                    Problem(
-                        where,
-                        f"has {shards} shards for {readers}, of which each needs one; lower system.workers",
-                    )
-                ]
+            raise config_error(
+                where, f"has {shards} shards for {readers}, of which each needs one; lower system.workers"
             )
         return reader
 

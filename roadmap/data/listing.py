@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,9 +46,7 @@ def readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(
-            [Problem(printable(str(error.filename)), f"cannot be read: {error.strerror}")]
-        ) from error
+        raise config_error(printable(str(error.filename)), f"cannot be read: {error.strerror}") from error
 
 
 def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:

@@ -28,7 +28,7 @@ from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.preflight import STREAMS, kind_of
 from roadmap.data.staging import stage
 from roadmap.data.tensor_decoder import collate, for_tensors
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, config_error
 
 Transform = Callable[[Picture], Tensor]
 GREYS = 255  # what a mean or a standard deviation of 1 stands for
@@ -112,12 +112,10 @@ class Loader:
         self.images, classes = self._feed.images, self._feed.num_classes
         if classes is not None and classes != config.model.num_classes:
             counts = f"has {classes} classes in {split}, the model {config.model.num_classes}"
-            raise ConfigError([Problem(name, f"{counts}; --set model.num_classes={classes}")])
+            raise config_error(name, f"{counts}; --set model.num_classes={classes}")
         least = plan.share * plan.world if split == "train" else 1
         if self.images < least:
-            raise ConfigError(
-                [Problem(name, f"has {self.images} images in {split}, less than a batch of {least}")]
-            )
+            raise config_error(name, f"has {self.images} images in {split}, less than a batch of {least}")
         workers = config.system.workers
         check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
         loader: Any = DataLoader(

@@ -19,7 +19,7 @@ from roadmap.data.decoder import Picture, image_mode, make_decoder
 from roadmap.data.digits import Split
 from roadmap.data.synthetic import Digits
 from roadmap.rng import SAMPLE, permutation, reseed
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 Key = tuple[int, int]
 Transform = Callable[[Picture], Tensor]
@@ -177,4 +177,4 @@ def check_label(label: int, config: RunConfig, split: Split) -> None:
     classes = config.model.num_classes
     if not 0 <= label < classes:
         what = f"has label {label} in {split}, but the {classes} classes of the model are 0 to {classes - 1}"
-        raise ConfigError([Problem(f"dataset '{config.data.dataset}'", what)])
+        raise config_error(f"dataset '{config.data.dataset}'", what)

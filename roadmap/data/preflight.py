@@ -16,7 +16,7 @@ from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.digits import CLASSES, TRAIN_IMAGES
 from roadmap.data.listing import IMAGE_SUFFIXES, images_in, is_hidden, printable
 from roadmap.data.splits import check_root, check_splits, some, usual_names
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, Problem, config_error
 
 PACKAGES = {  # the module that reads a kind of data, and what pip calls it
     "hfds": ("datasets", "datasets"),
@@ -93,7 +93,7 @@ def check_pipeline(config: RunConfig) -> None:
     if config.recipe.pipeline == "tensor" and kind_of(config.data) in STREAMS:
         what = f"'tensor' cannot be had of '{config.data.dataset}': timm decodes a stream by Pillow"
         hint = "data.dataset=shards reads tar files as tensors, or --set recipe.pipeline=pillow"
-        raise ConfigError([Problem("recipe.pipeline", f"{what}; {hint}")])
+        raise config_error("recipe.pipeline", f"{what}; {hint}")
 
 
 def kind_of(data: DataSpec) -> str:
@@ -127,9 +127,7 @@ def _look_at_folder(config: RunConfig) -> Facts:
         f"{data.val_split}/{name}" for name in names if not count_images(root / data.val_split / name, 1)
     ]
     if empty:
-        raise ConfigError(
-            [Problem(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")]
-        )
+        raise config_error(str(root), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")
     return Facts(len(names), images=images)  # no more than a batch of them
 
 
@@ -144,20 +142,15 @@ def _look_at_shards(config: RunConfig) -> Facts:
         if problems:
             raise ConfigError(problems)
     elif config.system.stage_dir is None:
-        raise ConfigError(
-            [
-                Problem(
-                    "system.stage_dir",
-                    f"is not set: where are the shards of {config.system.data_dir} to be put?",
-                )
-            ]
+        raise config_error(
+            "system.stage_dir", f"is not set: where are the shards of {config.system.data_dir} to be put?"
         )
     return _look_elsewhere(config)
 
 
 def _look_at_custom(config: RunConfig) -> Facts:
     hint = "is handed to roadmap.train.train by a program of yours; the command line cannot know it"
-    raise ConfigError([Problem(f"dataset '{config.data.dataset}'", hint)])
+    raise config_error(f"dataset '{config.data.dataset}'", hint)
 
 
 def _look_elsewhere(config: RunConfig) -> Facts:
@@ -186,11 +179,11 @@ def need_reader(config: RunConfig) -> None:
     where, kind = f"dataset '{config.data.dataset}'", kind_of(config.data)
     module, package = PACKAGES.get(kind, ("", ""))
     if module and find_spec(module) is None:
-        raise ConfigError([Problem(where, f"is read by a package that is not there: pip install {package}")])
+        raise config_error(where, f"is read by a package that is not there: pip install {package}")
     name = torch_name(config.data)
     if kind == "torch" and name not in TORCH:
         known = did_you_mean(name, TORCH) or f": {', '.join(TORCH)}"
-        raise ConfigError([Problem(where, f"is none of torchvision's that timm knows{known}")])
+        raise config_error(where, f"is none of torchvision's that timm knows{known}")
 
 
 def data_dir(config: RunConfig) -> Path:
@@ -198,7 +191,7 @@ def data_dir(config: RunConfig) -> Path:
     if config.system.data_dir is None:
         data = config.data
         what = f"where are {data.train_split} and {data.val_split}? --set system.data_dir=/data/imagenet"
-        raise ConfigError([Problem("system.data_dir", f"is not set: {what}")])
+        raise config_error("system.data_dir", f"is not set: {what}")
     return Path(config.system.data_dir)
 
 
@@ -224,23 +217,15 @@ def make_stage_dir(config: RunConfig) -> Path:
     name = config.system.stage_dir or ""
     folder = Path(os.path.expandvars(name)).expanduser()
     if "$" in str(folder):
-        raise ConfigError(
-            [Problem("system.stage_dir", f"'{name}' names an environment variable that is not set")]
-        )
+        raise config_error("system.stage_dir", f"'{name}' names an environment variable that is not set")
     if not is_remote(config) and folder.resolve().is_relative_to(data_dir(config).resolve()):
-        raise ConfigError(
-            [
-                Problem(
-                    "system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself"
-                )
-            ]
+        raise config_error(
+            "system.stage_dir", f"{folder} lies in system.data_dir, which would be copied into itself"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            [Problem(f"system.stage_dir {folder}", f"cannot be made: {error.strerror}")]
-        ) from error
+        raise config_error(f"system.stage_dir {folder}", f"cannot be made: {error.strerror}") from error
     return folder.resolve()
 
 
@@ -280,7 +265,7 @@ def class_names(config: RunConfig) -> list[str]:
         sides = ((data.train_split, train - val), (data.val_split, val - train))
         lines = [f"only {split}/ has {some(sorted(names))}" for split, names in sides if names]
         both = f"{data.train_split}/ and {data.val_split}/ must have the same classes"
-        raise ConfigError([Problem(str(root), f"{both}: {'; '.join(lines)}")])
+        raise config_error(str(root), f"{both}: {'; '.join(lines)}")
     return sorted(train)
 
 
@@ -290,17 +275,13 @@ def class_folders(folder: Path) -> set[str]:
         with os.scandir(folder) as entries:
             names = {entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)}
     except OSError as error:
-        raise ConfigError(
-            [Problem(str(folder), f"cannot be read: {error.strerror}; it should have one folder a class")]
+        raise config_error(
+            str(folder), f"cannot be read: {error.strerror}; it should have one folder a class"
         ) from error
     # it could not be written into a table
     if foreign := sorted(printable(name) for name in names if printable(name) != name):
-        raise ConfigError(
-            [
-                Problem(
-                    str(folder), f"has class folders whose names are not UTF-8: {some(foreign)}; rename them"
-                )
-            ]
+        raise config_error(
+            str(folder), f"has class folders whose names are not UTF-8: {some(foreign)}; rename them"
         )
     return names
 
@@ -320,7 +301,7 @@ def expand(pattern: str) -> Iterator[str]:
         return
     span = RANGE.fullmatch(group[1])
     if span and int(span[2]) - int(span[1]) >= MOST_SHARDS:
-        raise ConfigError([Problem(f"pattern '{pattern}'", f"stands for more than {MOST_SHARDS} shards")])
+        raise config_error(f"pattern '{pattern}'", f"stands for more than {MOST_SHARDS} shards")
     choices: Iterable[str] = group[1].split(",")
     if span:
         choices = (f"{number:0{len(span[1])}d}" for number in range(int(span[1]), int(span[2]) + 1))
@@ -344,8 +325,8 @@ def find_shards(config: RunConfig, pattern: str) -> list[str]:
         check_root(root)
         key = "data.train_split" if pattern == config.data.train_split else "data.val_split"
         hint = "" if found else _instead(root, pattern, key)
-        raise ConfigError(
-            [Problem(str(root), f"has no {some(missing or [pattern])}, which {key} names as shards{hint}")]
+        raise config_error(
+            str(root), f"has no {some(missing or [pattern])}, which {key} names as shards{hint}"
         )
     return list(dict.fromkeys(found))
 

@@ -38,7 +38,7 @@ from roadmap.data.prepare_worker import FORK, Shared, begin, write_shard
 from roadmap.data.shards import load_index
 from roadmap.files import leftovers, locked, write_errors, write_json
 from roadmap.provenance import usable_cores
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import ConfigError, Problem, config_error, relative
 from roadmap.terminal import count
 
 REFRESH_S, LINE_S = 0.5, 10.0
@@ -169,13 +169,9 @@ def _write_classes(path: Path, classes: list[str]) -> None:
     """
     unused = any(path.parent.glob("prepared-*.json")) and not any(path.parent.glob("*.tar"))
     if not unused and path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
-        raise ConfigError(
-            [
-                Problem(
-                    relative(path),
-                    "names other classes: shards of another data set are there; choose another destination",
-                )
-            ]
+        raise config_error(
+            relative(path),
+            "names other classes: shards of another data set are there; choose another destination",
         )
     with write_errors(path):
         write_json(path, classes)
@@ -185,7 +181,7 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
     left_out = [file for plan in plans for file in plan.left_out]
     if len(left_out) > allowed:
         what = f"{len(left_out)} images could not be read and are left out already, {left_out[0]} among them"
-        raise ConfigError([Problem("--corrupt-images", f"must be at least {len(left_out)}: {what}")])
+        raise config_error("--corrupt-images", f"must be at least {len(left_out)}: {what}")
     missing = [(plan, shard) for plan in plans for shard in plan.missing]
     if not missing:
         return
@@ -204,7 +200,7 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
                 watch.look(len(missing) - len(writing), len(missing))
     except BrokenProcessPool as error:
         what = f"died of {workers}, perhaps for want of memory; try fewer: the finished shards are kept"
-        raise ConfigError([Problem("--workers", f"one {what}")]) from error
+        raise config_error("--workers", f"one {what}") from error
     finally:
         shared.stop.value = True
         pool.shutdown(cancel_futures=True)

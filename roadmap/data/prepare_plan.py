@@ -20,7 +20,7 @@ from roadmap.data.preflight import class_names, data_dir
 from roadmap.data.splits import Options, check_splits, some
 from roadmap.files import write_errors, write_json
 from roadmap.steps import load_roadmap
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import ConfigError, Problem, config_error, relative
 from roadmap.tree import resolve
 
 FORMAT = 1
@@ -103,7 +103,7 @@ class Split:
             known = {}
         elif not known:
             what = f"holds {there[0]} that this command did not write; choose another destination"
-            raise ConfigError([Problem(str(destination), what)])
+            raise config_error(str(destination), what)
         images = (
             recipe.shard_images
             or known.get("shard_images")
@@ -196,9 +196,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Finished]]:
     except FileNotFoundError:
         return {}, {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            [Problem(relative(path), f"cannot be read: {error}; choose another destination")]
-        ) from error
+        raise config_error(relative(path), f"cannot be read: {error}; choose another destination") from error
 
 
 def folder_config(source: Path) -> RunConfig:
@@ -239,9 +237,7 @@ def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list
     found = in_order(find_images(folder, classes, others))
     there = {label for _, label in found}
     if empty := [name for label, name in enumerate(classes) if label not in there]:
-        raise ConfigError(
-            [Problem(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")]
-        )
+        raise config_error(str(folder), f"has no images ({', '.join(IMAGE_SUFFIXES)}) in {some(empty)}")
     taken: set[str] = set()
     samples = []
     for file, label in found:

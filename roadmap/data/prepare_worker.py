@@ -20,7 +20,7 @@ from roadmap.data.images import in_8_bits, in_mode
 from roadmap.data.prepare_plan import Finished, Recipe, Shard
 from roadmap.disk import reason
 from roadmap.files import sync_folder, temporary_path
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import config_error, relative
 
 FORK = multiprocessing.get_context("fork")  # before any thread is started
 JPEG = ("JPEG", "MPO")
@@ -60,7 +60,7 @@ class Shared:
             count = self.left_out.value
         if count > self.allowed:
             more = f"{count} such images are more than" if self.allowed else "leave it out with"
-            raise ConfigError([Problem("", f"{error}; {more} --corrupt-images {max(1, self.allowed)}")])
+            raise config_error("", f"{error}; {more} --corrupt-images {max(1, self.allowed)}")
         self.news.put(f"{error}; it is left out")
 
 
@@ -108,7 +108,7 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
             f"cannot be written: {reason(error, shard.path)}; the finished shards are kept, and the same"
             " command goes on from there"
         )
-        raise ConfigError([Problem(relative(shard.path), what)]) from error
+        raise config_error(relative(shard.path), what) from error
     finally:
         temporary.unlink(missing_ok=True)
     return shard.path.name, Finished(len(shard.samples) - len(left_out), size, left_out)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blocks.spelling import did_you_mean
 from roadmap.data.listing import is_hidden, readable
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import ConfigError, Problem, config_error
 
 # timm takes one for the other
 SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
@@ -84,7 +84,7 @@ def check_splits(
                     f"has no folder {' or '.join(dict.fromkeys(missing.values()))}, but {better} has;"
                     f" {options.root(better)}"
                 )
-                raise ConfigError([Problem(str(root), what)])
+                raise config_error(str(root), what)
     free = [name for name in there if name not in splits.values()]
     raise ConfigError(
         [Problem(str(root), _missing(key, name, there, free, options)) for key, name in missing.items()]
@@ -102,9 +102,7 @@ def check_root(root: Path, options: Options = SET) -> None:
     if not root.is_dir():
         near = did_you_mean(root.name, _folders(root.parent)) if root.parent.is_dir() else ""
         what = "is a file" if root.exists() else "does not exist"
-        raise ConfigError(
-            [Problem(str(root), f"{what}; {options.where} is the folder that holds the data{near}")]
-        )
+        raise config_error(str(root), f"{what}; {options.where} is the folder that holds the data{near}")
 
 
 def _folders(root: Path) -> list[str]:

@@ -30,7 +30,7 @@ from roadmap.data.preflight import (
 )
 from roadmap.disk import disk_error, reason
 from roadmap.files import locked, temporary_path, write_errors
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`
 COPIES_AT_ONCE = 8
@@ -53,18 +53,11 @@ def stage(config: RunConfig) -> RunConfig:
     if system.data_dir is None or (remote and kind == "wds"):  # which streams from an address as it is
         return config
     if remote and kind != "shards":
-        raise ConfigError(
-            [Problem(system.data_dir, "is an address, from which only shards and wds/ are read")]
-        )
+        raise config_error(system.data_dir, "is an address, from which only shards and wds/ are read")
     if system.stage_dir is None:
         if remote:
-            raise ConfigError(
-                [
-                    Problem(
-                        "system.stage_dir",
-                        f"is not set: where are the shards of {system.data_dir} to be put?",
-                    )
-                ]
+            raise config_error(
+                "system.stage_dir", f"is not set: where are the shards of {system.data_dir} to be put?"
             )
         return config
     staged = system.data_dir
@@ -103,7 +96,7 @@ def _enter(stack: ExitStack, lock: Path) -> None:
         stack.enter_context(locked(lock))
     except OSError as error:
         what = f"cannot take the lock {lock.name}: {error.strerror}; choose another folder"
-        raise ConfigError([Problem(f"system.stage_dir {lock.parent}", what)]) from error
+        raise config_error(f"system.stage_dir {lock.parent}", what) from error
 
 
 def _digest(*words: str) -> str:
@@ -154,14 +147,14 @@ def _copy(source: Path, target: Path, sizes: dict[str, int]) -> None:
             shutil.rmtree(partial_copy, ignore_errors=True)
     except OSError as error:
         what = f"cannot take {source} ({needed:,} bytes): {reason(error, target, needed)}"
-        raise ConfigError([Problem(str(target.parent), what)]) from error
+        raise config_error(str(target.parent), what) from error
 
 
 def _check_space(folder: Path, source: Path | str, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"has {free:,} bytes left, and {source} needs {needed:,}; choose another system.stage_dir"
-        raise ConfigError([Problem(str(folder), what)])
+        raise config_error(str(folder), what)
 
 
 def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
@@ -172,13 +165,8 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
     names = [name for split in (config.data.train_split, config.data.val_split) for name in expand(split)]
     for name in names:
         if any(sign in name for sign in "*?[") or ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise ConfigError(
-                [
-                    Problem(
-                        f"pattern '{name}'",
-                        f"is none for shards of {address}: say which with braces, {{0000..0127}}",
-                    )
-                ]
+            raise config_error(
+                f"pattern '{name}'", f"is none for shards of {address}: say which with braces, {{0000..0127}}"
             )
     with write_errors(target):
         target.mkdir(exist_ok=True)
@@ -227,7 +215,7 @@ def _fetch(address: str, folder: Path, name: str, ended: Event) -> None:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-    raise ConfigError([Problem(url, f"cannot be fetched to {folder}: {why}")])
+    raise config_error(url, f"cannot be fetched to {folder}: {why}")
 
 
 def _download(url: str, path: Path, temporary: Path, ended: Event) -> None:

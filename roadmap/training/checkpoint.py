@@ -14,7 +14,7 @@ from torch import Tensor
 
 from roadmap.disk import explaining, file_system, free_space, megabytes
 from roadmap.files import leftovers, sync_folder, temporary_path
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import config_error, relative
 from roadmap.weight_files import CHECKPOINT, checkpoint_files
 
 KEEP = 2
@@ -101,9 +101,7 @@ class Checkpoints:
         try:
             return next(self.load(), None)
         except OSError as error:
-            raise ConfigError(
-                [Problem(relative(self.folder), f"cannot be read: {error.strerror or error}")]
-            ) from error
+            raise config_error(relative(self.folder), f"cannot be read: {error.strerror or error}") from error
 
     def read(self, name: str) -> dict[str, Any]:
         """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no

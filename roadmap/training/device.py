@@ -12,7 +12,7 @@ import torch
 
 from roadmap.config import RunConfig
 from roadmap.provenance import cpu
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,17 +28,13 @@ def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
     if (name == "cuda" and not torch.cuda.is_available()) or (
         name == "mps" and not torch.backends.mps.is_available()
     ):
-        raise ConfigError(
-            [Problem("system.device", f"'{name}' is unavailable on this machine; 'auto' takes what there is")]
+        raise config_error(
+            "system.device", f"'{name}' is unavailable on this machine; 'auto' takes what there is"
         )
     if config.system.sync_bn and name != "cuda":
-        raise ConfigError(
-            [
-                Problem(
-                    "system.sync_bn",
-                    f"needs CUDA, the only device of PyTorch's synchronized BN; this run is on {name}",
-                )
-            ]
+        raise config_error(
+            "system.sync_bn",
+            f"needs CUDA, the only device of PyTorch's synchronized BN; this run is on {name}",
         )
     return (
         torch.device(name, local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)

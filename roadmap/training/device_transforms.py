@@ -26,7 +26,7 @@ from torchvision.transforms.v2.functional import equalize  # type: ignore[import
 from roadmap.config import RunConfig
 from roadmap.data.loader import GREYS, build_transform
 from roadmap.rng import seed_of
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 RANDAUGMENT = "randaugment"  # the purpose of its random numbers
 AFFINE = "affine"
@@ -62,7 +62,7 @@ class RandAugment:
             what = (
                 f"has {', '.join(unknown)}, which is not to be had on a device; --set recipe.pipeline=pillow"
             )
-            raise ConfigError([Problem(f"recipe.randaugment '{config.recipe.randaugment}'", what)])
+            raise config_error(f"recipe.randaugment '{config.recipe.randaugment}'", what)
         self.device, settings = device, self.timm.ops[0].kwargs
         self.fill = torch.tensor(settings["fillcolor"], dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.sampling = SAMPLING[settings["resample"]]

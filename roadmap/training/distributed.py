@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from roadmap.signals import StopSignals, interruptible
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 from roadmap.training.launch import Launch, launched
 
 T = TypeVar("T")
@@ -139,8 +139,8 @@ def joined(stop: StopSignals) -> Iterator[Distributed]:
         try:
             dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
         except RuntimeError as error:  # a port that is taken, or nobody came
-            raise ConfigError(
-                [Problem("the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})")]
+            raise config_error(
+                "the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})"
             ) from error
     yield Distributed(launch)
     dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them

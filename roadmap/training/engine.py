@@ -19,7 +19,7 @@ from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
 from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
 from roadmap.training.device import PRECISIONS, autocast, oom_hint, oom_suggestions
@@ -109,7 +109,7 @@ class Engine:
                     "--set system.compile=false trains the eager network, system.compile=try does so where"
                     " the compiled one is wrong"
                 )
-                raise ConfigError([Problem("system.compile:", f"{problem}; {fixes}")])
+                raise config_error("system.compile:", f"{problem}; {fixes}")
             logger.warning("%s; the eager network is trained", problem)
             self.forward = eager
         return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (

@@ -28,12 +28,12 @@ from roadmap.data.preflight import STREAMS, class_names, data_dir, is_remote, ki
 from roadmap.data.staging import stage
 from roadmap.files import temporary_path, write_atomic, write_errors
 from roadmap.records import RunDir, check_config, run_dir_of
-from roadmap.strict_yaml import ConfigError, relative
+from roadmap.strict_yaml import ConfigError, config_error, relative
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
 from roadmap.training.distributed import Distributed
 from roadmap.training.metrics import EvalMetrics, evaluate
-from roadmap.weight_files import name_of, refusal
+from roadmap.weight_files import name_of
 from roadmap.weights import Kind, copy_weights, read_weights, select
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def find_run(config: RunConfig, run: RunDir) -> CheckpointToEvaluate:
     if run.config.exists():
         check_config(run, config)
     if (state := Checkpoints(run.checkpoints).newest()) is None:
-        raise refusal(
+        raise config_error(
             relative(run.path),
             "has no checkpoint to evaluate; train it first, or name weights with --init-from",
         )
@@ -119,7 +119,7 @@ def match_classes(
     """
     names, outputs, split = found.classes, view.model.num_classes, view.data.val_split
     if names is not None and len(names) != outputs:
-        raise refusal(
+        raise config_error(
             found.named_by or found.where, f"names {len(names)} classes, the model has {outputs} outputs"
         )
     if kind_of(view.data) == "folder" and data is None and not is_remote(view):
@@ -127,7 +127,7 @@ def match_classes(
     here, complete = _names_of_data(view, data)
     if here is None or names is None:
         if here is not None and len(here) != outputs and complete:
-            raise refusal(
+            raise config_error(
                 f"dataset '{view.data.dataset}'",
                 f"has {len(here)} classes in {split}, the model {outputs}; {WAY_OUT}",
             )
@@ -161,7 +161,7 @@ def _reading_val_alone(view: RunConfig, named: bool) -> RunConfig:
     alone = view.model_copy(update={"data": data.model_copy(update={"train_split": data.val_split})})
     class_names(alone)
     if not named and (data_dir(view) / data.train_split).is_dir():
-        raise refusal("", f"{problem}; {WAY_OUT}") from problem
+        raise config_error("", f"{problem}; {WAY_OUT}") from problem
     return alone
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from roadmap.class_map import OTHER_ORDER, UNKNOWN_ORDER, is_ambiguous, outputs_of, some
 from roadmap.config import RunConfig
-from roadmap.weight_files import digest_of, name_of, refusal
+from roadmap.strict_yaml import config_error
+from roadmap.weight_files import digest_of, name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,7 @@ def check_init(config: RunConfig) -> None:
     if source is not None:
         there = digest_of(source)
         if recipe.init_digest is None:
-            raise refusal(
+            raise config_error(
                 "recipe.init_digest",
                 f"is not set, and system.init_from is; --init-from sets both, to {there}",
             )
@@ -46,9 +47,11 @@ def check_init(config: RunConfig) -> None:
                 f"has the digest {there}, and recipe.init_digest wants {recipe.init_digest}: these are other"
                 " weights"
             )
-            raise refusal(name_of(source), f"{message}; --init-from takes them all the same, as another run")
+            raise config_error(
+                name_of(source), f"{message}; --init-from takes them all the same, as another run"
+            )
     elif recipe.init_digest is not None:
-        raise refusal(
+        raise config_error(
             "recipe.init_digest",
             f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are",
         )
@@ -57,11 +60,11 @@ def check_init(config: RunConfig) -> None:
             "is ema, and there are no weights to start from; --init-from FILE gives some, or --raw does"
             " without"
         )
-        raise refusal(f"{config.step}: recipe.init_weights", message)
+        raise config_error(f"{config.step}: recipe.init_weights", message)
     elif recipe.layer_decay < 1:
         message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
         way_out = "--init-from FILE gives some, or --set recipe.layer_decay=1 does without"
-        raise refusal(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
+        raise config_error(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
 
 
 def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 
 FIRST_PORT, PORTS = 20_000, 12_000  # below those that systems hand out by themselves
 OUTER = re.compile(
@@ -87,19 +87,12 @@ def _torchrun() -> Launch:
     missing = [name for name in TORCHRUN if name not in os.environ]
     if missing:
         there = [name for name in TORCHRUN if name not in missing]
-        raise ConfigError(
-            [
-                Problem(
-                    " and ".join(there),
-                    f"set, but not {', '.join(missing)}; launch several processes with torchrun",
-                )
-            ]
+        raise config_error(
+            " and ".join(there), f"set, but not {', '.join(missing)}; launch several processes with torchrun"
         )
     rank, size, local, port = (_number(name) for name in (*TORCHRUN[:3], "MASTER_PORT"))
     if not 0 <= rank < size:
-        raise ConfigError(
-            [Problem(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")]
-        )
+        raise config_error(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")
     instead = "torchrun starts all of them, and `env -u RANK -u WORLD_SIZE python …` this one alone"
     return (
         Launch(rank, size, local, os.environ["MASTER_ADDR"], port, "WORLD_SIZE", instead)
@@ -145,7 +138,7 @@ def _number(name: str) -> int:
         return int(os.environ[name])
     except (KeyError, ValueError) as error:
         message = f"is {os.environ.get(name, 'not set')!r}, which is no number; who launched this process?"
-        raise ConfigError([Problem(name, message)]) from error
+        raise config_error(name, message) from error
 
 
 def _port(job: str) -> int:

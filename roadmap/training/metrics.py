@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roadmap.config import RunConfig
-from roadmap.strict_yaml import ConfigError, Problem
+from roadmap.strict_yaml import config_error
 from roadmap.training.device import autocast
 from roadmap.training.distributed import Distributed
 
@@ -63,9 +63,7 @@ def evaluate(
             per_class.index_add_(0, labels.clamp(min=0), hits)
     loss_sum, images_seen, first, five, unreadable = world.sum(sums).tolist()
     if not images_seen:
-        raise ConfigError(
-            [Problem(f"dataset '{config.data.dataset}'", "has no validation image that can be read")]
-        )
+        raise config_error(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
     percent = 100 / images_seen
     return EvalMetrics(
         loss_sum * percent / 100, first * percent, five * percent, round(images_seen), round(unreadable)

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from roadmap.disk import free_space, megabytes
 from roadmap.files import temporary_path, write_atomic
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import config_error, relative
 from roadmap.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Profiler(Callback):
 
     def __init__(self, run_dir: Path, steps: int) -> None:
         if steps < 1:
-            raise ConfigError([Problem("--profile-steps", f"must be at least 1, not {steps}")])
+            raise config_error("--profile-steps", f"must be at least 1, not {steps}")
         self.folder = run_dir / "profile"
         self.steps = steps
         self.cuda = torch.cuda.is_available()

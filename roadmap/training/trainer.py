@@ -29,7 +29,7 @@ from roadmap.provenance import provenance
 from roadmap.records import RunDir
 from roadmap.result import FORMAT, Result
 from roadmap.signals import ENDS, Stopped, StopSignals
-from roadmap.strict_yaml import ConfigError, Problem, relative
+from roadmap.strict_yaml import config_error, relative
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
@@ -407,7 +407,7 @@ class Trainer:
                 f" {relative(self.run_dir.path)}"
             )
             fix = "resume with the data as it was, or move the run's folder away to start again"
-            raise ConfigError([Problem(where, f"{position} ({'; '.join(differ)}); {fix}")])
+            raise config_error(where, f"{position} ({'; '.join(differ)}); {fix}")
 
     def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
