@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from roadmap.data import splits
+from roadmap.data import locate
 from roadmap.strict_yaml import relative
 from roadmap.weight_files import refusal
 
@@ -74,7 +74,7 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
 
 def some(names: Sequence[str]) -> str:
     """The first of many names in quotes, for a message."""
-    return splits.some(f"'{name}'" for name in names)
+    return locate.some(f"'{name}'" for name in names)
 
 
 def is_ambiguous(names: Sequence[str]) -> bool:

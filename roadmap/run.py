@@ -16,7 +16,8 @@ from blocks import complexity, describe
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
-from roadmap.data.preflight import check_data, class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.data.locate import class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.data.preflight import check_data
 from roadmap.disk import disk_error
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.records import RunDir, find_runs, prepare, read_result, run_dir_of

@@ -376,7 +376,7 @@ def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> 
     ("name", "value", "message"),
     [
         ("RANK", "a", "RANK is 'a', which is no number"),
-        ("RANK", "2", "RANK 2 is none of the 2 processes that WORLD_SIZE counts from 0"),
+        ("RANK", "2", "RANK 2 is not one of the 2 processes that WORLD_SIZE counts from 0"),
         ("MASTER_PORT", "x", "MASTER_PORT is 'x', which is no number"),
     ],
 )

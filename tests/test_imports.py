@@ -83,7 +83,6 @@ NEEDS_TORCH = {
     "blocks.modules",
     "blocks.residual",
     "roadmap.rng",
-    "roadmap.data.arrival",
     "roadmap.data.loader",
     "roadmap.data.datasets",
     "roadmap.data.map_style",

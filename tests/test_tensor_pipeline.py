@@ -18,11 +18,11 @@ from torch import Tensor
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
 from roadmap.data import tensor_decoder as tensors
-from roadmap.data.corrupt import Unreadable
 from roadmap.data.datasets import make_source
-from roadmap.data.decoder import PillowDecoder
+from roadmap.data.images import PillowDecoder, Unreadable
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import STREAMS, check_data
+from roadmap.data.locate import STREAMS
+from roadmap.data.preflight import check_data
 from roadmap.data.tensor_decoder import TensorDecoder
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
@@ -309,7 +309,7 @@ def test_the_next_image_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
     for how in ({}, TENSOR):
         loader = Loader(plain(root, system__corrupt_images=4, **how), "train", CPU)
         found.append([labels.tolist() for epoch in range(2) for _, labels in loader.epoch(epoch)])
-        assert loader.corrupt_state() == [0, 6, 7, 14]
+        assert loader.corrupt.state() == [0, 6, 7, 14]
     assert found[0] == found[1]
 
 
@@ -320,7 +320,7 @@ def test_a_stream_cannot_be_had_as_tensors(kind: str, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError,
             match=(
-                r"^recipe\.pipeline 'tensor' cannot be had of .*data\.dataset=shards reads tar files as"
+                r"^recipe\.pipeline 'tensor' is unavailable for .*data\.dataset=shards reads tar files as"
                 r" tensors"
             ),
         ):

@@ -24,7 +24,7 @@ from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import STREAMS, class_names, data_dir, is_remote, kind_of
+from roadmap.data.locate import STREAMS, class_names, data_dir, is_remote, kind_of
 from roadmap.data.staging import stage
 from roadmap.files import temporary_path, write_atomic, write_errors
 from roadmap.records import RunDir, check_config, run_dir_of
@@ -166,8 +166,8 @@ def _reading_val_alone(view: RunConfig, named: bool) -> RunConfig:
 
 
 def _names_of_data(view: RunConfig, data: Dataset[Any] | None) -> tuple[list[str] | None, bool]:
-    """The names of the data's classes, by label, None if unknown; and whether these are certainly all of its
-    labels.
+    """The names of the data's classes, by label, None if unknown; and whether these are certainly
+    all of its labels.
 
     Shards only know the labels of the images that they have.
     """
@@ -219,8 +219,8 @@ def evaluate_run(
     per_class: Path | None = None,
     class_map: list[str] | None = None,
 ) -> int:
-    """Prints the metrics of the run's last checkpoint, or of the weights in `source` without any run; returns
-    the exit code.
+    """Prints the metrics of the run's last checkpoint, or of the weights in `source` without any run;
+    returns the exit code.
 
     `view` is the configuration with the resolution and crop of the evaluation, `per_class` the file for the
     metrics of each class. `class_map` are the names of the network's classes in the order of its outputs,

@@ -21,7 +21,7 @@ from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import kind_of
+from roadmap.data.locate import kind_of
 from roadmap.data.staging import stage
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
@@ -260,9 +260,9 @@ class Trainer:
     def _share_corrupt(self) -> None:
         """Has every process know the images that any could not read; CorruptImages in all if too many."""
         for loader in self.loaders:
-            known = self.world.gather(loader.corrupt_state())
-            loader.restore_corrupt(sorted(set[int]().union(*known)))
-        self.loader.check_corrupt()
+            known = self.world.gather(loader.corrupt.state())
+            loader.corrupt.restore(sorted(set[int]().union(*known)))
+        self.loader.corrupt.check()
 
     def _clock(self, started: float) -> float:
         """Adds the time since `started` to the time spent in training; returns the present."""
@@ -336,7 +336,7 @@ class Trainer:
             "seconds": self.seconds,
             "last": self.last,
             "metrics_offset": self._metrics().offset,
-            "corrupt": [loader.corrupt_state() for loader in self.loaders],
+            "corrupt": [loader.corrupt.state() for loader in self.loaders],
             "data": self._identity(),
         }
         self.checkpoints.save(self.engine.iteration, state)
@@ -356,7 +356,7 @@ class Trainer:
         self.epoch_loss.restore(state["whole"])
         self.last = state["last"]
         for loader, known in zip(self.loaders, state["corrupt"], strict=True):
-            loader.restore_corrupt(known)
+            loader.corrupt.restore(known)
 
     def _choose_checkpoint(self) -> str | None:
         """The name of the checkpoint to resume from; what was logged or saved after it is removed."""
@@ -425,7 +425,7 @@ class Trainer:
                 "processes": self.world.size,
                 "micro_batch": self.plan.micro,
                 "accumulation": self.plan.accumulation,
-                "corrupt_images": sum(loader.corrupt for loader in self.loaders),
+                "corrupt_images": sum(loader.corrupt.count for loader in self.loaders),
                 "dataset": config.data.dataset,
                 "image_size": config.data.image_size,
                 **asdict(cost),
