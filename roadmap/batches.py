@@ -69,8 +69,8 @@ class BatchPlan:
 
 
 def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
-    """How `world` processes share the configuration's global batch; ConfigError names the value that prevents
-    it.
+    """How `world` processes share the configuration's global batch; ConfigError names the value
+    that prevents it.
     """
     recipe, system = config.recipe, config.system
     group, share = recipe.group, recipe.global_batch // world

@@ -93,8 +93,8 @@ class Callbacks(Callback):
 
 
 class LiveProgress(Callback):
-    """A live bar with epoch, loss, accuracy, images/s and time left; where there is no terminal, plain lines,
-    one per epoch.
+    """A live bar with epoch, loss, accuracy, images/s and time left; where there is no terminal, plain
+    lines, one per epoch.
     """
 
     def __init__(self, console: Console, title: str) -> None:

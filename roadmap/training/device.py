@@ -19,8 +19,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def select_device(config: RunConfig, local_rank: int = 0) -> torch.device:
-    """The device that the configuration names, the `local_rank`-th of its kind; `auto` is CUDA where there is
-    one.
+    """The device that the configuration names, the `local_rank`-th of its kind; `auto` is CUDA
+    where there is one.
     """
     name = config.system.device
     if name == "auto":

@@ -19,8 +19,8 @@ from roadmap.training.distributed import Distributed
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """Mean cross-entropy over `images`, and top-1 and top-5 accuracy in %; `unreadable` images count nowhere
-    else.
+    """Mean cross-entropy over `images`, and top-1 and top-5 accuracy in %; `unreadable` images
+    count nowhere else.
     """
 
     loss: float
