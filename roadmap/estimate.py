@@ -18,7 +18,7 @@ from typing import Any
 from blocks.cost import complexity
 from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
-from roadmap.data.preflight import class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.data.locate import class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.errors import ConfigError
 from roadmap.records import (
     DamagedResult,

@@ -21,10 +21,9 @@ from roadmap.estimate import finished_results, training_images, training_macs, t
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.records import Result, RunDir, prepare, run_dir_of
 from roadmap.signals import Stopped, StopSignals
-from roadmap.training.callbacks import Callback, Callbacks, LiveProgress
+from roadmap.training.callbacks import Callback, Callbacks, LiveProgress, check_trackers, make_trackers
 from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
-from roadmap.training.trackers import check_trackers, make_trackers
 
 EXIT_BUSY = 75  # EX_TEMPFAIL: nothing is wrong, but another process works on the run
 
@@ -107,7 +106,7 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
                 run = world.from_rank0(lambda: prepare(runs, config))
                 _print_start(console, config, run)
                 with _callbacks(config, run, console, profile_steps) if world.first else Callback() as watch:
-                    result = train(config, run.path, stop=stop, watch=watch, world=world)
+                    result = train(config, run.path, stop=stop, callback=watch, world=world)
         except Stopped as stopped:
             console.print(f"stopped by {stopped}; the same command resumes the run", highlight=False)
             return 128 + (stop.signal or signal.SIGTERM)

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import url2pathname
 
-from roadmap.data import splits
+from roadmap.data import locate
 from roadmap.errors import config_error, relative
 from roadmap.files import download
 from roadmap.records import RunDir
@@ -158,7 +158,7 @@ def outputs_of(data: Sequence[str], network: Sequence[str], where: str) -> list[
 
 def some(names: Sequence[str]) -> str:
     """The first of many names, quoted, for a message."""
-    return splits.some(f"'{name}'" for name in names)
+    return locate.some(f"'{name}'" for name in names)
 
 
 def is_ambiguous(names: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.signals import ignoring_interrupts
 from roadmap.terminal import console, count, repeat, tally
-from roadmap.training.launch import launched_by_nobody
+from roadmap.training.launch import without_launcher
 from slurm.jobs import jobs_of
 from slurm.status_table import duration, overview, progress_of
 from slurm.worker import OPEN, work, work_on
@@ -53,7 +53,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     devices = gpus()
     jobs = []
-    with ignoring_interrupts(), launched_by_nobody(), write_errors(folder):
+    with ignoring_interrupts(), without_launcher(), write_errors(folder):
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)

@@ -20,8 +20,8 @@ from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, stat
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, tally
+from roadmap.training.callbacks import check_trackers
 from roadmap.training.initial_weights import check_init, with_init_digest
-from roadmap.training.trackers import check_trackers
 from slurm.client import MAX_ARRAY_SIZE, SlurmUnavailable, Task, max_array_size, queued
 from slurm.cluster import Cluster, check_steps, default_cluster, load_cluster
 from slurm.executor import (

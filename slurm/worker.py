@@ -18,8 +18,7 @@ from roadmap.disk import DiskError
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
 from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
-from roadmap.training.callbacks import Callback
-from roadmap.training.trackers import make_trackers
+from roadmap.training.callbacks import Callback, make_trackers
 from slurm.client import SlurmUnavailable, ask
 from slurm.jobs import verify_snapshot
 
@@ -64,7 +63,7 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                 # on rank 0 only, since a submission may replace it
                 config = world.from_rank0(partial(RunConfig.read, run.config))
                 with make_trackers(config, run.path) if world.first else Callback() as trackers:
-                    train(config, run.path, stop=stop, watch=trackers, world=world)
+                    train(config, run.path, stop=stop, callback=trackers, world=world)
                 finished += 1
             except LeaseHeld:
                 continue  # another worker was faster; if it dies, the run is open again

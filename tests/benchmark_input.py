@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader, build_transform
-from roadmap.data.preflight import kind_of
+from roadmap.data.locate import kind_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import hardware
 from roadmap.training.device_transforms import DeviceTransform

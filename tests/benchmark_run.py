@@ -33,10 +33,10 @@ LOGIN = [
     "slurm/status.py {runs}",
 ]
 PARTS = {  # what an attempt does, by the methods that do it, inner ones before outer ones
-    "data": ("roadmap.training.trainer", "Attempt", ["_open_data"]),
+    "data": ("roadmap.training.trainer", "Trainer", ["_open_data"]),
     "evaluation": ("roadmap.training.engine", "Engine", ["evaluate", "evaluate_ema"]),
-    "writing": ("roadmap.training.trainer", "Attempt", ["_save", "_log"]),
-    "training": ("roadmap.training.trainer", "Attempt", ["_train_epoch"]),
+    "writing": ("roadmap.training.trainer", "Trainer", ["_save", "_log"]),
+    "training": ("roadmap.training.trainer", "Trainer", ["_train_epoch"]),
 }
 
 

@@ -37,7 +37,7 @@ def stopped_run(config: RunConfig, runs: Path, iterations: int = 12) -> RunDir:
     """A run that was stopped in its third epoch."""
     run, stop = prepare(runs, config), StopSignals()
     with pytest.raises(Stopped):
-        train(config, run.path, stop=stop, watch=StopAt(stop, iterations))
+        train(config, run.path, stop=stop, callback=StopAt(stop, iterations))
     return run
 
 

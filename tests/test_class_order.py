@@ -332,7 +332,7 @@ def test_shards_without_images_of_the_last_classes_are_evaluated_on_all_outputs(
     torch.save(read_weights(run.path).states["raw"], tmp_path / "x.pth")
     for source, names in ((run.path, PLAIN), (tmp_path / "x.pth", None)):
         found = evaluate_found(find_file(str(source)), config)["raw"]
-        assert (found.scores.top1, found.scores.images, found.labels.names, found.labels.outputs) == (
+        assert (found.metrics.top1, found.metrics.images, found.labels.names, found.labels.outputs) == (
             100,
             20,
             names,
@@ -343,7 +343,11 @@ def test_shards_without_images_of_the_last_classes_are_evaluated_on_all_outputs(
 
 def test_shards_of_some_of_the_classes_are_matched_by_name(run: RunDir, tmp_path: Path) -> None:
     found = evaluate_found(find_file(str(run.path)), shards_of(tmp_path, ["10", "2", "7"]))["raw"]
-    assert (found.scores.top1, found.labels.names, found.labels.outputs) == (100, ["10", "2", "7"], [1, 4, 9])
+    assert (found.metrics.top1, found.labels.names, found.labels.outputs) == (
+        100,
+        ["10", "2", "7"],
+        [1, 4, 9],
+    )
 
 
 # What cannot be matched.
@@ -435,10 +439,10 @@ def test_data_without_names_keeps_its_labels_and_has_the_names_of_the_weights(
     items = Pictures([(source[number][0], source[number][1]) for number in range(len(source))])
     config, found = config_of(None, data__dataset="custom/numbers"), find_run(config_of(root), run)
     nameless = evaluate_found(found, config, data=items)["raw"]  # type: ignore[arg-type]
-    assert (nameless.scores.top1, nameless.labels.names, nameless.labels.outputs) == (100, PLAIN, None)
+    assert (nameless.metrics.top1, nameless.labels.names, nameless.labels.outputs) == (100, PLAIN, None)
     items = Pictures([(picture, NUMBERS.index(PLAIN[label])) for picture, label in items.items], NUMBERS)
     with_init_digest = evaluate_found(found, config, data=items)["raw"]  # type: ignore[arg-type]
-    assert (with_init_digest.scores.top1, with_init_digest.labels.names) == (100, NUMBERS)
+    assert (with_init_digest.metrics.top1, with_init_digest.labels.names) == (100, NUMBERS)
 
 
 # Fine-tuning.

@@ -64,7 +64,7 @@ def test_in_training_the_next_image_takes_the_place_of_a_corrupt_one(
         assert numbers_of(list(loader.epoch(epoch)), config) == [
             replaced.get(number, number) for number in before[epoch]
         ]
-    assert loader.corrupt == 3
+    assert loader.corrupt.count == 3
     if not workers:
         said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == 3
@@ -83,7 +83,7 @@ def test_in_evaluation_a_corrupt_image_is_marked(folder: Path, workers: int) -> 
     assert labels_of(found) == [0, 0, 0, 1, -1, 1, 2, 2, -1]
     black = (torch.zeros(3) - torch.tensor(config.data.mean)) / torch.tensor(config.data.std)
     assert torch.allclose(found[1][0][0].mean((1, 2)), black)
-    assert (loader.corrupt, loader.images) == (2, VAL)
+    assert (loader.corrupt.count, loader.images) == (2, VAL)
     parts = [labels_of(batches(config, "val", rank=rank, plan=plan_of(config, 2))) for rank in range(2)]
     assert parts == [[0, 0, -1, 2, -1], [0, 1, 1, 2]]
 
@@ -97,7 +97,7 @@ def test_more_corrupt_images_than_allowed_end_the_run(folder: Path, workers: int
     line = str(ended.value)
     assert "\n" not in line
     count = int(line.partition(" ")[0])
-    assert 4 < count <= loader.corrupt <= 12
+    assert 4 < count <= loader.corrupt.count <= 12
     assert line.startswith(
         f"{count} images cannot be read, system.corrupt_images lets 4 pass: {folder}/train/"
     )
@@ -138,10 +138,10 @@ def test_training_and_validation_share_what_is_allowed(folder: Path, workers: in
         val = Loader(config, "val", CPU, beside=train)
         for epoch in range(2):
             list(train.epoch(epoch))
-        assert (train.corrupt, val.corrupt) == (2, 0)
+        assert (train.corrupt.count, val.corrupt.count) == (2, 0)
         if allowed == 3:
             list(val.epoch())
-            assert (train.corrupt, val.corrupt) == (2, 1)
+            assert (train.corrupt.count, val.corrupt.count) == (2, 1)
         else:
             files = rf"{folder}/train/ant/0\.jpg, {folder}/train/bee/1\.jpg, {folder}/val/cat/2\.jpg"
             hint = r"--set system\.corrupt_images=3 leaves these out"
@@ -161,16 +161,16 @@ def test_what_could_not_be_read_is_known_after_a_resume(
     damage(folder, "train", "ant/0.jpg", "bee/1.jpg")
     config = plain(folder, system__corrupt_images=2, system__workers=workers)
     loader, again = Loader(config, "train", CPU), Loader(config, "train", CPU)
-    assert loader.corrupt_state() == []
+    assert loader.corrupt.state() == []
     for epoch in range(2):
         list(loader.epoch(epoch))
-    assert loader.corrupt_state() == [0, 6]
+    assert loader.corrupt.state() == [0, 6]
     caplog.clear()
-    again.restore_corrupt(loader.corrupt_state())
-    assert (again.corrupt, again.corrupt_state()) == (2, [0, 6])
+    again.corrupt.restore(loader.corrupt.state())
+    assert (again.corrupt.count, again.corrupt.state()) == (2, [0, 6])
     for epoch in range(2):
         list(again.epoch(epoch))
-    assert again.corrupt_state() == [0, 6]
+    assert again.corrupt.state() == [0, 6]
     assert caplog.records == []
     loader.close()
     again.close()
@@ -180,15 +180,15 @@ def test_more_known_images_than_allowed_are_refused_where_they_are_checked(folde
     config = plain(folder, system__corrupt_images=1)
     train = Loader(config, "train", CPU)
     val = Loader(config, "val", CPU, beside=train)
-    val.restore_corrupt([4, 1000])  # the data set has become smaller
-    train.check_corrupt()
-    train.restore_corrupt([2])
+    val.corrupt.restore([4, 1000])  # the data set has become smaller
+    train.corrupt.check()
+    train.corrupt.restore([2])
     for loader in (train, val):
         with pytest.raises(
             CorruptImages,
             match=rf"^2 images .* lets 1 pass: {folder}/train/ant/2\.jpg, {folder}/val/bee/1\.jpg; --set ",
         ):
-            loader.check_corrupt()
+            loader.corrupt.check()
     with pytest.raises(CorruptImages):
         next(train.epoch())
 
@@ -197,12 +197,12 @@ def test_a_counter_travels_to_workers_that_are_not_forked(folder: Path) -> None:
     damage(folder, "train", "ant/0.jpg")
     config = plain(folder, system__corrupt_images=0)
     train = Loader(config, "train", CPU)
-    Loader(config, "val", CPU, beside=train).restore_corrupt([1])
+    Loader(config, "val", CPU, beside=train).corrupt.restore([1])
     counter: Any = train._feed.corrupt
     process = SPAWN.Process(target=counter.add, args=(0, OSError("ant/0.jpg is no image")))
     process.start()
     process.join()
-    assert (process.exitcode, train.corrupt_state()) == (0, [0])
+    assert (process.exitcode, train.corrupt.state()) == (0, [0])
 
 
 def test_images_that_are_all_corrupt_end_the_run_however_many_are_allowed(folder: Path) -> None:

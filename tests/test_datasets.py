@@ -344,7 +344,7 @@ def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path
 def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"split 'train' cannot be had: Dataset not found.*--set system\.download=true may fetch it",
+        match=r"split 'train' is unavailable: Dataset not found.*--set system\.download=true may fetch it",
     ):
         make_source(config_of(tmp_path, data__dataset="torch/cifar10"), "train")
     with pytest.raises(ConfigError, match="is 'trian'; torchvision calls it train"):
@@ -411,7 +411,7 @@ def test_a_dataset_of_hugging_face_has_the_digest_of_its_labels(folder: Path, tm
 
 @pytest.mark.usefixtures("offline")
 def test_a_dataset_of_hugging_face_that_cannot_be_had_says_why(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"split 'vla' cannot be had: Unknown split"):
+    with pytest.raises(ConfigError, match=r"split 'vla' is unavailable: Unknown split"):
         make_source(hfds(folder, data__val_split="vla"), "val")
     with pytest.raises(ConfigError, match="has no 'picture', but image, label"):
         make_source(hfds(folder, data__image_key="picture"), "train")
@@ -531,9 +531,9 @@ def test_an_image_has_its_name_worked_out_only_where_it_is_needed() -> None:
 
 
 def test_a_dataset_to_hand_over_is_refused_where_there_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"is handed to roadmap\.train\.train by a program of yours"):
+    with pytest.raises(ConfigError, match=r"is passed to roadmap\.train\.train by a program of yours"):
         check_data(custom())
-    with pytest.raises(ConfigError, match="hand the Dataset of train over"):
+    with pytest.raises(ConfigError, match="pass the Dataset of train to"):
         Loader(custom(), "train", CPU)
 
     class Endless(IterableDataset[Any]):

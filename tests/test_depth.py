@@ -15,7 +15,7 @@ from PIL import Image
 from roadmap.__main__ import parser, run
 from roadmap.cli.options import main_of
 from roadmap.data.datasets import make_source
-from roadmap.data.decoder import PillowDecoder
+from roadmap.data.images import PillowDecoder
 from roadmap.data.loader import Loader
 from roadmap.data.tensor_decoder import TensorDecoder
 from tests.helpers.images import (
@@ -88,8 +88,8 @@ def test_levels_whose_range_nobody_knows_are_refused(
     dtype: type, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     why = (
-        rf"is not an image that can be read: its gray levels are of 32 bits \(mode {mode}\), and nothing says"
-        r" which of them is white"
+        rf"is not an image that can be read: its gray levels are of 32 bits \(mode {mode}\), and nothing"
+        r" defines which is white"
     )
     pixels: np.ndarray = LEVELS.astype(dtype)
     for decoder in (PillowDecoder("RGB"), TensorDecoder("RGB")):
@@ -144,4 +144,4 @@ def test_a_stream_shows_the_same_and_counts_what_it_cannot(tmp_path: Path) -> No
     loader = Loader(config, "val", CPU)
     found = list(loader.epoch())
     assert numbers_of(found, config) == [0, 1, 2]
-    assert loader.corrupt == 1
+    assert loader.corrupt.count == 1

@@ -230,7 +230,7 @@ def lose(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Trains until somebody else takes the run over; every process has to learn of it."""
     run = world.from_rank0(lambda: prepare(runs, config))
     try:
-        train(config, run.path, watch=Usurper(run.path) if world.first else None, world=world)
+        train(config, run.path, callback=Usurper(run.path) if world.first else None, world=world)
     except LeaseLost:
         (runs / f"lost-{world.rank}").touch()
 
@@ -239,7 +239,7 @@ class Usurper(Callback):
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.iterations = run_dir, 0
 
-    def advance(self) -> None:
+    def on_step(self) -> None:
         self.iterations += 1
         if self.iterations == 3:
             (self.run_dir / "attempts" / "0002.json").write_text("{}", encoding="utf-8")
@@ -286,7 +286,7 @@ def endure(world: Distributed, config: RunConfig, runs: Path, stop_after: int | 
     stop = StopSignals()
     watch = StopAt(stop, stop_after) if stop_after and world.first else None
     with suppress(Stopped):
-        train(config, run.path, data=(Torn(), Torn()), stop=stop, watch=watch, world=world)
+        train(config, run.path, data=(Torn(), Torn()), stop=stop, callback=watch, world=world)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -377,7 +377,7 @@ def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> 
     ("name", "value", "message"),
     [
         ("RANK", "a", "RANK is 'a', which is no number"),
-        ("RANK", "2", "RANK 2 is none of the 2 processes that WORLD_SIZE counts from 0"),
+        ("RANK", "2", "RANK 2 is not one of the 2 processes that WORLD_SIZE counts from 0"),
         ("MASTER_PORT", "x", "MASTER_PORT is 'x', which is no number"),
     ],
 )

@@ -169,8 +169,8 @@ def test_the_figures_are_those_of_one_image_after_the_other(
     for kind, seed in (("raw", 0), ("ema", 1)):
         evaluation = found[kind]  # type: ignore[index]
         expected = by_hand(network_of(config, seed), config, photos, size, pct, squash)
-        scores = evaluation.scores
-        assert (scores.images, evaluation.unreadable) == (IMAGES, 0)
+        scores = evaluation.metrics
+        assert (scores.images, evaluation.metrics.unreadable) == (IMAGES, 0)
         assert scores.loss == pytest.approx(expected.loss, rel=1e-4)
         assert scores.top1 == pytest.approx(expected.hits(1))
         assert scores.top5 == pytest.approx(expected.hits(5))
@@ -179,13 +179,13 @@ def test_the_figures_are_those_of_one_image_after_the_other(
             assert (100 * first / count, 100 * five / count) == pytest.approx(
                 (expected.hits(1, label), expected.hits(5, label))
             )
-    assert 0 < found["raw"].scores.top1 < found["raw"].scores.top5 < 100
+    assert 0 < found["raw"].metrics.top1 < found["raw"].metrics.top5 < 100
 
 
 def test_different_views_have_different_figures(photos: Path, weights: Path) -> None:
     """Otherwise the test before could not tell them apart."""
     losses = {
-        evaluate_found(find_file(str(weights)), config_of(photos, **view), "raw")["raw"].scores.loss
+        evaluate_found(find_file(str(weights)), config_of(photos, **view), "raw")["raw"].metrics.loss
         for view, *_ in VIEWS
     }
     assert len({round(loss, 3) for loss in losses}) == len(VIEWS)
@@ -197,20 +197,20 @@ def test_the_size_of_a_batch_changes_nothing(batch: int, photos: Path, weights: 
         evaluate_found(find_file(str(weights)), config_of(photos, system__eval_batch=size), "raw")["raw"]
         for size in (batch, 4)
     )
-    assert (one.classes, one.scores.top1, one.scores.top5) == (
+    assert (one.classes, one.metrics.top1, one.metrics.top5) == (
         other.classes,
-        other.scores.top1,
-        other.scores.top5,
+        other.metrics.top1,
+        other.metrics.top5,
     )
-    assert one.scores.loss == pytest.approx(other.scores.loss, rel=1e-5)
+    assert one.metrics.loss == pytest.approx(other.metrics.loss, rel=1e-5)
 
 
 def test_the_first_five_of_fewer_classes_are_all(photos: Path, tmp_path: Path) -> None:
     config = config_of(photos, data__classes=NAMES[:3], model__num_classes=3)
     torch.save(network_of(config).state_dict(), tmp_path / "three.pth")
     (evaluation,) = evaluate_found(find_file(str(tmp_path / "three.pth")), config).values()
-    assert evaluation.scores.top5 == 100
-    assert evaluation.scores.top1 < 100
+    assert evaluation.metrics.top5 == 100
+    assert evaluation.metrics.top1 < 100
     assert [row[0] for row in evaluation.classes] == [len(name) for name in NAMES[:3]]
 
 
@@ -233,12 +233,12 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(
         in capsys.readouterr().out
     )
     (evaluation,) = evaluate_found(find_file(str(weights)), config, "raw").values()
-    assert (evaluation.scores.images, evaluation.unreadable) == (IMAGES - 1, 1)
+    assert (evaluation.metrics.images, evaluation.metrics.unreadable) == (IMAGES - 1, 1)
     assert [row[0] for row in evaluation.classes] == [3, 2, 9, 3, 3, 3, 3]
     (root / "val" / "bee" / "1.jpg").unlink()
     (without,) = evaluate_found(find_file(str(weights)), config, "raw").values()
     assert evaluation.classes == without.classes
-    assert evaluation.scores.loss == pytest.approx(without.scores.loss, rel=1e-5)
+    assert evaluation.metrics.loss == pytest.approx(without.metrics.loss, rel=1e-5)
 
 
 def test_too_many_images_that_cannot_be_read_end_it_in_one_line(
@@ -281,7 +281,7 @@ def test_a_run_has_the_figures_that_its_training_had(
     assert result is not None
     found = find_run(digits(), finished)
     evaluations = evaluate_found(found, digits())
-    scores, average = (evaluation.scores for evaluation in evaluations.values())
+    scores, average = (evaluation.metrics for evaluation in evaluations.values())
     assert (scores.top1, scores.top5, scores.loss) == (result.top1, result.top5, result.val_loss)
     assert average.top1 == result.ema_top1
     assert average.loss != scores.loss
@@ -289,7 +289,7 @@ def test_a_run_has_the_figures_that_its_training_had(
     assert capsys.readouterr().out.splitlines() == [
         "iteration 36, after epoch 2 of 2: 599 images of 32 px, crop 1 center",
         f"weights: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, loss {scores.loss:.4f}",
-        f"moving average: top-1 {average.top1:.2f} %, top-5 {average.top5:.2f} %, loss {average.loss:.4f}",
+        f"EMA: top-1 {average.top1:.2f} %, top-5 {average.top5:.2f} %, loss {average.loss:.4f}",
     ]
 
 
@@ -360,9 +360,7 @@ def test_the_command_line_evaluates_weights_at_another_resolution(
     assert done.stdout.splitlines()[0] == f"{weights}: {IMAGES} images of 384 px, crop 1 squash"
     config = config_of(photos, data__image_size=384)
     figures = [by_hand(network_of(config, seed), config, photos, 384, 1.0, squash=True) for seed in (0, 1)]
-    for line, title, expected in zip(
-        done.stdout.splitlines()[1:3], ("weights", "moving average"), figures, strict=True
-    ):
+    for line, title, expected in zip(done.stdout.splitlines()[1:3], ("weights", "EMA"), figures, strict=True):
         found = re.fullmatch(rf"{title}: top-1 (\S+) %, top-5 (\S+) %, loss (\S+)", line)
         assert found
         assert [float(figure) for figure in found.groups()] == pytest.approx(
@@ -436,7 +434,7 @@ def test_the_command_line_evaluates_a_run_and_names_its_classes(finished: RunDir
     result = read_result(finished)
     assert result is not None
     assert re.fullmatch(
-        rf"moving average: top-1 {result.ema_top1:.2f} %, top-5 .* %, loss .*", done.stdout.splitlines()[1]
+        rf"EMA: top-1 {result.ema_top1:.2f} %, top-5 .* %, loss .*", done.stdout.splitlines()[1]
     )
     assert done.stdout.splitlines()[2:] == ["out.csv holds the 10 classes"]
     rows = [line.split(",") for line in (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()]

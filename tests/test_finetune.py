@@ -614,7 +614,7 @@ def test_a_training_that_goes_on_does_not_ask_for_the_weights_again(source: RunD
     assert train(config, runs[0].path).status == "done"
     stop = StopSignals()
     with pytest.raises(Stopped):
-        train(config, runs[1].path, stop=stop, watch=StopAt(stop, 7))
+        train(config, runs[1].path, stop=stop, callback=StopAt(stop, 7))
     (tmp_path / "w.pth").unlink()
     assert train(config, runs[1].path).status == "done"
     whole, stopped = (engine_of(run)["model"] for run in runs)

@@ -254,7 +254,7 @@ def test_what_is_no_sample_in_a_stream_of_rows_is_named(
         ({"b.jpg": jpeg(1)}, "sample 'b' in {shard} has no label: no member cls, but jpg"),
         (
             {"b.jpg": jpeg(1), "b.JPG": jpeg(1)},
-            "a shard has two members b.JPG; samples side by side need names of their own",
+            "a shard has two members b.JPG; adjacent samples need different names",
         ),
     ],
 )

@@ -15,7 +15,8 @@ from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.digits import Split
 from roadmap.data.listing import listing_digest
-from roadmap.data.preflight import check_data, find_shards
+from roadmap.data.locate import find_shards
+from roadmap.data.preflight import check_data
 from roadmap.data.prepare_plan import find_classes, find_samples
 from roadmap.data.staging import stage
 from roadmap.errors import ConfigError

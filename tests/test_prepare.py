@@ -35,7 +35,7 @@ from roadmap.cli.options import main_of
 from roadmap.config import RunConfig
 from roadmap.data.datasets import Source, make_source
 from roadmap.data.preflight import check_data
-from roadmap.data.prepare_plan import Recipe, Sample, images_of_a_shard
+from roadmap.data.prepare_plan import Sample, ShardOptions, images_of_a_shard
 from roadmap.data.staging import stage
 from roadmap.deltas import parse_overrides
 from tests.helpers import commands
@@ -514,7 +514,7 @@ def test_a_command_that_is_stopped_goes_on_where_it_was(
     until(lambda: are_gone(workers))
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
-        assert complained.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert complained.splitlines()[-1] == "stopped; the same command resumes from here"
         assert "Traceback" not in complained
         assert leftovers(tmp_path) == []
     half = tars(tmp_path)
@@ -537,9 +537,7 @@ def test_a_worker_that_is_killed_is_named(crowd: Path, tmp_path: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
     _, complained = process.communicate(timeout=WAIT_S)
     assert process.returncode == 2
-    assert complained.splitlines()[-1].startswith(
-        "--workers one died of 2, perhaps for want of memory; try fewer"
-    )
+    assert complained.splitlines()[-1].startswith("--workers one died of 2, perhaps out of memory; try fewer")
     assert are_gone(workers)
 
 
@@ -569,7 +567,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half_written(tmp_path
 
     done = prepare(source, out, "--splits", "train", code=2, before=cramp)
     (line,) = done.stderr.splitlines()
-    kept = "the finished shards are kept, and the same command goes on from there"
+    kept = "the finished shards are kept, and the same command resumes from there"
     assert line == f"{out}/train-000000.tar cannot be written: File too large; {kept}"
     assert (done.stdout, tars(out), leftovers(out)) == ("", {}, [])
     assert "train: 9 images" in prepare(source, out, "--splits", "train").stdout
@@ -626,13 +624,13 @@ def make_other(change: str, source: Path, out: Path) -> None:
             "",
             ["--size", "16"],
             [
-                r"prepared-train\.json has train with --size 20, not 16; go on with --size 20, or choose"
+                r"prepared-train\.json has train with --size 20, not 16; continue with --size 20, or choose"
                 r" another"
             ],
         ),
         ("", ["--size", "none"], ["--size 20, not none", "--quality 90, not none"]),
         ("", ["--quality", "80"], ["train with --quality 90, not 80"]),
-        ("", ["--seed", "1"], [r"train with --seed 0, not 1; go on with --seed 0"]),
+        ("", ["--seed", "1"], [r"train with --seed 0, not 1; continue with --seed 0"]),
         ("", ["--shard-images", "6"], ["--shard-images 5, not 6"]),
         (
             "image",
@@ -666,14 +664,14 @@ def test_another_plan_for_shards_that_are_there_is_refused(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_files_that_are_left_aside_are_named_once(tmp_path: Path) -> None:
+def test_files_that_are_skipped_are_named_once(tmp_path: Path) -> None:
     source, out = write_folder(tmp_path / "data"), tmp_path / "out"
     for name in ("1.gif", "2.GIF", "3.heic", "README", ".hidden"):
         (source / "train" / "bee" / name).write_bytes(b"of no format that is read")
     (source / "train" / "bee" / "below.gif").mkdir()
     said = prepare(source, out).stderr.splitlines()
-    assert [line for line in said if "aside" in line] == [
-        "train: 4 files left aside, for only .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff are read: .gif,"
+    assert [line for line in said if "skipped" in line] == [
+        "train: 4 files skipped, for only .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff are read: .gif,"
         " .heic, no suffix"
     ]
 
@@ -814,7 +812,7 @@ def test_what_is_kept_unchanged_is_read_to_its_end(tmp_path: Path) -> None:
         except OSError:
             unreadable.append(f"ant/{Path(folder.name(number)).name}")
     assert 10 < len(unreadable) < 50
-    assert Recipe(None, 90, None, 0).check() == []
+    assert ShardOptions(None, 90, None, 0).check() == []
     for size in ("none", "512"):
         prepare(source, tmp_path / size, "--size", size, "--splits", "val", "--corrupt-images", "60")
         shards = json.loads((tmp_path / size / "prepared-val.json").read_text(encoding="utf-8"))["shards"]

@@ -33,7 +33,7 @@ def profiled(folder: Path, steps: int, other: Callback | None = None) -> tuple[R
     config = config_of()
     run = prepare(folder, config)
     with Profiler(run.path, steps) as profiler:
-        train(config, run.path, watch=Callbacks([profiler, other or Callback()]))
+        train(config, run.path, callback=Callbacks([profiler, other or Callback()]))
     return run, profiler
 
 
@@ -67,7 +67,7 @@ class Present(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder, self.there, self.active = folder, list[bool](), list[bool]()
 
-    def advance(self) -> None:
+    def on_step(self) -> None:
         import torch
 
         self.there.append(any(self.folder.rglob("operators.txt")))
@@ -129,7 +129,7 @@ def stopped(folder: Path, iteration: int, steps: int) -> RunDir:
     config, stop = config_of(), StopSignals()
     run = prepare(folder, config)
     with pytest.raises(Stopped), Profiler(run.path, steps) as profiler:
-        train(config, run.path, stop=stop, watch=Callbacks([profiler, StopAt(stop, iteration)]))
+        train(config, run.path, stop=stop, callback=Callbacks([profiler, StopAt(stop, iteration)]))
     return run
 
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_is_profiled_where_it_goes_on(tmp_path: Path) -> None:
     run = stopped(tmp_path, iteration=10, steps=1)
     config = config_of()
     with Profiler(run.path, 2) as profiler:
-        train(config, run.path, watch=profiler)
+        train(config, run.path, callback=profiler)
     assert names(run) == ["operators.txt", "trace-16.json", "trace-6.json"]
     assert [number for number, _ in timed(run)] == [16, 17]
 
@@ -165,7 +165,7 @@ def test_the_last_iteration_is_profiled_if_it_is_all_that_is_left(tmp_path: Path
     config = config_of()
     run = prepare(tmp_path, config)
     with Profiler(run.path, 5) as profiler:
-        train(config, run.path, watch=profiler)
+        train(config, run.path, callback=profiler)
     assert [number for number, _ in timed(run)] == [ITERATIONS]
 
 
@@ -187,8 +187,8 @@ def test_a_profiled_run_has_the_metrics_of_one_that_is_not(tmp_path: Path) -> No
 
 def test_a_finished_run_has_nothing_left_to_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Profiler(tmp_path, 3) as profiler:
-        profiler.begin(18, 18)
-        profiler.advance()
+        profiler.on_train_start(18, 18)
+        profiler.on_step()
     assert caplog.messages == ["nothing is left of the run to profile"]
     assert list(tmp_path.iterdir()) == []
 

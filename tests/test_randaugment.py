@@ -197,6 +197,6 @@ def test_an_operation_that_is_not_to_be_had_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(auto_augment, "_RAND_INCREASING_TRANSFORMS", ["Rotate", "GaussianBlur"])
     with pytest.raises(
         ConfigError,
-        match=r"has gaussian_blur, which is not to be had on a device; --set recipe\.pipeline=pillow",
+        match=r"has gaussian_blur, which is unavailable on a device; --set recipe\.pipeline=pillow",
     ):
         RandAugment(recipe(), CPU)

@@ -613,7 +613,7 @@ def test_an_iteration_of_the_training_has_its_own_learning_rate(iteration: int, 
     engine = Engine(config, torch.device("cpu"), 312)
     engine.iteration = iteration
     before = engine.model.get_classifier().get_parameter("weight").detach().clone()
-    engine.step([(torch.randn(128, 3, 32, 32), torch.arange(128))])
+    engine.train_step([(torch.randn(128, 3, 32, 32), torch.arange(128))])
     assert engine.lr() == pytest.approx(rate, rel=1e-9)
     change = (engine.model.get_classifier().get_parameter("weight").detach() - before).abs().max().item()
     assert change == pytest.approx(rate, rel=0.1)  # what Adam's first step changes a weight by

@@ -249,7 +249,7 @@ def test_a_run_that_starts_anew_keeps_its_new_checkpoints(finished: RunDir) -> N
     finished.result.unlink()
     stop = StopSignals()
     with pytest.raises(Stopped):
-        train(config_of(), finished.path, stop=stop, watch=StopAt(stop, 5))
+        train(config_of(), finished.path, stop=stop, callback=StopAt(stop, 5))
     states = list(Checkpoints(finished.checkpoints).load())
     assert [state["engine"]["iteration"] for state in states] == [5]
 
@@ -288,7 +288,7 @@ def test_evaluating_gives_the_logged_accuracy(finished: RunDir, tmp_path: Path) 
     assert result is not None
     evaluations = evaluate_found(find_run(config_of(), finished), config_of())
     assert list(evaluations) == ["raw"]
-    scores = evaluations["raw"].scores
+    scores = evaluations["raw"].metrics
     assert (scores.top1, scores.top5, scores.loss) == (result.top1, result.top5, result.val_loss)
     with pytest.raises(ConfigError, match="has no checkpoint to evaluate"):
         find_run(config_of(), RunDir(tmp_path / "nothing"))
@@ -398,7 +398,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     config = resolve(
         load_roadmap(), "layer_norm", profile="digits", overrides=TINY | {"system.device": "cuda"}
     )
-    with pytest.raises(ConfigError, match="'cuda' is not to be had on this machine"):
+    with pytest.raises(ConfigError, match="'cuda' is unavailable on this machine"):
         train_run(config, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -140,7 +140,7 @@ def test_stopping_at_an_iteration_changes_nothing(first: int, quiet: RunDir, tmp
     run = prepare(tmp_path, config)
     stop = StopSignals()
     with pytest.raises(Stopped):
-        train(config, run.path, stop=stop, watch=StopAt(stop, first))
+        train(config, run.path, stop=stop, callback=StopAt(stop, first))
     assert not run.result.exists()
     assert train(config, run.path).attempts == 2
     assert_same(run, quiet)

@@ -16,9 +16,10 @@ import pytest
 
 from roadmap.config import RunConfig
 from roadmap.data import shards
-from roadmap.data.decoder import make_decoder
+from roadmap.data.images import make_decoder
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import check_data, expand
+from roadmap.data.locate import expand
+from roadmap.data.preflight import check_data
 from roadmap.data.shards import Changed, Shards, known_index, load_index
 from roadmap.errors import ConfigError
 from tests.helpers.images import (
@@ -169,7 +170,7 @@ def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
             : {"in an image": 700, "before the last label": last_label, "in the end": last_label + 1024}[cut]
         ]
     )
-    with pytest.raises(ConfigError, match=r"train-01\.tar is not a whole shard"):
+    with pytest.raises(ConfigError, match=r"train-01\.tar is not an intact shard"):
         open_shards(config)
 
 
@@ -284,9 +285,9 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     [
         (
             ["a.jpg", "a.cls", "a.jpg", "a.cls"],
-            "has two members jpg; samples side by side need names of their own",
+            "has two members jpg; adjacent samples need different names",
         ),
-        (["a.jpg", "a.cls", "a.CLS"], "has two members cls; samples side by side need names of their own"),
+        (["a.jpg", "a.cls", "a.CLS"], "has two members cls; adjacent samples need different names"),
         (
             ["a.jpg", "b.jpg", "a.cls", "b.cls"],
             "has no label: no member cls or json, but jpg; others of that name lie elsewhere in the file",

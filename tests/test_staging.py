@@ -398,10 +398,10 @@ def test_shards_from_the_web_need_a_stage_folder_and_names(server: Server, disk:
     for look in (check_data, stage):
         with pytest.raises(ConfigError, match=r"system\.stage_dir is not set: where are the shards of http"):
             look(config)
-    with pytest.raises(ConfigError, match="say which with braces"):
+    with pytest.raises(ConfigError, match="name them with braces"):
         stage(remote(server, disk, data__val_split="val-*.tar"))
 
 
 def test_a_folder_is_not_read_from_the_web(server: Server, disk: Path) -> None:
-    with pytest.raises(ConfigError, match="is an address, from which only shards and wds/ are read"):
+    with pytest.raises(ConfigError, match="is a URL, from which only shards and wds/ are read"):
         stage(config_of(server.address, system__stage_dir=str(disk)))

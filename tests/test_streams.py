@@ -135,7 +135,7 @@ def test_a_corrupt_image_of_a_stream_is_left_out(root: Path, workers: int) -> No
         assert sorted(numbers_of(list(loader.epoch()), config)) == [
             number for number in range(VAL_IMAGES) if number != 6
         ]
-    assert loader.corrupt == 1
+    assert loader.corrupt.count == 1
     loader.close()
 
 
@@ -184,7 +184,7 @@ def test_a_stream_that_cannot_be_shared_or_counted_is_refused(root: Path) -> Non
     ):
         with pytest.raises(ConfigError, match=said):
             Loader(wds(root, **given), "train", CPU)
-    with pytest.raises(ConfigError, match="does not say how many images it has"):
+    with pytest.raises(ConfigError, match="does not announce how many images it has"):
         Loader(wds(root, data__val_split="val-{00..02}.tar"), "val", CPU)
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
 from roadmap.data import tensor_decoder as tensors
-from roadmap.data.corrupt import Unreadable
 from roadmap.data.datasets import make_source
-from roadmap.data.decoder import PillowDecoder
+from roadmap.data.images import PillowDecoder, Unreadable
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import STREAMS, check_data
+from roadmap.data.locate import STREAMS
+from roadmap.data.preflight import check_data
 from roadmap.data.tensor_decoder import TensorDecoder
 from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
@@ -309,7 +309,7 @@ def test_the_next_image_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
     for how in ({}, TENSOR):
         loader = Loader(plain(root, system__corrupt_images=4, **how), "train", CPU)
         found.append([labels.tolist() for epoch in range(2) for _, labels in loader.epoch(epoch)])
-        assert loader.corrupt_state() == [0, 6, 7, 14]
+        assert loader.corrupt.state() == [0, 6, 7, 14]
     assert found[0] == found[1]
 
 
@@ -320,7 +320,7 @@ def test_a_stream_cannot_be_had_as_tensors(kind: str, tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError,
             match=(
-                r"^recipe\.pipeline 'tensor' cannot be had of .*data\.dataset=shards reads tar files as"
+                r"^recipe\.pipeline 'tensor' is unavailable for .*data\.dataset=shards reads tar files as"
                 r" tensors"
             ),
         ):
@@ -381,9 +381,9 @@ def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
 def test_an_iteration_leaves_the_batch_as_it_is_and_reads_nothing_from_the_device() -> None:
     engine, (images, labels) = engine_of(), grays()
     before = images.clone()
-    engine.step([(images, labels)])
+    engine.train_step([(images, labels)])
     with Syncs() as syncs:
-        engine.step([(images, labels)])
+        engine.train_step([(images, labels)])
     assert syncs.names == []
     assert torch.equal(images, before)
 
@@ -404,6 +404,6 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 def test_a_run_that_was_stopped_ends_the_same(first: int, quiet: RunDir, tmp_path: Path) -> None:
     run, stop = prepare(tmp_path, tensor_run()), StopSignals()
     with pytest.raises(Stopped):
-        train(tensor_run(), run.path, stop=stop, watch=StopAt(stop, first))
+        train(tensor_run(), run.path, stop=stop, callback=StopAt(stop, first))
     assert train(tensor_run("system.workers=2"), run.path).attempts == 2
     assert_same(run, quiet)

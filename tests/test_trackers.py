@@ -21,8 +21,7 @@ from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, parse_overrides, resolve
 from roadmap.train import train
-from roadmap.training.callbacks import Callback, Callbacks
-from roadmap.training.trackers import check_trackers, make_trackers, run_id
+from roadmap.training.callbacks import Callback, Callbacks, check_trackers, make_trackers, run_id
 
 TINY = ["data.copies=1", "model.depths=[1, 1, 1, 1]", "recipe.epochs=2", "system.log_every=4"]
 # iterations: there is a checkpoint of the first, and a line of metrics between the two
@@ -54,7 +53,7 @@ class KillAt(Callback):
     def __init__(self, iteration: int) -> None:
         self.left = iteration
 
-    def advance(self) -> None:
+    def on_step(self) -> None:
         self.left -= 1
         if not self.left:
             raise Killed
@@ -77,7 +76,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = config_of()
     run = prepare(tmp_path_factory.mktemp("quiet"), config)
     with make_trackers(config, run.path) as trackers:
-        train(config, run.path, watch=trackers)
+        train(config, run.path, callback=trackers)
     return run
 
 
@@ -89,10 +88,10 @@ def tracked(offline: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     config = config_of(BOTH)
     run = prepare(tmp_path_factory.mktemp("tracked"), config)
     with pytest.raises(Killed), make_trackers(config, run.path) as trackers:
-        train(config, run.path, watch=Callbacks([trackers, KillAt(KILLED)]))
+        train(config, run.path, callback=Callbacks([trackers, KillAt(KILLED)]))
     assert EPOCH < lines(run)[-1]["iteration"] < KILLED
     with make_trackers(config, run.path) as trackers:
-        assert train(config, run.path, watch=trackers).attempts == 2
+        assert train(config, run.path, callback=trackers).attempts == 2
     return run
 
 
@@ -206,12 +205,12 @@ def test_wandb_has_every_figure_of_the_metrics(tracked: RunDir) -> None:
 
 
 def test_wandb_is_not_shown_again_what_it_has(offline: None, tmp_path: Path) -> None:
-    from roadmap.training.trackers import WandB
+    from roadmap.training.callbacks import WandB
 
     tracker, shown = WandB(config_of(), tmp_path), []
     tracker._run = SimpleNamespace(starting_step=9, log=lambda figures, step: shown.append(step))
     for iteration in (4, 8, 9, 12):
-        tracker.record({"kind": "train", "iteration": iteration, "lr": 0.1})
+        tracker.on_log({"kind": "train", "iteration": iteration, "lr": 0.1})
     assert shown == [9, 12]
 
 
@@ -255,7 +254,7 @@ def test_a_folder_that_happens_to_be_called_wandb_is_no_package(
 
 def test_checking_the_trackers_imports_none_of_them() -> None:
     probe = (
-        "import sys, roadmap.training.trackers; print([name for name in ('torch', 'tensorboard', 'wandb') if"
+        "import sys, roadmap.training.callbacks; print([name for name in ('torch', 'tensorboard', 'wandb') if"
         " name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -273,23 +272,23 @@ class Frail(Callback):
         if word == self.word:
             raise ConnectionError("the network is gone")
 
-    def open(self) -> None:
-        self._hear("open")
+    def on_setup(self) -> None:
+        self._hear("on_setup")
 
-    def begin(self, done: int, total: int) -> None:
-        self._hear("begin")
+    def on_train_start(self, done: int, total: int) -> None:
+        self._hear("on_train_start")
 
-    def advance(self) -> None:
-        self._hear("advance")
+    def on_step(self) -> None:
+        self._hear("on_step")
 
-    def record(self, record: dict[str, Any]) -> None:
-        self._hear("record")
+    def on_log(self, record: dict[str, Any]) -> None:
+        self._hear("on_log")
 
-    def close(self) -> None:
-        self._hear("close")
+    def on_end(self) -> None:
+        self._hear("on_end")
 
 
-@pytest.mark.parametrize("word", ["open", "begin", "advance", "record", "close"])
+@pytest.mark.parametrize("word", ["on_setup", "on_train_start", "on_step", "on_log", "on_end"])
 def test_a_tracker_that_fails_is_left_out_with_one_warning(
     word: str, quiet: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -297,15 +296,15 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
     run = prepare(tmp_path, config)
     frail, sound = Frail(word), Frail()
     with Callbacks([frail, sound]) as watches:
-        assert train(config, run.path, watch=watches).status == "done"
+        assert train(config, run.path, callback=watches).status == "done"
     assert [message for message in caplog.messages if "Frail" in message] == [
         "Frail fails and is left out from here on: ConnectionError: the network is gone"
     ]
-    assert frail.told.count(word) == (2 if word == "close" else 1)
-    assert frail.told[-2:] == [word, "close"]
-    assert sound.told.count("advance") == 2 * EPOCH
-    assert sound.told.count("record") == len(lines(run))
-    assert (sound.told[:2], sound.told[-1]) == (["open", "begin"], "close")
+    assert frail.told.count(word) == (2 if word == "on_end" else 1)
+    assert frail.told[-2:] == [word, "on_end"]
+    assert sound.told.count("on_step") == 2 * EPOCH
+    assert sound.told.count("on_log") == len(lines(run))
+    assert (sound.told[:2], sound.told[-1]) == (["on_setup", "on_train_start"], "on_end")
     assert figures(run) == figures(quiet)
 
 
@@ -334,7 +333,7 @@ def test_who_is_not_logged_in_at_wandb_trains_all_the_same(
     config = config_of("system.trackers=[wandb]")
     run = prepare(tmp_path, config)
     with make_trackers(config, run.path) as trackers:
-        assert train(config, run.path, watch=trackers).status == "done"
+        assert train(config, run.path, callback=trackers).status == "done"
     said = [
         message
         for message in caplog.messages

@@ -22,16 +22,15 @@ from typing import Any
 import pytest
 
 from roadmap import ROOT
-from roadmap.data import arrival
-from roadmap.data.arrival import NoBatch, check_workers
-from roadmap.data.loader import Loader
+from roadmap.data import loader as loading
+from roadmap.data.loader import Loader, NoBatch, check_workers
 from roadmap.errors import ConfigError
 from roadmap.files import locked
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.train import train
 from roadmap.training import trainer as attempt
-from roadmap.training.launch import launched, launched_by_nobody
+from roadmap.training.launch import launched, without_launcher
 from tests.helpers import commands
 from tests.helpers.images import CPU, Pictures, custom, picture
 from tests.helpers.processes import SERVER, finish, free_port
@@ -66,8 +65,7 @@ def test_a_batch_that_never_comes_ends_the_run_with_what_to_try(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, seconds in {"POLL_S": 0.1, "WARN_S": 0.3, "TIMEOUT_S": 1.0}.items():
-        monkeypatch.setattr(arrival, name, seconds)
-    monkeypatch.setattr("roadmap.data.loader.POLL_S", 0.1)
+        monkeypatch.setattr(loading, name, seconds)
     loader = Loader(custom(system__workers=2), "train", CPU, source=Stuck(1))
     try:
         with pytest.raises(
@@ -98,13 +96,12 @@ def test_a_late_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         loader.close()
     assert waited
-    assert max(waited) < arrival.TIMEOUT_S
+    assert max(waited) < loading.TIMEOUT_S
 
 
 def train_stuck(run: str, train_images: int, val_images: int) -> None:
     """Trains on images of which some never come."""
-    attempt.STOP_WAIT_S, attempt.NOTICE_WAIT_S, arrival.POLL_S = 0.1, 0.1, 0.1
-    sys.modules["roadmap.data.loader"].POLL_S = 0.1  # type: ignore[attr-defined]
+    attempt.STOP_WAIT_S, attempt.NOTICE_WAIT_S, loading.POLL_S = 0.1, 0.1, 0.1
     data: Any = Stuck(train_images), Stuck(val_images)
     with StopSignals() as stop, pytest.raises(Stopped):
         train(custom(system__workers=1, system__log_every=1), Path(run), data=data, stop=stop)
@@ -374,7 +371,7 @@ TORCHRUN = {
 def test_whoever_waits_says_for_whom_and_why(
     variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with launched_by_nobody():
+    with without_launcher():
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         assert re.search(said, launched().waits)
@@ -437,7 +434,7 @@ def test_the_shells_variables_come_back(monkeypatch: pytest.MonkeyPatch) -> None
     ).items():
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
-    with launched_by_nobody():
+    with without_launcher():
         assert before.keys() - os.environ.keys() >= SLURM_STEP.keys() | TORCHRUN.keys() | {
             "TORCHELASTIC_RUN_ID",
             "GROUP_RANK",

@@ -41,8 +41,7 @@ from roadmap.report.figures.style import save
 from roadmap.steps import load_roadmaps
 from roadmap.terminal import console, table
 from roadmap.training.compiled import CompilerFailed
-from roadmap.training.device import OutOfMemory, hardware, oom_hint, select_device, set_up
-from roadmap.training.engine import PRECISIONS
+from roadmap.training.device import PRECISIONS, OutOfMemory, hardware, oom_hint, select_device, set_up
 
 MATMUL, CONVOLUTION = "matmul", "convolution"
 Times = Mapping[str, Sequence[float]]

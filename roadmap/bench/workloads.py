@@ -22,6 +22,7 @@ from roadmap.bench.interleave import SHORTEST, batch_errors, seconds_each
 from roadmap.bench.results import BARE, LOOP, OURS, TIMM_DEFAULTS
 from roadmap.config import RecipeSpec, RunConfig
 from roadmap.data.loader import Loader
+from roadmap.data.staging import stage
 from roadmap.errors import ConfigError
 from roadmap.export import timm_model
 from roadmap.training.compiled import (
@@ -31,7 +32,8 @@ from roadmap.training.compiled import (
     check_logits,
     compile_network,
 )
-from roadmap.training.engine import PRECISIONS, Engine, autocast
+from roadmap.training.device import PRECISIONS, autocast
+from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 from roadmap.training.optim import build_optimizer
 
@@ -75,7 +77,7 @@ def ours_trained(config: RunConfig, device: torch.device) -> Run:
     engine = Engine(config, device, iterations_per_epoch=1000)
     engine.check_compiled()
     batches = [fixed_batch(config, device)]
-    return lambda: engine.step(batches)
+    return lambda: engine.train_step(batches)
 
 
 def ours_inferring(config: RunConfig, device: torch.device) -> Run:
@@ -211,7 +213,7 @@ def loop_and_bare(
     Both use one engine, with erasing and mixup. Each window has untimed iterations first, in which the loop
     consumes prefetched batches, or the workers fill their queues.
     """
-    loader = Loader(config, "train", device)
+    loader = Loader(stage(config), "train", device)
     try:
         engine = Engine(config, device, iterations_per_epoch=len(loader))
         engine.check_compiled()
@@ -221,10 +223,10 @@ def loop_and_bare(
         ]
 
         def bare() -> None:
-            mean.add(engine.step(fixed))
+            mean.add(engine.train_step(fixed))
 
         def loop() -> None:
-            mean.add(engine.step(islice(batches, engine.plan.accumulation)))
+            mean.add(engine.train_step(islice(batches, engine.plan.accumulation)))
 
         untimed = math.ceil(PREFETCHED * config.system.workers / engine.plan.accumulation) + 1
         with batch_errors():

@@ -1,1 +1,1 @@
-"""Data sets, how they are read, and what is done to an image on the way to the network."""
+"""Datasets, how they are read, and what is done to an image on the way to the network."""

@@ -1,4 +1,4 @@
-"""Where images come from: each kind of data set as pictures with labels, in any order."""
+"""Where images come from: each kind of dataset as pictures with labels, in any order."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder  # type: ignore[import-untyped]
 
 from roadmap.config import RunConfig
-from roadmap.data.corrupt import Unreadable, reading
-from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import Split
+from roadmap.data.images import Picture, Unreadable, make_decoder, reading
 from roadmap.data.labels import BadSample, label_of, labels_of
 from roadmap.data.listing import find_images, in_order, listing_digest, printable, walk_files
-from roadmap.data.preflight import (
+from roadmap.data.locate import (
+    check_splits,
     choose_classes,
     class_folders,
     class_names,
     data_dir,
+    find_split,
     is_image_folder,
     kind_of,
-    need_reader,
+    some,
+    usual_names,
 )
+from roadmap.data.preflight import need_reader
 from roadmap.data.shards import Shards
-from roadmap.data.splits import check_splits, find_split, some, usual_names
 from roadmap.data.staging import DOWNLOAD_LOCK
 from roadmap.data.synthetic import Digits, Synthetic
 from roadmap.errors import config_error
@@ -41,17 +43,15 @@ from roadmap.files import locked
 
 
 class Source(Protocol):
-    """A data set: an image and its label by number, and what is known of it without reading any image; None
-    is unknown.
-    """
+    """A dataset: images and labels by number, and what is known without reading an image; None is unknown."""
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes it has."""
+        """The number of classes."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """What its classes are called, in the order of their labels."""
+        """The names of the classes, in the order of their labels."""
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -59,11 +59,11 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """16 hex digits of what identifies its samples in order, such as names and labels, without reading
-        any image.
+        """16 hex digits of what identifies its samples in order, such as names and labels, without
+        reading any image.
 
         The same in every process and for every copy of the data; another one where samples are added,
-        removed, renamed or labeled anew. What is in an image is not part of it.
+        removed, renamed or relabeled. The content of images is not part of it.
         """
 
     def __len__(self) -> int: ...
@@ -72,7 +72,7 @@ class Source(Protocol):
         """As the split's decoder makes it; Unreadable if the image cannot be read."""
 
     def name(self, number: int, /) -> str:
-        """What an image is called in messages."""
+        """An image's name in messages."""
 
 
 @dataclass(frozen=True)
@@ -85,21 +85,19 @@ class Listing:
 
 
 def list_images(config: RunConfig, split: Split) -> Listing:
-    """The images of a `folder`, which take seconds to list where there are a million; ConfigError if there
-    are none.
-    """
+    """The images of a `folder`; ConfigError if there are none. A million take seconds to list."""
     names, root = class_names(config), data_dir(config) / split_name(config, split)
     found = in_order(find_images(root, names))
     if not found:
         raise config_error(str(root), "has no images in its class folders")
-    # A million names as Python's objects would be copied into each worker as it counts references to them.
+    # Each worker would copy a million Python strings as it counts references to them.
     files = np.array([os.fsencode(file) for file, _ in found], dtype=np.bytes_)
     return Listing(names, files, np.array([label for _, label in found], dtype=np.int64))
 
 
 def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
-    """The configuration's data set, or the one `given`, with the classes that it keeps; ConfigError if it
-    cannot be had.
+    """The configuration's dataset, or the one `given`, with the classes that it keeps; ConfigError if
+    it is unavailable.
 
     What is given may also be the listing of the configuration's folder, which another process has read.
     """
@@ -113,19 +111,19 @@ def make_source(config: RunConfig, split: Split, given: Any = None) -> Source:
 
 
 def split_name(config: RunConfig, split: Split) -> str:
-    """What the data set calls a split."""
+    """The dataset's name for a split."""
     return config.data.train_split if split == "train" else config.data.val_split
 
 
 def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
-    """The data set that a string of timm's names; ConfigError if timm cannot have it."""
+    """The dataset of one of timm's dataset strings; ConfigError if timm cannot open it."""
     need_reader(config)
     name, system, root = split_name(config, split), config.system, config.system.data_dir
     with ExitStack() as stack:
         try:
             if system.download and root is not None:
                 Path(root).mkdir(parents=True, exist_ok=True)
-                # or all processes of a node would fetch the same
+                # one process of a node downloads
                 stack.enter_context(locked(Path(root) / DOWNLOAD_LOCK))
             return create_dataset(config.data.dataset, root=root, split=name, **more)
         except (RuntimeError, AssertionError, OSError, ValueError, TypeError, LookupError) as error:
@@ -138,12 +136,12 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
             if other := next((each for each in usual_names(name)[1:] if f"'{each}'" in str(error)), None):
                 hint = f"; --set data.{split}_split={other}"
             where = f"dataset '{config.data.dataset}', split '{name}'"
-            raise config_error(where, f"cannot be had: {' '.join(str(error).split())}{hint}") from error
+            raise config_error(where, f"is unavailable: {' '.join(str(error).split())}{hint}") from error
 
 
 class Folder:
-    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are more
-    than its own.
+    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are
+    more than its own.
     """
 
     def __init__(self, config: RunConfig, split: Split, listing: Listing | None = None) -> None:
@@ -154,7 +152,6 @@ class Folder:
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(self._files, self.labels)
 
     def __len__(self) -> int:
@@ -167,7 +164,6 @@ class Folder:
             return self.decoder.decode(file, name), int(self.labels[number])
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         return printable(self._path(number))
 
     def _path(self, number: int) -> str:
@@ -175,7 +171,7 @@ class Folder:
 
 
 class HuggingFace:
-    """A data set of the Hub, or a local one that the package `datasets` reads."""
+    """A dataset of Hugging Face's Hub, or a local one that the package `datasets` reads."""
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         image, label = config.data.image_key or "image", config.data.label_key or "label"
@@ -205,7 +201,6 @@ class HuggingFace:
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(*self._table.column_names, self.labels)
 
     def __len__(self) -> int:
@@ -220,7 +215,6 @@ class HuggingFace:
         return self.decoder.decode(file, name), int(self.labels[number])
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         return f"row {number} of '{self._split}'"
 
 
@@ -228,19 +222,16 @@ class UserDataset:
     """A map-style Dataset of images and labels: of Pillow's, uint8 arrays (H, W) or (H, W, C), or uint8
     tensors (C, H, W).
 
-    What it calls `classes`, `targets` and `samples` is used where it has the form that torchvision gives it.
+    Its `classes`, `targets` and `samples` are used where they have the form of torchvision's.
     """
 
     def __init__(self, config: RunConfig, split: Split, items: Any) -> None:
-        self._where, self._items, self.decoder = (
-            f"dataset '{config.data.dataset}'",
-            items,
-            make_decoder(config, split),
-        )
+        self._where = f"dataset '{config.data.dataset}'"
+        self._items = items
+        self.decoder = make_decoder(config, split)
         if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
             raise config_error(
-                self._where,
-                f"is a {type(items).__name__}, which has no length or no items to choose from",
+                self._where, f"is a {type(items).__name__}, which has no length or no items to choose from"
             )
         self.class_names = next(
             filter(None, (_strings(getattr(items, name, None)) for name in ("wnids", "classes"))), None
@@ -248,12 +239,11 @@ class UserDataset:
         self.num_classes = len(self.class_names) if self.class_names else None
         self.labels = _integers(getattr(items, "targets", None), len(items))
         if len(items):
-            with suppress(Unreadable):  # it is counted when its turn comes
-                self[0]  # or a label that is none would show when the training has begun
+            with suppress(Unreadable):  # it is counted when it is read for a batch
+                self[0]  # fails before training if the label is invalid
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(len(self), self.labels)
 
     def __len__(self) -> int:
@@ -286,7 +276,6 @@ class UserDataset:
         return image
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         for attribute in ("samples", "imgs"):
             files = getattr(self._items, attribute, None)
             entry = files[number] if isinstance(files, list) and number < len(files) else None
@@ -314,9 +303,7 @@ def _integers(targets: Any, length: int) -> NDArray[np.int64] | None:
 
 
 class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
-    """torchvision's ImageFolder, in its order, without hidden files and without links to a folder that they
-    lie in.
-    """
+    """torchvision's ImageFolder, in its order, without hidden files and links to a folder above them."""
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """The class folders, sorted, and their labels."""
@@ -327,8 +314,8 @@ class VisibleImageFolder(ImageFolder):  # type: ignore[misc]
     def make_dataset(
         directory: str, class_to_idx: dict[str, int], *_: Any, **__: Any
     ) -> list[tuple[str, int]]:
-        """Paths and labels of all images, also of those in folders below; ConfigError for a class without
-        one.
+        """Paths and labels of all images, also of those in folders below; ConfigError for a
+        class without one.
         """
         found = []
         for name, label in class_to_idx.items():
@@ -356,7 +343,7 @@ def _torchvision(config: RunConfig, split: Split) -> Source:
 def _custom(config: RunConfig, split: Split) -> Source:
     raise config_error(
         f"dataset '{config.data.dataset}'",
-        f"is no data set by name: hand the Dataset of {split} over",
+        f"cannot be opened by name: pass the Dataset of {split} to roadmap.train.train",
     )
 
 
@@ -369,8 +356,7 @@ class ClassSubset:
         where = f"dataset '{config.data.dataset}'"
         if source.labels is None:
             raise config_error(
-                "data.classes",
-                f"needs to know the labels of {where} without reading it: it has no `targets`",
+                "data.classes", f"needs to know the labels of {where} without reading it: it has no `targets`"
             )
         names = source.class_names
         known = (
@@ -381,8 +367,7 @@ class ClassSubset:
         chosen = choose_classes(known, config.data, where)
         if twice := [name for name in chosen if names and names.count(name) > 1]:
             raise config_error(
-                where,
-                f"has more than one class called {some(twice)}, so data.classes cannot choose it",
+                where, f"has more than one class called {some(twice)}, so data.classes cannot choose it"
             )
         self.class_names = chosen if names else sorted(chosen, key=int)
         self.num_classes, self._source = len(chosen), source
@@ -394,7 +379,6 @@ class ClassSubset:
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(self._source.digest, self._numbers, self.labels)
 
     def __len__(self) -> int:
@@ -404,7 +388,6 @@ class ClassSubset:
         return self._source[int(self._numbers[number])][0], int(self.labels[number])
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         return self._source.name(int(self._numbers[number]))
 
 

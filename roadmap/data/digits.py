@@ -16,12 +16,12 @@ SPLIT_SEED, NOISE_SEED = 0, {"train": 1, "val": 2}
 
 
 def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 8, 8) and labels (N,): a fixed, stratified third of the 1,797 digits is `val`, the rest
-    `train`.
+    """Images (N, 8, 8) and labels (N,): a fixed, stratified third of the 1,797 digits is `val`,
+    the rest `train`.
 
-    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` gray ranges,
-    the same in every run. Gray 0 to 1 is stored as 85 to 170, so that noise is cut off only beyond one gray
-    range.
+    Each image appears `data.copies` times, each copy with its own Gaussian noise of `data.noise` gray
+    ranges, the same in every run. Gray 0 to 1 is stored as 85 to 170, so that noise is clipped only
+    beyond one gray range.
     """
     import numpy as np
     from sklearn import datasets
@@ -37,13 +37,13 @@ def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArra
 
 
 def logistic_regression(data: DataSpec) -> float:
-    """Top-1 in % of a logistic regression on the 64 pixels: what the task gives without a network."""
+    """Top-1 in % of a logistic regression on the 64 pixels: the task's baseline without a network."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     (train, train_labels), (val, val_labels) = (load_digits(data, split) for split in ("train", "val"))
     model: Any = LogisticRegression(max_iter=1000)
-    with threadpool_limits(1):  # more threads only get in each other's way on so few pixels
+    with threadpool_limits(1):  # more are slower on so few pixels
         model.fit(_gray(train), train_labels)
         return 100 * float(model.score(_gray(val), val_labels))
 

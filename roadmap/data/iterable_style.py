@@ -1,4 +1,4 @@
-"""Data sets that can only be read one image after the other: `wds/`, `tfds/` and `hfids/` of timm."""
+"""Datasets that can only be read one image after the other: `wds/`, `tfds/` and `hfids/` of timm."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
-from roadmap.data.corrupt import DAMAGED, LEFT_OUT, Corrupt, CorruptImages
+from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import open_timm
-from roadmap.data.decoder import Picture, image_mode
 from roadmap.data.digits import Split
-from roadmap.data.images import in_mode
+from roadmap.data.images import DAMAGED, UNKNOWN_FORMAT, Picture, Transform, image_mode, in_mode
 from roadmap.data.labels import BadSample, field_in, label_in, label_of
 from roadmap.data.listing import is_hidden, printable
-from roadmap.data.preflight import check_pipeline, data_dir, kind_of
+from roadmap.data.locate import data_dir, kind_of
+from roadmap.data.preflight import check_pipeline
 from roadmap.errors import config_error
 from roadmap.rng import SAMPLE, reseed, seed_of
 
 STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
-Transform = Callable[[Picture], Tensor]
 
 
 class Stream(IterableDataset[tuple[Tensor, int]]):
-    """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as timm's
-    readers do.
+    """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as
+    timm's readers do.
 
-    An epoch is the same for the same number of processes and workers, and goes on in its middle by running
-    past the images that were taken: they are read again, but not transformed. Training takes as many images
-    as the stream says it has, over and over its shards if need be; evaluation takes each once, in batches
-    that end with the part of a worker.
+    An epoch is the same for the same number of processes and workers. It resumes in its middle by reading
+    the images before again, without transforming them. Training takes as many images as the stream
+    announces, over and over its shards if need be; evaluation takes each once, in batches that end with the
+    part of a worker.
     """
 
     def __init__(
@@ -52,16 +51,20 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         rank: int,
         beside: Corrupt | None,
     ) -> None:
-        self.config, self.transform, self.plan, self.rank = config, transform, plan, rank
-        self.training, self.workers = split == "train", max(1, config.system.workers)
+        self.config = config
+        self.transform = transform
+        self.plan = plan
+        self.rank = rank
+        self.training = split == "train"
+        self.workers = max(1, config.system.workers)
         self.batch = plan.micro if self.training else config.system.eval_batch
         self.reader = self._open(split)
         self.images = int(self.reader.num_samples)
         self.corrupt = Corrupt(FLAGS, config.system.corrupt_images, beside=beside)
         self.iterations = self._iterations()
-        self.digest: str | None = None  # to be had by reading all of it
+        self.digest: str | None = None  # unknown until all of it is read
         self.readers: str | None = f"{plan.world} x {self.workers} x {self.batch}"
-        self._place = RawArray(c_int64, 2)  # epoch and first batch, which workers that live on must hear of
+        self._position = RawArray(c_int64, 2)  # epoch and first batch, shared with workers that live on
 
     def _open(self, split: Split) -> Any:
         data, kind, where = (
@@ -71,8 +74,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         )
         if data.classes is not None:
             raise config_error(
-                "data.classes",
-                f"cannot choose from {where}: a stream would have to be read to be counted",
+                "data.classes", f"cannot choose from {where}: a stream would have to be read to be counted"
             )
         if self.training:
             check_pipeline(self.config)
@@ -83,38 +85,36 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         reader = open_timm(
             self.config, split, is_training=self.training, batch_size=self.batch,
             seed=seed_of(STREAM, self.config.seed) % 2**31,
-            input_img_mode="" if kind == "wds" else image_mode(self.config),  # to which _Decode sees
+            input_img_mode="" if kind == "wds" else image_mode(self.config),  # _Decode converts
             input_key=image_key, target_key=data.label_key, download=self.config.system.download,
         ).reader  # fmt: skip
         if not reader.num_samples:
             raise config_error(
-                where,
-                "does not say how many images it has; add their number: 'val-{00..03}.tar|50000'",
+                where, "does not announce how many images it has; add their number: 'val-{00..03}.tar|50000'"
             )
         shards = len(reader.split_info.filenames) if kind == "wds" else None
         if self.training and shards is not None and shards < self.plan.world * self.workers:
             readers = f"{self.plan.world} processes of {self.workers} workers"
             raise config_error(
-                where,
-                f"has {shards} shards for {readers}, of which each needs one; lower system.workers",
+                where, f"has {shards} shards for {readers}, of which each needs one; lower system.workers"
             )
         return reader
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes it has, None if it does not say."""
+        """The number of its classes, None if unknown."""
         return len(self.reader.class_to_idx) or None
 
     @property
     def class_names(self) -> list[str] | None:
-        """What its classes are called, in the order of their labels, None if it does not say."""
+        """The names of its classes, in the order of their labels, None if unknown."""
         names = self.reader.class_to_idx
         return sorted(names, key=names.get) or None
 
     def _iterations(self) -> int:
         if self.training:
             return self.images // (self.plan.share * self.plan.world)
-        # about: each worker's last batch may be in part
+        # approximately: each worker's last batch may be smaller
         return -(-self.images // (self.plan.world * self.batch))
 
     def loading(self) -> dict[str, Any]:
@@ -122,17 +122,17 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         return {"dataset": self, "batch_size": self.batch, "drop_last": self.training}
 
     def seek(self, epoch: int, first: int) -> int:
-        """Turns to an iteration; returns how many batches from there on are still to be dropped.
+        """Moves to an iteration; returns how many batches from there on are to be dropped.
 
-        Workers take turns with batches, so an epoch can only be entered where the first of them has its turn.
+        Workers make batches in rotation, so an epoch can only be entered at a batch of the first of them.
         """
         batch = first * self.plan.accumulation if self.training else first
         skipped = batch - batch % self.workers if self.training else 0
-        self._place[:] = [epoch, skipped]
+        self._position[:] = [epoch, skipped]
         return batch - skipped
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        epoch, skipped = self._place
+        epoch, skipped = self._position
         info = get_worker_info()
         worker = info.id if info else 0
         self._begin(epoch, worker)
@@ -159,7 +159,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             )
 
     def _read(self, worker: int, first: int, end: int | None) -> Iterator[tuple[Picture, int]]:
-        """A worker's images and labels from number `first` on; BadSample where one is none."""
+        """A worker's images and labels from number `first` on; BadSample for an invalid one."""
         where = f"of worker {worker} of process {self.rank} in dataset '{self.config.data.dataset}'"
         number = first
         try:
@@ -173,7 +173,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
             raise BadSample(f"image {number} {where} cannot be decoded: {_why(error)}") from error
 
     def _begin(self, epoch: int, worker: int) -> None:
-        """Sets timm's reader to the beginning of an epoch, as if it had not been used before."""
+        """Sets timm's reader to the start of an epoch, as if it had not been used before."""
         reader = self.reader
         reader.set_epoch(epoch)
         if kind_of(self.config.data) != "wds":
@@ -193,7 +193,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         reader._lazy_init()
         for stage in reader.ds.pipeline:
             if "handler" in getattr(stage, "kw", {}):
-                stage.kw["handler"] = _reraise  # timm would go on without what it cannot read
+                stage.kw["handler"] = _reraise  # timm would skip what it cannot read
                 if stage.args and isinstance(stage.args[0], partial):
                     key = self.config.data.label_key or reader.split_info.alt_label or None
                     stage.args = (_Decode(stage.args[0], self.corrupt, image_mode(self.config), key),)
@@ -202,8 +202,8 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with an image; Pillow's words on one of no format hold an address in memory."""
-    return "it has no image format that is known" if isinstance(error, UnidentifiedImageError) else str(error)
+    """What is wrong with an image; Pillow's message about an unknown format holds an address in memory."""
+    return UNKNOWN_FORMAT if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _is_visible(member: str) -> bool:
@@ -214,7 +214,7 @@ def _reraise(error: Exception) -> bool:
     if isinstance(error, ValueError) and "duplicate file name" in str(error):
         member = str(error.args[0]).partition(": ")[0]
         raise BadSample(
-            f"a shard has two members {printable(member)}; samples side by side need names of their own"
+            f"a shard has two members {printable(member)}; adjacent samples need different names"
         ) from error
     raise error
 
@@ -222,13 +222,16 @@ def _reraise(error: Exception) -> bool:
 class _Decode:
     """timm's decoding of a sample, in `mode`, without unreadable images; CorruptImages if they are too many.
 
-    BadSample if its label is missing or is none: `key` names a field of its JSON, None its text.
+    BadSample if its label is missing or invalid: `key` names a field of its JSON, None is its text.
     """
 
     def __init__(
         self, decode: Callable[[dict[str, Any]], Any], corrupt: Corrupt, mode: str, key: str | None
     ) -> None:
-        self.decode, self.corrupt, self.mode, self.key = decode, corrupt, mode, key
+        self.decode = decode
+        self.corrupt = corrupt
+        self.mode = mode
+        self.key = key
 
     def __call__(self, sample: dict[str, Any]) -> Any:
         name = f"{sample['__key__']} in {sample['__url__']}"

@@ -1,4 +1,4 @@
-"""Labels as people store them: whole numbers in many forms, and one clear error for what is none."""
+"""Labels as people store them: integers in many forms, and one clear error for anything else."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 
 from roadmap.errors import ConfigError, Problem
 
-LARGEST = 2**63  # what an int64 ends before
+LARGEST = 2**63  # the first that is no int64
 SHOWN = 60  # characters of a value in a message
 
 
 class BadSample(ConfigError):
-    """A sample has no label, or something that is none, or no image; the message names the sample and the
-    value.
-    """
+    """A sample has no label, an invalid one, or no image; the message names the sample and the value."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader makes it anew from the traceback of its worker, which ends with the message.
+        # A DataLoader makes it again from the traceback of its worker, which ends with the message.
         super().__init__([Problem("", message.strip().rpartition(f"{__name__}.BadSample: ")[2])])
 
     def __reduce__(self) -> Any:
@@ -31,11 +29,11 @@ class BadSample(ConfigError):
 
 
 def label_of(value: Any, where: str | Callable[[], str]) -> int:
-    """The label that a value stands for: a whole number, or an array or tensor of one; BadSample names
+    """The label that a value stands for: an integer, or an array or tensor of one; BadSample names
     `where` and the value.
 
-    A float without a fraction is a whole number, as tables have them. True is none, nor is text. `where` may
-    be a function where it takes time to say what the sample is called.
+    A float without a fraction counts, as tables have them; True and text do not. `where` may be a function
+    where it takes time to find the sample's name.
     """
     label = value
     if hasattr(value, "item"):
@@ -52,14 +50,14 @@ def label_of(value: Any, where: str | Callable[[], str]) -> int:
 
 
 def label_in(text: bytes, where: str) -> int:
-    """The label that a file of text holds; BadSample if it is no whole number."""
-    whole = re.fullmatch(rb"\s*[-+]?[0-9]{1,20}\s*", text)
-    return label_of(int(text) if whole else text.decode(errors="backslashreplace"), where)
+    """The label that a text file holds; BadSample if it is no integer."""
+    integer = re.fullmatch(rb"\s*[-+]?[0-9]{1,20}\s*", text)
+    return label_of(int(text) if integer else text.decode(errors="backslashreplace"), where)
 
 
 def field_in(text: bytes, field: str, where: str) -> Any:
-    """The value of a field in a sample's JSON, by timm's rule a name or a path with slashes; BadSample if it
-    has none.
+    """The value of a field in a sample's JSON: by timm's rule a name, or a path with slashes; BadSample
+    if it is missing.
     """
     try:
         found = json.loads(text)
@@ -78,9 +76,9 @@ def field_in(text: bytes, field: str, where: str) -> Any:
 def labels_of(
     values: NDArray[Any], where: Callable[[int], str], value_at: Callable[[int], Any]
 ) -> NDArray[np.int64]:
-    """A table's column as labels (N,); BadSample for the first that is none.
+    """A table's column as labels (N,); BadSample for the first that is invalid.
 
-    `value_at` gives it as it stands in the table, where NumPy may have made something else of it.
+    `value_at` returns the value in the table, which NumPy may have converted.
     """
     if values.ndim == 1 and values.dtype.kind in "iu":
         return values.astype(np.int64)

@@ -1,6 +1,4 @@
-"""What a data set consists of: which files count, in one rule for all kinds of data, and one digest of its
-samples.
-"""
+"""Which files belong to a dataset, by one rule for all kinds of data, and a digest of its samples."""
 
 from __future__ import annotations
 
@@ -27,16 +25,12 @@ HIDDEN = (".", "__MACOSX", "PaxHeader")
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file or folder, or a folder on the path to it, is nobody's data; `.` and `..` on the path are
-    not hidden.
-    """
+    """Whether a file or folder, or a folder on its path, is hidden; `.` and `..` on the path are not."""
     return any(part.startswith(HIDDEN) and part not in (".", "..") for part in path.split("/"))
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that any encoding of Unicode takes: a byte that is not UTF-8 is written as
-    `\xe9`.
-    """
+    r"""A file's name as text that any encoding of Unicode takes; bytes that are not UTF-8 become `\xe9`."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -50,11 +44,10 @@ def readable() -> Iterator[None]:
 
 
 def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:
-    """The names of the images in a folder, by their suffixes, in no order; images in folders below are not
-    part of it.
+    """The names of the images in a folder, by their suffixes, in no order, without those in folders below.
 
-    Files that are no images are counted in `others`, by suffix; hidden ones are skipped. ConfigError where it
-    cannot be read.
+    Other files are counted in `others`, by suffix; hidden ones are skipped. ConfigError if the
+    folder cannot be read.
     """
     with readable(), os.scandir(folder) as entries:
         for entry in entries:  # a million of them
@@ -75,9 +68,7 @@ def images_in(folder: Path, others: Counter[str] | None = None) -> Iterator[str]
 def find_images(
     folder: Path, classes: list[str], others: Counter[str] | None = None
 ) -> Iterator[tuple[str, int]]:
-    """The images in a split's class folders, by their paths in `folder`, with their labels, in no order; as
-    `images_in`.
-    """
+    """The images in a split's class folders, as `images_in` finds them: paths in `folder`, and labels."""
     for label, name in enumerate(classes):
         yield from ((f"{name}/{file}", label) for file in images_in(folder / name, others))
 
@@ -87,13 +78,13 @@ def in_order(images: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     folders: dict[str, list[tuple[str, int]]] = {}
     for image in images:
         folders.setdefault("".join(image[0].partition("/")[:2]), []).append(image)
-    alike: dict[tuple[str | int, ...], list[tuple[str, int]]] = {}  # a1/ and A01/ have the same place
+    alike: dict[tuple[str | int, ...], list[tuple[str, int]]] = {}  # a1/ and A01/ have the same key
     for folder, members in folders.items():
         alike.setdefault(tuple(_natural_key(folder)), []).extend(members)
-    return [image for place in sorted(alike) for image in sorted(alike[place], key=_place_in_folder)]
+    return [image for key in sorted(alike) for image in sorted(alike[key], key=_key_in_folder)]
 
 
-def _place_in_folder(image: tuple[str, int]) -> tuple[list[str | int], str]:
+def _key_in_folder(image: tuple[str, int]) -> tuple[list[str | int], str]:
     return _natural_key(image[0].partition("/")[2]), image[0]
 
 
@@ -104,20 +95,18 @@ def _natural_key(text: str) -> list[str | int]:
 
 
 def walk_files(folder: Path) -> Iterator[str]:
-    """All files below a folder that are not hidden, by their paths in it, in no order.
+    """All files below a folder that are not hidden, by their paths in it, in no order; ConfigError where a
+    folder cannot be read.
 
-    ConfigError where a folder cannot be read.
-
-    Links are followed, so a folder with two links is read twice, but a link to a folder that it lies in is
-    skipped.
+    Links are followed, so a folder with two links is read twice; a link to a folder above it is skipped.
     """
     with readable():
-        above = frozenset(map(_place, {*folder.absolute().parents, *folder.resolve().parents}))
+        above = frozenset(map(_inode, {*folder.absolute().parents, *folder.resolve().parents}))
     return _walk(str(folder), "", above)
 
 
-def _place(folder: str | Path) -> tuple[int, int]:
-    """What tells a folder from all others, whatever its path."""
+def _inode(folder: str | Path) -> tuple[int, int]:
+    """What identifies a folder, whatever its path."""
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
@@ -125,14 +114,14 @@ def _place(folder: str | Path) -> tuple[int, int]:
 def _walk(root: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     folder = f"{root}/{prefix}"
     with readable():
-        place = _place(folder)
-        if place in above:
+        inode = _inode(folder)
+        if inode in above:
             return
         with os.scandir(folder) as entries:
             visible = [(entry.name, _is_folder(entry)) for entry in entries if not is_hidden(entry.name)]
     for name, is_folder in visible:
         if is_folder:
-            yield from _walk(root, f"{prefix}{name}/", above | {place})
+            yield from _walk(root, f"{prefix}{name}/", above | {inode})
         elif is_folder is False:
             yield prefix + name
 
@@ -146,14 +135,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool | None:
 
 
 def listing_digest(*parts: NDArray[Any] | str | int | None) -> str:
-    """16 hex digits of `parts`, which identify the samples of a data set in order; the same in every process,
-    for the same parts.
-    """
+    """16 hex digits of `parts`, which identify a dataset's samples in order; the same in every process."""
     digest = blake2b(digest_size=8)
     for part in parts:
         if part is None or isinstance(part, str | int):
             digest.update(f"{part!r};".encode())
         else:
-            digest.update(f"{part.dtype.str}{part.shape};".encode())  # or two arrays could stand for one
+            digest.update(f"{part.dtype.str}{part.shape};".encode())  # one array is not two halves of it
             digest.update(part.tobytes())
     return digest.hexdigest()

@@ -1,12 +1,18 @@
-"""From a data set to batches on the device, in an order and with augmentations that depend only on seed,
-epoch and sample.
+"""From a dataset to batches on the device, in an order and with augmentations that depend only on seed, epoch
+and sample; what the data-loading workers need, and a wait for them that ends.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from multiprocessing.connection import Listener
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -17,72 +23,45 @@ from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
-from roadmap.data.arrival import POLL_S, Waiting, arriving, check_workers
-from roadmap.data.corrupt import LEFT_OUT, CorruptImages
-from roadmap.data.decoder import Picture, wants_tensors
+from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.digits import Split
+from roadmap.data.images import Transform, wants_tensors
 from roadmap.data.iterable_style import Stream
+from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
-from roadmap.data.preflight import STREAMS, kind_of
-from roadmap.data.staging import stage
 from roadmap.data.tensor_decoder import collate, for_tensors
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
 
-Transform = Callable[[Picture], Tensor]
-GREYS = 255  # what a mean or a standard deviation of 1 stands for
+logger = logging.getLogger(__name__)
+
+WHITE = 255  # the pixel value of 1 in a mean or a standard deviation
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 2  # batches that a worker has ready: PyTorch's default
+IN_USE = 2  # batches that the training loop holds
+POLL_S = 5.0
+WARN_S, TIMEOUT_S = 60.0, 600.0
+# how PyTorch's RuntimeError begins; another one, should it ever change, ends the run
+TIMED_OUT = "DataLoader timed out"
+
+Waiting = Callable[[float], None]
 
 
-class ValidatedBatches:
-    """A DataLoader's batches, with a clear error in place of the first that must not reach the network."""
-
-    def __init__(
-        self,
-        loader: DataLoader[Any],
-        feed: MapStyleFeed | Stream,
-        config: RunConfig,
-        split: Split,
-        waiting: Waiting,
-    ) -> None:
-        self.loader, self.feed, self.config, self.split, self.waiting = loader, feed, config, split, waiting
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in arriving(self.loader, self.close, self.waiting):
-            try:
-                self._check(int(labels.min()), int(labels.max()))
-            except (ConfigError, CorruptImages):
-                self.close()
-                raise
-            yield images, labels
-
-    def _check(self, low: int, high: int) -> None:
-        self.feed.corrupt.check()
-        if low == LEFT_OUT and self.split == "train":
-            raise CorruptImages(
-                f"dataset '{self.config.data.dataset}' has no image in {self.split} that can be read"
-            )
-        for label in (low, high):
-            if label != LEFT_OUT:
-                check_label(label if label >= 0 else label - LEFT_OUT, self.config, self.split)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        workers: Any = self.loader._iterator
-        if workers is not None:
-            workers._shutdown_workers()
-            self.loader._iterator = None
+class NoBatch(OSError):
+    """No batch has come for minutes; the message names what may be in the way."""
 
 
 class Loader:
-    """Normalized float batches (N, C, H, W), channels_last, with labels (N,), on the device: those of process
-    `rank`.
+    """Normalized float batches (N, C, H, W), channels_last, with labels (N,), on the device: those
+    of process `rank`.
 
-    In training, `recipe.pipeline: tensor` leaves gray levels, 0 to 255, which the engine augments before it
-    normalizes them. Training gives the plan's micro-batches of whole global batches, evaluation each of the
+    In training, `recipe.pipeline: tensor` leaves pixel values of 0 to 255, which the engine augments and
+    normalizes. Training gives the plan's micro-batches of complete global batches, evaluation each of the
     split's `images` once among all processes. A label of -1 marks an image of the evaluation that could not
-    be read. `source` stands in for the data set that the configuration names. With the loader `beside` it, it
-    shares what `system.corrupt_images` allows this process. While a batch does not come, `waiting` is called
-    with the seconds so far every few seconds, and may raise; NoBatch ends the wait.
+    be read. `plan` is one process's by default. `config` is the staged one. `source` stands in for its
+    dataset. With the loader `beside` it, it shares what `system.corrupt_images` allows this process. While a
+    batch does not come, `waiting` is called with the seconds so far every few seconds, and may raise;
+    NoBatch ends the wait.
     """
 
     def __init__(
@@ -97,17 +76,18 @@ class Loader:
         beside: Loader | None = None,
         waiting: Waiting = lambda seconds: None,
     ) -> None:
-        config, plan = stage(config), plan or plan_batches(config)
+        plan = plan or plan_batches(config)
         name, tensors = f"dataset '{config.data.dataset}'", wants_tensors(config, split)
         transform = build_transform(config, split == "train")
         if tensors:
             transform = for_tensors(transform, config.recipe)
         self._feed: MapStyleFeed | Stream
-        shared = None if beside is None else beside._feed.corrupt
+        shared = None if beside is None else beside.corrupt
         if kind_of(config.data) in STREAMS and source is None:
             self._feed = Stream(config, split, transform, plan, rank, shared)
         else:
             self._feed = MapStyleFeed(config, split, transform, plan, rank, source, shared)
+        self.corrupt: Corrupt = self._feed.corrupt
         self.images, classes = self._feed.images, self._feed.num_classes
         if classes is not None and classes != config.model.num_classes:
             counts = f"has {classes} classes in {split}, the model {config.model.num_classes}"
@@ -123,19 +103,26 @@ class Loader:
             worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
         )  # fmt: skip
         self._batches = ValidatedBatches(loader, self._feed, config, split, waiting)
-        mean, std = (0.0, 1 / GREYS) if tensors else (config.data.mean, config.data.std)
+        mean, std = (0.0, 1 / WHITE) if tensors else (config.data.mean, config.data.std)
         self._loader = PrefetchLoader(self._batches, mean, std, config.model.in_chans, device)
 
     def __len__(self) -> int:
         """Iterations of an epoch; in an evaluation, batches of this process."""
         return self._feed.iterations
 
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's micro-batches of an epoch from iteration `first`, `plan.accumulation` in each."""
+        dropped = self._feed.seek(epoch, first)
+        for number, (images, labels) in enumerate(self._loader):
+            if number >= dropped:
+                yield images.contiguous(memory_format=torch.channels_last), labels
+
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a position in it is measured in, which must be the same for a run that resumes there: JSON
+        """What a position in it refers to, which must be the same for a run that resumes there: JSON
         values by their names.
 
-        `images` and the `digest` of their listing, None where data can only be streamed; then `readers` says
+        `images` and the `digest` of their listing, None where data can only be streamed; then `readers` is
         how processes and workers share the stream. `classes` are the names in the order of their labels, None
         if the data has none.
         """
@@ -148,41 +135,131 @@ class Loader:
 
     @property
     def class_names(self) -> list[str] | None:
-        """What the classes are called, in label order; None unless the data says it of all of the model's."""
+        """The classes' names, in label order; None unless the data names all of the model's."""
         names = self._feed.class_names
         return names if names is not None and len(names) == self._batches.config.model.num_classes else None
 
-    @property
-    def corrupt(self) -> int:
-        """How many images could not be read so far."""
-        return self._feed.corrupt.count
-
-    def corrupt_state(self) -> list[int]:
-        """The numbers of those images, sorted; in a stream, hashes of their names."""
-        return self._feed.corrupt.state()
-
-    def restore_corrupt(self, state: Iterable[int]) -> None:
-        """Counts images that an earlier attempt or another process could not read, even if too many."""
-        self._feed.corrupt.restore(state)
-
-    def check_corrupt(self) -> None:
-        """CorruptImages if this loader and those beside it count more than `system.corrupt_images` allows."""
-        self._feed.corrupt.check()
-
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's micro-batches of an epoch from iteration `first` on, `plan.accumulation` in each."""
-        dropped = self._feed.seek(epoch, first)
-        for number, (images, labels) in enumerate(self._loader):
-            if number >= dropped:
-                yield images.contiguous(memory_format=torch.channels_last), labels
-
     def close(self) -> None:
-        """Ends the workers; left to find out that nobody needs them, Python takes seconds for each."""
+        """Ends the workers, for which Python would take seconds each at its exit."""
         self._batches.close()
 
 
+class ValidatedBatches:
+    """A DataLoader's batches, with a clear error in place of the first that must not reach the network."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        feed: MapStyleFeed | Stream,
+        config: RunConfig,
+        split: Split,
+        waiting: Waiting,
+    ) -> None:
+        self.loader = loader
+        self.feed = feed
+        self.config = config
+        self.split = split
+        self.waiting = waiting
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self._arriving():
+            try:
+                self._check(int(labels.min()), int(labels.max()))
+            except (ConfigError, CorruptImages):
+                self.close()
+                raise
+            yield images, labels
+
+    def _arriving(self) -> Iterator[Any]:
+        """The DataLoader's batches; NoBatch if none comes for TIMEOUT_S."""
+        try:
+            batches = iter(self.loader)
+        except RuntimeError as error:  # workers of an earlier epoch that do not answer, such as stopped ones
+            if not str(error).startswith(TIMED_OUT):
+                raise
+            self.close()
+            batches = iter(self.loader)
+        asked, warned = time.monotonic(), False
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith(TIMED_OUT):
+                    raise
+                seconds = time.monotonic() - asked
+                self.waiting(seconds)
+                if seconds > TIMEOUT_S:
+                    raise NoBatch(f"no batch has come for {seconds:.0f} s {self._origin()}") from error
+                if seconds > WARN_S and not warned:
+                    logger.warning("no batch has come for %.0f s %s", seconds, self._origin())
+                    warned = True
+            else:
+                yield batch
+                asked, warned = time.monotonic(), False
+
+    def _origin(self) -> str:
+        """Which workers were asked for a batch, and what they may lack."""
+        words = f"from {self.loader.num_workers} data-loading workers"
+        if SHARED_MEMORY.is_dir():
+            usage = shutil.disk_usage(SHARED_MEMORY)
+            words += f"; {SHARED_MEMORY} has {_mib(usage.free)} of {_mib(usage.total)} free"
+        return f"{words}; if the storage answers, try --set system.workers=0"
+
+    def _check(self, low: int, high: int) -> None:
+        self.feed.corrupt.check()
+        if low == LEFT_OUT and self.split == "train":
+            raise CorruptImages(
+                f"dataset '{self.config.data.dataset}' has no image in {self.split} that can be read"
+            )
+        for label in (low, high):
+            if label != LEFT_OUT:
+                check_label(label if label >= 0 else label - LEFT_OUT, self.config, self.split)
+
+    def close(self) -> None:
+        """Ends the workers; the next epoch starts others."""
+        workers: Any = self.loader._iterator
+        if workers is not None:
+            workers._shutdown_workers()
+            self.loader._iterator = None
+
+
+def check_workers(config: RunConfig, batch_bytes: int) -> None:
+    """ConfigError where batches of `batch_bytes` cannot come from the configuration's data-loading workers.
+
+    A worker whose batch does not fit into shared memory loses it without an error, and so does one whose
+    socket cannot be made.
+    """
+    workers = config.system.workers
+    if not workers:
+        return
+    try:
+        Listener(family="AF_UNIX").close()
+    except OSError as error:
+        what = f"is where data-loading workers make their sockets, and they cannot: {error.strerror or error}"
+        raise config_error(
+            f"TMPDIR {gettempdir()}", f"{what}; set TMPDIR=/tmp, or --set system.workers=0"
+        ) from error
+    if not SHARED_MEMORY.is_dir():
+        return
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, (PREFETCH * workers + IN_USE) * batch_bytes
+    if needed > free:
+        fitting = max(0, (free // batch_bytes - IN_USE) // PREFETCH)
+        what = (
+            f"has {_mib(free)} free, and {workers} data-loading workers need {_mib(needed)} for batches of"
+            f" {_mib(batch_bytes)}"
+        )
+        fixes = f"--set system.workers={fitting} fits; a container gets more with --shm-size"
+        raise config_error(str(SHARED_MEMORY), f"{what}; {fixes}")
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
 def build_transform(config: RunConfig, training: bool) -> Transform:
-    """timm's transform from a picture to a uint8 tensor (C, H, W), as the recipe wants it."""
+    """timm's transform from a picture to a uint8 tensor (C, H, W), by the recipe."""
     recipe = config.recipe
     transform: Transform = create_transform(
         config.data.image_size,

@@ -1,10 +1,8 @@
-"""A data set whose images have numbers, in batches of an order that is the same for any number of processes
-and workers.
-"""
+"""A dataset whose images have numbers, in batches whose order does not depend on processes and workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
@@ -13,24 +11,23 @@ from torch.utils.data import Dataset, Sampler
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
-from roadmap.data.corrupt import LEFT_OUT, Corrupt, Unreadable
+from roadmap.data.corrupt import LEFT_OUT, Corrupt
 from roadmap.data.datasets import Source, make_source
-from roadmap.data.decoder import Picture, image_mode, make_decoder
 from roadmap.data.digits import Split
+from roadmap.data.images import Picture, Transform, Unreadable, image_mode, make_decoder
 from roadmap.data.synthetic import Digits
 from roadmap.errors import config_error
 from roadmap.rng import SAMPLE, permutation, reseed
 
 Key = tuple[int, int]
-Transform = Callable[[Picture], Tensor]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
     """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the transform's random numbers
     depend on those alone.
 
-    Where an image cannot be read, the next one that can takes its place if `replace`, or else a black one
-    with label -1.
+    Where an image cannot be read, the next one that can takes its place if `replace`, or else a black
+    one with label -1.
     """
 
     def __init__(
@@ -42,8 +39,12 @@ class Samples(Dataset[tuple[Tensor, int]]):
         blank: Picture,
         replace: bool,
     ) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
-        self.corrupt, self.blank, self.replace = corrupt, blank, replace
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.corrupt = corrupt
+        self.blank = blank
+        self.replace = replace
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
@@ -68,7 +69,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
 
 class CachedDataset(Samples):
-    """Samples of a small data set with nothing random about them, transformed once."""
+    """Samples of a small dataset with nothing random about them, transformed once."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -82,10 +83,13 @@ class CachedDataset(Samples):
 
 
 class TrainingBatches(Sampler[list[Key]]):
-    """Keys of a process's micro-batches: its part of each whole global batch of the shuffled epoch."""
+    """Keys of a process's micro-batches: its part of each complete global batch of the shuffled epoch."""
 
     def __init__(self, length: int, plan: BatchPlan, rank: int, seed: int) -> None:
-        self.length, self.plan, self.rank, self.seed = length, plan, rank, seed
+        self.length = length
+        self.plan = plan
+        self.rank = rank
+        self.seed = seed
         self.global_batch = plan.share * plan.world
         self.iterations = length // self.global_batch
         self.epoch = self.first = 0
@@ -95,9 +99,9 @@ class TrainingBatches(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = permutation(self.length, self.seed, self.epoch)
-        turns = [self.plan.positions(self.rank, turn) for turn in range(self.plan.accumulation)]
+        steps = [self.plan.positions(self.rank, step) for step in range(self.plan.accumulation)]
         for iteration in range(self.first, self.iterations):
-            for positions in turns:
+            for positions in steps:
                 yield [
                     (self.epoch, order[iteration * self.global_batch + position]) for position in positions
                 ]
@@ -120,7 +124,7 @@ class EvaluationBatches(Sampler[list[Key]]):
 
 
 class MapStyleFeed:
-    """A data set whose images have numbers, in a process's batches."""
+    """A dataset whose images have numbers, in a process's batches."""
 
     def __init__(
         self,
@@ -133,8 +137,10 @@ class MapStyleFeed:
         beside: Corrupt | None,
     ) -> None:
         source, training = make_source(config, split, given), split == "train"
-        self.images, self.num_classes, self.class_names = len(source), source.num_classes, source.class_names
-        self.readers: str | None = None  # an image's place does not depend on them
+        self.images = len(source)
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.readers: str | None = None  # an image's position does not depend on them
         self.corrupt = Corrupt(len(source), config.system.corrupt_images, source.name, beside)
         if (
             source.labels is not None
@@ -159,7 +165,7 @@ class MapStyleFeed:
 
     @property
     def digest(self) -> str | None:
-        """That of the data set's listing."""
+        """The digest of the dataset's listing."""
         return self.samples.source.digest
 
     def loading(self) -> dict[str, Any]:
@@ -167,7 +173,7 @@ class MapStyleFeed:
         return {"dataset": self.samples, "batch_sampler": self.batches}
 
     def seek(self, epoch: int, first: int) -> int:
-        """Turns to an iteration; there is nothing to be dropped from there on."""
+        """Moves to an iteration; no batch from there on is to be dropped."""
         self.batches.epoch, self.batches.first = epoch, first
         return 0
 

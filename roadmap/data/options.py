@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def add_prepare_options(options: argparse.ArgumentParser) -> None:
-    """What `roadmap.data.prepare.prepare_folder` reads."""
+    """Adds what `roadmap.data.prepare.prepare_folder` reads."""
     options.description = (
         "Write an image folder, SOURCE/train/CLASS/*.jpg and SOURCE/val/CLASS/*.jpg, as tar shards for"
-        " data.dataset=shards. Killed at any moment, the same command goes on from the last finished shard."
+        " data.dataset=shards. After a kill, the same command resumes from the last finished shard."
     )
     options.add_argument("source", type=Path, metavar="SOURCE", help="the folder that holds the splits")
     options.add_argument(
@@ -22,7 +22,7 @@ def add_prepare_options(options: argparse.ArgumentParser) -> None:
         default=512,
         metavar="PX",
         help=(
-            "the shorter edge at most; none or 0 keeps all files as they are (default: 512, which leaves most"
+            "largest shorter edge; none or 0 keeps all files as they are (default: 512, which leaves most"
             " of ImageNet alone; 256 decodes faster, but training crops down to 8%% of an image, and enlarges"
             " what it finds there)"
         ),
@@ -32,7 +32,7 @@ def add_prepare_options(options: argparse.ArgumentParser) -> None:
         type=int,
         default=90,
         metavar="Q",
-        help="of JPEGs that are written anew, 1 to 100 (default: 90)",
+        help="of JPEGs that are encoded again, 1 to 100 (default: 90)",
     )
     options.add_argument(
         "--splits",
@@ -47,7 +47,7 @@ def add_prepare_options(options: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of a shard at most (default: what makes about 200 MB)",
     )
-    options.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    options.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     options.add_argument(
         "--seed",
         type=int,
@@ -60,7 +60,7 @@ def add_prepare_options(options: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="how many images that cannot be read to name and leave out (default: 0)",
+        help="number of unreadable images to name and leave out (default: 0)",
     )
 
 

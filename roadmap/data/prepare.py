@@ -1,6 +1,4 @@
-"""An image folder turned into tar shards of smaller images by many processes; killed at any moment, it goes
-on where it was.
-"""
+"""Converts an image folder to tar shards of smaller images, in many processes; after a kill it resumes."""
 
 from __future__ import annotations
 
@@ -17,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -27,8 +26,8 @@ from roadmap.data.listing import IMAGE_SUFFIXES
 from roadmap.data.prepare_plan import (
     CLASSES_FILE,
     Finished,
-    Recipe,
-    Split,
+    ShardOptions,
+    SplitPlan,
     find_classes,
     find_samples,
     folder_config,
@@ -45,49 +44,48 @@ REFRESH_S, LINE_S = 0.5, 10.0
 
 
 def prepare_folder(arguments: argparse.Namespace) -> int:
-    """Does what the command line asks for, and says how to train on what it wrote."""
-    recipe = Recipe(arguments.size, arguments.quality, arguments.shard_images, arguments.seed)
-    said = prepare(
+    """The command: writes the shards, and prints how to train on them."""
+    options = ShardOptions(arguments.size, arguments.quality, arguments.shard_images, arguments.seed)
+    report = prepare(
         arguments.source,
         arguments.destination,
-        recipe,
+        options,
         splits=arguments.splits,
         workers=usable_cores() if arguments.workers is None else arguments.workers,
         corrupt_images=arguments.corrupt_images,
         console=Console(stderr=True, highlight=False, markup=False),
     )
-    print(said)
+    print(report)
     return 0
 
 
 def prepare(
     source: Path,
     destination: Path,
-    recipe: Recipe,
+    options: ShardOptions,
     *,
     splits: list[str],
     workers: int,
     corrupt_images: int,
     console: Console,
 ) -> str:
-    """Writes the shards that are not there yet, and their index; returns what is there, and how a run reads
-    it.
+    """Writes the shards that are missing, and their index; returns what is there, and how a run reads it.
 
-    ConfigError for what cannot be had or written, for shards of another plan, and for the first image that
-    cannot be read beyond `corrupt_images`. Finished shards are kept whatever happens.
+    ConfigError for what cannot be read or written, for shards of another plan, and for the first unreadable
+    image beyond `corrupt_images`. Finished shards are kept in any case.
     """
     began = time.monotonic()
-    _check(source, destination, recipe, splits, workers, corrupt_images)
+    _check(source, destination, options, splits, workers, corrupt_images)
     config = folder_config(source)
     classes = find_classes(config, splits)
     others: dict[str, Counter[str]] = {split: Counter() for split in splits}
-    with console.status("looking for images"):
+    with console.status("listing the images"):
         samples = {split: find_samples(source / split, classes, others[split]) for split in splits}
     _name_others(others, console)
     with write_errors(destination):
         destination.mkdir(parents=True, exist_ok=True)
     with _alone(destination, console):
-        plans = [Split(source / split, samples[split], destination, recipe) for split in splits]
+        plans = [SplitPlan(source / split, samples[split], destination, options) for split in splits]
         _write_classes(destination / CLASSES_FILE, classes)
         for plan in plans:
             plan.save()
@@ -96,18 +94,23 @@ def prepare(
             ):
                 leftover.unlink(missing_ok=True)
         try:
-            _write_all(plans, recipe, workers, corrupt_images, console)
+            _write_all(plans, options, workers, corrupt_images, console)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
+            console.print("stopped; the same command resumes from here")
             raise
         with console.status("indexing the shards"):
             return _report(plans, destination, config, len(classes), time.monotonic() - began)
 
 
 def _check(
-    source: Path, destination: Path, recipe: Recipe, splits: list[str], workers: int, corrupt_images: int
+    source: Path,
+    destination: Path,
+    options: ShardOptions,
+    splits: list[str],
+    workers: int,
+    corrupt_images: int,
 ) -> None:
-    problems = recipe.check()
+    problems = options.check()
     if workers < 1:
         problems.append(Problem("--workers", f"must be at least 1, not {workers}"))
     if corrupt_images < 0:
@@ -129,12 +132,12 @@ def _check(
 
 
 def _name_others(others: dict[str, Counter[str]], console: Console) -> None:
-    """Says how many files of each split are no images by their suffixes, and what those are."""
+    """Prints how many files of each split are skipped for their suffixes, and which."""
     for split, suffixes in others.items():
         if suffixes:
             what = (
-                f"{split}: {count(suffixes.total(), 'file')} left aside, for only {', '.join(IMAGE_SUFFIXES)}"
-                " are read"
+                f"{split}: {count(suffixes.total(), 'file')} skipped, for only"
+                f" {', '.join(IMAGE_SUFFIXES)} are read"
             )
             console.print(
                 f"{what}: {', '.join(sorted(suffix or 'no suffix' for suffix in suffixes))}",
@@ -145,7 +148,7 @@ def _name_others(others: dict[str, Counter[str]], console: Console) -> None:
 
 @contextmanager
 def _alone(destination: Path, console: Console) -> Iterator[None]:
-    """Waits for whoever else writes there, and keeps others waiting."""
+    """Waits for any other process that writes there, and has others wait."""
     lock = destination / ".prepare.lock"
     with write_errors(destination):
         lock.touch()
@@ -164,20 +167,22 @@ def _alone(destination: Path, console: Console) -> Iterator[None]:
 
 
 def _write_classes(path: Path, classes: list[str]) -> None:
-    """The classes' names in the order of their labels, for whoever reads the shards; others' are kept unless
-    no shard came of them.
+    """The classes' names in the order of their labels, for readers of the shards; ConfigError where shards of
+    other classes are there.
     """
     unused = any(path.parent.glob("prepared-*.json")) and not any(path.parent.glob("*.tar"))
     if not unused and path.exists() and path.read_bytes() != (json.dumps(classes, indent=2) + "\n").encode():
         raise config_error(
             relative(path),
-            "names other classes: shards of another data set are there; choose another destination",
+            "names other classes: shards of another dataset are there; choose another destination",
         )
     with write_errors(path):
         write_json(path, classes)
 
 
-def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, console: Console) -> None:
+def _write_all(
+    plans: list[SplitPlan], options: ShardOptions, workers: int, allowed: int, console: Console
+) -> None:
     left_out = [file for plan in plans for file in plan.left_out]
     if len(left_out) > allowed:
         what = f"{len(left_out)} images could not be read and are left out already, {left_out[0]} among them"
@@ -188,18 +193,18 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
     shared, workers = Shared(len(left_out), allowed), min(workers, len(missing))
     pool = ProcessPoolExecutor(workers, mp_context=FORK, initializer=begin, initargs=(shared,))
     with delaying_interrupts():
-        writing = {pool.submit(write_shard, shard, recipe): plan for plan, shard in missing}
+        writing = {pool.submit(write_shard, shard, options): plan for plan, shard in missing}
     reader = threading.Thread(target=_read, args=(shared, console), daemon=True)
     reader.start()
     try:
-        with _Watch(shared, sum(len(shard.samples) for _, shard in missing), console) as watch:
+        with PrepareProgress(shared, sum(len(shard.samples) for _, shard in missing), console) as progress:
             while writing:
                 done = wait(writing, REFRESH_S, FIRST_COMPLETED).done
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     _finish(future, writing.pop(future))
-                watch.look(len(missing) - len(writing), len(missing))
+                progress.update(len(missing) - len(writing), len(missing))
     except BrokenProcessPool as error:
-        what = f"died of {workers}, perhaps for want of memory; try fewer: the finished shards are kept"
+        what = f"died of {workers}, perhaps out of memory; try fewer: the finished shards are kept"
         raise config_error("--workers", f"one {what}") from error
     finally:
         shared.stop.value = True
@@ -208,24 +213,26 @@ def _write_all(plans: list[Split], recipe: Recipe, workers: int, allowed: int, c
         reader.join()
 
 
-def _finish(future: Future[tuple[str, Finished]], plan: Split) -> None:
+def _finish(future: Future[tuple[str, Finished]], plan: SplitPlan) -> None:
     name, record = future.result()
     plan.finished[name] = record
     plan.save()
 
 
 def _read(shared: Shared, console: Console) -> None:
-    """Shows the news until there are no more."""
+    """Prints the workers' messages until there are no more."""
     while (line := shared.news.get()) is not None:
         console.print(line, style="yellow", soft_wrap=True)
 
 
-class _Watch:
+class PrepareProgress:
     """A live bar with images/s and time left; plain lines where there is no terminal."""
 
     def __init__(self, shared: Shared, total: int, console: Console) -> None:
-        self.shared, self.total, self.console = shared, total, console
-        self._began = self._said = time.monotonic()
+        self.shared = shared
+        self.total = total
+        self.console = console
+        self._began = self._printed = time.monotonic()
         columns = (
             TextColumn("preparing"),
             BarColumn(bar_width=None),
@@ -237,26 +244,27 @@ class _Watch:
         )
         self._task = self._bar.add_task("", total=total)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def look(self, shards: int, of: int) -> None:
-        """Shows how far it is."""
+    def update(self, shards: int, of: int) -> None:
         now, done = time.monotonic(), self.shared.done.value
         state = f"{shards} of {of} shards, {done / max(1e-9, now - self._began):.0f} images/s"
         self._bar.update(self._task, completed=done, description=state)
-        if not self.console.is_terminal and (shards == of or now - self._said > LINE_S):
-            self._said = now
+        if not self.console.is_terminal and (shards == of or now - self._printed > LINE_S):
+            self._printed = now
             self.console.print(f"{done:,} of {self.total:,} images, {state}", soft_wrap=True)
 
 
-def _report(plans: list[Split], destination: Path, config: RunConfig, classes: int, seconds: float) -> str:
-    """What is there, and the options that read it; the index is made on the way, so that the first run starts
-    at once.
+def _report(
+    plans: list[SplitPlan], destination: Path, config: RunConfig, classes: int, seconds: float
+) -> str:
+    """What is there, and the options that read it; also writes the index, so that the first
+    run starts at once.
     """
     root = destination.resolve()
     options = ["data.dataset=shards", f"system.data_dir={root}"]

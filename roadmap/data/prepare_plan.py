@@ -1,4 +1,4 @@
-"""What `prepare` is to write: an image folder cut into shards, and a manifest that says what they hold and
+"""The plan of `prepare`: an image folder cut into shards, and a manifest of what they hold and
 which are finished.
 """
 
@@ -16,8 +16,7 @@ from typing import Any
 
 from roadmap.config import RunConfig
 from roadmap.data.listing import IMAGE_SUFFIXES, find_images, in_order
-from roadmap.data.preflight import class_names, data_dir
-from roadmap.data.splits import Options, check_splits, some
+from roadmap.data.locate import DataOptions, check_splits, class_names, data_dir, some
 from roadmap.deltas import resolve
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import write_errors, write_json
@@ -25,18 +24,18 @@ from roadmap.steps import load_roadmap
 
 FORMAT = 1
 CLASSES_FILE = "classes.json"
-SHARD_BYTES = 200 * 10**6  # long enough for a parallel file system, short enough for many workers
-BYTES_A_PIXEL = 0.3  # a photograph's, at quality 90
-SHAPE = 4 / 3  # the usual photograph's
-SAMPLED = 256  # files whose sizes stand for all
+SHARD_BYTES = 200 * 10**6  # large for a parallel file system, small for many workers
+BYTES_PER_PIXEL = 0.3  # of a photograph, at quality 90
+SHAPE = 4 / 3  # of the usual photograph
+SAMPLED = 256  # files whose sizes are read
 MOST_IMAGES = 10_000
 OPTIONS = {"size": "--size", "quality": "--quality", "shard_images": "--shard-images", "seed": "--seed"}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What decides the content of shards beside the images: the shorter edge in pixels at most, None to keep
-    files as they are.
+class ShardOptions:
+    """What decides the content of shards besides the images; `size` is the largest shorter edge in pixels,
+    None keeps files as they are.
     """
 
     size: int | None
@@ -45,7 +44,7 @@ class Recipe:
     seed: int
 
     def check(self) -> list[Problem]:
-        """What is wrong with it."""
+        """Problems with the values."""
         counts = ((self.size, "--size"), (self.shard_images, "--shard-images"))
         problems = [
             Problem(option, f"must be at least 1, not {value}")
@@ -84,14 +83,14 @@ class Finished:
     left_out: list[str]
 
 
-class Split:
-    """A split's shards, in order, and its manifest in `destination`; `plan` is what all shards there must
-    have in common.
+class SplitPlan:
+    """A split's shards, in order, and its manifest in `destination`; `plan` is what all shards
+    there have in common.
 
     ConfigError if shards of another plan are there.
     """
 
-    def __init__(self, folder: Path, samples: list[Sample], destination: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, samples: list[Sample], destination: Path, options: ShardOptions) -> None:
         name = self.name = folder.name
         self.folder = folder
         self.path = destination / f"prepared-{name}.json"
@@ -99,15 +98,15 @@ class Split:
         known, self.finished = read_manifest(self.path)
         shard = re.compile(rf"{re.escape(name)}-\d{{6,}}\.tar")
         there = sorted(path.name for path in destination.iterdir() if shard.fullmatch(path.name))
-        if not there:  # a plan of which there is no shard yet binds nobody
+        if not there:  # without a shard, an earlier plan does not count
             known = {}
         elif not known:
             what = f"holds {there[0]} that this command did not write; choose another destination"
             raise config_error(str(destination), what)
         images = (
-            recipe.shard_images
+            options.shard_images
             or known.get("shard_images")
-            or images_of_a_shard(self.folder, samples, recipe.size)
+            or images_of_a_shard(self.folder, samples, options.size)
         )
         self.plan: dict[str, Any] = {
             "format": FORMAT,
@@ -118,13 +117,13 @@ class Split:
                     )
                 ).hexdigest()
             ),
-            "size": recipe.size,
-            "quality": recipe.quality if recipe.size else None,
-            "seed": recipe.seed if shuffled else None,
+            "size": options.size,
+            "quality": options.quality if options.size else None,
+            "seed": options.seed if shuffled else None,
             "shard_images": images,
         }
         if shuffled:
-            samples = sorted(samples, key=lambda sample: _draw(recipe.seed, sample.file))
+            samples = sorted(samples, key=lambda sample: _shuffle_key(options.seed, sample.file))
         count = -(-len(samples) // images)
         ends = [len(samples) * number // count for number in range(count + 1)]
         paths = [destination / f"{name}-{number:06d}.tar" for number in range(count)]
@@ -147,8 +146,8 @@ class Split:
             if key in OPTIONS:
                 before, now = ("none" if plan.get(key) is None else plan[key] for plan in (known, self.plan))
                 what = (
-                    f"has {self.name} with {OPTIONS[key]} {before}, not {now}; go on with {OPTIONS[key]}"
-                    f" {before}"
+                    f"has {self.name} with {OPTIONS[key]} {before}, not {now}; continue with"
+                    f" {OPTIONS[key]} {before}"
                 )
             else:
                 what = (
@@ -176,7 +175,7 @@ class Split:
 
     @property
     def pattern(self) -> str:
-        """What `data.train_split` or `data.val_split` calls the shards."""
+        """The shards as `data.train_split` or `data.val_split` names them."""
         return f"{self.name}-{{{0:06d}..{len(self.shards) - 1:06d}}}.tar"
 
     def save(self) -> None:
@@ -200,7 +199,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Finished]]:
 
 
 def folder_config(source: Path) -> RunConfig:
-    """A run on the folder, in whose terms the readers of folders and shards are asked."""
+    """A configuration that reads the folder."""
     roadmap = load_roadmap()
     return resolve(
         roadmap, roadmap.trunk[0], overrides={"system.data_dir": str(source), "data.dataset": "folder"}
@@ -208,13 +207,13 @@ def folder_config(source: Path) -> RunConfig:
 
 
 def find_classes(config: RunConfig, splits: list[str]) -> list[str]:
-    """The names of the folders in each split's, sorted, as a run on the folder numbers them; ConfigError
-    unless all have the same.
+    """The class folders of the splits, sorted, as a run on the folder numbers them; ConfigError unless all
+    splits have the same.
     """
     check_splits(
         data_dir(config),
         {split: split for split in splits},
-        Options(
+        DataOptions(
             "SOURCE",
             lambda root: f"name {root} instead",
             lambda key, name: shlex.join(
@@ -232,7 +231,7 @@ def find_classes(config: RunConfig, splits: list[str]) -> list[str]:
 def find_samples(folder: Path, classes: list[str], others: Counter[str]) -> list[Sample]:
     """All images in the folders of the classes, in the order in which a run on the folder numbers them.
 
-    Files that are none by their suffix are counted in `others`, by suffix; hidden ones are nobody's.
+    Files with other suffixes are counted in `others`, by suffix; hidden ones are skipped.
     """
     found = in_order(find_images(folder, classes, others))
     there = {label for _, label in found}
@@ -255,8 +254,8 @@ def _name(file: str) -> str:
     return os.fsencode(f"{folder}/{name.replace('.', '_')}").decode(errors="replace")
 
 
-def _draw(seed: int, file: str) -> bytes:
-    """A place in the shuffled order that depends on nothing else, not even on a library's version."""
+def _shuffle_key(seed: int, file: str) -> bytes:
+    """A key of the shuffled order that depends on nothing else, not even on a library's version."""
     return blake2b(f"{seed}/{file}".encode(errors="surrogateescape"), digest_size=16).digest()
 
 
@@ -266,9 +265,9 @@ def images_of_a_shard(folder: Path, samples: list[Sample], size: int | None) -> 
     for sample in samples[:: max(1, len(samples) // SAMPLED)]:
         try:
             sizes.append((folder / sample.file).stat().st_size)
-        except OSError:  # it is named when its turn comes
+        except OSError:  # it is reported when it is packed
             continue
     usual = sum(sizes) / len(sizes) if sum(sizes) else SHARD_BYTES / MOST_IMAGES
     if size is not None:
-        usual = min(usual, size * size * SHAPE * BYTES_A_PIXEL)
+        usual = min(usual, size * size * SHAPE * BYTES_PER_PIXEL)
     return min(MOST_IMAGES, max(1, int(float(f"{SHARD_BYTES / usual:.2g}"))))

@@ -1,5 +1,5 @@
-"""What a worker of `prepare` does: images made smaller, packed into a shard that gets its name when it is
-whole.
+"""A worker of `prepare`: it makes images smaller and packs them into shards, renamed when
+they are complete.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ from pathlib import Path
 
 from PIL import Image
 
-from roadmap.data.corrupt import Unreadable, open_image, reading
-from roadmap.data.images import in_8_bits, in_mode
-from roadmap.data.prepare_plan import Finished, Recipe, Shard
+from roadmap.data.images import JPEG, Unreadable, in_8_bits, in_mode, open_image, reading
+from roadmap.data.prepare_plan import Finished, Shard, ShardOptions
 from roadmap.disk import reason
 from roadmap.errors import config_error, relative
 from roadmap.files import sync_folder, temporary_path
 
 FORK = multiprocessing.get_context("fork")  # before any thread is started
-JPEG = ("JPEG", "MPO")
-# Pillow looks at the content; other readers go by the name
+# Pillow reads the content; other readers rely on the name
 SUFFIXES = {"PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}
-GREY = ("1", "L", "LA")
-# how much larger than wanted libjpeg may halve an image; 48 dB from resizing all of it, in a third of the
-# time
+GRAY = ("1", "L", "LA")
+# libjpeg may halve an image down to this factor above its size; 48 dB from resizing all of it, in a third of
+# the time
 GAP = 1.4
 
 
 class Interrupted(Exception):
-    """The others have stopped."""
+    """Another process has stopped all."""
 
 
 class Shared:
-    """What the processes know of each other: whether to stop, how many images are done, how many were left
-    out of those `allowed`.
+    """What the processes share: whether to stop, how many images are done, and how many of those
+    `allowed` were left out.
     """
 
     def __init__(self, left_out: int, allowed: int) -> None:
@@ -47,7 +45,7 @@ class Shared:
         self.news = FORK.SimpleQueue()
 
     def advance(self) -> None:
-        """An image is done; Interrupted if it was to be the last."""
+        """Counts an image; Interrupted if all are to stop."""
         with self.done.get_lock():
             self.done.value += 1
         if self.stop.value:
@@ -64,14 +62,14 @@ class Shared:
         self.news.put(f"{error}; it is left out")
 
 
-_shared: Shared  # a worker's own: the executor would not hand it over with a shard
+_shared: Shared  # of each worker: the executor cannot pass it with a shard
 
 
 def begin(shared: Shared) -> None:
-    """What a worker does first."""
+    """Starts a worker."""
     global _shared
     _shared = shared
-    warnings.simplefilter("ignore")  # Pillow's on metadata, of which nobody reads any
+    warnings.simplefilter("ignore")  # Pillow's on metadata, which is not used
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -82,8 +80,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
-    """Writes a shard aside and gives it its name when it is whole; returns the name and what is in it."""
+def write_shard(shard: Shard, options: ShardOptions) -> tuple[str, Finished]:
+    """Writes a shard to a temporary file and renames it when it is complete; returns its name and content."""
     left_out: list[str] = []
     temporary = temporary_path(shard.path)
     try:
@@ -91,7 +89,7 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
             with tarfile.open(fileobj=file, mode="w") as tar:
                 for sample in shard.samples:
                     try:
-                        content, suffix = shrink(shard.folder / sample.file, recipe)
+                        content, suffix = shrink(shard.folder / sample.file, options)
                         _add(tar, f"{sample.name}.{suffix}", content)
                         _add(tar, f"{sample.name}.cls", str(sample.label).encode())
                     except Unreadable as error:
@@ -106,7 +104,7 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
     except OSError as error:
         what = (
             f"cannot be written: {reason(error, shard.path)}; the finished shards are kept, and the same"
-            " command goes on from there"
+            " command resumes from there"
         )
         raise config_error(relative(shard.path), what) from error
     finally:
@@ -115,34 +113,34 @@ def write_shard(shard: Shard, recipe: Recipe) -> tuple[str, Finished]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Adds a member that is the same whoever writes it and when."""
+    """Adds a member that depends on neither user nor time."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
-def shrink(path: Path, recipe: Recipe) -> tuple[bytes, str]:
-    """An image's content, with its shorter edge at most `recipe.size`, and its suffix; Unreadable if it is
-    none.
+def shrink(path: Path, options: ShardOptions) -> tuple[bytes, str]:
+    """An image's content, with its shorter edge at most `options.size`, and its suffix; Unreadable
+    if it is not one.
 
-    A JPEG of one or three channels that is small enough is kept as it is. What is written anew has the pixels
+    A JPEG of one or three channels that is small enough is kept as it is. Others are encoded from the pixels
     that a run on the folder would see: no orientation or color profile is applied.
     """
     with reading(str(path)):
         content = path.read_bytes()
         with open_image(io.BytesIO(content)) as image:
-            scale = 1.0 if recipe.size is None else min(1.0, recipe.size / min(image.size))
+            scale = 1.0 if options.size is None else min(1.0, options.size / min(image.size))
             is_plain = image.format in JPEG and image.mode in ("L", "RGB")
-            if recipe.size is None or (scale == 1.0 and is_plain):
-                image.draft(None, (1, 1))  # whether all of it is there shows at an eighth of its size, too
+            if options.size is None or (scale == 1.0 and is_plain):
+                image.draft(None, (1, 1))  # an eighth of its size shows whether it is truncated, too
                 in_mode(image, "RGB")
                 return content, SUFFIXES.get(image.format or "", "jpg")
             width, height = (max(1, round(edge * scale)) for edge in image.size)
             drafted = image.draft(None, (int(GAP * width), int(GAP * height))) if scale < 1.0 else None
             levels = in_8_bits(image)
-            small = levels.convert("L" if levels.mode in GREY else "RGB")
+            small = levels.convert("L" if levels.mode in GRAY else "RGB")
             if scale < 1.0:
                 small = small.resize((width, height), Image.Resampling.LANCZOS, drafted and drafted[1], GAP)
             file = io.BytesIO()
-            small.save(file, "JPEG", quality=recipe.quality)
+            small.save(file, "JPEG", quality=options.quality)
             return file.getvalue(), "jpg"

@@ -1,6 +1,4 @@
-"""Shards of WebDataset, tar files of images and labels, read in any order: their index is made by one scan
-and kept.
-"""
+"""Shards of WebDataset, tar files of images and labels, read in any order by an index from one scan."""
 
 from __future__ import annotations
 
@@ -25,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadmap.config import DataSpec, RunConfig
-from roadmap.data.decoder import Decoder, Picture
+from roadmap.data.images import Decoder, Picture
 from roadmap.data.labels import BadSample, field_in, label_in, label_of
 from roadmap.data.listing import is_hidden, listing_digest, printable
-from roadmap.data.preflight import data_dir, find_shards
+from roadmap.data.locate import data_dir, find_shards
 from roadmap.errors import ConfigError, Problem
 from roadmap.files import locked, write_atomic
 
@@ -36,25 +34,22 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 LABEL_MEMBER, TABLE_MEMBER = "cls", "json"
-APART = (
-    "; others of that name lie elsewhere in the file, where they are another sample: write it with tar"
-    " --sort=name"
-)
-OPEN_FILES = 64  # a process may have some thousand at most, and each worker of a loader has as many
-BLOCK = 512  # a tar's unit; one of zeros ends it
-# a sample's name ends at the first dot, as WebDataset has it
+APART = "; others of that name lie elsewhere in the file, as another sample: write it with tar --sort=name"
+OPEN_FILES = 64  # per worker of a loader; a process may have about a thousand
+BLOCK = 512  # a tar file's unit; a block of zeros ends the file
+# a sample's name ends at the first dot, as in WebDataset
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-SCAN = 2  # another number for another way to read the members, so that no index of the old one is used
+SCAN = 2  # version of how members are read; a change outdates every index
 Stamp = tuple[str, int, int]  # a shard's name, size and time of change
 
 
 class Changed(RuntimeError):
-    """A shard is not the one that was indexed."""
+    """A shard has changed since it was indexed."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where each image lies: its shard's number, offset and size there, its label, and its name."""
+    """Where each image is: the number of its shard, offset and size there, its label, and its name."""
 
     shards: list[Stamp]
     shard: NDArray[np.int64]
@@ -72,7 +67,7 @@ class Index:
 
     @classmethod
     def read(cls, path: Path) -> Index | None:
-        """The index in a file, or None if there is none that is whole."""
+        """The index in a file, None if there is no intact one."""
         try:
             with np.load(path, allow_pickle=False) as columns:
                 shards = [
@@ -90,7 +85,7 @@ COLUMNS = ("shard", "offset", "size", "label", "name")
 
 
 class Shards:
-    """The images of a split's shards, all of which a shuffled epoch goes across."""
+    """The images of a split's shards; an epoch is shuffled over all of them."""
 
     num_classes: int | None = None
 
@@ -98,12 +93,11 @@ class Shards:
         self.root, self.decoder = data_dir(config), decoder
         self.index = load_index(self.root, find_shards(config, pattern), config.data)
         self.labels: NDArray[np.int64] | None = self.index.label
-        self._open: OrderedDict[int, int] = OrderedDict()  # the files in use, the last used last
+        self._open: OrderedDict[int, int] = OrderedDict()  # the files in use, the latest last
         self._process = os.getpid()
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(self.index.name, self.index.size, self.index.label)
 
     def __len__(self) -> int:
@@ -116,17 +110,16 @@ class Shards:
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """The folders in the samples' names, where each class has one of its own."""
+        """The folders in the samples' names, if each class has its own."""
         return class_names_of(self.index)
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         member, shard = os.fsdecode(self.index.name[number]), self.index.shards[self.index.shard[number]][0]
         # members may share a name
         return f"{printable(member)} at byte {self.index.offset[number]} of {self.root / shard}"
 
     def _file(self, shard: int) -> int:
-        if self._process != os.getpid():  # a worker opens its own, and closes what it has inherited
+        if self._process != os.getpid():  # a forked worker closes what it has inherited
             self.close()
             self._process = os.getpid()
         if shard not in self._open:
@@ -160,7 +153,7 @@ class Shards:
 
 
 def class_names_of(index: Index) -> list[str] | None:
-    """What classes are called, by label: the folder in which all samples of a label lie and no others, None
+    """The classes' names by label: the folder that holds all samples of a label and no others, None
     unless each has one.
     """
     labels, first = np.unique(index.label, return_index=True)
@@ -173,15 +166,15 @@ def class_names_of(index: Index) -> list[str] | None:
 
 
 def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
-    """The index of the shards, from its file beside them if they are as they were; ConfigError if a shard is
-    torn.
+    """The index of the shards, from its file beside them unless they have changed; ConfigError if a
+    shard is truncated.
 
-    It is written there, for the next time, unless the folder cannot be written.
+    A new index is written there, unless the folder cannot be written.
     """
     path = _index_file(root, names, data)
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(path.with_suffix(".lock")))  # or all processes of a node would scan
+            stack.enter_context(locked(path.with_suffix(".lock")))  # one process of a node scans
         except OSError as error:
             logger.info("the index of %s is not kept: %s", root, error)
         if (index := known_index(root, names, data)) is not None:
@@ -195,9 +188,7 @@ def load_index(root: Path, names: list[str], data: DataSpec) -> Index:
 
 
 def known_index(root: Path, names: list[str], data: DataSpec) -> Index | None:
-    """The index of the shards from its file beside them, None if that is not there or the shards are not as
-    they were.
-    """
+    """The index of the shards from its file beside them, None if it is missing or the shards have changed."""
     index = Index.read(_index_file(root, names, data))
     return index if index is not None and index.shards == [_stamp(root, name) for name in names] else None
 
@@ -221,7 +212,7 @@ def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
         except BadSample as error:
             problems += error.problems
         except (tarfile.TarError, ValueError, OSError) as error:
-            problems.append(Problem(str(root / name), f"is not a whole shard: {error}"))
+            problems.append(Problem(str(root / name), f"is not an intact shard: {error}"))
     if problems:
         raise ConfigError(problems)
     numbers = np.array([row[:4] for row in rows], dtype=np.int64).reshape(-1, 4)
@@ -230,8 +221,8 @@ def _scan(root: Path, stamps: list[Stamp], data: DataSpec) -> Index:
 
 
 def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, bytes]]:
-    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is torn, BadSample
-    if a sample is incomplete.
+    """Offset, size, label and name of each image of a shard; ValueError or TarError if it is truncated,
+    BadSample if a sample is incomplete.
     """
     images = data.image_key.split(";") if data.image_key else IMAGE_MEMBERS
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -265,8 +256,8 @@ def scan_shard(path: Path, data: DataSpec) -> Iterator[tuple[int, int, int, byte
 
 
 def _group(tar: Iterable[tarfile.TarInfo], path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Samples as WebDataset has them: members side by side that share a name, by their suffixes; BadSample
-    for one that is there twice.
+    """Samples as in WebDataset: adjacent members that share a name, by their suffixes; BadSample for a
+    duplicate member.
     """
     files = (
         (member, NAME.fullmatch(member.name))
@@ -278,7 +269,7 @@ def _group(tar: Iterable[tarfile.TarInfo], path: Path) -> Iterator[tuple[str, di
         members: dict[str, tarfile.TarInfo] = {}
         for _, suffix, member in group:
             if suffix in members:
-                hint = "samples side by side need names of their own"
+                hint = "adjacent samples need different names"
                 raise BadSample(
                     f"sample '{printable(name)}' in {path} has two members {printable(suffix)}; {hint}"
                 )

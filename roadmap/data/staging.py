@@ -1,4 +1,4 @@
-"""The data of a run on a node's own disk: copied there once a node, whole or not at all."""
+"""The data of a run on a node's own disk: copied there once per node, completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 
 from roadmap.config import RunConfig
 from roadmap.data.listing import find_images, readable, walk_files
-from roadmap.data.preflight import (
+from roadmap.data.locate import (
     class_names,
     data_dir,
     expand,
@@ -26,39 +26,37 @@ from roadmap.data.preflight import (
     is_staged,
     kind_of,
     make_stage_dir,
+    need_stage_dir,
 )
 from roadmap.disk import disk_error, reason
 from roadmap.errors import config_error
 from roadmap.files import download, locked, write_errors
 
-DOWNLOAD_LOCK = ".download.lock"  # held by whoever has torchvision fetch a data set to `data_dir`
+DOWNLOAD_LOCK = ".download.lock"  # held while torchvision downloads a dataset to `data_dir`
 COPIES_AT_ONCE = 8
 DOWNLOADS_AT_ONCE = 4
 ATTEMPTS, PAUSE_S = 3, 1.0
 
 
 def stage(config: RunConfig) -> RunConfig:
-    """The configuration with `data_dir` on `stage_dir`, where its files are copied first unless they are
-    there already.
+    """The configuration with `data_dir` on `stage_dir`, where its files are copied unless they
+    are there already.
 
-    As many processes of a node as like may call at once: one copies, the others wait. Of a folder the classes
-    that the configuration reads are copied, of shards those that it names, of any other kind all of
-    `data_dir`, unless that is yet to be downloaded. Shards at a web address are fetched here, all of them,
-    for an epoch's order goes across all. ConfigError where that fails, and nothing half copied is left
-    behind. A staged configuration is returned as it is.
+    Any number of a node's processes may call at once: one copies, the others wait. A folder is copied with
+    the classes that the configuration reads, shards are those that it names; of any other kind, all of
+    `data_dir` is copied, unless it is yet to be downloaded. Shards at a URL are downloaded, all of them,
+    because an epoch is shuffled over all. ConfigError where that fails, which leaves nothing half copied. A
+    staged configuration is returned as it is.
     """
     system, kind = config.system, kind_of(config.data)
     remote = is_remote(config)
-    if system.data_dir is None or (remote and kind == "wds"):  # which streams from an address as it is
+    if system.data_dir is None or (remote and kind == "wds"):  # which streams from a URL as it is
         return config
     if remote and kind != "shards":
-        raise config_error(system.data_dir, "is an address, from which only shards and wds/ are read")
+        raise config_error(system.data_dir, "is a URL, from which only shards and wds/ are read")
+    if remote:
+        need_stage_dir(config)
     if system.stage_dir is None:
-        if remote:
-            raise config_error(
-                "system.stage_dir",
-                f"is not set: where are the shards of {system.data_dir} to be put?",
-            )
         return config
     staged = system.data_dir
     if is_staged(config):
@@ -78,11 +76,11 @@ def _copy_all(config: RunConfig, folder: Path) -> Path:
     with ExitStack() as stack:
         _enter(stack, lock)
         if (downloading := source / DOWNLOAD_LOCK).exists():
-            with suppress(OSError):  # where nothing can be written, nothing is downloaded
+            with suppress(OSError):  # a folder that cannot be written has no downloads
                 stack.enter_context(locked(downloading))
-        said = Path(os.fsdecode(lock.read_bytes()) or "/nowhere")
-        if lock.stat().st_mtime >= began and said.is_dir():
-            return said  # whoever we waited for has just looked
+        copied = Path(os.fsdecode(lock.read_bytes()) or "/nowhere")
+        if lock.stat().st_mtime >= began and copied.is_dir():
+            return copied  # checked by the process that this one waited for
         sizes = _sizes(source, _files(config, source))
         target = folder / f"{source.name}-{_digest(str(source), str(sorted(sizes.items())))}"
         if not _holds(target, sizes):
@@ -122,7 +120,7 @@ def _sizes(root: Path, files: Iterable[str]) -> dict[str, int]:
 
 
 def _holds(folder: Path, sizes: dict[str, int]) -> bool:
-    """Whether all files are in `folder`, with these sizes: cleaners of temporary folders take old files."""
+    """Whether all files are in `folder`, with these sizes: temporary folders may be purged of old files."""
     try:
         return all(os.stat(f"{folder}/{name}").st_size == size for name, size in sizes.items())  # noqa: PTH116
     except OSError:
@@ -158,16 +156,15 @@ def _check_space(folder: Path, source: Path | str, needed: int) -> None:
 
 
 def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
-    """The folder with all shards of both splits, each fetched unless it is there: a shard gets its name when
-    it is whole.
+    """The folder with all shards of both splits; each is downloaded unless it is there, and renamed to its
+    name when it is complete.
     """
     target = folder / f"{address.rpartition('/')[2]}-{_digest(address)}"
     names = [name for split in (config.data.train_split, config.data.val_split) for name in expand(split)]
     for name in names:
         if any(sign in name for sign in "*?[") or ".." in PurePosixPath(name).parts or name.startswith("/"):
             raise config_error(
-                f"pattern '{name}'",
-                f"is none for shards of {address}: say which with braces, {{0000..0127}}",
+                f"pattern '{name}'", f"cannot name shards of {address}: name them with braces, {{0000..0127}}"
             )
     with write_errors(target):
         target.mkdir(exist_ok=True)
@@ -183,10 +180,10 @@ def _fetch_all(config: RunConfig, address: str, folder: Path) -> Path:
 def _in_threads(threads: int, work: Callable[[str, Event], object], names: Iterable[str]) -> None:
     """Calls `work` for each name; the first error, or a signal, ends all at once.
 
-    It sets the event that `work` is given, and waits for no thread: on a silent server that takes minutes.
+    The event that `work` gets is set then, and no thread is waited for: a silent server takes minutes.
     """
     ended = Event()
-    # of daemons: those of concurrent.futures are waited for, at the end of Python, too
+    # of daemons: Python waits at its exit for those of concurrent.futures
     with ThreadPool(threads) as pool:
         try:
             for _ in pool.imap_unordered(lambda name: work(name, ended), names):

@@ -1,16 +1,16 @@
-"""Data sets that need no files: scikit-learn's digits, and made-up images of any size."""
+"""Datasets that need no files: scikit-learn's digits, and synthetic images of any size."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from roadmap.config import RunConfig
-from roadmap.data.decoder import Picture, make_decoder
 from roadmap.data.digits import CLASSES, Split, load_digits
+from roadmap.data.images import Picture, make_decoder
 from roadmap.data.listing import listing_digest
 
-# of made-up images, as of the digits: noise is cut off only beyond one gray range
-GREY_LEVELS, BLACK = 85, 85
+# of synthetic images, as of the digits: noise is clipped only beyond one gray range
+GRAY_RANGE, BLACK = 85, 85
 PATTERN = 8  # pixels across a class's pattern
 NOISE_BANK = 1 << 20
 PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
@@ -21,12 +21,12 @@ class Digits:
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)
-        self.num_classes, self.decoder = CLASSES, make_decoder(config, split)
+        self.num_classes = CLASSES
+        self.decoder = make_decoder(config, split)
         self.class_names = [str(digit) for digit in range(CLASSES)]
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(self.labels)
 
     def __len__(self) -> int:
@@ -36,37 +36,36 @@ class Digits:
         return self.decoder.convert(self.images[number]), int(self.labels[number])
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
         return f"digit {number}"
 
 
 class Synthetic:
-    """Made-up images, cheap to make: a coarse pattern for each class, under noise that depends on split and
-    number.
+    """Synthetic images, cheap to make: a coarse pattern per class, under noise that depends on
+    split and number.
 
-    Classes take turns. The noise of an image is a piece of one long line of noise.
+    Labels cycle through the classes. The noise of an image is a piece of one long line of noise.
     """
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         size, channels, data = config.data.image_size, config.model.in_chans, config.data
-        self.num_classes, self.shape = config.model.num_classes, (size, size, channels)
+        self.num_classes = config.model.num_classes
+        self.shape = (size, size, channels)
         self.decoder = make_decoder(config, split)
         self.class_names = [str(label) for label in range(self.num_classes)]
         self.labels = np.arange(data.images[split == "val"], dtype=np.int64) % self.num_classes
         gray = np.random.default_rng(PATTERN_SEED).random(
             (self.num_classes, PATTERN, PATTERN, channels), dtype=np.float32
         )
-        self._patterns = np.rint(BLACK + GREY_LEVELS * gray).astype(np.uint8)
+        self._patterns = np.rint(BLACK + GRAY_RANGE * gray).astype(np.uint8)
         drawn = np.random.default_rng(NOISE_SEED[split]).standard_normal(
             NOISE_BANK + size * size * channels, dtype=np.float32
         )
         # As bytes that wrap around: no sum with a pattern leaves 0 to 255.
-        self._noise = np.rint(GREY_LEVELS * np.clip(data.noise * drawn, -1, 1)).astype(np.int8).view(np.uint8)
+        self._noise = np.rint(GRAY_RANGE * np.clip(data.noise * drawn, -1, 1)).astype(np.int8).view(np.uint8)
         self._blow_up = np.arange(size) * PATTERN // size
 
     @property
     def digest(self) -> str:
-        """As in `Source`."""
         return listing_digest(self.labels)
 
     def __len__(self) -> int:
@@ -80,5 +79,4 @@ class Synthetic:
         return self.decoder.convert(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), label
 
     def name(self, number: int) -> str:
-        """What an image is called in messages."""
-        return f"made-up image {number}"
+        return f"synthetic image {number}"

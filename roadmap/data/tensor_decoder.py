@@ -1,5 +1,5 @@
-"""Training images as uint8 tensors, from the file to the batch: torchvision's decoding and resizing, timm's
-random crops.
+"""Training images as uint8 tensors, from the file to the batch: torchvision's decoding and resizing,
+timm's random crops.
 """
 
 from __future__ import annotations
@@ -21,29 +21,27 @@ from torchvision.transforms import InterpolationMode  # type: ignore[import-unty
 from torchvision.transforms.v2 import Resize, functional  # type: ignore[import-untyped]
 
 from roadmap.config import RecipeSpec
-from roadmap.data.corrupt import open_image, reading
-from roadmap.data.images import in_mode
+from roadmap.data.images import JPEG, in_mode, open_image, reading
 
 try:
     from torchvision.io import decode_jpeg  # type: ignore[import-untyped]
-except ImportError:  # torchvision means to give it up; Pillow's pixels are the same, and take a little longer
+except ImportError:  # torchvision plans to remove it; Pillow has the same pixels, a little slower
     decode_jpeg = None
 
-JPEG = ("JPEG", "MPO")
-READ_MODES = {"L": "GRAY", "RGB": "RGB"}  # what torchvision calls Pillow's modes
+READ_MODES = {"L": "GRAY", "RGB": "RGB"}  # torchvision's names for Pillow's modes
 RESIZE = {
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
-    "nearest": InterpolationMode.NEAREST_EXACT,  # what Pillow calls nearest
+    "nearest": InterpolationMode.NEAREST_EXACT,  # Pillow's nearest
 }
 
 
 class TensorDecoder:
-    """uint8 tensors (C, H, W), pixel after pixel in memory as resizing is fastest; their pixels are those of
-    Pillow.
+    """uint8 tensors (C, H, W), pixel after pixel in memory as resizing is fastest; their pixels are
+    those of Pillow.
 
     torchvision decodes the JPEGs for which that holds, Pillow all else: other formats, CMYK, colors for a
-    gray model, and whatever torchvision cannot read, so that Pillow alone says what is damaged.
+    gray model, and whatever torchvision cannot read, so that errors are always Pillow's.
     """
 
     def __init__(self, mode: str) -> None:
@@ -73,7 +71,7 @@ class TensorDecoder:
 
 
 class Crop:
-    """timm's random crop, by its random numbers, resized as tensors are."""
+    """timm's random crop with its random numbers, resized as a tensor."""
 
     def __init__(self, timms: Any, interpolation: InterpolationMode) -> None:
         self.timms, self.size, self.interpolation = timms, list(timms.size), interpolation

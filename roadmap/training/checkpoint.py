@@ -1,4 +1,4 @@
-"""The last two checkpoints of a run: whole, verified, and never the only copy while another is written."""
+"""The last two checkpoints of a run: intact, verified, and never the only copy while another is written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from roadmap.files import leftovers, sync_folder, temporary_path
 from roadmap.weight_files import CHECKPOINT, checkpoint_files
 
 KEEP = 2
-ENTRY_BYTES = 300  # of a tensor in a file of PyTorch's, for header, name and alignment
+ENTRY_BYTES = 300  # per tensor in a file of PyTorch's, for header, name and alignment
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """A folder of checkpoints `<iteration>-<digest>.pt`; the digest of its bytes shows that a file is whole.
+    """A folder of checkpoints `<iteration>-<digest>.pt`; the digest of its bytes verifies a file.
 
-    Files of other names there, such as copies that somebody keeps, are neither read, counted nor deleted.
+    Files of other names there, such as a user's copies, are neither read, counted nor deleted.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Checkpoints:
         return checkpoint_files(self.folder)
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Writes a checkpoint and forgets all but two.
+        """Writes a checkpoint and deletes all but two.
 
         DiskError if the disk is full; those before it stay.
         """
@@ -44,8 +44,8 @@ class Checkpoints:
         temporary = temporary_path(path)
         with explaining(path, state_bytes(state)):
             self.folder.mkdir(exist_ok=True)
-            for torn in leftovers(self.folder, r"\d{9,}\.pt"):
-                torn.unlink(missing_ok=True)
+            for partial in leftovers(self.folder, r"\d{9,}\.pt"):
+                partial.unlink(missing_ok=True)
             try:
                 with temporary.open("wb") as file:
                     torch.save(state, file)
@@ -59,9 +59,10 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def shortage(self, size: int, saves: int) -> str | None:
-        """What the disk lacks for all files at a time, of `size` bytes, in so many `saves`; None if they fit.
+        """How the disk is too small for all files at a time, of `size` bytes, in that many `saves`;
+        None if they fit.
 
-        While one is written, those before it are there, too. Where there is one already, its size counts.
+        While one is written, those before it are there, too. An existing file's size counts.
         """
         there = [path.stat().st_size for path in self.files()]
         size, files = max(there, default=size), min(KEEP + 1, len(there) + saves)
@@ -73,46 +74,47 @@ class Checkpoints:
         return f"{where}, and {file_system(self.folder)} has {megabytes(free)} free"
 
     def forget_after(self, iteration: int) -> None:
-        """Removes checkpoints of a future that did not happen: damaged, or with their metrics lost."""
+        """Deletes later checkpoints: damaged, or with their metrics lost."""
         for path in self.files():
             if _parts(path)[0] > iteration:
                 path.unlink(missing_ok=True)
 
     def load(self) -> Iterator[dict[str, Any]]:
-        """The whole checkpoints, newest first, on the CPU; one with other bytes than were written is named
-        and passed over.
+        """The intact checkpoints, newest first, on the CPU; a damaged one is skipped with a warning.
 
-        OSError for one that cannot be read just now: it may be whole, and whoever went on without it would
-        lose what it holds.
+        OSError for one that cannot be read at the moment: it may be intact, and a run that resumed without it
+        would lose what it holds.
         """
         for path in self.files():
             try:
-                whole = _digest(path) == _parts(path)[1]
-                state = self.read(path.name) if whole else None
+                intact = _digest(path) == _parts(path)[1]
+                state = self.read(path.name) if intact else None
             except FileNotFoundError:
-                continue  # a newer one has taken its place meanwhile
+                continue  # deleted meanwhile, for a newer one
             if state is None:
-                logger.warning("checkpoint %s is damaged and passed over", relative(path))
+                logger.warning("checkpoint %s is damaged and skipped", relative(path))
                 continue
             yield state
 
     def newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, None if there is none; ConfigError if one cannot be read just now."""
+        """The newest intact checkpoint, None if there is none; ConfigError if one cannot be
+        read at the moment.
+        """
         try:
             return next(self.load(), None)
         except OSError as error:
             raise config_error(relative(self.folder), f"cannot be read: {error.strerror or error}") from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """The checkpoint in the file `name`, which is known to be whole, on the CPU: a device may have no
-        room for it twice.
+        """The checkpoint in the file `name`, which is known to be intact, on the CPU: a device may
+        not hold it twice.
         """
         state: dict[str, Any] = torch.load(self.folder / name, map_location="cpu", weights_only=True)
         return state | {"name": name}
 
 
 def state_bytes(state: Any) -> int:
-    """About how many bytes a state takes on disk: its tensors, each with its name and place in the file."""
+    """The approximate bytes of a state on disk: its tensors, each with its header in the file."""
     if isinstance(state, Tensor):
         return state.nbytes + ENTRY_BYTES
     values: Iterable[Any] = (

@@ -19,9 +19,9 @@ from roadmap.rng import CHECK, reseed
 from roadmap.signals import Stopped
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to
-# the eager one, and by FLOOR of a typical value, for some gradients are zero but for rounding, such as that
-# of a bias before a BatchNorm. Rounding to 16 bits may change the gradients of a ReLU network at its start
-# beyond recognition; their norms stay within a factor of RATIO.
+# the eager one, and by FLOOR of a typical value, because some gradients are zero except for rounding, as that
+# of a bias before a BatchNorm is. Rounding to 16 bits may change the gradients of a fresh ReLU network beyond
+# recognition; their norms stay within a factor of RATIO.
 TOLERANCE, ROUNDING, FLOOR, RATIO = 1e-2, 4.0, 5e-3, 4.0
 SCALES = (0.1, 0.5)  # of norms and layer scales: larger ones amplify rounding from block to block
 FP16_SCALE = 64.0  # keeps the gradients of half precision from underflow, as GradScaler does in training
@@ -32,7 +32,7 @@ class GradientCheck:
     """How `wrong` of `tensors` compiled tensors differ from eager ones; `worst` is off by `error`, `allowed`
     of it by rounding.
 
-    Both are shares of the tensor's norm.
+    Both are relative to the tensor's norm.
     """
 
     tensors: int
@@ -54,13 +54,13 @@ class GradientCheck:
 
 
 class CompilerFailed(RuntimeError):
-    """PyTorch cannot compile the network, or not run what it has compiled; the message has its own words."""
+    """PyTorch cannot compile the network, or not run what it has compiled; the message quotes its error."""
 
 
 def compile_network(network: nn.Module) -> Any:
     """`network`, or its DistributedDataParallel, compiled by Inductor.
 
-    It draws the eager network's random numbers: else stochastic depth would keep both from being compared.
+    It draws the eager network's random numbers: otherwise stochastic depth would make both incomparable.
     """
     return torch.compile(network, options={"fallback_random": True})
 
@@ -70,7 +70,7 @@ def check_gradients(
 ) -> GradientCheck:  # fmt: skip
     """Compares logits and gradients of `compiled` with those of `eager`, tensor by tensor.
 
-    Both call `network`, which stays as it is. `images` are (N, C, H, W) and `labels` (N,), as training has
+    Both call `network`, which does not change. `images` are (N, C, H, W) and `labels` (N,), as training has
     them: the graph that is checked is the graph that trains. Losses do not show the faults of a compiler,
     gradients do. CompilerFailed if nothing could be compiled.
     """
@@ -86,7 +86,7 @@ def check_gradients(
 
 
 def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dtype) -> GradientCheck:
-    """The same for the logits of networks in evaluation."""
+    """Compares the logits of networks in evaluation."""
 
     def logits(forward: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         with (
@@ -102,15 +102,15 @@ def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dty
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """CompilerFailed for whatever a compiled network raises, which is called after the eager one has passed;
-    not for want of memory.
+    """CompilerFailed for any error of a compiled network, which is called after the eager one,
+    except out of memory.
     """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler fails in many ways
-        if (stopped := _stop_behind(error)) is not None:  # of a signal that came while it was at work
+        if (stopped := _stop_behind(error)) is not None:  # from a signal while it compiled
             raise stopped from None
         raise CompilerFailed(
             f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
@@ -129,7 +129,7 @@ def compare(
 ) -> GradientCheck:
     """`found` against `rounded`, the same at its precision, and `exact`, the same in single precision."""
     typical = median(_norm(tensor) / math.sqrt(tensor.numel()) for tensor in exact.values())
-    # the error over the one allowed, and both as shares of the norm
+    # the error relative to the one allowed, and both relative to the norm
     errors: dict[str, tuple[float, float, float]] = {}
     for name, tensor in exact.items():
         floor = FLOOR * typical * math.sqrt(tensor.numel())
@@ -175,7 +175,7 @@ def _tensors(
 
 @contextmanager
 def recomputing(network: Any) -> Iterator[None]:
-    """Has the network checkpoint its activations, whatever it does otherwise."""
+    """Has the network checkpoint its activations."""
     before = any(getattr(module, "grad_checkpointing", False) for module in network.modules())
     network.set_grad_checkpointing(True)
     try:

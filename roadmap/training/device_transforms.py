@@ -1,10 +1,10 @@
-"""RandAugment on the device: timm draws for each image, and those that drew the same go through at once.
+"""RandAugment on the device: timm draws for each image, and each operation takes all images that drew it.
 
-Pixel by pixel, an operation gives what timm's gives of Pillow's images, in whole gray levels, but for
-auto-contrast where a level ought to be whole: Pillow rounds its factor first and may fall below it, so the
-brightest pixel of an image of levels 0 to 25 becomes 254 there, and 255 here. Rotation, shear and translation
-interpolate as `recipe.train_interpolation` says: bilinear and nearest as Pillow does; bicubic by PyTorch's
-kernel, whose parameter is -0.75 where that of Pillow's transforms is -1, so its edges are a little softer.
+Each operation gives the integer pixel values of timm's on Pillow's images, except auto-contrast where a value
+should be an exact integer: Pillow rounds its factor first and may fall below it, so the brightest pixel of an
+image of values 0 to 25 becomes 254 there, and 255 here. Rotation, shear and translation interpolate by
+`recipe.train_interpolation`: bilinear and nearest as Pillow does; bicubic with PyTorch's kernel, whose
+parameter is -0.75 where that of Pillow's transforms is -1, so its edges are a little softer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn import functional
 from torchvision.transforms.v2.functional import equalize  # type: ignore[import-untyped]
 
 from roadmap.config import RunConfig
-from roadmap.data.loader import GREYS, build_transform
+from roadmap.data.loader import WHITE, build_transform
 from roadmap.errors import config_error
 from roadmap.rng import seed_of
 
@@ -32,19 +32,19 @@ RANDAUGMENT = "randaugment"  # the purpose of its random numbers
 AFFINE = "affine"
 SAMPLING = {Resampling.NEAREST: "nearest", Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
 LUMA, HALF, UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 65536.0  # Pillow's gray of a color, in 65536ths
-SLACK = 1 / 1024  # gray levels by which interpolation in single precision may fall short of a whole one
+SLACK = 1 / 1024  # pixel values by which interpolation in single precision may fall short of an integer
 Matrix = tuple[float, ...]
 
 
 class Draw(NamedTuple):
-    """An operation of timm's, by the name of its function, and its argument."""
+    """One of timm's operations, by the name of its function, and its argument."""
 
     name: str
     argument: float
 
 
 class Batched(NamedTuple):
-    """An operation and the images of a batch that go through it, each with its arguments."""
+    """An operation and the images of a batch that it applies to, each with its arguments."""
 
     name: str
     rows: list[int]
@@ -52,26 +52,26 @@ class Batched(NamedTuple):
 
 
 class RandAugment:
-    """timm's RandAugment of float images (N, C, H, W) of whole gray levels, 0 to 255, on a device."""
+    """timm's RandAugment of float images (N, C, H, W) of integer pixel values, 0 to 255, on a device."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         stages = build_transform(config, True).transforms  # type: ignore[attr-defined]
         self.timm: Any = next(stage for stage in stages if isinstance(stage, auto_augment.RandAugment))
         unknown = sorted({op.aug_fn.__name__ for op in self.timm.ops} - APPLY.keys() - MATRICES.keys())
         if unknown:
-            what = (
-                f"has {', '.join(unknown)}, which is not to be had on a device; --set recipe.pipeline=pillow"
-            )
+            what = f"has {', '.join(unknown)}, which is unavailable on a device; --set recipe.pipeline=pillow"
             raise config_error(f"recipe.randaugment '{config.recipe.randaugment}'", what)
         self.device, settings = device, self.timm.ops[0].kwargs
         self.fill = torch.tensor(settings["fillcolor"], dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.sampling = SAMPLING[settings["resample"]]
         for op in self.timm.ops:
             op.aug_fn = partial(_note, op.aug_fn.__name__)
-        self.timm.ops = np.array(self.timm.ops, dtype=object)  # or timm makes one of it for each image
+        self.timm.ops = np.array(self.timm.ops, dtype=object)  # timm would convert it for each image
 
     def draw(self, seed: int, iteration: int, position: int) -> list[Draw]:
-        """What happens to the image at a place of an iteration's global batch, in order, as timm draws it."""
+        """The operations for the image at a position of an iteration's global batch, in order, as
+        timm draws them.
+        """
         number = seed_of(RANDAUGMENT, seed, iteration, position)
         random.seed(number)
         np.random.seed(number % 2**32)
@@ -117,12 +117,14 @@ class DeviceTransform:
         self.seed = config.seed
         self.augment = RandAugment(config, device) if config.recipe.randaugment is not None else None
         self.mean, self.std = (
-            torch.tensor([GREYS * value for value in values], device=device).view(1, -1, 1, 1)
+            torch.tensor([WHITE * value for value in values], device=device).view(1, -1, 1, 1)
             for values in (config.data.mean, config.data.std)
         )
 
     def __call__(self, images: Tensor, iteration: int, positions: Iterable[int]) -> Tensor:
-        """Normalized images of gray levels (N, C, H, W), which lie at those positions of the global batch."""
+        """Images of pixel values (N, C, H, W) at these positions of the global batch,
+        augmented and normalized.
+        """
         images = images.clone(memory_format=torch.preserve_format)
         if self.augment is not None:
             images = self.augment(images, self.seed, iteration, positions)
@@ -135,7 +137,7 @@ def _note(name: str, noted: list[Draw], *arguments: float, **_: Any) -> list[Dra
 
 
 def batched(drawn: list[list[Draw]], height: int, width: int) -> Iterable[Batched]:
-    """What is to be done, in order: each image's first operation, then its second; movements count as one."""
+    """The operations in order: each image's first, then its second; geometric ones count as one."""
     for layer in range(max(map(len, drawn), default=0)):
         steps: dict[str, Batched] = {}
         for row, draws in enumerate(drawn):
@@ -149,7 +151,7 @@ def batched(drawn: list[list[Draw]], height: int, width: int) -> Iterable[Batche
 
 
 def _rotate(degrees: float, width: int, height: int) -> Matrix:
-    """Around the middle, against the clock."""
+    """Around the center, counterclockwise."""
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
@@ -167,8 +169,8 @@ MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Tensor:
-    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the color `fill` (1,
-    C, 1, 1).
+    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the color
+    `fill` (1, C, 1, 1).
     """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
@@ -177,16 +179,16 @@ def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Ten
     grid = torch.stack([columns * (2 / width) - 1, rows * (2 / height) - 1], dim=-1)
     moved = functional.grid_sample(images, grid, mode=sampling, padding_mode="border", align_corners=False)
     inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    return torch.where(inside[:, None], _whole(moved.add_(SLACK)), fill)
+    return torch.where(inside[:, None], _truncated(moved.add_(SLACK)), fill)
 
 
-def _whole(values: Tensor) -> Tensor:
-    """Gray levels as Pillow stores them, in place: what is below the point is cut off."""
-    return values.clamp_(0, GREYS).floor_()
+def _truncated(values: Tensor) -> Tensor:
+    """Pixel values as Pillow stores them, in place: fractions are cut off."""
+    return values.clamp_(0, WHITE).floor_()
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Pillow's gray of each pixel, (N, 1, H, W)."""
+    """Each pixel as Pillow's gray, (N, 1, H, W)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = (weight * images[:, channel, None] for channel, weight in enumerate(LUMA))
@@ -195,7 +197,7 @@ def _gray(images: Tensor) -> Tensor:
 
 def _blend(images: Tensor, start: Tensor, factor: Tensor) -> Tensor:
     """From `start`, at factor 0, through the image, at 1, and beyond."""
-    return _whole(start + factor * (images - start))
+    return _truncated(start + factor * (images - start))
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -208,13 +210,15 @@ def _contrast(images: Tensor, factor: Tensor) -> Tensor:
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     smooth = images.clone()  # Pillow leaves the border as it is
     inner = images[..., 1:-1, 1:-1]
-    smooth[..., 1:-1, 1:-1] = _whole((9 * functional.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13 + 0.5)
+    smooth[..., 1:-1, 1:-1] = _truncated(
+        (9 * functional.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13 + 0.5
+    )
     return _blend(images, smooth, factor)
 
 
 def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    return torch.where(high > low, _whole((images - low) * GREYS / (high - low).clamp(min=1)), images)
+    return torch.where(high > low, _truncated((images - low) * WHITE / (high - low).clamp(min=1)), images)
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
@@ -231,10 +235,10 @@ def _posterize(images: Tensor, bits: Tensor) -> Tensor:
 APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
-    "invert": lambda images, _: GREYS - images,
+    "invert": lambda images, _: WHITE - images,
     "posterize": _posterize,
-    "solarize": lambda images, threshold: torch.where(images < threshold, images, GREYS - images),
-    "solarize_add": lambda images, add: torch.where(images < 128, (images + add).clamp(max=GREYS), images),
+    "solarize": lambda images, threshold: torch.where(images < threshold, images, WHITE - images),
+    "solarize_add": lambda images, add: torch.where(images < 128, (images + add).clamp(max=WHITE), images),
     "color": lambda images, factor: _blend(images, _gray(images), factor),
     "contrast": _contrast,
     "brightness": lambda images, factor: _blend(images, torch.zeros_like(images), factor),

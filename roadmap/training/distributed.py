@@ -1,4 +1,4 @@
-"""The processes that train a run together: what one does for all, what they add up, what they agree on."""
+"""The processes that train a run together: broadcasts, reductions, and agreement to stop or fail."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from roadmap.training.launch import Launch, launched
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 WARN_S = 15.0
-TIMEOUT = timedelta(minutes=30)  # the first process may be saving to a slow file system, or staging data
+TIMEOUT = timedelta(minutes=30)  # rank 0 may be saving to a slow file system, or staging data
 
 
 class Distributed:
-    """All processes of a run, seen from one of them; without `launch`, the one that is alone."""
+    """All processes of a run, seen from one of them; without `launch`, a single process."""
 
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
-        self.rank, self.size = self.launch.rank, self.launch.size
+        self.rank = self.launch.rank
+        self.size = self.launch.size
         self.first = self.rank == 0
 
     def from_rank0(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in all of them; an exception is raised in all, too."""
+        """What `make` returns in rank 0, in all processes; an exception is raised in all, too."""
         if self.size == 1:
             return make()
         box: list[Any] = [None, None]
@@ -60,7 +61,7 @@ class Distributed:
         return self.sum(value).div_(self.size) if self.size > 1 else value
 
     def sync_buffers(self, model: nn.Module) -> None:
-        """Gives every process the first one's running statistics, for each has seen other images."""
+        """Gives every process rank 0's running statistics, because each has seen other images."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -74,17 +75,17 @@ class Distributed:
         return values
 
     def raise_any(self, error: Exception | None) -> None:
-        """Raises the first error that a process brings in all of them; all go on if there is none."""
+        """Raises in all processes the first error that one of them has, if any."""
         for found in self.gather(error):
             if found is not None:
                 raise found
 
 
 class StopConsensus:
-    """Flags that any process may raise and that all see at the same iteration, without waiting for the device
-    or each other.
+    """Flags that any process may raise and that all see at the same iteration, without waiting for the
+    device or each other.
 
-    What is raised in a call is seen by all in the next, when it has long been exchanged; a process alone sees
+    All see in a call what was raised in the one before, which has long been exchanged; a process alone sees
     it at once. `lag` is the number of calls in between.
     """
 
@@ -92,7 +93,7 @@ class StopConsensus:
         self.world = world
         self.pending: tuple[Any, Tensor] | None = None
         self.lag = 1 if world.size > 1 else 0
-        # a group of its own: on the CPU, apart from the gradients
+        # on the CPU, apart from the gradients' group
         self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if world.size > 1 else None
 
     def poll(self, *flags: bool) -> list[bool]:
@@ -109,7 +110,7 @@ class StopConsensus:
 
 @contextmanager
 def warned_of(launch: Launch) -> Iterator[None]:
-    """A warning that names who is waited for, if the block takes longer than processes need to start."""
+    """Warns about the processes that are waited for, if the block takes longer than they need to start."""
     warning = threading.Timer(WARN_S, logger.warning, [launch.waits])
     warning.daemon = True
     warning.start()
@@ -121,7 +122,7 @@ def warned_of(launch: Launch) -> Iterator[None]:
 
 @contextmanager
 def joined(stop: StopSignals) -> Iterator[Distributed]:
-    """The world that this process was launched into, met with the others for as long as the block lasts.
+    """The processes that this one was launched with, connected for as long as the block lasts.
 
     While it waits for the others, signals end it at once, and so does one that `stop` has caught before.
     """
@@ -138,9 +139,9 @@ def joined(stop: StopSignals) -> Iterator[Distributed]:
         stop.obey()
         try:
             dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=TIMEOUT)
-        except RuntimeError as error:  # a port that is taken, or nobody came
+        except RuntimeError as error:  # a port that is taken, or processes that did not come
             raise config_error(
                 "the processes do not meet:", f"{launch.waits} ({str(error).splitlines()[0]})"
             ) from error
     yield Distributed(launch)
-    dist.destroy_process_group()  # not after an error, which others may not have: it would wait for them
+    dist.destroy_process_group()  # after an error it would wait for processes that have none

@@ -1,10 +1,10 @@
-"""A network in training: what happens in an iteration, in an evaluation, and what a checkpoint must hold."""
+"""The training step: a network, its optimizer, schedule and EMA, and what one iteration does to them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,21 +22,21 @@ from roadmap.errors import config_error
 from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
-from roadmap.training.device import oom_hint, oom_suggestions
+from roadmap.training.device import PRECISIONS, autocast, oom_hint, oom_suggestions
 from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.distributed import Distributed
 from roadmap.training.initial_weights import initialize_from
-from roadmap.training.metrics import EvalMetrics, accumulator_dtype, batch_metrics
+from roadmap.training.metrics import EvalMetrics, evaluate
 from roadmap.training.optim import build_optimizer, build_schedule
 
 logger = logging.getLogger(__name__)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
-    """A network, its optimizer, schedule and moving average; `iteration` counts the optimizer's steps.
+    """A network, its optimizer, schedule and EMA; `iteration` counts the optimizer's steps.
 
-    All processes hold the same, but for the running statistics of BN, of which the first process's count.
+    All processes hold the same, except the running statistics of BN, of which those of rank 0 count. `plan`
+    is the configuration's for that many processes.
     """
 
     def __init__(
@@ -45,12 +45,15 @@ class Engine:
         device: torch.device,
         iterations_per_epoch: int,
         world: Distributed | None = None,
+        plan: BatchPlan | None = None,
     ) -> None:
         recipe, system = config.recipe, config.system
-        self.config, self.device, self.iteration = config, device, 0
-        self.between_iterations = True  # or a part of the batch has changed running statistics already
+        self.config = config
+        self.device = device
+        self.iteration = 0
+        self.between_iterations = True  # False once a part of a batch has changed running statistics
         self.world = world or Distributed()
-        self.plan: BatchPlan = plan_batches(config, self.world.size)
+        self.plan = plan or plan_batches(config, self.world.size)
         reseed(INIT, config.seed)
         self.model: Network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
         self.model.set_grad_checkpointing(system.grad_checkpointing)
@@ -60,16 +63,20 @@ class Engine:
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
-        self.finish = DeviceTransform(config, device) if recipe.pipeline == "tensor" else None
+        self.device_transform = DeviceTransform(config, device) if recipe.pipeline == "tensor" else None
         self.erase = (
             RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device)
             if recipe.random_erasing
             else None
         )
         self.mix = build_mixup(config) if recipe.mixes else None
-        # the network as training calls it
-        self.averaged = self._distributed() if self.world.size > 1 else None
-        self.forward: Any = self.averaged or self.model
+        self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixup smooths its labels itself
+        self.ddp = (
+            DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+            if self.world.size > 1
+            else None
+        )
+        self.forward: Any = self.ddp or self.model  # the network as training calls it
         if system.compile:
             self.forward = compile_network(self.forward)
 
@@ -82,13 +89,13 @@ class Engine:
         """
         if not self.config.system.compile:
             return None
-        eager, found, problem = self.averaged or self.model, None, None
+        eager, check, problem = self.ddp or self.model, None, None
         with oom_hint(f"{self.plan.micro} images", oom_suggestions(self.config, self.plan.micro)):
             try:
-                found = check_gradients(
+                check = check_gradients(
                     self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision]
                 )
-                problem = f"compiled gradients are wrong: {found}" if found.wrong else None
+                problem = f"compiled gradients are wrong: {check}" if check.wrong else None
             except CompilerFailed as error:
                 problem = f"PyTorch cannot compile the network: {error}"
         problem = next(filter(None, self.world.gather(problem)), None)
@@ -98,15 +105,15 @@ class Engine:
                 f" {self.device.type})"
             )
             if self.config.system.compile != "try":
-                ways = (
+                fixes = (
                     "--set system.compile=false trains the eager network, system.compile=try does so where"
                     " the compiled one is wrong"
                 )
-                raise config_error("system.compile:", f"{problem}; {ways}")
+                raise config_error("system.compile:", f"{problem}; {fixes}")
             logger.warning("%s; the eager network is trained", problem)
             self.forward = eager
         return {"trained": "compiled" if problem is None else "eager", "problem": problem} | (
-            found.report() if found else {}
+            check.report() if check else {}
         )
 
     def _noise(self) -> tuple[Tensor, Tensor]:
@@ -118,58 +125,56 @@ class Engine:
         labels = torch.randint(config.model.num_classes, (images,), device=self.device)
         return noise.contiguous(memory_format=torch.channels_last), labels
 
-    def _distributed(self) -> DistributedDataParallel:
-        """The network with its gradients averaged over the processes."""
-        return DistributedDataParallel(
-            self.model, device_ids=[self.device] if self.device.type == "cuda" else None
-        )
-
-    def step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        """One iteration on this process's micro-batches; returns the whole batch's loss, on the device."""
+    def train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """One iteration on this process's micro-batches, one per gradient accumulation step; returns the loss
+        of the global batch, on the device.
+        """
         self.schedule.step_update(self.iteration)
-        if not self.model.training:  # to tell hundreds of modules takes a millisecond
+        if not self.model.training:  # walking hundreds of modules takes a millisecond
             self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for turn, (images, labels) in enumerate(batches):
+        # The loader has started the transfer of each batch to the device while the one before was trained on.
+        for step, (images, labels) in enumerate(batches):
             self.between_iterations = False
-            with self._averaging(turn):
-                loss = self._loss(images, labels, turn) / self.plan.accumulation
+            last = step == self.plan.accumulation - 1
+            # DDP averages gradients over the processes once an iteration, in the last step
+            with nullcontext() if self.ddp is None or last else self.ddp.no_sync():
+                images, labels = self._augment(images, labels, step)
+                # for drop path, which draws for the micro-batch as a whole
+                reseed(STEP, self.config.seed, self.iteration, self.world.rank, step)
+                with autocast(self.config, self.device):
+                    logits = self.forward(images)
+                    loss = functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+                loss = loss / self.plan.accumulation
                 torch.autograd.backward(self.scaler.scale(loss))
             total += loss.detach()
-        self._update()
+        if self.config.recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.iteration += 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.iteration)
         self.between_iterations = True
         return self.world.mean(total)
 
-    def _averaging(self, turn: int) -> AbstractContextManager[Any]:
-        """Gradients are averaged over the processes once an iteration, in the last turn."""
-        last = turn == self.plan.accumulation - 1
-        return nullcontext() if self.averaged is None or last else self.averaged.no_sync()
-
-    def _loss(self, images: Tensor, labels: Tensor, turn: int) -> Tensor:
-        images, labels = self._augment(images, labels, turn)
-        # mixed labels are smoothed already
-        smoothing = 0.0 if self.mix is not None else self.config.recipe.label_smoothing
-        # drop path draws for the micro-batch as a whole
-        reseed(STEP, self.config.seed, self.iteration, self.world.rank, turn)
-        with autocast(self.config, self.device):
-            return functional.cross_entropy(self.forward(images), labels, label_smoothing=smoothing)
-
-    def _augment(self, images: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor]:
-        """Changes each image and mixes each group with random numbers of its own, so that both are the same
-        on any world.
+    def _augment(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Transforms each image by its position's random numbers, and mixes each group by the group's: the
+        same on any number of processes.
         """
         seed, rank = self.config.seed, self.world.rank
-        positions = self.plan.positions(rank, turn)
-        if self.finish is not None:
-            images = self.finish(images, self.iteration, positions)
+        positions = self.plan.positions(rank, step)
+        if self.device_transform is not None:
+            images = self.device_transform(images, self.iteration, positions)
         if self.erase is not None:
             for image, position in zip(images, positions, strict=True):
                 reseed(ERASE, seed, self.iteration, position)
                 self.erase(image)  # in place
         if self.mix is not None:
             mixed = []
-            for part in self.plan.parts(rank, turn):
+            for part in self.plan.slices(rank, step):
                 reseed(MIX, seed, self.iteration, part.group)
                 images[part.start : part.end], soft = self.mix(
                     images[part.start : part.end], labels[part.start : part.end]
@@ -178,44 +183,19 @@ class Engine:
             labels = torch.cat(mixed)
         return images, labels
 
-    def _update(self) -> None:
-        clip = self.config.recipe.clip_grad
-        if clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.iteration += 1
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.iteration)
-
     def lr(self) -> float:
         """The learning rate of the last iteration, the head's if layers have their own."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics:
-        """Scores of the network as it is now, on this process's batches and those of the others together."""
-        return self._evaluate(self.model, batches)
+        """Metrics of the network as it is now, on the batches of all processes together."""
+        return evaluate(self.model, batches, self.config, self.device, self.world)
 
     def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics | None:
-        """The scores of the moving average, or None where there is none."""
-        return self._evaluate(self.ema.module, batches) if self.ema is not None else None
-
-    @torch.inference_mode()
-    def _evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics:
-        self.world.sync_buffers(model)
-        model.eval()
-        totals = torch.zeros(4, device=self.device, dtype=accumulator_dtype(self.device))
-        for images, labels in batches:
-            with autocast(self.config, self.device):
-                logits = model(images).float()
-            totals += batch_metrics(logits, labels)
-        scores = EvalMetrics.of(self.world.sum(totals))
-        if not scores.images:
-            raise config_error(
-                f"dataset '{self.config.data.dataset}'", "has no validation image that can be read"
-            )
-        return scores
+        """Metrics of the EMA, None where there is none."""
+        if self.ema is None:
+            return None
+        return evaluate(self.ema.module, batches, self.config, self.device, self.world)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; random numbers depend on `iteration` alone, with no state here."""
@@ -228,17 +208,13 @@ class Engine:
         }
 
     def checkpoint_bytes(self) -> int:
-        """A checkpoint's size once the optimizer has made a step: before, it has no state of its own."""
+        """A checkpoint's size once the optimizer has made a step: before, the optimizer has no state."""
         networks = [self.model.state_dict()] * (1 if self.ema is None else 2)
-        return state_bytes(
-            [
-                *networks,
-                [list(self.model.parameters())] * {"sgd": 1, "adamw": 2}[self.config.recipe.optimizer],
-            ]
-        )
+        moments = {"sgd": 1, "adamw": 2}[self.config.recipe.optimizer]
+        return state_bytes([*networks, [list(self.model.parameters())] * moments])
 
     def start(self, classes: Sequence[str] | None = None) -> None:
-        """Begins from the weights that the configuration names, if it names any; `classes` are the data's
+        """Starts from the weights that the configuration names, if it names any; `classes` are the data's
         names, by label.
         """
         initialize_from(self.model, self.config, classes)
@@ -246,7 +222,7 @@ class Engine:
             self.ema.set(self.model)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Resumes from a checkpoint."""
         self.iteration = state["iteration"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -255,14 +231,8 @@ class Engine:
             self.ema.module.load_state_dict(state["ema"])
 
 
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """The recipe's precision."""
-    dtype = PRECISIONS[config.recipe.precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
 def build_mixup(config: RunConfig) -> Mixup:
-    """timm's mixup and cutmix as the recipe wants them; it smooths the labels, too."""
+    """timm's mixup and cutmix by the recipe; it smooths the labels, too."""
     recipe = config.recipe
     return Mixup(
         mixup_alpha=recipe.mixup,

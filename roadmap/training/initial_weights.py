@@ -1,5 +1,5 @@
-"""A training that starts from weights: which they are, whether they are there, and what of them the network
-takes over.
+"""Training that starts from weights: their identity, whether they are there, and what the
+network takes of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_init_digest(config: RunConfig) -> RunConfig:
-    """`config` with the digest of the weights that it starts from, worked out where it is not given."""
+    """`config` with the digest of the weights that it starts from, computed where it is not given."""
     if config.system.init_from is None or config.recipe.init_digest is not None:
         return config
     recipe = config.recipe.model_copy(update={"init_digest": digest_of(config.system.init_from)})
@@ -38,8 +38,8 @@ def with_init_digest(config: RunConfig) -> RunConfig:
 
 
 def check_init(config: RunConfig) -> None:
-    """ConfigError unless the weights to start from are those that the recipe names, and there are some where
-    it needs them.
+    """ConfigError unless the weights to start from are those that the recipe names, and there are some
+    where it needs them.
     """
     recipe, source = config.recipe, config.system.init_from
     if source is not None:
@@ -60,7 +60,7 @@ def check_init(config: RunConfig) -> None:
     elif recipe.init_digest is not None:
         raise config_error(
             "recipe.init_digest",
-            f"names the weights {recipe.init_digest}; --set system.init_from=FILE says where they are",
+            f"names the weights {recipe.init_digest}; --set system.init_from=FILE names their file",
         )
     elif recipe.init_weights == "ema":
         message = (
@@ -70,12 +70,12 @@ def check_init(config: RunConfig) -> None:
         raise config_error(f"{config.step}: recipe.init_weights", message)
     elif recipe.layer_decay < 1:
         message = f"is {recipe.layer_decay:g}, which is for trained weights, and there are none to start from"
-        way_out = "--init-from FILE gives some, or --set recipe.layer_decay=1 does without"
-        raise config_error(f"{config.step}: recipe.layer_decay", f"{message}; {way_out}")
+        fix = "--init-from FILE gives some, or --set recipe.layer_decay=1 does without"
+        raise config_error(f"{config.step}: recipe.layer_decay", f"{message}; {fix}")
 
 
 def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
-    """Makes a fresh network ready for training: scales its classifier, and loads the weights of
+    """Initializes a fresh network for training: scales its classifier, and loads the weights of
     `system.init_from` if there are any.
 
     A classifier stays fresh where there is none to load, or one for another number of classes; one that is
@@ -83,11 +83,8 @@ def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] 
     ConfigError as in `check_init`, and if anything else does not fit.
     """
     check_init(config)
-    classifier, scale, source = (
-        network.get_classifier(),
-        config.recipe.head_init_scale,
-        config.system.init_from,
-    )
+    classifier, source = network.get_classifier(), config.system.init_from
+    scale = config.recipe.head_init_scale
     if scale != 1:
         for parameter in classifier.parameters():
             parameter.data.mul_(scale)
@@ -116,8 +113,8 @@ def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] 
 def _match_classifier(
     classifier: nn.Module, there: Sequence[str] | None, here: Sequence[str] | None, source: str
 ) -> None:
-    """Puts the outputs of a classifier for the classes `there` in the order of those `here`, where they are
-    the same ones.
+    """Puts the outputs of a classifier for the classes `there` in the order of those `here`, where they
+    are the same ones.
     """
     if here is None or here == there:
         return

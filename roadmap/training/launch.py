@@ -1,4 +1,4 @@
-"""Which of the processes of a run this one is, as torchrun, srun or submitit tell it in the environment."""
+"""This process's rank among those of a run, from the environment of torchrun, srun or submitit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from roadmap.errors import config_error
 
-FIRST_PORT, PORTS = 20_000, 12_000  # below those that systems hand out by themselves
+FIRST_PORT, PORTS = 20_000, 12_000  # below those that systems assign
 OUTER = re.compile(
     r"(TORCHELASTIC|SLURM|SUBMITIT|PMI|PMIX|OMPI)_\w+|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
 )
@@ -23,8 +23,8 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 class Launch:
     """Process `rank` of `size`, the `local_rank`-th on its machine; all meet at `address`:`port`.
 
-    `because` names the variable that counts them, and `instead` is what starts all of them, or this one
-    alone.
+    `because` names the variable that counts them, and `instead` the command that starts all of them,
+    or this one alone.
     """
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Launch:
 
     @property
     def waits(self) -> str:
-        """Who this process waits for, why, and what to do if nobody is to come."""
+        """A message on the processes that this one waits for, why, and what to do if there are none."""
         others = "1 other process" if self.size == 2 else f"{self.size - 1} other processes"
         return (
             f"process {self.rank} waits for {others} at {self.address}:{self.port}, for {self.because} is"
@@ -46,9 +46,8 @@ class Launch:
 
 
 def launched() -> Launch:
-    """This process's place; a process that nobody launched with others is alone.
-
-    ConfigError if it is told half of it.
+    """This process's rank; a process that was not launched with others is alone. ConfigError if the
+    environment is incomplete.
 
     Under srun and submitit all meet on the job's first host, at a port that follows from the job's id.
     """
@@ -72,9 +71,9 @@ def launched() -> Launch:
 
 
 @contextmanager
-def launched_by_nobody() -> Iterator[None]:
-    """Processes that are started inside do not take this one's launcher for theirs, such as in the shell of
-    an interactive Slurm step.
+def without_launcher() -> Iterator[None]:
+    """Processes that are started inside do not inherit this one's launcher, such as in the shell of an
+    interactive Slurm step.
     """
     before = {name: os.environ.pop(name) for name in list(os.environ) if OUTER.fullmatch(name)}
     try:
@@ -88,12 +87,13 @@ def _torchrun() -> Launch:
     if missing:
         there = [name for name in TORCHRUN if name not in missing]
         raise config_error(
-            " and ".join(there),
-            f"set, but not {', '.join(missing)}; launch several processes with torchrun",
+            " and ".join(there), f"set, but not {', '.join(missing)}; launch several processes with torchrun"
         )
     rank, size, local, port = (_number(name) for name in (*TORCHRUN[:3], "MASTER_PORT"))
     if not 0 <= rank < size:
-        raise config_error(f"RANK {rank}", f"is none of the {size} processes that WORLD_SIZE counts from 0")
+        raise config_error(
+            f"RANK {rank}", f"is not one of the {size} processes that WORLD_SIZE counts from 0"
+        )
     instead = "torchrun starts all of them, and `env -u RANK -u WORLD_SIZE python …` this one alone"
     return (
         Launch(rank, size, local, os.environ["MASTER_ADDR"], port, "WORLD_SIZE", instead)

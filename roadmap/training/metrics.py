@@ -1,47 +1,77 @@
-"""What an evaluation finds, and sums and means that stay on the device until they are asked for."""
+"""The evaluation loop and its metrics, and means that stay on the device until they are asked for."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from roadmap.config import RunConfig
+from roadmap.errors import config_error
+from roadmap.training.device import autocast
+from roadmap.training.distributed import Distributed
 
 
 @dataclass(frozen=True)
 class EvalMetrics:
-    """An evaluation of `images`: mean cross-entropy, and the share in % whose label is the first, or among
-    the first five.
+    """Mean cross-entropy over `images`, and top-1 and top-5 accuracy in %; `unreadable` images
+    count nowhere else.
     """
 
     loss: float
     top1: float
     top5: float
     images: int
-
-    @classmethod
-    def of(cls, sums: Tensor) -> EvalMetrics:
-        """The scores that sums of `batch_metrics` amount to; nan where there is no image."""
-        loss, first, five, images = sums.tolist()
-        share = 100 / images if images else math.nan
-        return cls(loss * share / 100, first * share, five * share, round(images))
+    unreadable: int
 
 
-def batch_metrics(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums over a batch: cross-entropy, labels ranked first, among the first five, and images; a label of -1
-    is none.
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: RunConfig,
+    device: torch.device,
+    world: Distributed,
+    *,
+    outputs: Sequence[int] | None = None,
+    per_class: Tensor | None = None,
+) -> EvalMetrics:
+    """The metrics of `network` on the batches of all processes together; a label of -1 marks an image that
+    could not be read.
+
+    `outputs` are those that stand for the labels, None all as they are. For each class, `per_class` (C, 3)
+    gets the number of its images, of those it ranks first, and of those among the first five added.
+    ConfigError if no image could be read.
     """
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
-    loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-    sums = [loss, ranked[:, 0].sum(), ranked.sum(), labels.ge(0).sum()]
-    return torch.stack([value.to(accumulator_dtype(logits.device)) for value in sums])
+    world.sync_buffers(network)
+    network.eval()
+    columns = slice(None) if outputs is None else torch.tensor(outputs, device=device)
+    sums = torch.zeros(5, device=device, dtype=accumulator_dtype(device))
+    for images, labels in batches:
+        with autocast(config, device):
+            logits = network(images).float()[:, columns]
+        loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
+        hits = torch.stack([labels.ge(0), ranked[:, 0], ranked.any(1)], dim=1).long()
+        sums += torch.stack([value.to(sums.dtype) for value in (loss, *hits.sum(0), labels.lt(0).sum())])
+        if per_class is not None:
+            per_class.index_add_(0, labels.clamp(min=0), hits)
+    loss_sum, images_seen, first, five, unreadable = world.sum(sums).tolist()
+    if not images_seen:
+        raise config_error(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
+    percent = 100 / images_seen
+    return EvalMetrics(
+        loss_sum * percent / 100, first * percent, five * percent, round(images_seen), round(unreadable)
+    )
 
 
 def accumulator_dtype(device: torch.device) -> torch.dtype:
-    """The most exact floating point numbers of a device."""
+    """The most precise floating point type of a device."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -69,6 +99,6 @@ class Mean:
         return {"total": self.total.clone(), "count": self.count}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a checkpoint."""
+        """Resumes from a checkpoint."""
         self.total.copy_(state["total"])
         self.count = state["count"]

@@ -13,17 +13,16 @@ from torch import nn
 
 from roadmap.config import RecipeSpec
 
-STEM, HEAD = (-1, 0), (1_000_000, 0)  # where they are, as stages are numbered
-PLACES = {"stem": STEM, "head_norm": HEAD, "head": HEAD}
-BLOCKS_A_GROUP = 3
+STEM, HEAD = (-1, 0), (1_000_000, 0)  # their positions, in the numbering of stages
+POSITIONS = {"stem": STEM, "head_norm": HEAD, "head": HEAD}
+BLOCKS_PER_GROUP = 3
 
 
 def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; weight decay leaves biases and norms alone unless the recipe says
-    otherwise.
+    """SGD with momentum, or AdamW; without weight decay of biases and norms unless the recipe asks for it.
 
-    They are PyTorch's fused ones, but for SGD in fp16: where the very first iteration overflows, as the loss
-    scaler's does, PyTorch 2.15's fused SGD leaves its momentum uninitialized and goes on from that.
+    They are PyTorch's fused ones, except SGD in fp16: where the very first iteration overflows, as it does
+    with the loss scaler, PyTorch 2.15's fused SGD continues from uninitialized momentum.
     """
     options: dict[str, dict[str, Any]] = {
         "sgd": {"opt": "momentum", "momentum": recipe.momentum},
@@ -41,31 +40,31 @@ def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimiz
 
 
 def layer_groups(model: nn.Module, by: Literal["layer", "stage"]) -> dict[str, int]:
-    """The group of each parameter of one of our networks, by its name: 0 the stem, the last one the head.
+    """The group of each parameter of one of our networks, by its name: 0 is the stem, the last one the head.
 
     Between them a group is a stage, or by `layer` up to three blocks of a stage in a row; the layers that
     lead into a stage belong to its first group. For stages of 3, 3, 27 and 3 blocks, they are the groups of
     the original ConvNeXt's fine-tuning.
     """
-    places = {name: _place(name, by) for name, _ in model.named_parameters()}
-    groups = {place: group for group, place in enumerate(sorted(set(places.values())))}
-    return {name: groups[place] for name, place in places.items()}
+    positions = {name: _position(name, by) for name, _ in model.named_parameters()}
+    groups = {position: group for group, position in enumerate(sorted(set(positions.values())))}
+    return {name: groups[position] for name, position in positions.items()}
 
 
-def _place(name: str, by: str) -> tuple[int, int]:
+def _position(name: str, by: str) -> tuple[int, int]:
     """The stage of a parameter and its part of that stage."""
     inside = re.match(r"stages\.(\d+)\.(?:downsample|blocks\.(\d+))\.", name)
     if inside is None:
-        return PLACES[name.partition(".")[0]]
-    return int(inside[1]), int(inside[2] or 0) // BLOCKS_A_GROUP if by == "layer" else 0
+        return POSITIONS[name.partition(".")[0]]
+    return int(inside[1]), int(inside[2] or 0) // BLOCKS_PER_GROUP if by == "layer" else 0
 
 
 def scaled_groups(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the rate by
-    `lr_scale`.
+    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the
+    rate by `lr_scale`.
 
-    The head's, whose scale is 1, come first, because the first group's learning rate is the one that is
-    reported.
+    The head's, whose scale is 1, come first, because the first group's learning rate is the one
+    that is reported.
     """
     numbers = layer_groups(model, recipe.layer_decay_by)
     last = max(numbers.values())
@@ -88,8 +87,8 @@ def scaled_groups(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
 def build_schedule(
     recipe: RecipeSpec, optimizer: torch.optim.Optimizer, iterations_per_epoch: int
 ) -> Scheduler:
-    """The learning rate as a function of the iteration: linear warm-up from 0, then cosine or steps, set by
-    `step_update`.
+    """The learning rate as a function of the iteration: linear warm-up from 0, then cosine or steps, set
+    by `step_update`.
     """
     schedule: Scheduler
     schedule, _ = create_scheduler_v2(

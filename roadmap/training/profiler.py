@@ -22,24 +22,27 @@ ROWS = 30
 
 
 class Profiler(Callback):
-    """Profiles `steps` iterations after WARM_UP others, and then gets out of the way.
+    """Profiles `steps` iterations after WARM_UP others.
 
     `run_dir`/profile gets a Chrome trace, trace-<first iteration>.json, and operators.txt with the time of
-    each iteration and the operators by self time. A run with fewer iterations left is profiled as far as it
-    goes. ConfigError for `steps` below 1.
+    each iteration and the operators by self time. A run with fewer iterations left is profiled to its end.
+    ConfigError for `steps` below 1.
     """
 
     def __init__(self, run_dir: Path, steps: int) -> None:
         if steps < 1:
             raise config_error("--profile-steps", f"must be at least 1, not {steps}")
-        self.folder, self.steps = run_dir / "profile", steps
+        self.folder = run_dir / "profile"
+        self.steps = steps
         self.cuda = torch.cuda.is_available()
         self._profile: profile | None = None
-        self._first, self._warm_up, self._active = 1, WARM_UP, steps
+        self._first = 1
+        self._warm_up = WARM_UP
+        self._active = steps
         self._times: list[float] = []  # seconds of each iteration, warm-up and all
         self._since = 0.0
 
-    def begin(self, done: int, total: int) -> None:
+    def on_train_start(self, done: int, total: int) -> None:
         """Starts to warm up; the last iteration that is left is profiled in any case."""
         left = total - done
         if left < 1:
@@ -54,20 +57,19 @@ class Profiler(Callback):
         self._profile.start()
         self._since = time.perf_counter()
 
-    def advance(self) -> None:
-        """Counts an iteration of those under the profiler."""
+    def on_step(self) -> None:
         if self._profile is None:
             return
         if self.cuda and len(self._times) + 1 in (self._warm_up, self._warm_up + self._active):
-            torch.cuda.synchronize()  # what is queued before the window or in it is timed there
+            torch.cuda.synchronize()  # each side of the window times what it has queued
         self._times.append(time.perf_counter() - self._since)
         self._profile.step()
         if len(self._times) == self._warm_up + self._active:
-            self.close()
+            self.on_end()
         self._since = time.perf_counter()
 
-    def close(self) -> None:
-        """Ends the profile; if the run ended before it, what there is of it is written."""
+    def on_end(self) -> None:
+        """Ends the profile, complete or not, and writes it."""
         if self._profile is None:
             return
         ended, self._profile = self._profile, None
@@ -98,9 +100,7 @@ class Profiler(Callback):
         write_atomic(self.folder / "operators.txt", self._summary(times) + table)
 
     def _summary(self, times: list[float]) -> str:
-        """The time of each iteration, in ms, from one to the next: loading data is in it, and an evaluation
-        between them, too.
-        """
+        """Milliseconds from each iteration to the next, which include loading data and any evaluation."""
         device = torch.cuda.get_device_name() if self.cuda else "CPU"
         lines = [
             f"iteration {self._first + number}: {1e3 * seconds:.3f} ms"

@@ -1,4 +1,4 @@
-"""An attempt at a run: epoch after epoch from the last checkpoint on, until it is done, stopped or killed."""
+"""Training epoch after epoch, from the last checkpoint until the run is done, diverged or stopped."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from itertools import islice
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
-from roadmap.data.preflight import kind_of
+from roadmap.data.locate import kind_of
 from roadmap.data.staging import stage
 from roadmap.errors import config_error, relative
 from roadmap.files import JsonLines, write_json
@@ -36,11 +37,10 @@ from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 
 logger = logging.getLogger(__name__)
-# How long to wait for a batch that is late when the run is to stop: less than Slurm's 30 s from SIGTERM to
-# SIGKILL; or, where a time limit was announced, long enough for a start that is slow, for a job that made no
-# iteration would be queued for ever.
+# How long a stop waits for a batch that is late: less than Slurm's 30 s from SIGTERM to SIGKILL, or, where a
+# time limit was announced, long enough for a slow start: a job without an iteration is requeued for ever.
 STOP_WAIT_S, NOTICE_WAIT_S = 10.0, 60.0
-MEASURES = {
+IDENTITY = {  # what the positions in a checkpoint refer to, by its key there
     "images": "training images:",
     "iterations_per_epoch": "iterations an epoch:",
     "digest": "digest of the training images' names and labels:",
@@ -53,11 +53,14 @@ T = TypeVar("T")
 
 
 class Diverged(Exception):
-    """No error but a result: the loss is not finite any more."""
+    """A result, not an error: the loss is not finite any more."""
 
 
 class Trainer:
-    """One attempt at a run, seen from one of its processes; the first one alone writes."""
+    """One attempt at a run, in one of its processes; rank 0 alone writes.
+
+    As a context manager it has the metrics open, and ends the data-loading workers at the end.
+    """
 
     def __init__(
         self,
@@ -65,34 +68,41 @@ class Trainer:
         run: RunDir,
         lease: Lease,
         stop: StopSignals,
-        watch: Callback,
+        callback: Callback,
         world: Distributed,
         data: Data | None,
     ) -> None:
-        self.config, self.run_dir, self.lease, self.stop, self.world = config, run, lease, stop, world
-        self.watch = watch if world.first else Callback()
+        self.config = config
+        self.run_dir = run
+        self.lease = lease
+        self.stop = stop
+        self.world = world
+        self.callback = callback if world.first else Callback()
         self.device = select_device(config, world.launch.local_rank)
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
         self._open_data(data)
         with self._interruptible():
-            self.engine = Engine(config, self.device, len(self.loader), world)
-            self.compiled = self.engine.check_compiled()
-        self.checkpoints, self.ballot = Checkpoints(run.checkpoints), StopConsensus(world)
-        self.window, self.whole = Mean(self.device), Mean(self.device)
-        self.epoch, self.began = 0, time.time()
+            self.engine = Engine(config, self.device, len(self.loader), world, self.plan)
+            compiled = self.engine.check_compiled()
+        self.checkpoints = Checkpoints(run.checkpoints)
+        self.consensus = StopConsensus(world)
+        self.log: JsonLines | None = None  # of rank 0
+        self.interval_loss = Mean(self.device)
+        self.epoch_loss = Mean(self.device)
+        self.epoch = 0
         self.seconds = 0.0
-        self.last: dict[str, float | None] = {}  # the figures of the last evaluation
-        self.saved_at, self.saved_iteration = time.monotonic(), -1
+        self.last: dict[str, float | None] = {}  # the metrics of the last epoch
+        self.saved_at = time.monotonic()
+        self.saved_iteration = -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": self.compiled}
+        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": compiled}
 
     def _open_data(self, data: Data | None) -> None:
-        """Both loaders, in all processes or in none.
+        """Makes both loaders, in all processes or in none.
 
-        The first process lists the images of a folder for all of them.
-
-        Each attempt lists them anew: an earlier one's listing would not show that the data has changed.
+        Rank 0 lists the images of a folder for all. Each attempt lists them again: an earlier listing would
+        hide that the data has changed.
         """
         staged = self._in_all(lambda: stage(self.config))
         train: Any = None
@@ -100,32 +110,34 @@ class Trainer:
         if data is not None:
             train, val = data
         elif kind_of(staged.data) == "folder":
-            train, val = self.world.from_rank0(
-                lambda: self._at_once(lambda: (list_images(staged, "train"), list_images(staged, "val")))
-            )
-        how: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
-        self.loader = self._in_all(lambda: Loader(staged, "train", self.device, source=train, **how))
+
+            def listings() -> tuple[Any, Any]:
+                with self.stop.at_once():
+                    return list_images(staged, "train"), list_images(staged, "val")
+
+            train, val = self.world.from_rank0(listings)
+        options: dict[str, Any] = {"rank": self.world.rank, "plan": self.plan, "waiting": self._waiting}
+        self.loader = self._in_all(lambda: Loader(staged, "train", self.device, source=train, **options))
         self.val_loader = self._in_all(
-            lambda: Loader(staged, "val", self.device, source=val, beside=self.loader, **how)
+            lambda: Loader(staged, "val", self.device, source=val, beside=self.loader, **options)
         )
-        self.votes = max(self.world.gather(len(self.val_loader)))
+        self.loaders = (self.loader, self.val_loader)
+        # the same in every process, whose evaluation may have one batch more or less
+        self.eval_batches = max(self.world.gather(len(self.val_loader)))
 
     def _in_all(self, make: Callable[[], T]) -> T:
-        """What `make` returns here once it has in all processes; an error of one is raised in all."""
+        """What `make` returns here once it has in all processes; an error of one is raised in all.
+
+        A signal ends it, also where other processes wait: they learn of it when they meet again.
+        """
         try:
-            made = self._at_once(make)
+            with self.stop.at_once():
+                made = make()
         except Exception as error:
             self.world.raise_any(error)
             raise
         self.world.raise_any(None)
         return made
-
-    def _at_once(self, make: Callable[[], T]) -> T:
-        """What `make` returns, unless a signal ends it, also where other processes wait: they learn of it
-        when they meet again.
-        """
-        with self.stop.at_once():
-            return make()
 
     def _interruptible(self) -> AbstractContextManager[None]:
         """Has signals end a process that is alone at once; others would wait for it."""
@@ -137,76 +149,61 @@ class Trainer:
         if self.stop.signal is not None and seconds > patience:
             raise self._stopped()
 
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Has the metrics open, in the first process, and ends the loaders' workers at the end."""
-        self.log = JsonLines(self.run_dir.metrics) if self.world.first else None
-        try:
-            yield
-        finally:
-            for loader in self.loaders:
-                loader.close()
-            if self.log is not None:
-                self.log.close()
+    def __enter__(self) -> Self:
+        if self.world.first:
+            self.log = JsonLines(self.run_dir.metrics)
+        return self
 
-    def run(self) -> Result:
-        """All epochs that are left."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for loader in self.loaders:
+            loader.close()
+        if self.log is not None:
+            self.log.close()
+
+    def fit(self) -> Result:
+        """Trains the epochs that are left; returns the run's result."""
         self.world.from_rank0(lambda: write_json(self.run_dir.provenance, self.provenance))
         with self._interruptible():
             self._restore()
-        left = self.config.recipe.epochs - self.epoch
-        if self.world.first and (shortage := self.checkpoints.shortage(self.engine.checkpoint_bytes(), left)):
-            logger.warning(
-                "%s; without more room, training ends at a checkpoint, and the one before it is kept",
-                shortage,
-            )
-        total = self.config.recipe.epochs * len(self.loader)
-        self.watch.begin(self.engine.iteration, total)
+        epochs = self.config.recipe.epochs
+        self._check_disk(epochs - self.epoch)
+        self.callback.on_train_start(self.engine.iteration, epochs * len(self.loader))
+        status = "done"
         try:
-            while self.epoch < self.config.recipe.epochs:
+            while self.epoch < epochs:
                 self._train_epoch()
                 self._finish_epoch()
         except Diverged:
-            return self._conclude("diverged")
-        return self._conclude("done")
-
-    def _conclude(self, status: str) -> Result:
-        self._know_corrupt()
+            status = "diverged"
+        self._share_corrupt()
         return self.world.from_rank0(lambda: self._result(status))
 
-    def _know_corrupt(self) -> None:
-        """Has every process know what any could not read; CorruptImages in all if that is too much."""
-        for loader in self.loaders:
-            known = self.world.gather(loader.corrupt_state())
-            loader.restore_corrupt(sorted(set[int]().union(*known)))
-        self.loader.check_corrupt()
-
-    @property
-    def loaders(self) -> tuple[Loader, Loader]:
-        """Both of them."""
-        return self.loader, self.val_loader
-
     def _train_epoch(self) -> None:
-        every = self.config.system.log_every
+        system, micro = self.config.system, self.plan.micro
+        suggestions = oom_suggestions(self.config, micro)
         done = self.engine.iteration - self.epoch * len(self.loader)
-        batches, started = self.loader.epoch(self.epoch, done), time.perf_counter()
+        batches = self.loader.epoch(self.epoch, done)
+        started = time.perf_counter()
         for _ in range(done, len(self.loader)):
             try:
-                loss = self._step(batches)
+                with oom_hint(f"{micro} images", suggestions):
+                    loss = self.engine.train_step(islice(batches, self.plan.accumulation))
             except Stopped:  # while it waited for a batch
                 self._clock(started)
                 self._save_alone()
                 raise
-            self.window.add(loss)
-            self.whole.add(loss)
-            self.watch.advance()
-            if self.engine.iteration % every == 0:
+            self.interval_loss.add(loss)
+            self.epoch_loss.add(loss)
+            self.callback.on_step()
+            if self.engine.iteration % system.log_every == 0:
                 started = self._clock(started)
-                self._log("train", self.window.take())
-            due = time.monotonic() - self.saved_at > 60 * self.config.system.checkpoint_minutes
-            stop, save = self.ballot.poll(self.stop.signal is not None, due and self.world.first)
-            # not since it was asked for
-            if stop or (save and self.saved_iteration < self.engine.iteration - self.ballot.lag):
+                self._log("train", self.interval_loss.take())
+            due = time.monotonic() - self.saved_at > 60 * system.checkpoint_minutes
+            stop, save = self.consensus.poll(self.stop.signal is not None, due and self.world.first)
+            # unless it was saved since rank 0 raised the flag
+            if stop or (save and self.saved_iteration < self.engine.iteration - self.consensus.lag):
                 self._clock(started)
                 self._save()
                 started = time.perf_counter()
@@ -216,12 +213,55 @@ class Trainer:
             torch.cuda.synchronize(self.device)  # or the evaluation would wait for what training has queued
         self._clock(started)
 
+    def _finish_epoch(self) -> None:
+        """Evaluates, logs and saves."""
+        batch = self.config.system.eval_batch
+        with oom_hint(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
+            metrics = self.engine.evaluate(self._validation())
+            ema = self.engine.evaluate_ema(self._validation())
+        self._share_corrupt()
+        record = {
+            "val_loss": metrics.loss,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "ema_top1": ema.top1 if ema else None,
+        }
+        train_loss = self.epoch_loss.take()
+        self._log("epoch", train_loss, **record)
+        self.last = {"train_loss": train_loss, **record}
+        self.epoch += 1
+        self._save()
+
+    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an evaluation; a stop meanwhile saves, and the resumed run evaluates again."""
+        left = self.eval_batches
+        try:
+            for batch in self.val_loader.epoch():
+                yield batch
+                if left:
+                    left -= 1
+                    self._poll_stop()
+        except Stopped:
+            self._save_alone()
+            raise
+        for _ in range(left):
+            self._poll_stop()
+
+    def _poll_stop(self) -> None:
+        stop, _ = self.consensus.poll(self.stop.signal is not None, False)
+        if stop:
+            self._save()
+            raise self._stopped()
+
     def _stopped(self) -> Stopped:
         return Stopped(self.stop.signal.name if self.stop.signal else "another process of the run")
 
-    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        with oom_hint(f"{self.plan.micro} images", oom_suggestions(self.config, self.plan.micro)):
-            return self.engine.step(islice(batches, self.plan.accumulation))
+    def _share_corrupt(self) -> None:
+        """Has every process know the images that any could not read; CorruptImages in all if too many."""
+        for loader in self.loaders:
+            known = self.world.gather(loader.corrupt.state())
+            loader.corrupt.restore(sorted(set[int]().union(*known)))
+        self.loader.corrupt.check()
 
     def _clock(self, started: float) -> float:
         """Adds the time since `started` to the time spent in training; returns the present."""
@@ -229,55 +269,13 @@ class Trainer:
         self.seconds += present - started
         return present
 
-    def _finish_epoch(self) -> None:
-        batch = self.config.system.eval_batch
-        with oom_hint(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
-            scores = self.engine.evaluate(self._validation())
-            ema = self.engine.evaluate_ema(self._validation())
-        self._know_corrupt()
-        figures = {
-            "val_loss": scores.loss,
-            "top1": scores.top1,
-            "top5": scores.top5,
-            "ema_top1": ema.top1 if ema else None,
-        }
-        train_loss = self.whole.take()
-        self._log("epoch", train_loss, **figures)
-        self.last = {"train_loss": train_loss, **figures}
-        self.epoch += 1
-        self._save()
-
-    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an evaluation.
-
-        A run that is to stop meanwhile saves, and evaluates anew when it goes on.
-        """
-        left = self.votes  # the same in every process, whose batches may be one more or less
-        try:
-            for batch in self.val_loader.epoch():
-                yield batch
-                if left:
-                    left -= 1
-                    self._vote_on_stopping()
-        except Stopped:
-            self._save_alone()
-            raise
-        for _ in range(left):
-            self._vote_on_stopping()
-
-    def _vote_on_stopping(self) -> None:
-        stop, _ = self.ballot.poll(self.stop.signal is not None, False)
-        if stop:
-            self._save()
-            raise self._stopped()
-
-    def _log(self, kind: str, train_loss: float, **figures: float | None) -> None:
+    def _log(self, kind: str, train_loss: float, **metrics: float | None) -> None:
         """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON
         could not hold either.
         """
-        figures = {"train_loss": train_loss, **figures}
+        metrics = {"train_loss": train_loss, **metrics}
         finite = {
-            name: value if value is None or math.isfinite(value) else None for name, value in figures.items()
+            name: value if value is None or math.isfinite(value) else None for name, value in metrics.items()
         }
         record = {
             "kind": kind,
@@ -285,20 +283,33 @@ class Trainer:
             "iteration": self.engine.iteration,
             "lr": self.engine.lr(),
             **finite,
+            "images_per_s": round(self._speed(), 1),
+            "seconds": round(self.seconds, 3),
         }
-        record |= {"images_per_s": round(self._speed(), 1), "seconds": round(self.seconds, 3)}
-        self.world.from_rank0(lambda: self._write_record(record))
-        if finite != figures:
+        self.world.from_rank0(lambda: self._metrics().append(record))
+        if finite != metrics:
             raise Diverged(f"epoch {self.epoch + 1}")
-        self.watch.record(record)
+        self.callback.on_log(record)
 
-    def _write_record(self, record: dict[str, Any]) -> None:
+    def _metrics(self) -> JsonLines:
+        """The metrics to write to, in rank 0, as long as the run is this attempt's."""
         assert self.log is not None
         self.lease.ensure()
-        self.log.append(record)
+        return self.log
 
     def _speed(self) -> float:
         return self.engine.iteration * self.config.recipe.global_batch / self.seconds if self.seconds else 0.0
+
+    def _check_disk(self, epochs: int) -> None:
+        """Warns if the checkpoints of that many epochs do not fit on the disk."""
+        shortage = (
+            self.checkpoints.shortage(self.engine.checkpoint_bytes(), epochs) if self.world.first else None
+        )
+        if shortage:
+            logger.warning(
+                "%s; without more room, training ends at a checkpoint, and the one before it is kept",
+                shortage,
+            )
 
     def _save(self) -> None:
         self.world.from_rank0(self._write_checkpoint)
@@ -316,39 +327,38 @@ class Trainer:
             self._save()
 
     def _write_checkpoint(self) -> None:
-        assert self.log is not None
-        self.lease.ensure()
         state = {
             "engine": self.engine.state(),
             "epoch": self.epoch,
-            "window": self.window.state(),
-            "whole": self.whole.state(),
+            "window": self.interval_loss.state(),
+            "whole": self.epoch_loss.state(),
             "seconds": self.seconds,
             "last": self.last,
-            "metrics_offset": self.log.offset,
-            "corrupt": [loader.corrupt_state() for loader in self.loaders],
-            "data": self._data(),
+            "metrics_offset": self._metrics().offset,
+            "corrupt": [loader.corrupt.state() for loader in self.loaders],
+            "data": self._identity(),
         }
         self.checkpoints.save(self.engine.iteration, state)
         self.lease.saved(self.engine.iteration)
 
     def _restore(self) -> None:
-        """Goes on from the newest whole checkpoint whose metrics are all there, or starts anew."""
+        """Resumes from the newest intact checkpoint whose metrics are all there, or starts training."""
         name = self.world.from_rank0(self._choose_checkpoint)
         if name is None:
             self.engine.start(self.loader.class_names)
             return
         state = self.checkpoints.read(name)
         self.engine.restore(state["engine"])
-        self.epoch, self.seconds = state["epoch"], state["seconds"]
-        self.window.restore(state["window"])
-        self.whole.restore(state["whole"])
+        self.epoch = state["epoch"]
+        self.seconds = state["seconds"]
+        self.interval_loss.restore(state["window"])
+        self.epoch_loss.restore(state["whole"])
         self.last = state["last"]
         for loader, known in zip(self.loaders, state["corrupt"], strict=True):
-            loader.restore_corrupt(known)
+            loader.corrupt.restore(known)
 
     def _choose_checkpoint(self) -> str | None:
-        """The name of the checkpoint to go on from; what was logged or saved after it is forgotten."""
+        """The name of the checkpoint to resume from; what was logged or saved after it is removed."""
         assert self.log is not None
         length, iteration = self.log.offset, 0
         name: str | None = None
@@ -358,7 +368,7 @@ class Trainer:
                 name, offset, iteration = state["name"], state["metrics_offset"], state["engine"]["iteration"]
                 break
             logger.warning(
-                "%s is shorter than its checkpoint says; an older one is taken",
+                "%s is shorter than its checkpoint records; an older one is taken",
                 relative(self.run_dir.metrics),
             )
         else:
@@ -367,8 +377,8 @@ class Trainer:
         self.checkpoints.forget_after(iteration)
         return name
 
-    def _data(self) -> dict[str, Any]:
-        """What the positions in a checkpoint are measured in."""
+    def _identity(self) -> dict[str, Any]:
+        """What identifies the data that the positions in a checkpoint refer to."""
         train, val = (loader.identity for loader in self.loaders)
         return (
             train
@@ -380,21 +390,23 @@ class Trainer:
         """ConfigError where a checkpoint's positions would be others in the data as it is now; nothing has
         been changed by then.
         """
-        now, iteration, epoch = self._data(), state["engine"]["iteration"], state["epoch"]
-        then = now | state.get("data", {})  # checkpoints of earlier versions do not say
+        now, iteration, epoch = self._identity(), state["engine"]["iteration"], state["epoch"]
+        then = now | state.get("data", {})  # checkpoints of earlier versions lack it
         differ = [
-            f"{MEASURES[key]} {then[key]} then, {now[key]} now" for key in MEASURES if then[key] != now[key]
+            f"{name} {then[key]} then, {now[key]} now"
+            for key, name in IDENTITY.items()
+            if then[key] != now[key]
         ]
         if not differ and not 0 <= iteration - epoch * len(self.loader) <= len(self.loader):
             differ = [f"an epoch has {len(self.loader)} iterations now"]
         if differ:
             where = self.config.system.data_dir or f"dataset '{self.config.data.dataset}'"
-            place = (
+            position = (
                 f"has changed since iteration {iteration}, in epoch {epoch + 1}, of"
                 f" {relative(self.run_dir.path)}"
             )
-            way = "resume with the data as it was, or move the run's folder away to train anew"
-            raise config_error(where, f"{place} ({'; '.join(differ)}); {way}")
+            fix = "resume with the data as it was, or move the run's folder away to start again"
+            raise config_error(where, f"{position} ({'; '.join(differ)}); {fix}")
 
     def _result(self, status: str) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
@@ -412,7 +424,7 @@ class Trainer:
                 "processes": self.world.size,
                 "micro_batch": self.plan.micro,
                 "accumulation": self.plan.accumulation,
-                "corrupt_images": sum(loader.corrupt for loader in self.loaders),
+                "corrupt_images": sum(loader.corrupt.count for loader in self.loaders),
                 "dataset": config.data.dataset,
                 "image_size": config.data.image_size,
                 **asdict(cost),

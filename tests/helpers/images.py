@@ -16,6 +16,7 @@ from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.digits import Split
 from roadmap.data.loader import Loader
+from roadmap.data.staging import stage
 from roadmap.steps import load_roadmap, resolve
 
 ROADMAP = load_roadmap()
@@ -130,7 +131,7 @@ def batches(
     config: RunConfig, split: Split = "train", epoch: int = 0, first: int = 0, **how: Any
 ) -> list[Batch]:
     """The batches of a fresh loader."""
-    return list(Loader(config, split, CPU, **how).epoch(epoch, first))
+    return list(Loader(stage(config), split, CPU, **how).epoch(epoch, first))
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:

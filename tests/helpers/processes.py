@@ -78,7 +78,7 @@ class Signals(Callback):
     def __init__(self, number: int, iterations: int) -> None:
         self.number, self.left = number, iterations
 
-    def advance(self) -> None:
+    def on_step(self) -> None:
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), self.number)
@@ -94,6 +94,6 @@ def train_together(
     run: RunDir = world.from_rank0(lambda: prepare(runs, config))
     with StopSignals() as stop:
         try:
-            train(config, run.path, stop=stop, watch=watch, world=world)
+            train(config, run.path, stop=stop, callback=watch, world=world)
         except Stopped:
             return

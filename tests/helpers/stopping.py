@@ -14,7 +14,7 @@ class StopAt(Callback):
     def __init__(self, stop: StopSignals, iterations: int) -> None:
         self.stop, self.left = stop, iterations
 
-    def advance(self) -> None:
+    def on_step(self) -> None:
         self.left -= 1
         if self.left == 0:
             self.stop.signal = signal.SIGTERM
