@@ -1,0 +1,60 @@
+"""One word, one thing: terms of the field, and none that only this project ever used for them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from roadmap import ROOT
+
+# What is not written (a pattern, case ignored), and what is written in its place.
+BANNED = {
+    r"made[ -]up": "synthetic",
+    r"tells?|telling|told|says?|saying|said": "report, return, print, state",
+    r"looks?|looked|looking": "inspect, poll, preflight check, read, search",
+    r"by turns": "interleaved",
+    r"turns?|turned|turning": "gradient accumulation step; convert, become, switch",
+    r"middle half": "interquartile range (IQR)",
+    r"share of (?:its |the )?peak": "% of peak FLOP/s",
+    r"worth": "marginal effect: added to the base, along the path, left out of the final model",
+    r"(?:left|leaves?|leaving|set|sets) aside|pass(?:es|ed)? over": "skipped",
+    r"(?:goes|go|going|went) on|beg[aiu]ns? again": "resumes, is retried, continues",
+    r"to be had": "available, unavailable",
+    r"torn": "truncated",
+    r"(?:is|are|be|was|were|or) whole": "intact",
+    r"(?:leaf|leaves) (?:of|in) (?:the |a )?(?:recipe|config|roadmap|YAML)|dotted lea\w+": "key",
+    r"moving averages?": "EMA",
+    r"first process": "rank 0",
+    r"workers? a core": "one worker per core",
+    r"rehears\w+": "dry run",
+    r"hand(?:s|ed|ing)? (?:it |them |this )?over": "submit, pass",
+    r"is no measurement": "is not a benchmark",
+    r"ways? out": "a suggested fix",
+    r"would cost": "estimate",
+    r"kept memory": "allocator settings",
+    r"gr[ea]ys": "pixel values",
+    r"nobody|somebody|whoever": "no process, no user; name the subject",
+    r"anew": "again",
+}
+# names that files, JSON documents and Python have
+ALLOWED = r'worth\.(?:md|csv|png)|"worth"|"said":|\.tell\(\)'
+FILES = r"(roadmap|slurm|blocks)/.+\.(py|ya?ml|js|css|j2|html)|[a-z_]+\.(py|yaml)|README\.md|docs/.+\.md"
+
+
+def files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split() if re.fullmatch(FILES, name)]
+
+
+@pytest.mark.parametrize("pattern", BANNED)
+def test_a_private_word_is_not_written(pattern: str) -> None:
+    word = re.compile(rf"(?<![A-Za-z])(?:{pattern})(?![A-Za-z])", re.IGNORECASE)
+    found = [
+        f"{name}:{number}: {line.strip()}"
+        for name in files()
+        for number, line in enumerate((ROOT / name).read_text().splitlines(), 1)
+        if word.search(re.sub(ALLOWED, "", line))
+    ]
+    assert not found, f"write {BANNED[pattern]!r} in place of\n" + "\n".join(found)
