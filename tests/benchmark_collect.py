@@ -1,4 +1,4 @@
-"""How long it takes to plan, to look at and to collect many finished runs, and how much memory: python -m
+"""How long it takes to plan, list, and collect many finished runs, and how much memory: python -m
 tests.benchmark_collect.
 """
 

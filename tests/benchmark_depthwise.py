@@ -73,7 +73,7 @@ def step(conv: nn.Conv2d, shape: Shape, dtype: torch.dtype) -> Callable[[], None
 
 
 def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
-    """Medians, and the median of the turns' ratios with the middle half of them."""
+    """Medians, and the median of the rounds' ratios with their IQR."""
     runs = [step(convolution(kind, shape), shape, dtype) for kind in (nn.Conv2d, DepthwiseConv2d)]
     for run in runs:
         run()
@@ -83,8 +83,8 @@ def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
     cells = [f"{value:4d}" for value in shape] + [
         f"{1e3 * spread_of(taken).median:8.2f}" for taken in (plain, fast)
     ]
-    said = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), n = {ratio.n}"
-    return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {said}"
+    ratios = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}), n = {ratio.n}"
+    return f"{str(dtype).removeprefix('torch.'):>8} {' '.join(cells)}   {ratios}"
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     keep_memory()
     if options.everywhere:
         depthwise.custom_backward_is_faster = lambda *_: True
-    print("   dtype    N    C    H    k    s    d    plain     fast   fast / plain (middle half)")
+    print("   dtype    N    C    H    k    s    d    plain     fast   fast / plain (IQR)")
     for dtype in (torch.float32, torch.bfloat16):
         for shape in shapes():
             print(row(shape, dtype, options.seconds), flush=True)

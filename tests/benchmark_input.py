@@ -2,7 +2,7 @@
 tests.benchmark_input`.
 
 `tensor` is not like for like with the others: it leaves RandAugment to the device. So timm's pipeline is
-measured without RandAugment, too, and so is the device's part, here on the CPU. The images are made up:
+measured without RandAugment, too, and so is the device's part, here on the CPU. The images are synthetic:
 blurred noise of all scales, as large as ImageNet's usual ones and about as heavy.
 """
 
@@ -158,14 +158,12 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def rows(found: dict[str, Batches], rounds: int) -> Iterator[str]:
-    """A line a subject: the median of its speeds, and of its turns' ratios to the first, with the middle
-    half.
-    """
-    turns = {name: partial(next, batches) for name, batches in found.items()}
-    for run in turns.values():
+    """A line per subject: the median of its speeds, and of its rounds' ratios to the first with their IQR."""
+    batches = {name: partial(next, endless) for name, endless in found.items()}
+    for run in batches.values():
         run()
-    times = np.array([[seconds(run) for run in turns.values()] for _ in range(rounds)])
-    for name, taken in zip(turns, times.T, strict=True):
+    times = np.array([[seconds(run) for run in batches.values()] for _ in range(rounds)])
+    for name, taken in zip(batches, times.T, strict=True):
         low, middle, high = np.quantile(times[:, 0] / taken, [0.25, 0.5, 0.75])
         speed = BATCH / np.median(taken)
         yield (
@@ -178,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument(
-        "--rounds", type=int, default=60, help=f"turns of {BATCH} images that each pipeline gets"
+        "--rounds", type=int, default=60, help=f"rounds of {BATCH} images that each pipeline gets"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -186,7 +184,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with TemporaryDirectory() as folder:
         print(f"{write_data(Path(folder), options.images)}; one core of {hardware(CPU)}")
-        print(f"{'':<46} {'images/s':>7} {'ms':>6}   speed against timm's (middle half)")
+        print(f"{'':<46} {'images/s':>7} {'ms':>6}   speed against timm's (IQR)")
         for row in rows(subjects(Path(folder)), options.rounds):
             print(row, flush=True)
 

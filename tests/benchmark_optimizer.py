@@ -44,9 +44,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{cpu()}, {options.threads} threads; medians, and of the turns' ratios with the middle half of them"
-    )
+    print(f"{cpu()}, {options.threads} threads; medians, and of the rounds' ratios with their IQR")
     measure("as PyTorch is by default", options.seconds)
     keep_memory()  # which helps the loop, for it makes tensors at every step
     measure("with memory kept, as in runs", options.seconds)

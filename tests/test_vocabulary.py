@@ -40,7 +40,14 @@ BANNED = {
 }
 # names that files, JSON documents and Python have
 ALLOWED = r'worth\.(?:md|csv|png)|"worth"|"said":|\.tell\(\)'
-FILES = r"(roadmap|slurm|blocks)/.+\.(py|ya?ml|js|css|j2|html)|[a-z_]+\.(py|yaml)|README\.md|docs/.+\.md"
+FILES = "|".join(
+    (
+        r"(roadmap|slurm|blocks)/.+\.(py|ya?ml|js|css|j2|html)",
+        r"tests/benchmark_\w+\.py",
+        r"[a-z_]+\.(py|yaml)",
+        r"README\.md|docs/.+\.md",
+    )
+)
 
 
 def files() -> list[str]:
