@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from collections import Counter
 
 import pytest
 
@@ -65,3 +67,14 @@ def test_a_private_word_is_not_written(pattern: str) -> None:
         if word.search(re.sub(ALLOWED, "", line))
     ]
     assert not found, f"write {BANNED[pattern]!r} in place of\n" + "\n".join(found)
+
+
+def test_no_two_classes_share_a_name() -> None:
+    found = Counter(
+        node.name
+        for name in files()
+        if name.endswith(".py") and not name.startswith("tests/")
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, times in found.items() if times > 1] == []
