@@ -105,7 +105,9 @@ def test_splits_have_the_names_that_the_configuration_gives(folder: Path) -> Non
 
 
 def test_one_class_alone_is_refused_in_one_clear_sentence(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.classes.* list should have at least 2 items, not \[ant\]$"):
+    with pytest.raises(
+        ConfigError, match=r'data\.classes.* list should have at least 2 items, not \["ant"\]$'
+    ):
         config_of(folder, data__classes=["ant"])
 
 

@@ -213,7 +213,8 @@ def test_a_temporary_folder_with_too_long_a_name_is_refused(tmp_path: Path) -> N
         "--runs",
         str(tmp_path),
     ]
-    done = commands.run(step, cwd=ROOT, timeout=120, env=os.environ | {"TMPDIR": str(folder)})
+    environment = os.environ | {"TMPDIR": str(folder)}
+    done = subprocess.run(step, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert f"TMPDIR {folder} is where data-loading workers make their sockets, and they cannot" in done.stderr
     assert "set TMPDIR=/tmp, or --set system.workers=0" in done.stderr
