@@ -181,7 +181,7 @@ def cancel(runs: Path, *words: str) -> str:
 
 
 def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
-    gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=12)
+    gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=6)
     command = [
         sys.executable,
         str(ROOT / "slurm/submit.py"),
@@ -192,7 +192,7 @@ def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: P
         "--runs",
         str(tmp_path),
     ]
-    command += [*(word.replace("epochs=1", "epochs=12") for word in OPTIONS), "--steps", "gelu"]
+    command += [*(word.replace("epochs=1", "epochs=6") for word in OPTIONS), "--steps", "gelu"]
     process = commands.Command([*command, "kernel_7", "resnet50", "--workers", "1"], cwd=tmp_path)
     while not any(gelu.checkpoints.glob("*.pt")):
         assert process.poll() is None
@@ -246,6 +246,6 @@ def test_killing_and_submitting_again_finishes_what_is_missing(everything: bool,
     victims = [f"-{process.pid}"] if everything else [str(running[0])]
     subprocess.run(["kill", "-9", "--", *victims], check=True)
     process.wait(timeout=300)
-    commands.run(submit(tmp_path), check=True, cwd=tmp_path)
+    commands.run(submit(tmp_path, "--workers", "1"), check=True, cwd=tmp_path)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/*/*/*/result.json")]
     assert [result["status"] for result in results] == ["done"] * 4

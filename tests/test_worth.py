@@ -131,7 +131,7 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
 
 
 def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path) -> None:
-    collect(runs, tmp_path / "out")
+    collect(runs, tmp_path / "out", "--tables-only")
     table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
     assert "resnet50+gelu" not in table
     assert "not a step of" not in table
@@ -150,11 +150,11 @@ def test_a_run_filed_under_another_name_of_the_same_network_counts_once(runs: Pa
     # the path's gelu has 86.50
     again = prepare(aliased, resolve(ROADMAP, "gelu-gelu+gelu", profile="digits_noisy"))
     finish(again, "gelu-gelu+gelu", 0, 1.0)
-    collect(aliased, tmp_path / "out", "--ablate", "one-at-a-time")
+    collect(aliased, tmp_path / "out", "--tables-only", "--ablate", "one-at-a-time")
     assert "| resnet50+kernel_7 | spatial.kernel 3 → 7 | 2/3 | 70.50 ± 0.71 |" in (
         tmp_path / "out" / "ablation.md"
     ).read_text(encoding="utf-8")
-    collect(aliased, tmp_path / "path")
+    collect(aliased, tmp_path / "path", "--tables-only")
     assert "| gelu | act.kind relu → gelu | 1/3 | 86.50 |" in (tmp_path / "path" / "ablation.md").read_text(
         encoding="utf-8"
     )
@@ -165,7 +165,7 @@ def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, some)
     for step, seed in [("resnet50+layer_norm", 0), ("resnet50+layer_norm", 1), ("resnet50+gelu", 2)]:
         finish(prepare(some, resolve(ROADMAP, step, profile="digits_noisy", seed=seed)), step, seed, None)
-    collect(some, tmp_path / "out", "--ablate", f"leave-one-out:{END}")
+    collect(some, tmp_path / "out", "--tables-only", "--ablate", f"leave-one-out:{END}")
     worth = (tmp_path / "out" / "worth.md").read_text(encoding="utf-8")
     assert "| layer_norm | diverged | " in worth
     assert re.search(r"\| gelu \| -0\.75 ± \d\.\d\d \(1 diverged\) \| ", worth)
@@ -173,7 +173,7 @@ def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
 
 
 def test_an_order_has_its_own_table_and_no_worth(runs: Path, tmp_path: Path) -> None:
-    collect(runs, tmp_path / "out", "--ablate", "order:3")
+    collect(runs, tmp_path / "out", "--tables-only", "--ablate", "order:3")
     table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
     assert "| gelu@order3 | act.kind relu → gelu | 0/3 |" in table
     assert "rank correlation" not in table
@@ -274,7 +274,7 @@ def test_a_difference_far_from_all_others_is_written_at_the_border() -> None:
 
 
 def test_the_csv_of_runs_holds_the_ablations_runs_only(runs: Path, tmp_path: Path) -> None:
-    collect(runs, tmp_path / "out", "--ablate", "one-at-a-time")
+    collect(runs, tmp_path / "out", "--tables-only", "--ablate", "one-at-a-time")
     with (tmp_path / "out" / "runs.csv").open(encoding="utf-8", newline="") as file:
         steps = {row["step"] for row in csv.DictReader(file)}
     assert steps == {"resnet50", "enhanced_recipe", "resnet50+gelu"}
