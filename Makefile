@@ -23,7 +23,7 @@ test: $(INSTALLED)
 
 # Tests of what depends on versions, in environments of their own: on the lowest Python with the lowest packages that pyproject.toml
 # allows, and on the newest Python that is installed, by pyenv, too, with the pinned packages. No picture is held against another one,
-# for each version draws it anew.
+# for each version draws it differently.
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 PYTHON_lowest := 3.11
 PYTHON_newest = $(shell PATH="$$PATH:$$(echo "$$HOME"/.pyenv/versions/*/bin | tr ' ' :)" $(UV) python list --only-installed 2> /dev/null | awk 'NR == 1 {print $$2}')
@@ -32,7 +32,7 @@ VERSIONS_newest := --constraint constraints.txt
 VERSIONED := config strict_yaml schema networks timm_parity engine compiled data loader randaugment streams weights \
     trackers tables curves html stats cluster disk
 # what takes minutes and depends on versions no more than the rest, and pictures
-UNVERSIONED := look_as_they_did or too_little_memory or command_lines_write
+UNVERSIONED := drawn_as_before or too_little_memory or command_lines_write
 test-lowest test-newest: test-%: $(INSTALLED)
 	$(UV) venv --quiet --clear --python $(PYTHON_$*) .venv-$*
 	$(UV) pip install --quiet --python .venv-$* $(VERSIONS_$*) --editable '.[dev]'

@@ -28,7 +28,7 @@ CHANGES = ROADMAP.trunk[1:]
 EVERY = ["leave-one-out", "one-at-a-time", "order:0", "order:12"]
 
 
-def leaves(roadmap: Roadmap, step: str) -> dict[str, object]:
+def values_by_key(roadmap: Roadmap, step: str) -> dict[str, object]:
     return {path: setting.value for path, setting in trace(roadmap, step).items()}
 
 
@@ -50,16 +50,16 @@ def test_leaving_out_a_change_gives_its_leaves_back_to_those_before_it() -> None
     assert ablated.notes == ()
     for change in CHANGES[:-1]:
         step = f"separate_downsampling-{change}" if change != "separate_downsampling" else "layer_norm"
-        assert leaves(ablated, step) == leaves(ROADMAP, step)
+        assert values_by_key(ablated, step) == values_by_key(ROADMAP, step)
         without = [
             delta.settings for delta in ROADMAP.lineage("separate_downsampling") if delta.name != change
         ]
         expected = {path: setting.value for path, setting in ROADMAP.base.items()}
         for settings in without:
             expected |= {path: setting.value for path, setting in settings.items()}
-        assert leaves(ablated, step) == expected
-    assert leaves(ablated, "separate_downsampling-layer_norm")["model.block.norm.kind"] == "bn"
-    assert leaves(ablated, "separate_downsampling-patchify_stem")["model.stem.norm"] is True
+        assert values_by_key(ablated, step) == expected
+    assert values_by_key(ablated, "separate_downsampling-layer_norm")["model.block.norm.kind"] == "bn"
+    assert values_by_key(ablated, "separate_downsampling-patchify_stem")["model.stem.norm"] is True
 
 
 def test_one_at_a_time_is_the_first_step_with_each_change() -> None:
@@ -67,7 +67,7 @@ def test_one_at_a_time_is_the_first_step_with_each_change() -> None:
     assert ablated.steps == ("resnet50", "enhanced_recipe", *(f"resnet50+{change}" for change in CHANGES[1:]))
     for step, change in zip(ablated.steps[1:], CHANGES, strict=True):
         assert ablated.tree[step].parent == "resnet50"
-        root = leaves(ROADMAP, "resnet50")
+        root = values_by_key(ROADMAP, "resnet50")
         expected = {
             path: setting.value
             for path, setting in ROADMAP.tree[change].settings.items()
@@ -114,7 +114,9 @@ def test_every_combination_resolves_in_every_profile_with_or_without_the_option(
 
 @pytest.mark.parametrize("profile", [None, "digits_noisy"])
 @pytest.mark.parametrize("how", [*EVERY, "order:2", "order:6"])
-def test_a_combination_that_is_a_step_keeps_its_id_and_figures(how: str, profile: str | None) -> None:
+def test_a_combination_that_is_a_step_keeps_its_id_and_published_values(
+    how: str, profile: str | None
+) -> None:
     ablated = load_roadmap(ablation=how, profile=profile)
     hashes = [resolve(ablated, step, profile=profile).hash for step in ablated.steps]
     assert len(set(hashes)) == len(hashes)
@@ -178,7 +180,7 @@ def test_a_combination_that_a_spec_refuses_is_named_and_left_out(tmp_path: Path)
         resolve(load_roadmap(mine), "resnet50+bare")
 
 
-def test_an_ablation_knows_the_ids_of_the_whole_roadmap() -> None:
+def test_an_ablation_resolves_every_id_of_the_roadmap() -> None:
     ablated = load_roadmap(ablation="leave-one-out")
     for step in ("gelu", "resnet50+gelu", "separate_downsampling-gelu", "gelu@order7"):
         assert resolve(ablated, step) == resolve(ROADMAP, step)

@@ -57,7 +57,7 @@ def left_out() -> list[str]:
     return [note for note in table()["notes"] if "left out" in note]
 
 
-def test_what_all_runs_share_is_taken_from_them_where_none_is_as_the_steps_file_says(
+def test_overrides_shared_by_all_runs_apply_where_none_matches_the_steps_file(
     tmp_path: Path, call: Any
 ) -> None:
     for step in STEPS:
@@ -112,7 +112,7 @@ def test_a_table_without_runs_begins_with_where_they_are(tmp_path: Path, call: A
     assert table()["notes"][:2] == left_out()
 
 
-def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file_says(
+def test_as_trained_takes_shared_overrides_even_if_some_runs_match_the_steps_file(
     tmp_path: Path, call: Any
 ) -> None:
     for step in STEPS:
@@ -128,9 +128,7 @@ def test_as_trained_takes_what_all_runs_share_even_if_some_are_as_the_steps_file
     assert table()["notes"][0] == "Collected with --set recipe.label_smoothing=0.1, as the runs were trained."
 
 
-def test_as_trained_changes_nothing_where_all_runs_are_as_the_steps_file_says(
-    tmp_path: Path, call: Any
-) -> None:
+def test_as_trained_changes_nothing_where_all_runs_match_the_steps_file(tmp_path: Path, call: Any) -> None:
     train(tmp_path / "runs", "gelu")
     assert call("--as-trained")[0] == 0
     assert (seeds(), table()["overrides"]) == ({"gelu": 1}, {})

@@ -78,7 +78,7 @@ ROWS = [
 
 
 @given(st.lists(TIMES, min_size=1, max_size=20))
-def test_the_middle_half_is_around_the_median_whatever_the_order(values: list[float]) -> None:
+def test_the_interquartile_range_holds_the_median_in_any_order(values: list[float]) -> None:
     found = spread_of(values)
     assert min(values) <= found.low <= found.median <= found.high <= max(values)
     assert found.n == len(values)
@@ -92,7 +92,7 @@ def test_the_middle_half_is_around_the_median_whatever_the_order(values: list[fl
 
 
 @given(st.lists(st.tuples(TIMES, st.floats(0.1, 10)), min_size=1, max_size=20))
-def test_a_ratio_is_of_one_turn(turns: list[tuple[float, float]]) -> None:
+def test_a_ratio_is_of_measurements_of_one_round(turns: list[tuple[float, float]]) -> None:
     found = ratio_of([time * factor for time, factor in turns], [time for time, _ in turns])
     expected = spread_of([factor for _, factor in turns])
     assert (found.low, found.median, found.high) == pytest.approx(
@@ -100,12 +100,12 @@ def test_a_ratio_is_of_one_turn(turns: list[tuple[float, float]]) -> None:
     )
 
 
-def test_turns_that_lack_a_measurement_have_no_ratio() -> None:
+def test_rounds_that_lack_a_measurement_have_no_ratio() -> None:
     with pytest.raises(ValueError, match="longer"):
         ratio_of([1.0], [1.0, 2.0])
 
 
-def test_each_turn_measures_all_and_begins_with_another() -> None:
+def test_each_round_measures_all_and_begins_with_another() -> None:
     order: list[str] = []
 
     def subject(name: str) -> float:
@@ -117,7 +117,7 @@ def test_each_turn_measures_all_and_begins_with_another() -> None:
     assert found == {"a": [1, 6, 8, 10], "b": [2, 4, 9, 11], "c": [3, 5, 7, 12]}
 
 
-def test_turns_go_on_until_the_time_is_over() -> None:
+def test_rounds_continue_until_the_time_is_over() -> None:
     began = time.perf_counter()
     found = interleave({"a": time.perf_counter}, seconds=0.05, least=1)
     assert time.perf_counter() - began >= 0.05
@@ -230,7 +230,7 @@ TEXT = to_csv(ROWS)
 
 
 @given(st.integers(0, len(TEXT) - 1))
-def test_a_torn_file_is_refused_or_ends_with_a_whole_row(
+def test_a_truncated_file_is_refused_or_ends_with_a_complete_row(
     tmp_path_factory: pytest.TempPathFactory, length: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "torn.csv"
@@ -276,7 +276,7 @@ def cells(text: str, title: str) -> list[dict[str, str]]:
     return [dict(zip(head, found, strict=True)) for found in body]
 
 
-def test_the_table_of_training_says_what_was_measured() -> None:
+def test_the_table_of_training_names_what_was_measured() -> None:
     text = device_markdown(ROWS, ROADMAPS)
     assert text.startswith("# Throughput on Some(R) Processor, 2 cores, 2 threads\n")
     resnet, gelu = cells(text, "ResNet-50 to ConvNeXt-T: training in bf16")
@@ -519,7 +519,7 @@ def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
         (["recipe.mixup=0.5", "recipe.local_batch=32"], None),  # the bare step has neither
     ],
 )
-def test_overrides_are_told_in_one_spelling(words: list[str], told: str | None) -> None:
+def test_overrides_are_reported_in_one_spelling(words: list[str], told: str | None) -> None:
     arguments = parser().parse_args(["bench", *(word for value in words for word in ("--set", value))])
     assert overrides_of(config_of(select(arguments), "gelu", arguments, 16), arguments) == told
 

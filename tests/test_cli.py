@@ -185,7 +185,7 @@ def test_verify_takes_all_roadmaps(call: Call, edited: Edit) -> None:
     )
 
 
-def test_verify_fails_where_a_figure_is_wrong(call: Call, edited: Edit) -> None:
+def test_verify_fails_where_a_value_is_wrong(call: Call, edited: Edit) -> None:
     done = call("roadmap", "verify", "--steps-file", edited("gmacs: 5.27}", "gmacs: 5.37}"))
     assert done.code == 1
     assert rows(done.out)["increase_width"][-1] == "DOES NOT MATCH what is printed"
@@ -226,7 +226,7 @@ def test_explain_describes_the_keys_of_a_section(
     assert all(lines[lines.index(line) + 1].startswith("    ") for line in lines if not line.startswith(" "))
 
 
-def test_explain_says_what_a_key_means_and_accepts(call: Call) -> None:
+def test_explain_prints_what_a_key_means_and_accepts(call: Call) -> None:
     said = call("roadmap", "explain", "--keys", "recipe.layer_decay").out
     assert said.startswith(
         "recipe.layer_decay: 1.0 (number in (0, 1])\n    Layer-wise decay of the learning rate:"
@@ -353,7 +353,7 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
     assert "30 s at 479 images/s (n = 1, one core)" in done.out
 
 
-def test_output_that_nobody_reads_to_the_end_is_no_error(tmp_path: Path) -> None:
+def test_output_to_a_closed_pipe_prints_no_traceback(tmp_path: Path) -> None:
     line = [sys.executable, *COMMANDS["roadmap"], "explain", "gelu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(
@@ -564,7 +564,7 @@ BROKEN: list[tuple[str, str, str, list[str]]] = [
 @pytest.mark.parametrize(
     ("old", "new", "said"), [broken[1:] for broken in BROKEN], ids=[broken[0] for broken in BROKEN]
 )
-def test_a_broken_steps_file_says_where(
+def test_errors_in_a_steps_file_name_the_line(
     old: str, new: str, said: list[str], call: Call, edited: Edit, tmp_path: Path
 ) -> None:
     path = edited(old, new)

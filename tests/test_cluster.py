@@ -64,7 +64,7 @@ def test_no_time_limit_is_guessed(time: str) -> None:
         minutes_of(time)
 
 
-def test_the_shipped_clusters_are_whole() -> None:
+def test_the_shipped_clusters_are_valid() -> None:
     assert load_cluster("local").scheduler == "local"
     example = load_cluster("example")
     assert (example.world, example.gpus, example.tasks) == (32, 32, 8)
@@ -477,7 +477,7 @@ def test_the_snapshot_comes_before_what_is_on_the_path(
     assert done.stdout == f"{tmp_path}/a snapshot{after}"
 
 
-def test_a_snapshot_is_whole_and_notices_a_change(tmp_path: Path) -> None:
+def test_a_snapshot_is_complete_and_detects_a_change(tmp_path: Path) -> None:
     snapshot = take_snapshot(tmp_path)
     assert (snapshot.name, take_snapshot(tmp_path)) == (f"source-{tree_hash()}", snapshot)
     assert [path.name for path in tmp_path.iterdir()] == [snapshot.name]
@@ -501,7 +501,7 @@ def attempt(run: RunDir, number: int, outcome: str | None, saved: int | None = N
     (run.path / "attempts" / f"{number:04d}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path: Path) -> None:
+def test_a_stopped_run_is_requeued_and_one_that_crashes_a_few_times(tmp_path: Path) -> None:
     run = runs(tmp_path, ["gelu"])[0]
     assert must_requeue([run], FAILED, retries=2, restarts=1), "no attempt was made: the node failed"
     assert not must_requeue([run], FAILED, retries=2, restarts=2)
@@ -518,7 +518,7 @@ def test_a_stopped_run_goes_on_and_one_that_crashes_does_so_a_few_times(tmp_path
     assert status(run).state == "stale"
 
 
-def test_a_job_goes_on_while_one_of_its_runs_is_worth_it_and_it_can_begin_at_all(tmp_path: Path) -> None:
+def test_a_job_is_requeued_while_one_of_its_runs_may_be_retried(tmp_path: Path) -> None:
     bad, good = runs(tmp_path, ["resnet50", "gelu"])
     for number in (1, 2):
         attempt(bad, number, "failed")
@@ -541,14 +541,14 @@ def test_only_crashes_that_have_saved_nothing_new_count(tmp_path: Path) -> None:
     assert counted == [1, 0, 0, 1, 2, 0, 1]
 
 
-def rehearse(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def dry_run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "slurm/submit.py"), "--dry-run", *words]
     environment = os.environ | {"PATH": str(folder / "nothing")}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
-    done = rehearse(tmp_path, "--cluster", "example", "--profile", "imagenet", "--seeds", "3")
+    done = dry_run(tmp_path, "--cluster", "example", "--profile", "imagenet", "--seeds", "3")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
     assert "57 runs: 57 pending" in done.stdout
@@ -571,26 +571,26 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_step_that_there_is_not_is_refused_at_its_place(tmp_path: Path) -> None:
     entries = "  one: {scheduler: slurm, steps: {gelu: {nodes: 2}, resnt50: {nodes: 1}}}\n"
     (tmp_path / "c.yaml").write_text(f"clusters:\n{entries}", encoding="utf-8")
-    done = rehearse(tmp_path, "--cluster-file", "c.yaml", "--profile", "digits")
+    done = dry_run(tmp_path, "--cluster-file", "c.yaml", "--profile", "digits")
     problem = "c.yaml:2:53 cluster 'one': steps: there is no step 'resnt50'; did you mean 'resnet50'?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", problem)
 
 
-def test_a_file_of_ones_own_says_where_runs_are_trained(tmp_path: Path) -> None:
+def test_a_cluster_file_sets_where_runs_are_trained(tmp_path: Path) -> None:
     """Its only entry needs no name; one of several does."""
     (tmp_path / "c.yaml").write_text(
         "clusters:\n  one: {scheduler: slurm, partition: moon}\n", encoding="utf-8"
     )
     words = ("--cluster-file", "c.yaml", "--profile", "digits", "--steps", "gelu", "--seeds", "1")
-    assert "#SBATCH --partition=moon\n" in rehearse(tmp_path, *words).stdout
+    assert "#SBATCH --partition=moon\n" in dry_run(tmp_path, *words).stdout
     with (tmp_path / "c.yaml").open("a", encoding="utf-8") as file:
         file.write("  two: {scheduler: local}\n")
-    refused = rehearse(tmp_path, *words)
+    refused = dry_run(tmp_path, *words)
     problem = "c.yaml has the clusters one, two; choose one with --cluster\n"
     assert (refused.returncode, refused.stderr) == (2, problem)
 
 
-def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None:
+def test_the_page_on_clusters_shows_what_a_dry_run_prints(tmp_path: Path) -> None:
     """Its command, on its first entry; tests/slurm has all of them taken by a Slurm."""
     page = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
     commands, entries = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
@@ -598,7 +598,7 @@ def test_the_page_on_clusters_says_what_a_dry_run_prints(tmp_path: Path) -> None
     (tmp_path / "sites.yaml").write_text(entries[0], encoding="utf-8")
     words = shlex.split(command)
     assert (words[:2], words[-1]) == (["python", "slurm/submit.py"], "--dry-run")
-    done = rehearse(tmp_path, *words[2:-1], "--steps", "gelu")
+    done = dry_run(tmp_path, *words[2:-1], "--steps", "gelu")
     assert (done.returncode, done.stderr) == (0, "")
     asked = re.search(r"`gpu_type` and `gpus_per_node` make `(.*?)`", page)
     assert asked
@@ -630,7 +630,7 @@ def test_a_batch_that_the_cluster_cannot_share_is_refused(tmp_path: Path) -> Non
     (tmp_path / "c.yaml").write_text(
         "clusters: {odd: {scheduler: slurm, nodes: 3, gpus_per_node: 8}}", encoding="utf-8"
     )
-    done = rehearse(tmp_path, "--cluster", "odd", "--cluster-file", "c.yaml", "--profile", "imagenet")
+    done = dry_run(tmp_path, "--cluster", "odd", "--cluster-file", "c.yaml", "--profile", "imagenet")
     assert done.returncode == 2
     assert done.stderr.startswith("recipe.global_batch 256 on 24 processes: does not divide evenly")
 
@@ -645,10 +645,10 @@ def test_an_unknown_scheduler_is_refused() -> None:
         cluster(scheduler="pbs")
 
 
-def test_runs_of_a_configuration_that_was_changed_are_told(tmp_path: Path) -> None:
+def test_runs_of_a_changed_configuration_are_reported(tmp_path: Path) -> None:
     changed = resolve(load_roadmap(), "gelu", profile="digits", seed=1, overrides={"recipe.epochs": 7})
     old = prepare(tmp_path / "runs", changed)
-    done = rehearse(tmp_path, "--cluster", "local", "--profile", "digits", "--seeds", "2", "--steps", "gelu")
+    done = dry_run(tmp_path, "--cluster", "local", "--profile", "digits", "--seeds", "2", "--steps", "gelu")
     assert (
         f"stale, of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending"
         in done.stdout

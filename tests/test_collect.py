@@ -297,7 +297,7 @@ def test_differences_are_scipys_in_full_precision(
     assert row["delta_resolved"] == str(bool(interval.low > 0 or interval.high < 0))
 
 
-def test_costs_and_printed_figures_stand_beside_ours(report: Report) -> None:
+def test_costs_and_published_values_are_listed_beside_ours(report: Report) -> None:
     row = report.step("separate_downsampling")
     assert [row[key] for key in ("paper_top1_mean", "paper_top1_std", "paper_gmacs", "n", "top1_mean")] == [
         "81.97",
@@ -327,7 +327,7 @@ def test_runs_csv_has_a_row_for_every_run(report: Report) -> None:
     ]
 
 
-def test_runs_csv_counts_in_whole_numbers(report: Report) -> None:
+def test_runs_csv_has_counts_as_integers(report: Report) -> None:
     row = next(row for row in report.table("runs") if row["state"] == "done")
     assert [row[key] for key in ("seed", "epochs", "iterations", "global_batch", "params", "attempts")] == [
         "0",
@@ -371,7 +371,7 @@ def test_a_folder_that_is_no_step_is_named(report: Report) -> None:
     assert "no_such_step: not a step of steps.yaml, left out." in report.notes
 
 
-def test_the_notes_count_runs_and_say_where_they_come_from(report: Report) -> None:
+def test_the_notes_count_runs_and_name_their_provenance(report: Report) -> None:
     counted = sum(value is not None for results in TOP1.values() for value in results.values())
     assert report.notes[0].startswith(f"{counted} of {3 * len(ROADMAP.steps)} runs;")
     assert {"Hardware: one core.", "Versions: python 3.11.7, scikit-learn 1.7.0.", f"Code: {COMMIT}."} <= set(
@@ -404,7 +404,7 @@ def test_two_collections_write_the_same_bytes_whatever_the_users_settings(report
     ] == []
 
 
-def drawn(out: Path) -> set[str]:
+def figure_names(out: Path) -> set[str]:
     """The figures in a folder, each of which must be there in all kinds."""
     files = [path for path in out.iterdir() if path.suffix.strip(".") in KINDS]
     assert Counter(path.stem for path in files) == dict.fromkeys((path.stem for path in files), len(KINDS))
@@ -412,7 +412,7 @@ def drawn(out: Path) -> set[str]:
 
 
 def test_a_report_is_tables_figures_and_a_page(report: Report) -> None:
-    assert {"roadmap", "accuracy_vs_gmacs"} <= drawn(report.out)
+    assert {"roadmap", "accuracy_vs_gmacs"} <= figure_names(report.out)
     others = {path.name for path in report.out.iterdir() if path.suffix.strip(".") not in KINDS}
     assert others == TABLES | {"runs.csv", "report.html"}
     document = json.loads((report.out / "ablation.json").read_text(encoding="utf-8"))
@@ -478,7 +478,7 @@ def test_a_result_of_another_run_is_not_counted(collect: Any, tmp_path: Path) ->
 def test_the_paper_needs_no_runs(collect: Any, tmp_path: Path) -> None:
     done = collect("--paper", "--out", "out")
     assert (done.code, done.err) == (0, "")
-    assert {"roadmap", "accuracy_vs_gmacs"} <= drawn(tmp_path / "out")
+    assert {"roadmap", "accuracy_vs_gmacs"} <= figure_names(tmp_path / "out")
     assert TABLES | {"report.html"} == {
         path.name for path in (tmp_path / "out").iterdir() if path.suffix.strip(".") not in KINDS
     }

@@ -162,15 +162,15 @@ def _read(screen: int) -> bytes:
         return b""
 
 
-def test_two_looks_differ_where_a_run_does(tmp_path: Path) -> None:
+def test_two_fingerprints_differ_where_a_run_does(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, "gelu", seed) for seed in range(2)]
     experiment = read_experiment(tmp_path)
 
-    def look() -> str:
+    def current() -> str:
         return fingerprint([experiment.read()])
 
-    seen = [look()]
-    assert look() == seen[0]
+    seen = [current()]
+    assert current() == seen[0]
     for change in (
         lambda: finish(runs[0], 80.0),
         lambda: finish(runs[0], 80.5),
@@ -180,7 +180,7 @@ def test_two_looks_differ_where_a_run_does(tmp_path: Path) -> None:
         lambda: shutil.rmtree(runs[1].path),
     ):
         change()
-        assert look() not in seen
-        seen.append(look())
+        assert current() not in seen
+        seen.append(current())
     (runs[0].path / "unknown").write_text("", encoding="utf-8")
-    assert look() == seen[-1]
+    assert current() == seen[-1]

@@ -201,7 +201,7 @@ def test_a_step_with_another_parent_is_named() -> None:
     )
 
 
-def test_the_files_say_the_same_in_full_precision(tmp_path: Path) -> None:
+def test_the_files_hold_the_same_in_full_precision(tmp_path: Path) -> None:
     comparison = compare(ablation_of(A), ablation_of(B, "cifar100"))
     files = write_comparison(comparison, tmp_path / "out")
     assert {path.name for path in files} == {
@@ -229,7 +229,7 @@ def paper(**means: float) -> Expected:
     return Expected("the paper", {step: Summary(mean, 0.1, 3) for step, mean in means.items()})
 
 
-def test_a_mean_out_of_tolerance_is_told_with_both_figures_and_their_n() -> None:
+def test_a_mean_out_of_tolerance_is_reported_with_both_values_and_their_n() -> None:
     verdict = check(ablation_of(A), paper(resnet50=80.5, enhanced_recipe=85.0, gelu=82.0), 0.6)
     assert verdict.lines == ["gelu: 82.93 ± 2.00 (n = 3) here, 82.00 ± 0.10 (n = 3) in the paper: 0.93 above"]
     assert (

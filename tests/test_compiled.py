@@ -132,7 +132,7 @@ def test_nothing_is_checked_where_nothing_is_compiled() -> None:
     assert Engine(config_of(), CPU, 10).check_compiled() is None
 
 
-def test_try_trains_the_eager_network_and_says_so_in_the_provenance(
+def test_try_trains_the_eager_network_and_records_it_in_the_provenance(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, eager = config_of(system__compile="try", **FEW), config_of(**FEW)

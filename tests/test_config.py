@@ -317,7 +317,9 @@ def test_each_problem_of_a_broken_base_has_its_place(tmp_path: Path, monkeypatch
     ] == []
 
 
-def test_a_roadmap_without_steps_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_roadmap_without_steps_is_an_error_at_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = STEPS_YAML.read_text(encoding="utf-8")
     Path("steps.yaml").write_text(text[: text.index("    steps:\n")] + "    steps: []\n", encoding="utf-8")
@@ -661,7 +663,7 @@ def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) ->
     assert any("step 'a': is its own ancestor: a -> b -> a" in line for line in said)
 
 
-def test_a_wrong_figure_and_a_wrong_key_are_told_together(tmp_path: Path) -> None:
+def test_a_wrong_value_and_a_wrong_key_are_reported_together(tmp_path: Path) -> None:
     text = edited(
         STEPS_YAML.read_text(encoding="utf-8"),
         [("top1: 80.62", "top1: high"), (KERNEL_7, "set: {model.block.spatial.kernal: 7}")],

@@ -17,8 +17,17 @@ from matplotlib.transforms import Bbox
 from roadmap.report.ablation import AblationRow
 from roadmap.report.figures.accuracy_vs_cost import COSTS
 from roadmap.report.figures.style import DOUBLE_COLUMN
-from tests.helpers.drawn import SLACK, outside, overlap
-from tests.helpers.plotted import DRAWN, NOTHING, SIDE_BRANCHES, SOME, Drawing, draw, error_bars, make
+from tests.helpers.ablations_to_plot import (
+    DRAWN,
+    NOTHING,
+    SIDE_BRANCHES,
+    SOME,
+    Drawing,
+    draw,
+    error_bars,
+    make,
+)
+from tests.helpers.rendered_text import SLACK, outside, overlap
 
 every_scatter = pytest.mark.parametrize(
     ("kind", "name", "width"), [case for case in DRAWN if case[0] != "bars"]
@@ -92,7 +101,7 @@ def test_every_row_with_the_cost_is_a_numbered_point_of_the_key(kind: str, name:
 
 
 @pytest.mark.parametrize(("kind", "name"), sorted(NOTHING))
-def test_there_is_no_figure_of_what_nobody_measured(kind: str, name: str) -> None:
+def test_there_is_no_figure_without_measurements(kind: str, name: str) -> None:
     assert make(kind, name, DOUBLE_COLUMN) is None
 
 

@@ -130,7 +130,7 @@ def test_a_folder_trains_to_a_result_with_everything_on(folder: Path, tmp_path: 
     assert json.loads(run.result.read_text(encoding="utf-8"))["status"] == "done"
 
 
-def test_training_batches_are_whole_and_normalized(folder: Path) -> None:
+def test_training_batches_are_full_and_normalized(folder: Path) -> None:
     config = config_of(folder, recipe__randaugment=None)
     found = batches(config)
     assert [(tuple(images.shape), images.dtype, tuple(labels.shape)) for images, labels in found] == [
@@ -149,7 +149,7 @@ def test_batches_are_the_same_with_any_number_of_workers(folder: Path, split: Sp
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_begun_at_a_batch_goes_on_as_the_whole_one(folder: Path, workers: int) -> None:
+def test_an_epoch_resumed_at_a_batch_matches_an_uninterrupted_one(folder: Path, workers: int) -> None:
     config = config_of(folder, system__workers=workers)
     whole, loader = batches(config, epoch=1), Loader(config, "train", CPU)
     for first in range(len(whole) + 1):
@@ -219,7 +219,7 @@ def without(folder: Path, tmp_path: Path, *missing: str) -> Path:
     return tmp_path
 
 
-def test_a_class_count_that_is_not_the_models_says_both(folder: Path) -> None:
+def test_a_class_count_that_is_not_the_models_is_refused_with_both(folder: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"has 3 classes in train, the model 1000; --set model\.num_classes=3"
     ):
@@ -260,7 +260,7 @@ def test_a_split_without_images_is_named(folder: Path, tmp_path: Path) -> None:
     assert "image" in str(refused.value)
 
 
-def test_a_data_folder_that_is_not_set_says_how_to_set_it() -> None:
+def test_a_missing_data_folder_is_reported_with_how_to_set_it() -> None:
     with pytest.raises(ConfigError, match=r"system\.data_dir is not set.*--set system\.data_dir="):
         Loader(config_of(None), "train", CPU)
 

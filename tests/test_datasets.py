@@ -132,16 +132,16 @@ def test_a_model_for_another_number_of_classes_is_refused(folder: Path) -> None:
         check_data(config_of(folder, data__classes=["cat", "ant"]))
 
 
-def test_the_check_looks_only_into_folders_of_classes_that_are_kept(
+def test_the_check_reads_only_folders_of_selected_classes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, scandir = [], os.scandir
 
-    def look(path: Path) -> Any:
+    def record(path: Path) -> Any:
         seen.append(path.name)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", look)
+    monkeypatch.setattr(os, "scandir", record)
     check_data(config_of(folder, data__classes=["cat", "ant"], model__num_classes=2))
     assert Counter(seen) == {"train": 1, "val": 1, "ant": 2, "cat": 2}
 
@@ -244,7 +244,7 @@ def pixels(source: Synthetic, number: int) -> np.ndarray[Any, Any]:
     return np.asarray(source[number][0], dtype=float)
 
 
-def test_a_made_up_image_depends_on_split_and_number_alone() -> None:
+def test_a_synthetic_image_depends_only_on_split_and_number() -> None:
     train, again, val = (Synthetic(synthetic(), split) for split in ("train", "train", "val"))
     longer = Synthetic(synthetic(data__images=[600, 30]), "train")
     for number in (0, 7, 59):
@@ -257,7 +257,7 @@ def test_a_made_up_image_depends_on_split_and_number_alone() -> None:
     )
 
 
-def test_a_made_up_image_is_its_class_under_noise() -> None:
+def test_a_synthetic_image_is_its_class_under_noise() -> None:
     noisy, clean = (Synthetic(synthetic(data__noise=noise), "val") for noise in (0.3, 0.0))
     assert {number: label for number in range(5) for label in [clean[number][1]]} == {
         0: 0,
@@ -278,7 +278,7 @@ def test_a_made_up_image_is_its_class_under_noise() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_made_up_images_reach_the_network(channels: int) -> None:
+def test_synthetic_images_reach_the_network(channels: int) -> None:
     gray = {"model__in_chans": 1, "data__mean": [0.5], "data__std": [0.25]} if channels == 1 else {}
     config = synthetic(**gray)
     check_data(config)
@@ -288,7 +288,7 @@ def test_made_up_images_reach_the_network(channels: int) -> None:
     assert len(batches(config)) == 15
 
 
-def test_too_few_made_up_images_are_refused() -> None:
+def test_too_few_synthetic_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="has 3 training images, less than a batch of 4"):
         check_data(synthetic(data__images=[3, 1]))
 
@@ -343,7 +343,7 @@ def test_a_dataset_of_torchvision_may_be_cut_down_to_some_classes(tmp_path: Path
         )
 
 
-def test_a_dataset_of_torchvision_that_is_not_there_says_how_to_fetch_it(tmp_path: Path) -> None:
+def test_a_missing_torchvision_dataset_is_reported_with_how_to_download_it(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"split 'train' is unavailable: Dataset not found.*--set system\.download=true may fetch it",
@@ -412,7 +412,7 @@ def test_a_dataset_of_hugging_face_has_the_digest_of_its_labels(folder: Path, tm
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_dataset_of_hugging_face_that_cannot_be_had_says_why(folder: Path) -> None:
+def test_an_unavailable_hugging_face_dataset_is_reported_with_the_reason(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"split 'vla' is unavailable: Unknown split"):
         make_source(hfds(folder, data__val_split="vla"), "val")
     with pytest.raises(ConfigError, match="has no 'picture', but image, label"):
@@ -436,7 +436,7 @@ def test_a_package_that_is_not_installed_is_named(
 # Data sets handed over
 
 
-def test_items_handed_over_may_be_pictures_arrays_or_tensors() -> None:
+def test_items_of_a_custom_dataset_may_be_images_arrays_or_tensors() -> None:
     array = np.asarray(picture(3))
     items = [
         (picture(1), 1),
@@ -459,7 +459,7 @@ def test_items_of_another_form_are_refused(image: Any) -> None:
         batches(custom(), "val", source=Pictures([(image, 0)]))
 
 
-def test_items_handed_over_may_be_cut_down_to_some_classes() -> None:
+def test_a_custom_dataset_may_be_restricted_to_some_classes() -> None:
     pictures = Pictures([(picture(number), number % 3) for number in range(9)], classes=list(CLASSES))
     config = custom(data__classes=["bee", "cat"], model__num_classes=2)
     found = batches(config, "val", source=pictures)
@@ -532,7 +532,7 @@ def test_an_image_has_its_name_worked_out_only_where_it_is_needed() -> None:
     assert labels_of(batches(custom(), "val", source=Slow([(picture(1), 1)]))) == [1]
 
 
-def test_a_dataset_to_hand_over_is_refused_where_there_is_none() -> None:
+def test_a_custom_dataset_that_is_not_passed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"is passed to roadmap\.train\.train by a program of yours"):
         check_data(custom())
     with pytest.raises(ConfigError, match="pass the Dataset of train to"):
@@ -558,6 +558,6 @@ def test_a_label_that_the_model_has_no_class_for_is_one_clear_error(label: int, 
             list(loader.epoch())
 
 
-def test_batches_of_made_up_images_are_the_same_with_workers() -> None:
+def test_batches_of_synthetic_images_are_the_same_with_workers() -> None:
     augmented = {"recipe__crop_scale": [0.5, 1.0], "recipe__hflip": 0.5}
     assert same(batches(synthetic(**augmented)), batches(synthetic(**augmented, system__workers=2)))

@@ -84,7 +84,7 @@ def test_bytes_in_either_order_are_the_same_levels() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "mode"), [(np.float32, "F"), (np.int32, "I")])
-def test_levels_whose_range_nobody_knows_are_refused(
+def test_levels_of_unknown_range_are_refused(
     dtype: type, mode: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     why = (

@@ -111,9 +111,7 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_is_written_to_a_full_disk_says_so_and_leaves_nothing_half_written(
-    way: str, tmp_path: Path
-) -> None:
+def test_writes_to_a_full_disk_report_it_and_leave_no_partial_file(way: str, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=64k") as disk:
         filler = fill(disk)
         with pytest.raises(

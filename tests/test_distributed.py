@@ -99,7 +99,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Result]:
 
 
 @pytest.mark.parametrize(("size", "micro"), [(1, 16), (1, 4), (2, 16), (2, 8), (4, 16)])
-def test_any_number_of_processes_and_turns_makes_the_same_iterations(
+def test_iterations_depend_on_neither_world_size_nor_gradient_accumulation(
     size: int, micro: int, alone: tuple[RunDir, Result], tmp_path: Path
 ) -> None:
     run, result = trained(config_of(system__micro_batch=micro), tmp_path, size)
@@ -326,11 +326,11 @@ def note_folders(world: Distributed, config: RunConfig, runs: Path) -> None:
     """Trains, and writes down how often this process has listed a class folder."""
     listed, scandir = [], os.scandir
 
-    def look(path: Any = ".") -> Any:
+    def record(path: Any = ".") -> Any:
         listed.append(Path(path).name)
         return scandir(path)
 
-    os.scandir = look
+    os.scandir = record
     train_together(world, config, runs)
     (runs / f"listed-{world.rank}").write_text(str(sum(name in CLASSES for name in listed)), encoding="utf-8")
 
@@ -354,19 +354,19 @@ def test_one_process_lists_the_images_of_a_folder_for_all(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in LAUNCH:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_a_process_that_nobody_launched_is_alone(nobody: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_launcher_is_alone(no_launcher: pytest.MonkeyPatch) -> None:
     assert launched() == Launch()
 
 
-def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> None:
-    nobody.setenv("RANK", "0")
-    nobody.setenv("WORLD_SIZE", "2")
+def test_half_of_torchruns_variables_are_refused(no_launcher: pytest.MonkeyPatch) -> None:
+    no_launcher.setenv("RANK", "0")
+    no_launcher.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         ConfigError, match="RANK and WORLD_SIZE set, but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
     ):
@@ -382,11 +382,11 @@ def test_half_of_torchruns_variables_are_refused(nobody: pytest.MonkeyPatch) -> 
     ],
 )
 def test_a_launch_that_cannot_be_is_refused(
-    name: str, value: str, message: str, nobody: pytest.MonkeyPatch
+    name: str, value: str, message: str, no_launcher: pytest.MonkeyPatch
 ) -> None:
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
     for key, text in (given | {name: value}).items():
-        nobody.setenv(key, text)
+        no_launcher.setenv(key, text)
     with pytest.raises(ConfigError, match=message):
         launched()
 
@@ -411,7 +411,7 @@ def waiting_for_another(runs: Path, begin: Callable[..., Any], *script: str) -> 
         process.wait()
 
 
-def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
+def test_a_process_can_be_stopped_as_it_starts_to_wait_for_a_missing_one(tmp_path: Path) -> None:
     with waiting_for_another(tmp_path, subprocess.Popen) as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.5)
@@ -420,7 +420,7 @@ def test_whoever_starts_to_wait_for_a_process_that_never_comes_can_be_stopped(tm
         assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_missing_one_can_be_stopped(tmp_path: Path) -> None:
     script = (
         "import runpy\nfrom roadmap.training import distributed\ndistributed.WARN_S = 0.2\n"
         f"runpy.run_path({str(ROOT / 'run_step.py')!r}, run_name='__main__')"
@@ -433,7 +433,7 @@ def test_whoever_waits_for_a_process_that_never_comes_can_be_stopped(tmp_path: P
         assert process.wait(10) == -signal.SIGTERM
 
 
-def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_slurm_step_meet_on_its_first_host(no_launcher: pytest.MonkeyPatch) -> None:
     values = {
         "JOB_ID": "4711",
         "STEP_ID": "0",
@@ -443,17 +443,17 @@ def test_the_processes_of_a_slurm_step_meet_on_its_first_host(nobody: pytest.Mon
         "JOB_NODELIST": "gpu[07-08]",
     }
     for name, value in values.items():
-        nobody.setenv(f"SLURM_{name}", value)
-    nobody.setattr("socket.getaddrinfo", lambda *_: [])
+        no_launcher.setenv(f"SLURM_{name}", value)
+    no_launcher.setattr("socket.getaddrinfo", lambda *_: [])
     found = launched()
     assert (found.rank, found.size, found.local_rank) == (9, 16, 1)
     assert (found.address, found.port) == ("gpu07", 20_000 + 47110 % 12_000)
 
 
-def test_a_batch_script_with_one_task_is_alone(nobody: pytest.MonkeyPatch) -> None:
-    nobody.setenv("SLURM_PROCID", "0")
-    nobody.setenv("SLURM_STEP_NUM_TASKS", "1")
-    nobody.setenv("SLURM_NTASKS", "8")
+def test_a_batch_script_with_one_task_is_alone(no_launcher: pytest.MonkeyPatch) -> None:
+    no_launcher.setenv("SLURM_PROCID", "0")
+    no_launcher.setenv("SLURM_STEP_NUM_TASKS", "1")
+    no_launcher.setenv("SLURM_NTASKS", "8")
     assert launched() == Launch()
 
 
@@ -579,7 +579,7 @@ def test_the_papers_batch_is_the_same_on_any_number_of_gpus(world: int) -> None:
         (8, {"system.micro_batch": 1, "model.block.norm.kind": "ln"}, "it must be even"),
     ],
 )
-def test_a_batch_that_cannot_be_shared_is_refused_with_a_way_out(
+def test_a_batch_that_cannot_be_divided_is_refused_with_a_suggested_fix(
     world: int, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -63,7 +63,7 @@ def batch(config: RunConfig) -> tuple[Tensor, Tensor]:
     )
 
 
-def in_turns(engine: Engine, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def micro_batches(engine: Engine, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The micro-batches of an iteration, as a loader would give them."""
     for turn in range(engine.plan.accumulation):
         order = engine.plan.positions(0, turn)
@@ -75,7 +75,7 @@ def steps(config: RunConfig, count: int = 1) -> tuple[Engine, list[float]]:
     engine = Engine(config, CPU, 10)
     engine.start()
     engine.iteration = 5  # past the warm-up's first, where the learning rate is 0
-    return engine, [float(engine.train_step(in_turns(engine, *batch(config)))) for _ in range(count)]
+    return engine, [float(engine.train_step(micro_batches(engine, *batch(config)))) for _ in range(count)]
 
 
 def moved(engine: Engine) -> Tensor:
@@ -142,7 +142,7 @@ def test_a_first_step_that_overflows_in_half_precision_leaves_no_trace(optimizer
     engine = Engine(config, CPU, 10)
     engine.start()
     engine.iteration, engine.scaler = 5, torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    engine.train_step(in_turns(engine, *batch(config)))
+    engine.train_step(micro_batches(engine, *batch(config)))
     assert engine.scaler.get_scale() == 2.0**39
     assert moved(engine).norm() == 0
     kept = [
@@ -198,9 +198,9 @@ def test_an_iteration_reads_nothing_from_the_device(step: str) -> None:
         config_of(step, **{key.replace(".", "__"): value for key, value in EVERYTHING.items()}), CPU, 10
     )
     images, labels = batch(engine.config)
-    engine.train_step(in_turns(engine, images, labels))  # the first fills the optimizer's state
+    engine.train_step(micro_batches(engine, images, labels))  # the first fills the optimizer's state
     with Syncs() as syncs:
-        loss = engine.train_step(in_turns(engine, images, labels))
+        loss = engine.train_step(micro_batches(engine, images, labels))
         assert syncs.names == []
         float(loss)
     assert len(syncs.names) == 1
@@ -263,7 +263,7 @@ except OutOfMemory as error:
         ),
     ],
 )
-def test_too_little_memory_is_told_with_what_to_try(
+def test_too_little_memory_is_reported_with_what_to_try(
     step: str, overrides: dict[str, Any], advice: str, tmp_path: Path
 ) -> None:
     config = config_of(

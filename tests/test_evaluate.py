@@ -160,7 +160,7 @@ VIEWS: list[tuple[dict[str, Any], int, float, bool]] = [
 
 
 @pytest.mark.parametrize(("view", "size", "pct", "squash"), VIEWS)
-def test_the_figures_are_those_of_one_image_after_the_other(
+def test_the_metrics_are_those_of_one_image_at_a_time(
     view: dict[str, Any], size: int, pct: float, squash: bool, photos: Path, weights: Path
 ) -> None:
     config = config_of(photos, **view)
@@ -182,7 +182,7 @@ def test_the_figures_are_those_of_one_image_after_the_other(
     assert 0 < found["raw"].metrics.top1 < found["raw"].metrics.top5 < 100
 
 
-def test_different_views_have_different_figures(photos: Path, weights: Path) -> None:
+def test_different_views_have_different_metrics(photos: Path, weights: Path) -> None:
     """Otherwise the test before could not tell them apart."""
     losses = {
         evaluate_found(find_file(str(weights)), config_of(photos, **view), "raw")["raw"].metrics.loss
@@ -274,7 +274,7 @@ def runs_of(run: RunDir) -> Path:
     return run.path.parents[3]
 
 
-def test_a_run_has_the_figures_that_its_training_had(
+def test_evaluating_a_run_yields_the_metrics_of_its_training(
     finished: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = read_result(finished)
@@ -308,7 +308,7 @@ def test_weights_that_a_run_does_not_have_are_refused(tmp_path: Path) -> None:
         evaluate_run(config, tmp_path, kind="ema")
 
 
-def test_the_newest_whole_checkpoint_is_evaluated(finished: RunDir, tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_evaluated(finished: RunDir, tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(finished.path, tmp_path / "run")))
     newest = max(run.checkpoints.glob("*.pt"))
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -410,7 +410,7 @@ def test_classes_that_shards_have_no_images_of_are_numbered(tmp_path: Path) -> N
         (["--set=data.image_size=384", "--image-size", "384"], "384 px, crop 0.875 center"),
     ],
 )
-def test_the_whole_image_is_seen_where_another_large_resolution_is_asked_for(
+def test_the_full_image_is_evaluated_at_another_large_resolution(
     words: list[str], crop: str, photos: Path
 ) -> None:
     arguments = parser().parse_args(words_of(photos, "--eval", *words))

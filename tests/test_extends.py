@@ -27,7 +27,7 @@ def write(folder: Path, text: str, name: str = "my.yaml") -> Path:
     return path
 
 
-def said(path: Path, name: str = "convnext_t") -> list[str]:
+def error_lines(path: Path, name: str = "convnext_t") -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_roadmap(path, name)
     return [
@@ -332,9 +332,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_is_told_in_one_line_with_its_place(case: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_in_one_line_with_its_position(case: str, tmp_path: Path) -> None:
     text, messages = BAD[case]
-    lines = said(write(tmp_path, text))
+    lines = error_lines(write(tmp_path, text))
     assert len(lines) == len(messages)
     for line, message in zip(lines, messages, strict=True):
         parts = message.split("@")
@@ -345,7 +345,7 @@ def test_a_bad_file_is_told_in_one_line_with_its_place(case: str, tmp_path: Path
 def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: my.yaml\n", "other.yaml")
     path = write(tmp_path, "extends: other.yaml\n")
-    (line,) = said(path)
+    (line,) = error_lines(path)
     assert line.endswith("other.yaml:1:10 extends: 'my.yaml' comes back to this file")
 
 
@@ -357,5 +357,5 @@ def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
         "extends: steps.yaml\nroadmaps: {convnext_t: 3}",
     ],
 )
-def test_a_file_of_another_form_is_told_where(text: str, tmp_path: Path) -> None:
-    assert all(line.startswith("my.yaml:2:") for line in said(write(tmp_path, text)))
+def test_a_file_of_another_form_is_reported_with_its_position(text: str, tmp_path: Path) -> None:
+    assert all(line.startswith("my.yaml:2:") for line in error_lines(write(tmp_path, text)))

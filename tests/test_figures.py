@@ -153,7 +153,7 @@ def difference(kind: str, folder: Path, name: str) -> str | None:
 
 
 @every_figure
-def test_figures_look_as_they_did(kind: str, tmp_path: Path) -> None:
+def test_figures_are_drawn_as_before(kind: str, tmp_path: Path) -> None:
     found = difference(kind, tmp_path, "golden")
     assert found is None, f"{found}\nIf that is meant, look at them and run python -m tests.test_figures"
     assert difference(kind, tmp_path, "all") is not None  # or the tolerance would be too wide

@@ -116,7 +116,7 @@ def bars(axes: Axes) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("name", ["few", "one seed", "two roadmaps"])
-def test_agreement_draws_what_the_rows_say(name: str) -> None:
+def test_agreement_draws_the_values_of_the_rows(name: str) -> None:
     axes = made("agreement", case(name)).axes
     for ablation, first, second in zip(case(name), axes[::2], axes[1::2], strict=True):
         both = [(row.paper, row.top1) for row in ablation.rows if row.paper and row.top1]

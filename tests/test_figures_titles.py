@@ -18,7 +18,7 @@ from roadmap.report.marginal import READINGS, MarginalEffect
 from roadmap.report.stats import Difference
 from roadmap.report.write import draw_figures
 from roadmap.steps import load_roadmaps
-from tests.helpers.drawn import texts_of
+from tests.helpers.rendered_text import texts_of
 from tests.helpers.trained import case
 from tests.test_bench import ROWS
 
@@ -30,7 +30,7 @@ def titled(title: str) -> Ablation:
     return replace(found, title=title, rows=tuple(replace(row, title=title) for row in found.rows))
 
 
-def drawn(title: str) -> Iterator[tuple[str, Figure]]:
+def figures_with_title(title: str) -> Iterator[tuple[str, Figure]]:
     """Every figure, with a title for all steps and for itself."""
     yield from draw_figures([titled(title)])
     of = dict.fromkeys(READINGS, Difference(1.0, 0.5))
@@ -49,8 +49,8 @@ def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str) -> N
     """A digit of this font is as wide as a dollar sign; a formula has another width, or none where it cannot
     be read.
     """
-    plain = dict(drawn(title.replace("$", "0")))
-    for name, figure in drawn(title):
+    plain = dict(figures_with_title(title.replace("$", "0")))
+    for name, figure in figures_with_title(title):
         literal, expected = texts_of(figure), texts_of(plain[name])
         assert any("$" in text.get_text() for text, _ in literal)
         assert [text.get_text().replace("$", "0") for text, _ in literal] == [
@@ -60,7 +60,7 @@ def test_a_title_is_as_wide_as_the_same_with_digits_for_dollars(title: str) -> N
 
 
 def test_every_format_takes_any_title(tmp_path: Path) -> None:
-    for name, figure in drawn(" and ".join(TITLES)):
+    for name, figure in figures_with_title(" and ".join(TITLES)):
         assert [path.suffix for path in save(figure, tmp_path / name)] == [".png", ".svg", ".pdf"]
 
 

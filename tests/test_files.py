@@ -33,7 +33,7 @@ def hold(path: Path, report: Any) -> None:
         signal.pause()
 
 
-def test_who_comes_second_says_so_and_waits(tmp_path: Path) -> None:
+def test_the_second_process_to_lock_reports_it_and_waits(tmp_path: Path) -> None:
     path, report = tmp_path / "new.lock", FORK.Queue()
     process = FORK.Process(target=take, args=(path, report))
     with locked(path, waiting=pytest.fail):
@@ -77,7 +77,7 @@ def test_a_lock_leaves_what_is_in_its_file(tmp_path: Path) -> None:
         assert path.read_text(encoding="utf-8") == "kept"
 
 
-def test_measurements_are_kept_where_a_file_system_has_no_locks(
+def test_measurements_are_saved_where_a_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:

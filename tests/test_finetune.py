@@ -478,7 +478,7 @@ def test_a_digest_is_of_the_bytes_of_the_file(tmp_path: Path) -> None:
     assert digest_of(path) == sha(path) == "3fc4ccfe745870e2"
 
 
-def said_by_check(config: RunConfig) -> str:
+def error_of_check(config: RunConfig) -> str:
     with pytest.raises(ConfigError) as refused:
         check_init(config)
     assert len(str(refused.value).splitlines()) == 1
@@ -494,23 +494,23 @@ def test_weights_that_are_not_the_ones_named_are_refused(tmp_path: Path) -> None
     path.write_bytes(b"another")
     assert re.match(
         rf"{path} has the digest {sha(path)}, and recipe.init_digest wants 7692c3ad3540bb80",
-        said_by_check(config),
+        error_of_check(config),
     )
     with pytest.raises(ConfigError, match="wants 7692c3ad3540bb80"):
         initialize_from(network_of(config), config)
     path.unlink()
-    assert said_by_check(config) == f"{path} cannot be read: No such file or directory"
+    assert error_of_check(config) == f"{path} cannot be read: No such file or directory"
 
 
 def test_a_digest_and_a_place_need_each_other(tmp_path: Path) -> None:
     alone = config_of({"recipe.init_digest": "0123456789abcdef"})
-    assert said_by_check(alone).startswith(
+    assert error_of_check(alone).startswith(
         "recipe.init_digest names the weights 0123456789abcdef; --set system.init_from=FILE"
     )
     (tmp_path / "w.pth").write_bytes(b"one")
     nameless = config_of({"system.init_from": str(tmp_path / "w.pth")})
     assert (
-        said_by_check(nameless)
+        error_of_check(nameless)
         == "recipe.init_digest is not set, and system.init_from is; --init-from sets both, to"
         " 7692c3ad3540bb80"
     )
@@ -520,7 +520,7 @@ def test_a_digest_and_a_place_need_each_other(tmp_path: Path) -> None:
 def test_layer_decay_without_weights_is_refused_when_training_starts(tmp_path: Path) -> None:
     config = config_of({}, "convnext_t_384", "family")
     assert config.recipe.layer_decay == 0.7
-    said = said_by_check(config)
+    said = error_of_check(config)
     assert said.startswith(
         "convnext_t_384: recipe.layer_decay is 0.7, which is for trained weights, and there are none to start"
         " from"
@@ -607,7 +607,7 @@ def test_a_training_starts_from_another_runs_weights(
     assert scales == {0.7**below for below in range(6)}
 
 
-def test_a_training_that_goes_on_does_not_ask_for_the_weights_again(source: RunDir, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_need_the_initial_weights_again(source: RunDir, tmp_path: Path) -> None:
     shutil.copy(newest(source), tmp_path / "w.pth")
     config = digits(system__init_from=str(tmp_path / "w.pth"), recipe__warmup_epochs=0.1)
     runs = [prepare(tmp_path / name, config) for name in ("whole", "stopped")]

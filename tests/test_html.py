@@ -62,7 +62,7 @@ def test_the_table_filters_by_words_and_by_state_and_shows_other_columns(
 
 
 @needs_browser
-def test_pointing_at_a_step_says_its_figures(opened: Open, tmp_path: Path) -> None:
+def test_hovering_over_a_step_shows_its_values(opened: Open, tmp_path: Path) -> None:
     at, row = opened(ablation := ours(tmp_path)), ablation.row("gelu")
     at.point("gelu").hover()
     said = at.page.locator("#tip").inner_text()
@@ -107,7 +107,7 @@ def test_choosing_a_point_follows_the_way_from_the_root_to_it(opened: Open, tmp_
 
 
 @needs_browser
-def test_another_cost_labels_the_axis_anew_and_moves_the_points(opened: Open, tmp_path: Path) -> None:
+def test_another_cost_relabels_the_axis_and_moves_the_points(opened: Open, tmp_path: Path) -> None:
     at = opened(ours(tmp_path))
     axis, before = at.page.get_by_label("horizontal axis"), at.point("increase_width").bounding_box()
     assert axis.locator("option").evaluate_all("them => them.map(one => one.value)") == [

@@ -244,7 +244,7 @@ def test_two_ablations_stand_beside_one_another_and_share_the_choice(opened: Ope
 
 
 @needs_browser
-def test_every_run_says_where_it_comes_from(opened: Open, tmp_path: Path) -> None:
+def test_every_run_is_listed_with_its_provenance(opened: Open, tmp_path: Path) -> None:
     at = opened(ablation := ours(tmp_path, steps=("gelu",), processes=4, corrupt_images=7, attempts=3))
     at.page.locator(".runs summary").click()
     cells = at.page.locator(".runs tbody tr").first.locator("th, td").all_inner_texts()
@@ -267,7 +267,7 @@ def test_a_hundred_runs_of_300_epochs_are_less_than_3_mb(opened: Open, tmp_path:
     opened(big).page.locator("[data-curve=loss] svg").wait_for()
 
 
-def test_what_a_step_sets_without_effect_is_said(tmp_path: Path) -> None:
+def test_what_a_step_sets_without_effect_is_marked(tmp_path: Path) -> None:
     text = page([ours(tmp_path, steps=())])
     found: Any = re.search(
         r"<code>recipe.epochs</code> <small>([^<]*)</small></th><td>\d+</td><td>300</td>", text

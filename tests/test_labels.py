@@ -67,13 +67,13 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize("value", GOOD, ids=repr)
-def test_a_whole_number_is_a_label_in_any_form(value: Any) -> None:
+def test_an_integer_of_any_type_is_a_label(value: Any) -> None:
     label = label_of(value, "here")
     assert (label, type(label)) == (2, int)
 
 
 @pytest.mark.parametrize(("value", "shown"), BAD, ids=[shown for _, shown in BAD])
-def test_what_is_no_whole_number_is_named(value: Any, shown: str) -> None:
+def test_a_label_that_is_no_integer_is_named(value: Any, shown: str) -> None:
     with pytest.raises(BadSample) as refused:
         label_of(value, lambda: "item 7")
     assert str(refused.value) == f"item 7 has the label {shown}; {WHAT}"
@@ -197,7 +197,7 @@ def test_a_column_that_holds_no_labels_is_refused_before_any_image_is_read(
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0.0, 1.0, 2.0]])
-def test_a_column_of_whole_numbers_holds_labels(tmp_path: Path, labels: list[Any]) -> None:
+def test_a_column_of_integers_holds_labels(tmp_path: Path, labels: list[Any]) -> None:
     config = parquet(tmp_path, labels)
     found = batches(config, "val")
     assert (labels_of(found), numbers_of(found, config)) == ([0, 1, 2], [0, 1, 2])

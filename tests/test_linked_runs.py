@@ -12,7 +12,7 @@ import pytest
 from roadmap import ROOT
 from roadmap.records import find_runs
 from tests.helpers import commands
-from tests.test_status import PLAN, call, finish, make, told
+from tests.test_status import PLAN, call, finish, make, status_json
 
 NAMES = [f"convnext_t/digits/{step}/seed{seed}-0123abcd" for step in ("gelu", "resnet50") for seed in (0, 1)]
 LINKED = {
@@ -94,7 +94,7 @@ def shown(runs: Path, out: Path) -> list[object]:
     """What the commands say of a folder of runs."""
     states = [
         [one[key] for key in ("roadmap", "profile", "step", "seed", "state", "top1")]
-        for one in told(runs)["runs"]
+        for one in status_json(runs)["runs"]
     ]
     plan = ["--profile", "digits", "--steps", "gelu", "resnet50", "--seeds", "3", "--cluster", "local", *PLAN]
     planned = call("submit", "--runs", runs, "--dry-run", *plan).stdout

@@ -137,7 +137,7 @@ def test_data_without_files_has_a_digest_of_its_length_and_labels() -> None:
     assert digits[0] == digits[1] != digits[2]
 
 
-def test_a_dataset_that_is_handed_over_has_a_digest_of_its_length_and_labels() -> None:
+def test_a_custom_dataset_has_a_digest_of_its_length_and_labels() -> None:
     def digest(labels: list[int], classes: list[str] | None = None) -> str:
         return make_source(
             custom(), "val", Pictures([(picture(0), label) for label in labels], classes)

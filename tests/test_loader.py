@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize(("world", "micro"), [(1, 2), (2, 3), (3, 2), (3, 1), (6, 1)])
-def test_processes_and_turns_make_the_same_global_batches(
+def test_processes_and_accumulation_steps_make_the_same_global_batches(
     folder: Path, world: int, micro: int, paired: bool
 ) -> None:
     config = config_of(folder, recipe__global_batch=BATCH)
@@ -60,7 +60,7 @@ def test_processes_and_turns_make_the_same_global_batches(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_iteration_is_resumed_at_its_first_turn(folder: Path, workers: int) -> None:
+def test_an_iteration_is_resumed_at_its_first_accumulation_step(folder: Path, workers: int) -> None:
     config = config_of(folder, recipe__global_batch=BATCH, system__workers=workers)
     plan = BatchPlan(2, 1, 3, BATCH)
     loader = Loader(config, "train", CPU, rank=1, plan=plan)
@@ -99,7 +99,7 @@ def test_an_evaluation_without_images_is_refused() -> None:
 @pytest.mark.parametrize(
     ("mode", "left", "seen"), [("center", False, (0, 0, 255)), ("squash", True, (255, 0, 0))]
 )
-def test_evaluation_cuts_out_the_middle_or_squashes_the_whole(
+def test_evaluation_crops_the_center_or_squashes_the_full_image(
     mode: str, left: bool, seen: tuple[int, int, int]
 ) -> None:
     wide = Image.new("RGB", (96, 32), (0, 0, 255))

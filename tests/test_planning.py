@@ -71,7 +71,7 @@ def test_a_dry_run_reads_each_result_a_fixed_number_of_times(tmp_path: Path) -> 
         assert sum(counts.values()) < 3 * finished + 12 * STEPS
 
 
-def test_a_submission_looks_at_the_data_of_all_runs_once(tmp_path: Path) -> None:
+def test_a_submission_checks_the_data_of_all_runs_once(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data", train=90)
     command = [
         "--only",

@@ -15,8 +15,8 @@ from matplotlib.text import Annotation
 
 from roadmap import ROOT
 from roadmap.report.figures.style import DOUBLE_COLUMN, save
-from tests.helpers.drawn import outside, overlapping
-from tests.helpers.plotted import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
+from tests.helpers.ablations_to_plot import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
+from tests.helpers.rendered_text import outside, overlapping
 
 GOLDEN = Path(__file__).parent / "golden" / "figures"
 
@@ -64,7 +64,7 @@ def test_error_bars_are_one_standard_deviation_where_it_is_known(kind: str, name
 @pytest.mark.parametrize(
     "name", ["published", "three seeds, some rows missing", "wide spread", "all at 100 %", "all at chance"]
 )
-def test_bars_end_at_the_mean_and_the_axis_says_where_it_begins(name: str) -> None:
+def test_bars_end_at_the_mean_and_the_axis_label_names_its_start(name: str) -> None:
     drawing = draw("bars", name)
     low, high = drawing.axes.get_xlim()
     ends = [bar.get_x() + bar.get_width() for bar in drawing.axes.patches if isinstance(bar, Rectangle)]
@@ -74,7 +74,7 @@ def test_bars_end_at_the_mean_and_the_axis_says_where_it_begins(name: str) -> No
     assert drawing.axes.get_xlabel() == f"top-1 accuracy (%), axis from {low:g}"
 
 
-def test_missing_rows_say_why() -> None:
+def test_missing_rows_show_the_reason() -> None:
     drawing = draw("bars", "three seeds, some rows missing")
     missing = [row for row in drawing.ablations[0].rows if not row.top1]
     assert drawing.words.count("no run has finished") == len(missing) - 1
@@ -109,7 +109,7 @@ def test_each_regime_has_its_own_reference() -> None:
 
 
 SAVE = """
-import sys; from pathlib import Path; from tests.helpers.plotted import make; \
+import sys; from pathlib import Path; from tests.helpers.ablations_to_plot import make; \
 from roadmap.report.figures.style import save
 for kind in ("bars", "gmacs"): save(make(kind, "one row", 7.0), Path(sys.argv[1]) / kind)
 """
@@ -154,7 +154,7 @@ def sketch(kind: str, name: str, width: float, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name", "width"), GOLDENS)
-def test_figures_look_as_they_did(kind: str, name: str, width: float, tmp_path: Path) -> None:
+def test_figures_are_drawn_as_before(kind: str, name: str, width: float, tmp_path: Path) -> None:
     path, expected = golden(kind, name, width), tmp_path / "expected.png"
     shutil.copy(path, expected)  # the comparison writes beside it
     sketch(kind, name, width, tmp_path / "actual.png")

@@ -284,7 +284,7 @@ def test_training_images_are_shuffled_once_and_others_keep_their_order(zoo: Path
     assert all(order != sorted(order) for order in labels)
 
 
-def test_images_are_made_small_and_look_as_the_folder_shows_them(zoo: Path, tmp_path: Path) -> None:
+def test_images_are_resized_and_otherwise_as_in_the_folder(zoo: Path, tmp_path: Path) -> None:
     size = 24
     said = prepare(zoo, tmp_path / "out", "--size", str(size), "--splits", "val").stdout
     assert "data.train_split" not in said
@@ -338,7 +338,7 @@ def test_small_jpegs_keep_their_bytes_and_others_become_jpegs(zoo: Path, tmp_pat
     }
 
 
-def test_shards_are_the_same_bytes_whoever_writes_them(zoo: Path, tmp_path: Path) -> None:
+def test_shards_are_the_same_bytes_with_any_number_of_workers(zoo: Path, tmp_path: Path) -> None:
     found = []
     for workers in ("1", "3"):
         prepare(zoo, tmp_path / workers, "--size", "40", "--shard-images", "3", "--workers", workers)
@@ -502,7 +502,7 @@ def test_a_third_split_is_named_beside_the_two_that_are_trained_on(zoo: Path, tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_stopped_goes_on_where_it_was(
+def test_a_stopped_command_resumes_where_it_was(
     number: signal.Signals, crowd: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     process, workers = half_done(crowd, tmp_path)
@@ -676,7 +676,7 @@ def test_files_that_are_skipped_are_named_once(tmp_path: Path) -> None:
     ]
 
 
-def test_options_of_a_command_that_wrote_no_shard_bind_nobody(tmp_path: Path) -> None:
+def test_options_of_a_command_that_wrote_no_shard_do_not_bind_the_next(tmp_path: Path) -> None:
     source, out = write_folder(tmp_path / "data"), tmp_path / "out"
     for split in ("train", "val"):
         for name in CLASSES:
@@ -696,7 +696,7 @@ def test_options_of_a_command_that_wrote_no_shard_bind_nobody(tmp_path: Path) ->
     assert "--size 16, not 20" in prepare(source, out, *words, "--size", "20", code=2).stderr
 
 
-def test_a_manifest_that_is_somebody_elses_is_kept(tmp_path: Path) -> None:
+def test_a_foreign_manifest_is_not_overwritten(tmp_path: Path) -> None:
     source, out = write_folder(tmp_path / "data"), tmp_path / "out"
     out.mkdir()
     (out / "prepared-train.json").write_text("mine", encoding="utf-8")
@@ -789,7 +789,7 @@ def test_damaged_images_are_named_once_and_left_out_if_that_is_allowed(tmp_path:
     )
 
 
-def test_what_is_kept_unchanged_is_read_to_its_end(tmp_path: Path) -> None:
+def test_what_is_copied_unchanged_is_read_to_its_end(tmp_path: Path) -> None:
     """An image is damaged here exactly if a run on the folder could not read it."""
     source = tmp_path / "data"
     content = io.BytesIO()

@@ -115,7 +115,7 @@ def test_the_table_holds_each_iterations_time_and_the_operators_by_self_time(tmp
 
 
 @pytest.mark.parametrize("steps", [ITERATIONS - WARM_UP, ITERATIONS - WARM_UP + 1, 1000])
-def test_a_run_with_fewer_iterations_is_profiled_to_its_end_and_says_so(
+def test_a_run_with_fewer_iterations_is_profiled_to_its_end_with_a_warning(
     steps: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, _ = profiled(tmp_path, steps)
@@ -143,7 +143,7 @@ def test_a_run_that_is_stopped_leaves_the_iterations_that_were_profiled(
 
 
 @pytest.mark.parametrize("iteration", [1, WARM_UP])
-def test_a_run_that_is_stopped_in_the_warm_up_leaves_nothing_and_says_so(
+def test_a_run_stopped_in_the_warm_up_leaves_nothing_but_a_warning(
     iteration: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = stopped(tmp_path, iteration, steps=10)
@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_in_the_warm_up_leaves_nothing_and_says_so(
     assert caplog.messages == ["the run ended after 0 of the 10 iterations that were to be profiled"]
 
 
-def test_a_resumed_run_is_profiled_where_it_goes_on(tmp_path: Path) -> None:
+def test_a_resumed_run_is_profiled_where_it_resumes(tmp_path: Path) -> None:
     run = stopped(tmp_path, iteration=10, steps=1)
     config = config_of()
     with Profiler(run.path, 2) as profiler:

@@ -193,7 +193,7 @@ def test_what_happens_to_an_image_depends_on_its_position_alone() -> None:
         )
 
 
-def test_an_operation_that_is_not_to_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_augment, "_RAND_INCREASING_TRANSFORMS", ["Rotate", "GaussianBlur"])
     with pytest.raises(
         ConfigError,

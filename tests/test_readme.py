@@ -306,7 +306,7 @@ def test_the_rows_in_the_readme_are_those_of_the_report() -> None:
     assert words in PAGES[ROOT / "docs/demo.md"]
 
 
-def test_the_committed_reports_are_whole() -> None:
+def test_the_committed_reports_are_complete() -> None:
     report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
     assert "57 of 57 runs" in report
     assert "Hardware:" in report

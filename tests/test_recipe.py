@@ -566,7 +566,7 @@ def test_what_our_code_does_is_what_was_published(check: Check) -> None:
 
 
 @pytest.mark.parametrize(("recipe", "checks"), [("enhanced", ENHANCED), ("original", ORIGINAL)])
-def test_every_figure_of_a_recipe_is_checked(recipe: str, checks: list[Check]) -> None:
+def test_every_value_of_a_recipe_is_checked(recipe: str, checks: list[Check]) -> None:
     assert {check.name.partition(":")[0] for check in checks} == set(FIGURES[recipe].split())
 
 

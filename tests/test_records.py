@@ -130,7 +130,7 @@ def newer(run: RunDir) -> bytes:
     return run.result.read_bytes()
 
 
-def test_a_newer_result_is_told_apart_and_the_run_not_trained_again(finished: RunDir) -> None:
+def test_a_newer_result_is_recognized_and_the_run_not_trained_again(finished: RunDir) -> None:
     before = newer(finished)
     said = (
         r"seed0-\w+/result\.json was written by a later version \(format 2, this one reads 1\); update this"
@@ -146,7 +146,7 @@ def test_a_newer_result_is_told_apart_and_the_run_not_trained_again(finished: Ru
     assert finished.result.read_bytes() == before
 
 
-def test_nobody_submits_or_takes_a_run_with_a_newer_result(finished: RunDir) -> None:
+def test_a_run_with_a_newer_result_is_neither_submitted_nor_taken(finished: RunDir) -> None:
     newer(finished)
     assert not is_open(status(finished), {})
     assert next_open([str(finished.path)], set()) == (None, False)
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_attempt_and_nothing_is_forgot
     assert train(config_of(), finished.path).attempts == 3
 
 
-def test_without_any_whole_checkpoint_a_run_starts_anew(finished: RunDir) -> None:
+def test_without_any_intact_checkpoint_a_run_starts_again(finished: RunDir) -> None:
     before = json.loads(finished.result.read_text(encoding="utf-8"))
     for checkpoint in finished.checkpoints.iterdir():
         checkpoint.write_bytes(b"")
@@ -243,7 +243,7 @@ def test_without_any_whole_checkpoint_a_run_starts_anew(finished: RunDir) -> Non
     assert len(read_json_lines(finished.metrics)) == 2 * (18 // 5) + 1 + 2
 
 
-def test_a_run_that_starts_anew_keeps_its_new_checkpoints(finished: RunDir) -> None:
+def test_a_run_that_starts_again_keeps_its_new_checkpoints(finished: RunDir) -> None:
     for checkpoint in finished.checkpoints.iterdir():
         checkpoint.write_bytes(b"")
     finished.result.unlink()
@@ -264,7 +264,7 @@ def test_an_unreadable_epoch_line_does_not_lend_its_place_to_another(finished: R
     assert train(config_of(), finished.path).top1 == before.top1
 
 
-def test_metrics_shorter_than_a_checkpoint_says_mean_an_older_checkpoint(finished: RunDir) -> None:
+def test_metrics_shorter_than_a_checkpoint_records_mean_an_older_checkpoint(finished: RunDir) -> None:
     lines = finished.metrics.read_bytes().splitlines(keepends=True)
     finished.metrics.write_bytes(b"".join(lines[:-1]))
     finished.result.unlink()
@@ -274,7 +274,7 @@ def test_metrics_shorter_than_a_checkpoint_says_mean_an_older_checkpoint(finishe
     ]
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_skipped(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "metrics.jsonl")
     log.append({"kind": "train"})
     log.close()
@@ -376,13 +376,13 @@ def test_runs_are_found_in_the_order_of_their_folders(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_in_a_run_is_not_looked_at_to_find_it(tmp_path: Path) -> None:
+def test_the_search_for_runs_does_not_descend_into_a_run(tmp_path: Path) -> None:
     inner = tmp_path / "convnext_t/digits/gelu/seed0-0123abcd"
     (inner / "a/b/c/seed1-0123abcd").mkdir(parents=True)
     assert [run.path for run in find_runs(tmp_path)] == [inner.resolve()]
 
 
-def test_a_run_that_somebody_works_on_is_left_alone(
+def test_a_run_leased_by_another_process_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = prepare(tmp_path, config_of())

@@ -162,7 +162,7 @@ def stop_in_evaluation(world: Distributed, config: RunConfig, runs: Path, evalua
 # of the weights, then of their moving average, after each of two epochs
 @pytest.mark.parametrize("evaluation", [0, 1, 3])
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_run_that_is_stopped_while_it_evaluates_saves_and_evaluates_anew(
+def test_a_run_stopped_while_it_evaluates_saves_and_evaluates_again(
     size: int, evaluation: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Of two processes the first has two batches of 299 and 1, the other one of 299."""
@@ -213,7 +213,7 @@ def test_kill_9_at_random_moments_changes_nothing(quiet: RunDir, tmp_path: Path)
     assert_same(run, quiet)
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(quiet: RunDir, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_resumes(quiet: RunDir, tmp_path: Path) -> None:
     run = prepare(tmp_path, config_of())
     command = [
         sys.executable,
@@ -245,7 +245,7 @@ def test_a_finished_run_is_not_trained_again(quiet: RunDir) -> None:
     assert len(list((quiet.path / "attempts").iterdir())) == 1
 
 
-def test_the_command_of_a_finished_run_says_so_and_on_which_data(
+def test_the_command_of_a_finished_run_reports_it_and_on_which_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, elsewhere = (plain(tmp_path / name, recipe__epochs=1) for name in ("data", "elsewhere"))

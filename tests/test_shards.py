@@ -62,7 +62,7 @@ def test_braces_stand_for_ranges_and_choices(pattern: str, names: list[str]) -> 
     assert list(expand(pattern)) == names
 
 
-def test_a_range_that_nobody_has_shards_for_is_refused() -> None:
+def test_a_range_of_too_many_shards_is_refused() -> None:
     with pytest.raises(ConfigError, match="more than 1000000 shards"):
         list(expand("{0..99999999}.tar"))
 
@@ -98,14 +98,14 @@ def test_a_shuffled_epoch_goes_across_all_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_of_shards_goes_on_from_any_iteration(tmp_path: Path, workers: int) -> None:
+def test_an_epoch_of_shards_resumes_from_any_iteration(tmp_path: Path, workers: int) -> None:
     config = shards_of(write_shards(tmp_path), system__workers=workers)
     whole = batches(shards_of(tmp_path), epoch=1)
     for first in range(len(whole) + 1):
         assert same(batches(config, epoch=1, first=first), whole[first:])
 
 
-def test_the_index_is_kept_and_the_shards_are_not_scanned_again(
+def test_the_index_is_cached_and_the_shards_are_not_scanned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = plain(write_shards(tmp_path))
@@ -130,7 +130,7 @@ def test_other_members_make_another_index(tmp_path: Path) -> None:
     ]
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
     config = plain(write_shards(tmp_path))
     open_shards(config)
     (index,) = tmp_path.glob(".index-*.npz")
@@ -139,7 +139,7 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
     assert len(index.read_bytes()) > 100
 
 
-def test_an_index_that_cannot_be_kept_is_made_each_time(tmp_path: Path) -> None:
+def test_an_index_that_cannot_be_cached_is_made_each_time(tmp_path: Path) -> None:
     config = plain(write_shards(tmp_path))
     open_shards(config)
     for file in [*tmp_path.glob(".index-*")]:
@@ -160,7 +160,7 @@ def test_a_shard_that_was_replaced_is_scanned_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", ["in an image", "before the last label", "in the end"])
-def test_a_torn_shard_is_named(tmp_path: Path, cut: str) -> None:
+def test_a_truncated_shard_is_named(tmp_path: Path, cut: str) -> None:
     config = plain(write_shards(tmp_path))
     torn = tmp_path / "train-01.tar"
     whole = torn.read_bytes()
@@ -360,7 +360,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_a_process_that_forks_leaves_its_files_to_nobody(tmp_path: Path) -> None:
+def test_a_forked_process_does_not_share_open_files(tmp_path: Path) -> None:
     source = open_shards(plain(write_shards(tmp_path)))
     assert source[0][1] == 0
     (mine,) = source._open.values()

@@ -60,7 +60,7 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-def test_a_folder_is_copied_whole_and_trains_the_same(data: Path, disk: Path) -> None:
+def test_a_folder_is_copied_completely_and_trains_the_same(data: Path, disk: Path) -> None:
     config = config_of(data, system__stage_dir=str(disk))
     copy = staged(config)
     assert copy.parent == disk
@@ -88,7 +88,7 @@ def test_a_copy_that_is_there_is_used_again(data: Path, disk: Path) -> None:
     assert {path: path.stat().st_ino for path in copy.rglob("*")} == before
 
 
-def test_data_that_has_changed_is_copied_anew(data: Path, disk: Path) -> None:
+def test_changed_data_is_copied_again(data: Path, disk: Path) -> None:
     config = config_of(data, system__stage_dir=str(disk))
     before = staged(config)
     (data / "val" / "ant" / "0.jpg").write_bytes(b"longer or shorter")
@@ -97,7 +97,7 @@ def test_data_that_has_changed_is_copied_anew(data: Path, disk: Path) -> None:
     assert files(after) == files(data)
 
 
-def test_a_copy_that_has_lost_files_is_made_anew(data: Path, disk: Path) -> None:
+def test_a_copy_that_has_lost_files_is_made_again(data: Path, disk: Path) -> None:
     config = config_of(data, system__stage_dir=str(disk))
     (staged(config) / "train" / "bee" / "1.jpg").unlink()
     assert files(staged(config)) == files(data)
@@ -199,7 +199,7 @@ def impatient(report: Any, config: RunConfig) -> None:
     report.put(str(staged(config)))
 
 
-def test_whoever_waited_for_a_copy_takes_it_without_another_look(data: Path, disk: Path) -> None:
+def test_a_process_that_waited_for_a_copy_takes_it_without_checking_again(data: Path, disk: Path) -> None:
     config, report = config_of(data, system__stage_dir=str(disk)), FORK.Queue()
     copy = staged(config)
     (lock,) = disk.glob(".*.lock")
@@ -228,7 +228,7 @@ def hang(ready: Any, config: RunConfig) -> None:
     stage(config)
 
 
-def test_a_copy_that_was_killed_is_made_anew(data: Path, disk: Path) -> None:
+def test_a_copy_that_was_killed_is_made_again(data: Path, disk: Path) -> None:
     config, ready = config_of(data, system__stage_dir=str(disk)), FORK.Event()
     process = FORK.Process(target=hang, args=(ready, config))
     process.start()
@@ -365,7 +365,7 @@ def test_many_processes_fetch_a_shard_once(server: Server, disk: Path) -> None:
     assert set(server.asked.values()) == {1}
 
 
-def test_a_broken_connection_is_tried_again_and_leaves_no_torn_shard(server: Server, disk: Path) -> None:
+def test_a_broken_connection_is_retried_and_leaves_no_truncated_shard(server: Server, disk: Path) -> None:
     server.broken["train-01.tar"] = 1
     copy = staged(remote(server, disk))
     assert files(copy) == files(Path(server.RequestHandlerClass.keywords["directory"]))  # type: ignore[attr-defined]

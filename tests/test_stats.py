@@ -110,7 +110,7 @@ def test_the_order_in_which_runs_are_read_does_not_matter(
 
 @patient
 @given(ACCURACIES, ACCURACIES, st.integers(0, 1))
-def test_a_difference_turned_round_changes_its_sign_alone(
+def test_a_reversed_difference_changes_only_its_sign(
     one: list[float], other: list[float], first: int
 ) -> None:
     there, back = difference(seeded(one), seeded(other, first)), difference(seeded(other, first), seeded(one))
@@ -142,7 +142,7 @@ def test_resolved_means_that_scipys_interval_excludes_zero(
 
 @patient
 @given(ACCURACY, st.integers(2, 9), st.integers(2, 9))
-def test_runs_that_all_agree_say_nothing_of_their_spread(value: float, n: int, others: int) -> None:
+def test_runs_that_all_agree_have_no_estimate_of_their_spread(value: float, n: int, others: int) -> None:
     found = difference(seeded([value] * n), seeded([value] * others))
     assert found is not None
     assert (found.margin, found.resolved) == (None, None)
@@ -153,7 +153,7 @@ IMAGES = st.integers(0, 2396)
 
 @patient
 @given(st.lists(IMAGES, min_size=2, max_size=8, unique=True), st.integers(1, 300))
-def test_the_same_number_of_images_for_every_seed_says_nothing_of_the_spread(
+def test_a_difference_equal_for_every_seed_gives_no_estimate_of_the_spread(
     right: list[int], more: int
 ) -> None:
     child, parent = (seeded([100 * (images + extra) / 2696 for images in right]) for extra in (more, 0))
@@ -270,7 +270,7 @@ def test_a_side_without_runs_gives_no_difference(
         (Difference(2.686, None), "+2.69"),
     ],
 )
-def test_figures_read_as_in_a_table(found: Summary | Difference, text: str) -> None:
+def test_values_read_as_in_a_table(found: Summary | Difference, text: str) -> None:
     assert str(found) == text
 
 
@@ -302,14 +302,14 @@ def test_known_rank_correlations(ours: list[float], theirs: list[float], expecte
     assert (found and found.value) == (None if expected is None else pytest.approx(expected))
 
 
-def test_figures_that_differ_by_rounding_have_the_same_rank() -> None:
+def test_values_that_differ_by_rounding_have_the_same_rank() -> None:
     ours, ties = [1.0, 2.0, 3.0, 4.0], [5.0, 7.0, 7.0, 9.0]
     close = [5.0, math.nextafter(7.0, 8), 7.0, 9.0]
     assert rank_correlation(ours, close) == rank_correlation(ours, ties)
     assert rank_correlation(ours, [5.0, math.nextafter(5.0, 6), 5.0, 5.0]) is None
 
 
-def test_the_interval_of_a_rank_correlation_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_a_rank_correlation_has_its_nominal_coverage() -> None:
     """Normal pairs with a correlation of .8 have a rank correlation of 6 / pi * asin(.4)."""
     truth, random, hits, trials = 6 / math.pi * math.asin(0.4), np.random.default_rng(0), 0, 1000
     for _ in range(trials):

@@ -52,7 +52,7 @@ def call(command: str, *words: str | Path, path: str | None = None) -> subproces
     return commands.run(line, timeout=120, env=environment)
 
 
-def told(runs: Path, *words: str, path: str | None = None) -> dict[str, Any]:
+def status_json(runs: Path, *words: str, path: str | None = None) -> dict[str, Any]:
     done = call("status", runs, "--json", *words, path=path)
     assert (done.returncode, done.stderr) == (0, "")
     document: dict[str, Any] = json.loads(done.stdout)
@@ -113,7 +113,7 @@ def finish(run: RunDir, outcome: str = "done", **more: Any) -> None:
     )
 
 
-def test_every_state_with_its_figures(tmp_path: Path) -> None:
+def test_every_state_with_its_metrics(tmp_path: Path) -> None:
     steps = ["resnet50", "gelu", "kernel_5", "kernel_7", "layer_norm", "fewer_norms", "stage_ratio"]
     done, diverged, failed, running, stale, pending, cancelled = (make(tmp_path, step) for step in steps)
     finish(done, top1=81.25)
@@ -128,7 +128,7 @@ def test_every_state_with_its_figures(tmp_path: Path) -> None:
     )
     process = hold(running)
     try:
-        document = told(tmp_path)
+        document = status_json(tmp_path)
         shown = call("status", tmp_path).stdout
     finally:
         process.kill()
@@ -170,24 +170,30 @@ def test_every_state_with_its_figures(tmp_path: Path) -> None:
     assert pending.step in lines
 
 
-def test_what_the_end_depends_on_is_told_or_left_open(tmp_path: Path) -> None:
+def test_the_forecast_is_reported_only_where_it_is_known(tmp_path: Path) -> None:
     first, second, other = make(tmp_path, "gelu"), make(tmp_path, "gelu", 1), make(tmp_path, "resnet50")
     first.metrics.write_text(record("train", 1, 10, 5), encoding="utf-8")
     process = hold(first)
     try:
-        assert told(tmp_path)["forecast"] is None
-        assert told(tmp_path)["runs"][0]["seconds_left"] is None, "how long an epoch is shows at its end"
+        assert status_json(tmp_path)["forecast"] is None
+        assert status_json(tmp_path)["runs"][0]["seconds_left"] is None, (
+            "how long an epoch is shows at its end"
+        )
         finish(second)  # a run of the same configuration tells: 180 iterations
-        document = told(tmp_path)
+        document = status_json(tmp_path)
         assert document["runs"][0]["seconds_left"] == pytest.approx(85.0)
         assert document["forecast"] == {"seconds": pytest.approx(85.0 + 90.0), "at_once": 1, "guessed": 1}
         assert "1 run of unknown length" in call("status", tmp_path).stdout
         attempt(other, "failed", "of itself")  # nobody is about to go on with that one
-        assert told(tmp_path)["forecast"] == {"seconds": pytest.approx(85.0), "at_once": 1, "guessed": 0}
+        assert status_json(tmp_path)["forecast"] == {
+            "seconds": pytest.approx(85.0),
+            "at_once": 1,
+            "guessed": 0,
+        }
     finally:
         process.kill()
         process.wait()
-    assert told(tmp_path)["forecast"] is None, "nobody is at work"
+    assert status_json(tmp_path)["forecast"] is None, "nobody is at work"
 
 
 def test_accuracy_is_the_last_evaluations_however_many_lines_ago(tmp_path: Path) -> None:
@@ -198,11 +204,11 @@ def test_accuracy_is_the_last_evaluations_however_many_lines_ago(tmp_path: Path)
     ]
     run.metrics.write_text("".join(lines), encoding="utf-8")
     attempt(run, "stopped")
-    assert (told(tmp_path)["runs"][0]["top1"], told(tmp_path)["runs"][0]["epoch"]) == (11.0, 2)
+    assert (status_json(tmp_path)["runs"][0]["top1"], status_json(tmp_path)["runs"][0]["epoch"]) == (11.0, 2)
 
 
 @pytest.mark.parametrize("torn", ["", '{"kind": "epo', '{"kind": "epoch"\n', "[]\n", "{}\n", "\x00\xff\n"])
-def test_torn_files_are_read_as_far_as_they_go(torn: str, tmp_path: Path) -> None:
+def test_truncated_files_are_read_up_to_where_they_end(torn: str, tmp_path: Path) -> None:
     runs = [make(tmp_path, step) for step in ("gelu", "kernel_7", "resnet50", "layer_norm", "stage_ratio")]
     runs[0].metrics.write_text(record("epoch", 2, 36, 18, top1=50.0) + torn, encoding="latin-1")
     attempt(runs[0], "stopped")
@@ -213,7 +219,7 @@ def test_torn_files_are_read_as_far_as_they_go(torn: str, tmp_path: Path) -> Non
     runs[3].config.write_text(torn, encoding="latin-1")
     jobs_of(runs[4]).mkdir()
     (jobs_of(runs[4]) / "20260101000000-00000000.json").write_text(torn, encoding="latin-1")
-    document = told(tmp_path)
+    document = status_json(tmp_path)
     rows = {row["step"]: row for row in document["runs"]}
     assert rows["gelu"]["top1"] == (50.0 if torn != "{}\n" else None)
     assert "result.json" in rows["kernel_7"]["why"]
@@ -228,10 +234,10 @@ def test_torn_files_are_read_as_far_as_they_go(torn: str, tmp_path: Path) -> Non
 
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     assert call("status", tmp_path).stdout == "0 runs\n"
-    assert told(tmp_path) == {"runs": [], "totals": {}, "forecast": None, "said": []}
+    assert status_json(tmp_path) == {"runs": [], "totals": {}, "forecast": None, "said": []}
 
 
-def test_runs_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_the_same_step_are_distinguished_by_more_columns(tmp_path: Path) -> None:
     make(tmp_path, "gelu")
     header = call("status", tmp_path).stdout.splitlines()[2].split()
     assert not {"hash", "experiment"} & set(header)
@@ -241,12 +247,12 @@ def test_runs_that_look_alike_are_told_apart(tmp_path: Path) -> None:
     assert any(other.hash in line for line in lines)
     prepare(tmp_path, resolve(load_roadmap(), "gelu", profile="digits_noisy"))
     assert call("status", tmp_path).stdout.splitlines()[2].split()[:2] == ["experiment", "step"]
-    assert len(told(tmp_path, "--profile", "digits")["runs"]) == 2
+    assert len(status_json(tmp_path, "--profile", "digits")["runs"]) == 2
 
 
 def test_what_was_never_submitted_asks_no_slurm(tmp_path: Path) -> None:
     make(tmp_path, "gelu")
-    assert told(tmp_path, path=str(tmp_path))["said"] == []
+    assert status_json(tmp_path, path=str(tmp_path))["said"] == []
 
 
 def test_where_slurm_cannot_be_asked_the_state_is_unknown(tmp_path: Path) -> None:
@@ -261,7 +267,7 @@ def test_where_slurm_cannot_be_asked_the_state_is_unknown(tmp_path: Path) -> Non
     groups = tuple((run.name,) for run in (submitted, failed, done))
     jobs_of(submitted).mkdir()
     Submission("20260101000000-00000000", "cluster", "then", groups).write(jobs_of(submitted))
-    document = told(tmp_path, path=str(tmp_path))
+    document = status_json(tmp_path, path=str(tmp_path))
     assert document["said"] == ["squeue does not answer: squeue is not installed"]
     assert [(row["state"], row["why"]) for row in document["runs"]] == [
         ("unknown", None), ("unknown", "of itself"), ("done", None), ("pending", None),
@@ -328,7 +334,7 @@ def test_bad_words_are_one_clear_line(command: str, words: list[str], said: str,
     assert said in done.stderr
 
 
-def test_a_worker_is_told_to_save_and_its_run_goes_on_later(tmp_path: Path) -> None:
+def test_a_worker_is_asked_to_save_and_its_run_resumes_later(tmp_path: Path) -> None:
     run = make(tmp_path, "gelu", overrides={"recipe.epochs": 2000})
     script = "import sys\nfrom slurm.worker import work\nwork(sys.argv[1:])\n"
     worker = commands.Command([sys.executable, "-c", script, str(run.path)], cwd=ROOT)
@@ -480,7 +486,7 @@ def test_following_a_log_ends_with_its_run(tmp_path: Path) -> None:
         ("12_[0-1,9-...]", ["12_0", "12_1"]),
     ],
 )
-def test_tasks_that_were_never_begun_are_told_in_short(job: str, tasks: list[str]) -> None:
+def test_tasks_that_never_started_are_abbreviated(job: str, tasks: list[str]) -> None:
     assert list(tasks_of(job)) == tasks
 
 

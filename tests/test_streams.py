@@ -66,7 +66,7 @@ def test_a_stream_trains_on_its_images_in_another_order_each_epoch(root: Path, w
 
 
 @pytest.mark.parametrize(("workers", "turns"), [(0, 2), (2, 1), (2, 2)])
-def test_a_stream_goes_on_in_the_middle_of_an_epoch(root: Path, workers: int, turns: int) -> None:
+def test_a_stream_resumes_in_the_middle_of_an_epoch(root: Path, workers: int, turns: int) -> None:
     augmented = {
         "recipe__crop_scale": [0.2, 1.0],
         "recipe__hflip": 0.5,
@@ -154,7 +154,7 @@ def test_more_corrupt_images_of_a_stream_than_allowed_end_the_run(root: Path, wo
         batches(config)
 
 
-def test_a_torn_shard_of_a_stream_is_an_error(root: Path) -> None:
+def test_a_truncated_shard_of_a_stream_is_an_error(root: Path) -> None:
     config = wds(root)
     torn = root / "val-01.tar"
     torn.write_bytes(torn.read_bytes()[:1500])
@@ -193,7 +193,7 @@ def test_a_label_of_a_stream_that_the_model_has_no_class_for_is_refused(root: Pa
         batches(wds(root, model__num_classes=2), "val")
 
 
-def test_a_stream_of_hugging_face_is_read_and_goes_on(
+def test_a_stream_of_hugging_face_is_read_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -148,7 +148,7 @@ def test_a_configuration_that_is_written_reads_back_equal(
     assert RunConfig.read(written) == config
 
 
-def test_a_steps_file_that_is_kept_reads_back_equal(tmp_path: Path) -> None:
+def test_a_saved_steps_file_reads_back_equal(tmp_path: Path) -> None:
     text = (
         "extends: steps.yaml\nprofiles:\n  mine: {title: '08', parent: digits, set: {data.classes:"
         f" {show(NASTY)}, recipe.lr: 1e-6}}}}\n"

@@ -98,7 +98,7 @@ def test_a_column_that_there_is_not_is_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_columns_for_readers_leave_the_data_whole(tmp_path: Path) -> None:
+def test_columns_for_readers_leave_the_data_files_unchanged(tmp_path: Path) -> None:
     every, few = (
         write_tables(of_runs(), tmp_path / name, keys)
         for name, keys in (("every", None), ("few", ["step", "n"]))
@@ -116,7 +116,7 @@ def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> No
     assert {"status", "hardware", "ema", "peak_memory_mb"} <= keys
 
 
-def test_nothing_is_told_of_a_roadmap_without_results() -> None:
+def test_a_roadmap_without_results_has_only_columns_of_published_values() -> None:
     table = ablation_table(measured(ROADMAP, "digits_noisy", {}, []))
     assert [column.key for column in table.columns] == [
         "step",
@@ -169,7 +169,7 @@ def test_hours_have_three_digits_and_no_exponent(hours: float, text: str) -> Non
     assert COLUMNS["device_hours"].text(row) == text
 
 
-def test_csv_holds_every_figure_exactly(tmp_path: Path) -> None:
+def test_csv_holds_every_value_exactly(tmp_path: Path) -> None:
     write_tables(of_runs(), tmp_path)
     with (tmp_path / "ablation.csv").open(encoding="utf-8", newline="") as file:
         lines = {line["step"]: line for line in csv.DictReader(file)}

@@ -82,7 +82,7 @@ def encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
     return file.getvalue()
 
 
-def turned() -> Image.Exif:
+def rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[0x112] = 6
     return exif
@@ -94,7 +94,7 @@ FILES: dict[str, tuple[bytes, bool]] = {  # and whether torchvision decodes it f
     "jpeg without subsampling": (encoded(picture(0), "JPEG", quality=90, subsampling=0), True),
     "progressive jpeg": (encoded(picture(0), "JPEG", quality=90, progressive=True), True),
     "gray jpeg": (encoded(picture(0).convert("L"), "JPEG", quality=90), True),
-    "turned jpeg": (encoded(picture(0), "JPEG", quality=90, exif=turned()), True),
+    "rotated jpeg": (encoded(picture(0), "JPEG", quality=90, exif=rotated()), True),
     "cmyk jpeg": (encoded(picture(0).convert("CMYK"), "JPEG", quality=90), False),
     "png": (encoded(picture(0), "PNG"), False),
     "gray png": (encoded(picture(0).convert("L"), "PNG"), False),
@@ -145,7 +145,7 @@ def test_pixels_are_those_of_pillow(kind: str, mode: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "progressive jpeg", "png", "webp"])
-def test_a_torn_file_is_as_unreadable_as_for_pillow(kind: str) -> None:
+def test_a_truncated_file_is_as_unreadable_as_for_pillow(kind: str) -> None:
     content = FILES[kind][0]
     lengths = [
         0,
@@ -224,7 +224,7 @@ def test_evaluation_is_that_of_pillow(folder: Path) -> None:
     assert same(batches(config_of(folder, **TENSOR), "val"), batches(config_of(folder), "val"))
 
 
-def handed_over() -> Pictures:
+def custom_dataset() -> Pictures:
     array = np.asarray(picture(3).resize((32, 32)))
     images = [
         picture(1).resize((32, 32)),
@@ -260,7 +260,7 @@ def test_every_source_gives_the_pixels_of_pillow(kind: str, channels: int, tmp_p
         if kind == "chosen"
         else None
     )
-    given = handed_over() if kind == "items" else None
+    given = custom_dataset() if kind == "items" else None
     config = plain(root, **how, **TENSOR)
     image, _ = make_source(config, "train", given)[0]
     assert (image.dtype, tuple(image.shape)) == (torch.uint8, (channels, 32, 32))
@@ -314,7 +314,7 @@ def test_the_next_image_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_a_stream_cannot_be_had_as_tensors(kind: str, tmp_path: Path) -> None:
+def test_a_stream_is_unavailable_as_tensors(kind: str, tmp_path: Path) -> None:
     config = config_of(tmp_path, data__dataset=f"{kind}/something", **TENSOR)
     for look in (check_data, lambda config: Loader(config, "train", CPU)):
         with pytest.raises(
@@ -352,7 +352,7 @@ def engine_of(**overrides: Any) -> Engine:
     return Engine(config, CPU, 10)
 
 
-def grays() -> tuple[Tensor, Tensor]:
+def images_and_labels() -> tuple[Tensor, Tensor]:
     images = torch.stack(
         [torch.tensor(np.asarray(picture(seed).resize((32, 32)))) for seed in range(8)]
     ).permute(0, 3, 1, 2)
@@ -360,7 +360,7 @@ def grays() -> tuple[Tensor, Tensor]:
 
 
 def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
-    images, labels = grays()
+    images, labels = images_and_labels()
     whole = engine_of()
     whole.iteration = 5
     everything, mixed = whole._augment(
@@ -379,7 +379,7 @@ def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
 
 
 def test_an_iteration_leaves_the_batch_as_it_is_and_reads_nothing_from_the_device() -> None:
-    engine, (images, labels) = engine_of(), grays()
+    engine, (images, labels) = engine_of(), images_and_labels()
     before = images.clone()
     engine.train_step([(images, labels)])
     with Syncs() as syncs:

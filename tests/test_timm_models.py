@@ -370,7 +370,7 @@ def test_gradient_checkpointing_changes_no_result(name: str) -> None:
     assert_same(buffers, expected_buffers)
 
 
-def kept_for_the_way_back(model: Any) -> int:
+def saved_for_backward(model: Any) -> int:
     """How many numbers a forward pass keeps."""
     kept: list[int] = []
 
@@ -385,11 +385,11 @@ def kept_for_the_way_back(model: Any) -> int:
 
 def test_gradient_checkpointing_saves_memory() -> None:
     model = small("roadmap_layer_norm").train()
-    without = kept_for_the_way_back(model)
+    without = saved_for_backward(model)
     model.set_grad_checkpointing()
-    assert kept_for_the_way_back(model) < without / 2
+    assert saved_for_backward(model) < without / 2
     model.set_grad_checkpointing(False)
-    assert kept_for_the_way_back(model) == without
+    assert saved_for_backward(model) == without
 
 
 def test_a_compiled_network_with_checkpoints_counts_each_batch_once() -> None:

@@ -150,7 +150,7 @@ def pair(network: str) -> tuple[nn.Module, nn.Module]:
 
 
 @cache
-def kept_pair(network: str) -> tuple[nn.Module, nn.Module]:
+def cached_pair(network: str) -> tuple[nn.Module, nn.Module]:
     return pair(network)
 
 
@@ -158,7 +158,7 @@ def kept_pair(network: str) -> tuple[nn.Module, nn.Module]:
     ("network", "size"), [(network, size) for network, sizes in SIZES.items() for size in sizes]
 )
 def test_logits_are_timms(network: str, size: int) -> None:
-    ours, theirs = kept_pair(network) if len(SIZES[network]) > 1 else pair(network)
+    ours, theirs = cached_pair(network) if len(SIZES[network]) > 1 else pair(network)
     assert_same_logits(ours, theirs, images(2, spec_of(network).in_chans, size), network)
 
 
@@ -176,7 +176,7 @@ def test_the_network_has_its_name_and_shapes_in_timm(network: str) -> None:
 
 @pytest.mark.parametrize("network", ["resnet50", "convnext_tiny"])
 def test_a_change_of_any_weight_shows_in_the_logits(network: str) -> None:
-    ours, _ = kept_pair(network)
+    ours, _ = cached_pair(network)
     image = images(1, 3, 64)
     unseen = []
     with torch.no_grad():

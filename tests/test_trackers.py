@@ -100,7 +100,7 @@ def test_a_tracked_run_has_the_metrics_of_one_that_is_not(tracked: RunDir, quiet
     assert not {"tensorboard", "wandb"} & {path.name for path in quiet.path.iterdir()}
 
 
-def test_tensorboard_shows_every_figure_of_the_metrics_once(tracked: RunDir) -> None:
+def test_tensorboard_shows_every_value_of_the_metrics_once(tracked: RunDir) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert len(list((tracked.path / "tensorboard").iterdir())) == 2
@@ -182,7 +182,7 @@ def test_both_attempts_are_one_run_of_wandb(tracked: RunDir) -> None:
         assert sent == config.model_dump(mode="json")
 
 
-def test_wandb_has_every_figure_of_the_metrics(tracked: RunDir) -> None:
+def test_wandb_has_every_value_of_the_metrics(tracked: RunDir) -> None:
     shown: dict[tuple[int, str], Any] = {}
     for records in wandb_attempts(tracked):
         for record in records:

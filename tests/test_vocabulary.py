@@ -69,6 +69,17 @@ def test_a_private_word_is_not_written(pattern: str) -> None:
     assert not found, f"write {BANNED[pattern]!r} in place of\n" + "\n".join(found)
 
 
+def test_names_of_tests_have_no_private_word() -> None:
+    word = re.compile(rf"\b(?:{'|'.join([*BANNED, 'whole'])})\b")
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+        if word.search(name.replace("_", " "))
+    ]
+    assert not found, "name what holds in the field's words (see BANNED):\n" + "\n".join(found)
+
+
 def test_no_two_classes_share_a_name() -> None:
     found = Counter(
         node.name

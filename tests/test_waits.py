@@ -369,7 +369,7 @@ TORCHRUN = {
         ),
     ],
 )
-def test_whoever_waits_says_for_whom_and_why(
+def test_a_waiting_process_reports_for_which_others_and_why(
     variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with without_launcher():
@@ -379,7 +379,7 @@ def test_whoever_waits_says_for_whom_and_why(
         monkeypatch.undo()
 
 
-def test_the_wait_for_processes_that_nobody_started_is_explained(tmp_path: Path) -> None:
+def test_the_wait_for_processes_that_never_started_is_explained(tmp_path: Path) -> None:
     script = """
 from roadmap.training import distributed
 from roadmap.signals import StopSignals

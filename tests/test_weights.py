@@ -224,7 +224,7 @@ def test_tensors_are_found_where_there_is_no_average(content: Any, tmp_path: Pat
         read_state_dict(tmp_path / "wrapped.pth", ema=True)
 
 
-def test_a_file_says_which_weights_it_holds(tmp_path: Path) -> None:
+def test_the_weights_that_a_file_holds_are_recognized(tmp_path: Path) -> None:
     contents: dict[str, Any] = {
         "raw": MODEL,
         "raw ema": {"engine": {"model": MODEL, "ema": AVERAGE}, "epoch": 1},
@@ -287,7 +287,7 @@ def test_tensors_of_a_gpu_come_to_the_cpu(tmp_path: Path) -> None:
 # Bad files.
 
 
-def whole(path: Path, **options: Any) -> bytes:
+def checkpoint_bytes(path: Path, **options: Any) -> bytes:
     torch.save({"w": torch.zeros(1000)}, path, **options)
     return path.read_bytes()
 
@@ -319,12 +319,12 @@ def test_what_is_no_checkpoint_is_refused(content: bytes, message: str, suffix: 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_a_torn_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
     path = tmp_path / ("torn.safetensors" if kind == "safetensors" else "torn.pth")
     if kind == "safetensors":
         content = safetensors.torch.save({"w": torch.zeros(1000)})
     else:
-        content = whole(path, _use_new_zipfile_serialization=kind == "zip")
+        content = checkpoint_bytes(path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(content)
     assert read_state_dict(path)["w"].shape == (1000,)
     path.write_bytes(content[: int(len(content) * kept)])
@@ -374,7 +374,7 @@ def test_a_file_that_would_run_code_is_refused(kind: str, tmp_path: Path) -> Non
         assert mark.exists()
 
 
-def test_a_whole_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+def test_a_pickled_network_is_refused_with_what_it_holds(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "network.pth")
     assert "it holds torch.nn.modules.linear.Linear" in refusal(tmp_path / "network.pth")
 
@@ -438,7 +438,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def test_an_address_is_fetched_once(hub: Path, server: Server, tmp_path: Path) -> None:
-    body = whole(tmp_path / "x.pth")
+    body = checkpoint_bytes(tmp_path / "x.pth")
     server.files["/convnext/x.pth"] = (200, body, len(body))
     for _ in range(2):
         assert read_state_dict(f"{server.address}/convnext/x.pth")["w"].shape == (1000,)
@@ -447,8 +447,10 @@ def test_an_address_is_fetched_once(hub: Path, server: Server, tmp_path: Path) -
     assert read_state_dict(server.address.replace("http", "HTTP") + "/convnext/x.pth")["w"].shape == (1000,)
 
 
-def test_weights_at_an_address_are_told_by_their_bytes(hub: Path, server: Server, tmp_path: Path) -> None:
-    body = whole(tmp_path / "x.pth")
+def test_weights_at_an_address_are_identified_by_their_bytes(
+    hub: Path, server: Server, tmp_path: Path
+) -> None:
+    body = checkpoint_bytes(tmp_path / "x.pth")
     server.files["/x.pth"] = (200, body, len(body))
     assert (
         digest_of(f"{server.address}/x.pth") == digest_of(tmp_path / "x.pth") == sha256(body).hexdigest()[:16]
@@ -462,7 +464,7 @@ def test_weights_at_an_address_are_told_by_their_bytes(hub: Path, server: Server
 
 
 def test_an_address_of_a_file_is_read_in_place(hub: Path, tmp_path: Path) -> None:
-    whole(tmp_path / "a file.pth")
+    checkpoint_bytes(tmp_path / "a file.pth")
     address = (tmp_path / "a file.pth").as_uri()
     assert "a%20file.pth" in address
     for spelling in (address, address.replace("file://", "FILE://localhost")):
@@ -495,7 +497,7 @@ def test_files_of_one_name_at_two_addresses_are_two_files(hub: Path, server: Ser
 def test_a_failed_download_leaves_nothing_behind(
     status: int, share: float, announces: bool, message: str, hub: Path, server: Server, tmp_path: Path
 ) -> None:
-    body = whole(tmp_path / "x.pth")
+    body = checkpoint_bytes(tmp_path / "x.pth")
     server.files["/x.pth"] = (status, body[: int(len(body) * share)], len(body) if announces else None)
     said = refusal(f"{server.address}/x.pth")
     assert said.startswith(f"{server.address}/x.pth {message}")
@@ -506,14 +508,14 @@ def test_a_failed_download_leaves_nothing_behind(
 
 
 def test_a_page_instead_of_a_file_is_asked_for_again(hub: Path, server: Server, tmp_path: Path) -> None:
-    page, body = b"<!doctype html>maintenance", whole(tmp_path / "x.pth")
+    page, body = b"<!doctype html>maintenance", checkpoint_bytes(tmp_path / "x.pth")
     server.files["/x.pth"] = (200, page, len(page))
     assert refusal(f"{server.address}/x.pth") == f"{server.address}/x.pth is a web page, not a checkpoint"
     server.files["/x.pth"] = (200, body, len(body))
     assert read_state_dict(f"{server.address}/x.pth")["w"].shape == (1000,)
 
 
-def test_an_address_that_nobody_answers_is_refused(hub: Path) -> None:
+def test_an_address_that_does_not_answer_is_refused(hub: Path) -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         said = refusal(f"http://127.0.0.1:{deaf.getsockname()[1]}/x.pth")
@@ -730,7 +732,7 @@ def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path)
     assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())
 
 
-def test_the_newest_whole_checkpoint_is_exported(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_exported(trained: tuple[RunConfig, RunDir], tmp_path: Path) -> None:
     run = RunDir(Path(shutil.copytree(trained[1].path, tmp_path / trained[1].path.name)))
     newest(run).write_bytes(newest(run).read_bytes()[:-1000])
     assert "of iteration 18;" in export(run.path, tmp_path / "out.pth")
@@ -793,7 +795,7 @@ def roadmap_command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return commands.run(command, cwd=ROOT)
 
 
-def test_the_command_lines_write_a_run_and_say_whether_a_file_fits(
+def test_the_command_lines_write_a_run_and_report_whether_a_file_fits(
     trained: tuple[RunConfig, RunDir], tmp_path: Path
 ) -> None:
     config, run = trained

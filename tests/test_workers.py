@@ -60,7 +60,7 @@ def test_two_workers_never_train_the_same_run(tmp_path: Path) -> None:
     assert pids == {process.pid for process in workers}, "both workers took a share"
 
 
-def test_the_run_of_a_killed_worker_goes_on_in_another(tmp_path: Path) -> None:
+def test_the_run_of_a_killed_worker_resumes_in_another(tmp_path: Path) -> None:
     runs = plan(tmp_path, ["resnet50", "gelu"], seeds=1, epochs=3)
     victim = worker(runs)
     while not runs[0].checkpoints.exists() or not any(runs[0].checkpoints.glob("*.pt")):
@@ -74,7 +74,7 @@ def test_the_run_of_a_killed_worker_goes_on_in_another(tmp_path: Path) -> None:
     assert outcomes(runs[1]) == ["done"]
 
 
-def test_a_run_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
+def test_a_run_that_fails_reports_why_and_stops_no_other(tmp_path: Path) -> None:
     runs = plan(tmp_path, ["resnet50", "gelu"], seeds=1)
     runs[0].metrics.mkdir()
     assert worker(runs).wait(timeout=300) == 0

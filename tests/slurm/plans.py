@@ -97,7 +97,7 @@ def wait_for_lines(bed: Testbed, folder: Path, lines: int = 2, timeout_s: float 
     """The first run that is at work, with so many lines in its metrics."""
     at_work: list[RunDir] = []
 
-    def look() -> bool:
+    def any_at_work() -> bool:
         at_work[:] = [
             run
             for run in found(folder)
@@ -107,7 +107,7 @@ def wait_for_lines(bed: Testbed, folder: Path, lines: int = 2, timeout_s: float 
         ]
         return bool(at_work)
 
-    bed.wait_for(look, "a run to be at work", timeout_s)
+    bed.wait_for(any_at_work, "a run to be at work", timeout_s)
     return at_work[0]
 
 

@@ -119,7 +119,7 @@ def test_memory_for_each_cpu_and_an_account(site: Testbed, tmp_path: Path) -> No
     )
 
 
-def test_whole_nodes_of_a_reservation_with_mail_and_other_options(site: Testbed, tmp_path: Path) -> None:
+def test_exclusive_nodes_of_a_reservation_with_mail_and_other_options(site: Testbed, tmp_path: Path) -> None:
     cluster = entry("whole_nodes", tmp_path)
     job, step, gpus = run(site, cluster, tmp_path / "run")
     assert (job["OverSubscribe"], job["NodeList"], job["Reservation"], job["Features"]) == (

@@ -168,9 +168,7 @@ def test_a_busy_controller_is_asked_again(testbed: Testbed, tmp_path: Path) -> N
     assert tasks(testbed) == ["collect", "convnext_t", "convnext_t"]
 
 
-def test_a_job_of_which_nobody_knows_whether_it_is_queued_is_not_queued_twice(
-    testbed: Testbed, tmp_path: Path
-) -> None:
+def test_a_job_of_unknown_state_is_not_queued_twice(testbed: Testbed, tmp_path: Path) -> None:
     """Neither sbatch nor squeue answers once the job is queued; it trains its runs all the same."""
     write_clusters(tmp_path)
     shell = wrapper(
@@ -226,7 +224,7 @@ def test_a_queue_that_is_full_after_some_jobs_keeps_them(testbed: Testbed, tmp_p
 
 
 @pytest.mark.usefixtures("busy")
-def test_the_job_that_collects_is_made_up_for(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_refused_job_that_collects_is_submitted_the_next_time(testbed: Testbed, tmp_path: Path) -> None:
     write_clusters(tmp_path)
     script = (
         'if grep -q "job-name=collect$" $2; then echo "sbatch: error: no" >&2; exit 1; fi; exec $real "$@"'

@@ -102,7 +102,7 @@ def runs(tmp_path: Path) -> Iterator[list[RunDir]]:
     (tmp_path / "go").touch()
 
 
-def test_what_waits_is_told_with_the_reason(testbed: Testbed, runs: list[RunDir], tmp_path: Path) -> None:
+def test_queued_runs_are_listed_with_the_reason(testbed: Testbed, runs: list[RunDir], tmp_path: Path) -> None:
     job = submit(testbed, [[run] for run in runs[:2]], WAIT.format(go=tmp_path / "go"), "--hold")
     testbed.wait_for(lambda: "JobHeldUser" in str(rows(testbed, tmp_path / "runs")), "the reason")
     found = rows(testbed, tmp_path / "runs")
@@ -121,7 +121,7 @@ def test_what_waits_is_told_with_the_reason(testbed: Testbed, runs: list[RunDir]
     assert rows(testbed, tmp_path / "runs")[0]["where"] in testbed.nodes
 
 
-def test_how_jobs_ended_is_told_with_the_last_line_of_the_log(
+def test_how_jobs_ended_is_reported_with_the_last_line_of_the_log(
     testbed: Testbed, runs: list[RunDir], tmp_path: Path
 ) -> None:
     script = (
@@ -149,7 +149,9 @@ def test_how_jobs_ended_is_told_with_the_last_line_of_the_log(
     testbed.run("scancel", again)
 
 
-def test_a_job_that_begins_again_is_requeued(testbed: Testbed, runs: list[RunDir], tmp_path: Path) -> None:
+def test_a_restarted_job_is_reported_as_requeued(
+    testbed: Testbed, runs: list[RunDir], tmp_path: Path
+) -> None:
     script = f"test $SLURM_RESTART_COUNT || echo out of luck >&2; {WAIT.format(go=tmp_path / 'go')}"
     job = submit(testbed, [[runs[0]]], script, "--requeue")
     testbed.wait_for(lambda: states(testbed, tmp_path / "runs")[0] == "starting", "the job to begin")
@@ -228,7 +230,7 @@ def test_a_slurm_that_does_not_answer_is_not_guessed_at(
         assert "sacct does not answer: " in call(bed, "status", tmp_path / "runs").stdout
 
 
-def test_a_cancelled_run_has_saved_and_is_not_begun_again_before_it_is_submitted(
+def test_a_cancelled_run_has_saved_and_starts_again_only_when_submitted(
     testbed: Testbed, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs"

@@ -77,7 +77,7 @@ def test_a_plan_is_trained_and_collected(testbed: Testbed, tmp_path: Path) -> No
     assert "2 runs: 2 done; 0 in the queue, 0 to submit" in third.stdout
 
 
-def test_the_whole_roadmap_ends_in_a_table(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_run_of_all_steps_ends_in_a_table(testbed: Testbed, tmp_path: Path) -> None:
     steps = load_roadmap().steps
     write_clusters(tmp_path)
     done = submit(testbed, tmp_path, "--seeds", "1", "--out", "out", "--pack", "5", epochs=1)
@@ -202,7 +202,7 @@ def test_only_the_task_that_was_stopped_is_queued_again(testbed: Testbed, tmp_pa
     )
 
 
-def test_a_run_that_crashes_is_begun_again_a_few_times(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_run_that_crashes_is_retried_a_few_times(testbed: Testbed, tmp_path: Path) -> None:
     """A metrics file that is a folder fails each attempt; the reason is kept."""
     write_clusters(tmp_path, retries=2)
     config = resolve(load_roadmap(), STEP, profile="digits", overrides=TINY)

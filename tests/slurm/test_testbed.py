@@ -125,7 +125,7 @@ def test_accounting_catches_up(testbed: Testbed) -> None:
     wait_until_accounted(testbed, job, [["COMPLETED"]], "state")
 
 
-def test_without_accounting_sacct_says_so(plain: Testbed) -> None:
+def test_without_accounting_sacct_reports_that_it_is_disabled(plain: Testbed) -> None:
     assert plain.alive().keys() == {"munged", "slurmctld", "slurmd-n1", "slurmd-n2"}
     job = submit(plain, "true")
     wait_for_state(plain, job, "COMPLETED")
@@ -133,7 +133,7 @@ def test_without_accounting_sacct_says_so(plain: Testbed) -> None:
     assert (asked.returncode, "accounting storage is disabled" in asked.stderr) == (1, True)
 
 
-def test_a_requeued_job_begins_again(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_requeued_job_restarts(testbed: Testbed, tmp_path: Path) -> None:
     out = tmp_path / "out"
     job = submit(
         testbed,
@@ -147,7 +147,7 @@ def test_a_requeued_job_begins_again(testbed: Testbed, tmp_path: Path) -> None:
     wait_until_accounted(testbed, job, [["REQUEUED"], ["COMPLETED"]], "state")
 
 
-def test_a_preempted_job_is_told_and_requeued(plain: Testbed, tmp_path: Path) -> None:
+def test_a_preempted_job_is_signaled_and_requeued(plain: Testbed, tmp_path: Path) -> None:
     out, mine = tmp_path / "out", tmp_path / "mine.py"
     mine.write_text(
         "import os, signal, sys, time\n"

@@ -24,7 +24,7 @@ PLAIN = Settings(accounting=False)
 COMMAND = [sys.executable, "-m", "slurm.testbed"]
 
 
-def test_an_array_may_not_be_longer_than_the_cluster_says(plain: Testbed, tmp_path: Path) -> None:
+def test_an_array_longer_than_the_clusters_limit_is_refused(plain: Testbed, tmp_path: Path) -> None:
     plain.stop()
     with Testbed(plain.plan.folder, Settings(accounting=False, max_array_size=4, nodes=1)) as bed:
         assert "Invalid job array" in bed.run("sbatch", "--array=0-4", "--wrap=true", check=False).stderr
@@ -82,7 +82,7 @@ def test_a_start_clears_away_what_a_crash_has_left(plain: Testbed) -> None:
         assert None not in again.alive().values()
 
 
-def test_a_folder_of_somebody_else_is_left_alone(testbed: Testbed, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_testbed_is_left_alone(testbed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for attempt in (Testbed(tmp_path, PLAIN).start, Testbed(tmp_path).stop):
         with pytest.raises(Unusable, match="neither empty nor a testbed's"):

@@ -1,4 +1,4 @@
-"""The texts of a figure as they come onto the paper."""
+"""The texts of a figure as they are rendered."""
 
 from __future__ import annotations
 

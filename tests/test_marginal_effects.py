@@ -25,7 +25,7 @@ from roadmap.report.marginal import ALONE, IN_PLACE, LAST, NAMES, READINGS, Marg
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers import commands
-from tests.helpers.drawn import outside, overlapping, texts_of
+from tests.helpers.rendered_text import outside, overlapping, texts_of
 from tests.test_collect import finish
 
 ROADMAP = load_roadmap()
@@ -62,7 +62,7 @@ def of(found: list[MarginalEffect], step: str) -> MarginalEffect:
     return next(worth for worth in found if worth.step == step)
 
 
-def test_each_reading_is_the_difference_it_says(runs: Path) -> None:
+def test_each_reading_is_the_difference_that_it_names(runs: Path) -> None:
     found = marginal_effects(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
     assert [worth.step for worth in found] == list(ROADMAP.trunk[1:-1])
     recipe, gelu, kernel, separate = (
@@ -85,7 +85,7 @@ def value(worth: MarginalEffect, reading: str) -> float:
     return found.value
 
 
-def test_a_change_that_a_later_one_overrides_is_worth_nothing_that_could_be_said(runs: Path) -> None:
+def test_an_overridden_change_has_no_effect_left_out_of_the_final_model(runs: Path) -> None:
     found = marginal_effects(
         ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)]
     )
@@ -97,7 +97,7 @@ def collect(runs: Path, out: Path, *words: str) -> str:
     return commands.run(command, check=True, cwd=out.parent).stdout
 
 
-def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Path, tmp_path: Path) -> None:
+def test_collect_writes_the_combinations_and_marginal_effects(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = collect(runs, out, "--ablate", f"leave-one-out:{END}")
     table = (out / "ablation.md").read_text(encoding="utf-8")
@@ -130,7 +130,7 @@ def test_collect_writes_the_combinations_and_what_each_change_is_worth(runs: Pat
     }
 
 
-def test_the_path_leaves_combinations_out_and_says_so(runs: Path, tmp_path: Path) -> None:
+def test_the_path_leaves_combinations_out_and_notes_it(runs: Path, tmp_path: Path) -> None:
     collect(runs, tmp_path / "out", "--tables-only")
     table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
     assert "resnet50+gelu" not in table
@@ -160,7 +160,7 @@ def test_a_run_filed_under_another_name_of_the_same_network_counts_once(runs: Pa
     )
 
 
-def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
+def test_divergence_is_reported(runs: Path, tmp_path: Path) -> None:
     some = tmp_path / "runs"
     shutil.copytree(runs, some)
     for step, seed in [("resnet50+layer_norm", 0), ("resnet50+layer_norm", 1), ("resnet50+gelu", 2)]:
@@ -172,7 +172,7 @@ def test_divergence_is_told(runs: Path, tmp_path: Path) -> None:
     assert "- Runs that diverged are counted behind the difference, and in no mean." in worth
 
 
-def test_an_order_has_its_own_table_and_no_worth(runs: Path, tmp_path: Path) -> None:
+def test_an_order_has_its_own_table_and_no_marginal_effects(runs: Path, tmp_path: Path) -> None:
     collect(runs, tmp_path / "out", "--tables-only", "--ablate", "order:3")
     table = (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8")
     assert "| gelu@order3 | act.kind relu → gelu | 0/3 |" in table

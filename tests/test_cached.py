@@ -43,7 +43,7 @@ def test_what_was_made_is_made_once_for_each_that_decides_it(cache: Path) -> Non
         lambda text: b"\xff\n\xff",
     ],
 )
-def test_a_damaged_file_is_made_anew(cache: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_a_damaged_file_is_made_again(cache: Path, damage: Callable[[bytes], bytes]) -> None:
     made: list[str] = []
     cached("a", "one", maker(made))
     (path,) = cache.iterdir()
@@ -62,7 +62,7 @@ def test_a_file_that_was_made_from_something_else_is_not_taken(cache: Path) -> N
     assert cached("a", "one", lambda: "1 again") == "1 again"
 
 
-def test_without_a_place_to_write_nothing_is_kept(cache: Path) -> None:
+def test_without_a_writable_folder_nothing_is_cached(cache: Path) -> None:
     cache.parent.write_text("a file", encoding="utf-8")
     made: list[str] = []
     assert [cached("a", "one", maker(made)) for _ in range(2)] == ["97.5 ±\n"] * 2

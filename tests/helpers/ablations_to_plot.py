@@ -19,7 +19,7 @@ from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
 from roadmap.report.stats import Summary
 from roadmap.steps import load_roadmap
 from roadmap.steps_file import Reference
-from tests.helpers.drawn import Texts, texts_of
+from tests.helpers.rendered_text import Texts, texts_of
 from tests.helpers.reports import finished
 
 ROADMAP, BASE, FAMILY = (load_roadmap(name=name) for name in ("convnext_t", "convnext_b", "family"))
