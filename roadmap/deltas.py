@@ -289,7 +289,8 @@ def _unknown_key(base: Settings, path: str) -> str:
     prefix = f"{section}." if section else ""
     siblings = {key.removeprefix(prefix).split(".")[0] for key in base if key.startswith(prefix)}
     elsewhere = next((f"; did you mean '{key}'?" for key in base if key.endswith(f".{name}")), "")
-    hint = did_you_mean(name, sorted(siblings)) or elsewhere or did_you_mean(path, base)
+    sibling = did_you_mean(name, sorted(siblings)).replace("mean '", f"mean '{prefix}")
+    hint = sibling or elsewhere or did_you_mean(path, base)
     return f"unknown key '{path}'{hint}"
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from blocks.cost import complexity
 from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.data.locate import class_folders, count_images, find_shards, is_remote, kind_of
@@ -62,11 +61,6 @@ def training_images(config: RunConfig) -> int | None:
         return len(index.label)
     called = class_names_of(index) or [str(label) for label in range(int(index.label.max()) + 1)]
     return sum(called[label] in data.classes for label in index.label.tolist())
-
-
-def training_macs(config: RunConfig) -> int:
-    """The multiply-adds of a training image: forward, and twice as many backward."""
-    return 3 * complexity(config.model, config.data.image_size).macs
 
 
 def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:

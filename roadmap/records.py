@@ -286,7 +286,7 @@ def status(run: RunDir) -> Status:
             return Status(run, "running", None, record, owner=working)
     files = attempts(run.path)
     last = read_attempt(files[-1]) if files else {}
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         # NFS may cache that a name does not exist, so list the folder
         if run.cancelled in run.path.iterdir():
             return Status(run, "cancelled", None, record, why or last.get("reason"))

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import complexity, describe
+from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
 from roadmap.disk import disk_error
 from roadmap.errors import ConfigError, config_error, relative
-from roadmap.estimate import finished_results, training_images, training_macs, training_seconds
+from roadmap.estimate import finished_results, training_images, training_seconds
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.records import Result, RunDir, prepare, run_dir_of
 from roadmap.signals import Stopped, StopSignals
@@ -63,7 +64,8 @@ def _batch_plans(config: RunConfig) -> Iterator[str]:
 
 def _estimates(config: RunConfig, runs: Path) -> Iterator[tuple[str, str]]:
     """The cost of training, and its time at the speed of the finished runs of this configuration."""
-    macs, images, epochs = training_macs(config), training_images(config), config.recipe.epochs
+    macs = training_macs(config.model, config.data.image_size)
+    images, epochs = training_images(config), config.recipe.epochs
     if images is None:
         image = f"{macs / 1e9:.4f} GMACs a training image (forward and backward)"
         yield "cost", f"{image}; set system.data_dir for the total"

@@ -31,12 +31,17 @@ from slurm.worker import OPEN, work, work_on
 YEAR_MIN = 365 * 24 * 60
 
 
+def worker_count(asked: int | None) -> int:
+    """The workers at a time on this machine: as many as asked for, else one per GPU, else one per core."""
+    return asked or len(gpus()) or usable_cores()
+
+
 def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min((workers or len(gpus()) or usable_cores()) - alive, todo))
+    workers = max(0, min(worker_count(workers) - alive, todo))
     console().print(
         f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
         f" {count(todo, 'open run')}"

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import Selection, read_overrides, select
 from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE
 from roadmap.errors import ConfigError, Problem, config_error
-from roadmap.estimate import finished_results, makespan, training_images, training_macs, training_seconds
+from roadmap.estimate import finished_results, makespan, training_images, training_seconds
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
 from roadmap.steps import load_roadmaps
@@ -34,7 +35,7 @@ from slurm.executor import (
     submit,
 )
 from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
-from slurm.local import train_here
+from slurm.local import train_here, worker_count
 from slurm.monitor import poll
 from slurm.worker import OPEN
 
@@ -52,24 +53,20 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     selection = select(arguments)
     check_step_names(selection, arguments, name, cluster)
     configs = plan(selection, arguments, cluster)
-    runs = [run_dir_of(arguments.runs, config) for config in configs]
-    warn_changed_configs(runs)
+    warn_changed_configs([run_dir_of(arguments.runs, config) for config in configs])
+    if arguments.only == "failed" and not (configs := select_failed(arguments.runs, configs)):
+        console().print("no run has failed")
+        return 0
     if arguments.dry_run:
-        return dry_run(arguments, cluster, configs, runs)
-    if arguments.only == "failed":
-        configs = select_failed(arguments.runs, configs)
+        return dry_run(arguments, cluster, configs)
     runs = [prepare(arguments.runs, config) for config in configs]
     for run in runs:
         run.renew()
     if cluster.scheduler == "local":
         return train_here(runs, arguments.workers)
-    if not runs:
-        console().print("no run has failed")
-        return 0
     try:
-        with Lease(
-            jobs_of(runs[0]).absolute()
-        ) as lease:  # two submissions at once would submit all runs twice
+        # two submissions at once would submit all runs twice
+        with Lease(jobs_of(runs[0]).absolute()) as lease:
             submit_missing(arguments, name, cluster, runs)
             lease.outcome = "done"
     except LeaseHeld as error:
@@ -80,7 +77,12 @@ def submit_runs(arguments: argparse.Namespace) -> int:
 
 
 def check_folder(runs: Path, cluster: Cluster) -> None:
-    """ConfigError for a folder whose name submitit or Slurm would change: it would write logs elsewhere."""
+    """ConfigError for what is not a folder, and for one whose name submitit or Slurm would change: it would
+    write logs elsewhere.
+    """
+    for folder in (runs.absolute(), *runs.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            raise config_error(f"--runs {folder}:", "is not a folder; choose another")
     is_local = cluster.scheduler == "local"
     if tag := re.search(r"%[jtAa]" if is_local else r"[%\\\n]", str(runs.absolute())):
         who = "submitit, which starts the workers," if is_local else "Slurm"
@@ -158,10 +160,9 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
         )
 
 
-def dry_run(
-    arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
-) -> int:
+def dry_run(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:
     """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing."""
+    runs = [run_dir_of(arguments.runs, config) for config in configs]
     found = [status(run) for run in runs]
     console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
     if cluster.scheduler == "slurm":
@@ -181,22 +182,26 @@ def dry_run(
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    for line in estimate(cluster, unfinished, arguments.runs) if unfinished else ():
+    at_once = cluster.parallel if cluster.scheduler == "slurm" else worker_count(arguments.workers)
+    for line in estimate(cluster, unfinished, arguments.runs, at_once) if unfinished else ():
         console().print(line, highlight=False)
     return 0
 
 
-def estimate(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iterator[str]:
-    """The device-hours of a plan, and the hours until its end, as far as they can be estimated.
+def estimate(
+    cluster: Cluster, configs: Sequence[RunConfig], runs: Path, at_once: int | None
+) -> Iterator[str]:
+    """The device-hours of a plan, and the hours until its end with `at_once` runs at a time (None: all), as
+    far as they can be estimated.
 
     Runs of a step differ by their seeds alone, so each step is estimated once.
     """
-    images: dict[tuple[DataSpec, SystemSpec], int] = {}
+    images: dict[tuple[DataSpec, SystemSpec], int | None] = {}
     steps: dict[str, tuple[Cluster, float | None]] = {}
     for config in {config.step: config for config in configs}.values():
         resources, data = cluster.of(config.step), (config.data, config.system)
         if data not in images:
-            images[data] = training_images(config) or IMAGENET_IMAGES
+            images[data] = training_images(config)
         steps[config.step] = resources, _hours(resources, config, runs, images[data])
     known = [hours for config in configs if (hours := steps[config.step][1]) is not None]
     device = "GPU" if cluster.gpus_per_node else "process"
@@ -214,7 +219,9 @@ def estimate(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iter
     unknown = f", and {rest} of unknown length" if rest else ""
     cost = f"{total:,.1f} {device}-hours for {len(known)} runs"
     yield f"estimate: {cost}{unknown}; evaluation and waiting come on top"
-    at_once = min(cluster.parallel or len(known), len(known))
+    if None in images.values():
+        yield f"estimate: takes the data that is unavailable here for ImageNet, {IMAGENET_IMAGES:,} images"
+    at_once = min(at_once or len(known), len(known))
     shortest, longest, end = min(known), max(known), makespan(arrays.values(), at_once)
     yield (
         f"estimate: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {shortest:,.2f} to"
@@ -222,13 +229,14 @@ def estimate(cluster: Cluster, configs: Sequence[RunConfig], runs: Path) -> Iter
     )
 
 
-def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int) -> float | None:
+def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int | None) -> float | None:
     """The hours of a run: at the speed of finished runs on as many processes, or at the cluster's tflops."""
-    images = epoch_images * config.recipe.epochs
+    images = (epoch_images or IMAGENET_IMAGES) * config.recipe.epochs
     results = [one for one in finished_results(config, runs) if one.processes == cluster.world]
     seconds = training_seconds(images, results)
     if seconds is None and cluster.tflops is not None and cluster.gpus:
-        seconds = 2 * training_macs(config) * images / (1e12 * cluster.tflops * cluster.gpus)
+        macs = training_macs(config.model, config.data.image_size)
+        seconds = 2 * macs * images / (1e12 * cluster.tflops * cluster.gpus)
     return None if seconds is None else seconds / 3600
 
 

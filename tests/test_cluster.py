@@ -619,7 +619,7 @@ def test_the_estimate_has_an_array_wait_for_the_one_before(tmp_path: Path) -> No
         for step, seeds in (("resnet50", 3), ("gelu", 4))
         for seed in range(seeds)
     ]
-    lines = "\n".join(estimate(given, plan, tmp_path))
+    lines = "\n".join(estimate(given, plan, tmp_path, given.parallel))
     found = re.search(r"([\d.]+) hours with up to 4 runs at a time; a run takes ([\d.]+) to ([\d.]+)", lines)
     assert found
     end, shortest, longest = map(float, found.groups())

@@ -57,12 +57,12 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         [(KERNEL_7, "set: {model.block.spatial.kernal: 7}")],
         [
             "@<set: {^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
-            " did you mean 'kernel'?"
+            " did you mean 'model.block.spatial.kernel'?"
         ],
     ),
     "unknown key of a profile": (
         [("      data.noise: 0.0\n", "      data.niose: 0.0\n")],
-        ["@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?"],
+        ["@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'data.noise'?"],
     ),
     "section": (
         [(KERNEL_7, "set: {model.block.spatial: 7}")],
@@ -210,14 +210,17 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
             (WIDTH, "set: {}"),
         ],
         [
-            "@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'noise'?",
+            "@<^data.niose> profile 'digits': unknown key 'data.niose'; did you mean 'data.noise'?",
             "@<name: ^increase_width\n        title> step 'increase_width': changes nothing: `set` is empty",
             (
                 "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
-                " did you mean 'kernel'?"
+                " did you mean 'model.block.spatial.kernel'?"
             ),
             "@<parent: ^kernel_77> step 'gelu': unknown parent 'kernel_77'; did you mean 'kernel_7'?",
-            "@<^model.block.act.knd> step 'gelu': unknown key 'model.block.act.knd'; did you mean 'kind'?",
+            (
+                "@<^model.block.act.knd> step 'gelu': unknown key 'model.block.act.knd';"
+                " did you mean 'model.block.act.kind'?"
+            ),
         ],
     ),
     "several values at once": (
@@ -247,7 +250,7 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
             ),
             (
                 "@<^model.block.spatial.kernal> step 'kernel_7': unknown key 'model.block.spatial.kernal';"
-                " did you mean 'kernel'?"
+                " did you mean 'model.block.spatial.kernel'?"
             ),
         ],
     ),
@@ -334,7 +337,7 @@ def command_line(*words: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["recipe.epoch=3"], ["--set unknown key 'recipe.epoch'; did you mean 'epochs'?"]),
+        (["recipe.epoch=3"], ["--set unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?"]),
         (["recipe.epochs"], ["--set recipe.epochs: write it as key=value, such as --set recipe.epochs=10"]),
         (["=3"], ["--set =3: write it as key=value, such as --set recipe.epochs=10"]),
         (["recipe.epochs=1", "recipe.epochs=2"], ["--set recipe.epochs=2: 'recipe.epochs' is set twice"]),
@@ -362,8 +365,8 @@ def command_line(*words: str) -> RunConfig:
         (
             ["recipe.epoch=3", "model.wdth=3"],
             [
-                "--set unknown key 'recipe.epoch'; did you mean 'epochs'?",
-                "--set unknown key 'model.wdth'; did you mean 'width'?",
+                "--set unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?",
+                "--set unknown key 'model.wdth'; did you mean 'model.width'?",
             ],
         ),
         (
@@ -671,7 +674,7 @@ def test_a_wrong_value_and_a_wrong_key_are_reported_together(tmp_path: Path) -> 
     said = problems_of(text, tmp_path)
     assert len(said) == 2
     assert "paper.top1: input should be a valid number, not 'high'" in "".join(said)
-    assert "did you mean 'kernel'?" in "".join(said)
+    assert "did you mean 'model.block.spatial.kernel'?" in "".join(said)
 
 
 def test_the_name_for_running_without_a_profile_is_taken(tmp_path: Path) -> None:

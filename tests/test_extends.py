@@ -226,7 +226,10 @@ def test_the_regimes_share_every_change_but_their_own_depths_and_widths() -> Non
 BAD = {
     "unknown key": (
         MORE_STEPS.replace("act.kind", "act.knd"),
-        ["my.yaml:5:84 step 'hard_swish': unknown key 'model.block.act.knd'; did you mean 'kind'?"],
+        [
+            "my.yaml:5:84 step 'hard_swish': unknown key 'model.block.act.knd';"
+            " did you mean 'model.block.act.kind'?"
+        ],
     ),
     "no percentage": (
         MORE_STEPS.replace("title: hard swish", "title: hard swish, paper: {top1: 810, n: 3}"),

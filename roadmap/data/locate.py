@@ -172,7 +172,7 @@ def check_splits(
 def _missing(key: str, name: str, there: list[str], free: list[str], options: DataOptions) -> str:
     other = next((each for each in usual_names(name) if each in free), None)
     hint = f"; {options.split(key, other)}" if other else did_you_mean(name, free)
-    return f"has no folder {name}, but {some(there) if there else 'no folders at all'}{hint}"
+    return f"has no folder {name}, but {some(there)}{hint}" if there else "has no folders"
 
 
 def check_root(root: Path, options: DataOptions = SET) -> None:
