@@ -155,7 +155,7 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
     if others:
         names = ", ".join(others[:3]) + (" …" if len(others) > 3 else "")
         console().print(
-            f"stale, of another configuration, and left alone: {count(len(others), 'run')} ({names})",
+            f"of another configuration, and left alone: {count(len(others), 'run')} ({names})",
             highlight=False,
         )
 

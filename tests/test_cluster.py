@@ -650,6 +650,6 @@ def test_runs_of_a_changed_configuration_are_reported(tmp_path: Path) -> None:
     old = prepare(tmp_path / "runs", changed)
     done = dry_run(tmp_path, "--cluster", "local", "--profile", "digits", "--seeds", "2", "--steps", "gelu")
     assert (
-        f"stale, of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending"
+        f"of another configuration, and left alone: 1 run (gelu/{old.path.name})\n2 runs: 2 pending"
         in done.stdout
     )

@@ -116,6 +116,8 @@ class LiveProgress(Callback):
 
     def on_train_start(self, done: int, total: int) -> None:
         self._bar.update(self._task, total=total, completed=done)
+        if done:
+            self.console.print(f"resumes after iteration {done} of {total}", highlight=False)
 
     def on_step(self) -> None:
         self._bar.advance(self._task)
