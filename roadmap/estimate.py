@@ -83,14 +83,14 @@ def training_seconds(images: int, results: Iterable[Result]) -> float | None:
 
 def makespan(arrays: Iterable[Sequence[float]], at_once: int) -> float:
     """The time until all arrays of jobs, each given as its jobs' durations, have ended, `at_once` jobs at a
-    time; an array starts when the jobs before it in its lanes have ended.
+    time; an array starts when enough jobs of the arrays before it have ended.
     """
-    lanes = [0.0] * at_once
+    slots = [0.0] * at_once
     for durations in arrays:
-        taken, others = lanes[: len(durations)], lanes[len(durations) :]
+        taken, others = slots[: len(durations)], slots[len(durations) :]
         end = max(taken) + max(sum(durations) / len(taken), max(durations))
-        lanes = others + [end] * len(taken)
-    return max(lanes)
+        slots = others + [end] * len(taken)
+    return max(slots)
 
 
 @dataclass(frozen=True)

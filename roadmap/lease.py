@@ -173,7 +173,7 @@ class Lease:
             raise LeaseLost(f"{self.run_dir} was taken over by {self._successor()}")
 
     def saved(self, iteration: int) -> None:
-        """Records that the attempt has saved; one that crashes without is retried only a few times."""
+        """Records that the attempt has saved; one that crashes before that is retried only a few times."""
         self.record["saved"] = iteration
         write_json(self.path, self.record)
 

@@ -140,8 +140,8 @@ def open_timm(config: RunConfig, split: Split, **more: Any) -> Any:
 
 
 class Folder:
-    """Images in `data_dir`/<split>/<class>/ in timm's order; it finds those of IMAGE_SUFFIXES, which are
-    more than its own.
+    """Images in `data_dir`/<split>/<class>/ in timm's order: files with the suffixes in IMAGE_SUFFIXES, which
+    are more than timm's.
     """
 
     def __init__(self, config: RunConfig, split: Split, listing: Listing | None = None) -> None:

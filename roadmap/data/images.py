@@ -67,8 +67,8 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def in_8_bits(image: Image.Image) -> Image.Image:
-    """The image, or its gray levels by their highest 8 bits, as Pillow has colors of 16, where it would clip
-    them; OSError if their range is not known.
+    """The image with 8 bits per pixel value: of 16 bits the highest 8 are kept, where Pillow would clip gray
+    levels at 255; OSError if their range is not known.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in DEEP):
         bits = image.tag_v2.get(BITS, (16,))[0] if isinstance(image, TiffImageFile) else 16

@@ -59,10 +59,10 @@ class Checkpoints:
             old.unlink(missing_ok=True)
 
     def shortage(self, size: int, saves: int) -> str | None:
-        """How the disk is too small for all files at a time, of `size` bytes, in that many `saves`;
-        None if they fit.
+        """A message if the disk has no room for the checkpoints, of `size` bytes each, that are there at once
+        during `saves` saves; None if it has.
 
-        While one is written, those before it are there, too. An existing file's size counts.
+        While one is written, those before it are there, too. The space of existing files counts.
         """
         there = [path.stat().st_size for path in self.files()]
         size, files = max(there, default=size), min(KEEP + 1, len(there) + saves)

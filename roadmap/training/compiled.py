@@ -54,7 +54,7 @@ class GradientCheck:
 
 
 class CompilerFailed(RuntimeError):
-    """PyTorch cannot compile the network, or not run what it has compiled; the message quotes its error."""
+    """PyTorch cannot compile the network, or cannot run the compiled one; the message quotes its error."""
 
 
 def compile_network(network: nn.Module) -> Any:
