@@ -53,12 +53,16 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     selection = select(arguments)
     check_step_names(selection, arguments, name, cluster)
     configs = plan(selection, arguments, cluster)
-    warn_changed_configs([run_dir_of(arguments.runs, config) for config in configs])
-    if arguments.only == "failed" and not (configs := select_failed(arguments.runs, configs)):
-        console().print("no run has failed")
-        return 0
+    runs = [run_dir_of(arguments.runs, config) for config in configs]  # hashes a configuration for each
+    warn_changed_configs(runs)
+    if arguments.only == "failed":
+        configs = select_failed(arguments.runs, configs)
+        if not configs:
+            console().print("no run has failed")
+            return 0
+        runs = [run_dir_of(arguments.runs, config) for config in configs]
     if arguments.dry_run:
-        return dry_run(arguments, cluster, configs)
+        return dry_run(arguments, cluster, configs, runs)
     runs = [prepare(arguments.runs, config) for config in configs]
     for run in runs:
         run.renew()
@@ -160,9 +164,10 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
         )
 
 
-def dry_run(arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig]) -> int:
+def dry_run(
+    arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
+) -> int:
     """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing."""
-    runs = [run_dir_of(arguments.runs, config) for config in configs]
     found = [status(run) for run in runs]
     console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
     if cluster.scheduler == "slurm":
