@@ -244,10 +244,13 @@ def kinds(role: str) -> tuple[str, ...]:
     return tuple(kind for kind, layer in LAYERS.items() if layer.role == role)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: "; did you mean 'relu'?", or '' where no name is near."""
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a sentence about an unknown name: "; did you mean 'relu'?", or '' where no name is near.
+
+    The suggestion is the known name after `prefix`.
+    """
     near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f"; did you mean '{prefix}{near[0]}'?" if near else ""
 
 
 def one_of(what: str, value: str, known: Iterable[str]) -> str:

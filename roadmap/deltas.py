@@ -289,8 +289,7 @@ def _unknown_key(base: Settings, path: str) -> str:
     prefix = f"{section}." if section else ""
     siblings = {key.removeprefix(prefix).split(".")[0] for key in base if key.startswith(prefix)}
     elsewhere = next((f"; did you mean '{key}'?" for key in base if key.endswith(f".{name}")), "")
-    sibling = did_you_mean(name, sorted(siblings)).replace("mean '", f"mean '{prefix}")
-    hint = sibling or elsewhere or did_you_mean(path, base)
+    hint = did_you_mean(name, sorted(siblings), prefix) or elsewhere or did_you_mean(path, base)
     return f"unknown key '{path}'{hint}"
 
 

@@ -5,7 +5,6 @@ runs' own speed.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
 from roadmap.data.locate import class_folders, count_images, find_shards, is_remote, kind_of
 from roadmap.errors import ConfigError
+from roadmap.files import read_bytes
 from roadmap.records import (
     DamagedResult,
     NewerResult,
@@ -149,7 +149,7 @@ def last_evaluation(found: Status) -> dict[str, Any]:
     record = found.record or {}
     if record.get("kind") == "epoch" or record.get("epoch", 1) == 1:
         return record if record.get("kind") == "epoch" else {}
-    for line in reversed(tail(found.run.metrics, TAIL_BYTES).split(b"\n")):
+    for line in reversed(read_bytes(found.run.metrics, TAIL_BYTES).split(b"\n")):
         if EVALUATION.search(line):  # parsing all lines would take most of the time
             try:
                 evaluation = json.loads(line)
@@ -157,16 +157,6 @@ def last_evaluation(found: Status) -> dict[str, Any]:
                 continue
             return evaluation if isinstance(evaluation, dict) else {}
     return {}
-
-
-def tail(path: Path, size: int) -> bytes:
-    """At most the last `size` bytes of a file; none if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read()
-    except OSError:
-        return b""
 
 
 @dataclass(frozen=True)

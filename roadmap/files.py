@@ -191,18 +191,23 @@ class JsonLines:
             self._file.close()
 
 
+def read_bytes(path: Path, tail_bytes: int | None = None) -> bytes:
+    """A file's content, or its last `tail_bytes`; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if tail_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
+            return file.read()
+    except OSError:
+        return b""
+
+
 def read_json_lines(path: Path, tail_bytes: int | None = None) -> list[dict[str, Any]]:
     """The records of a log, or those in its last `tail_bytes`; none if it cannot be read.
 
     A truncated line, which is being written or was cut off by a kill, is skipped.
     """
-    try:
-        with path.open("rb") as file:
-            if tail_bytes is not None:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - tail_bytes))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
+    lines = read_bytes(path, tail_bytes).split(b"\n")
     return [record for line in lines if isinstance(record := _parse(line), dict)]
 
 

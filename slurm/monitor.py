@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from roadmap.errors import ConfigError, Problem, one_of_these, relative
-from roadmap.estimate import Pace, TimeLeft, last_evaluation, paces_of, tail, time_left
+from roadmap.estimate import Pace, TimeLeft, last_evaluation, paces_of, time_left
+from roadmap.files import read_bytes
 from roadmap.lease import attempts, read_attempt
 from roadmap.records import RunDir, Status, find_runs, status
 from slurm.client import Ended, SlurmUnavailable, Task, accounting, queued
@@ -229,5 +230,5 @@ def last_line(log: Path | None) -> str | None:
     """The last line of a job's log that is not empty or one of those with which Slurm ends every log."""
     if log is None:
         return None
-    lines = [line.strip() for line in tail(log, TAIL_BYTES).decode(errors="replace").splitlines()]
+    lines = [line.strip() for line in read_bytes(log, TAIL_BYTES).decode(errors="replace").splitlines()]
     return next((line for line in reversed(lines) if line and not line.startswith(CLOSING)), None)
