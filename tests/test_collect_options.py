@@ -51,7 +51,7 @@ def fill(runs: Path) -> None:
             finish(runs, step, seed, top1)
 
 
-TELLS = """
+PRINT_ACCESSES = """
 import json, runpy, sys
 opened = []
 sys.addaudithook(lambda event, found: opened.append(str(found[0])) \
@@ -67,7 +67,7 @@ print("TOLD", json.dumps({"opened": opened, "modules": list(sys.modules)}))
 
 def opened_and_imported(folder: Path, *words: str) -> dict[str, list[str]]:
     """The files that collect.py opens, and the modules that it imports."""
-    command = [sys.executable, "-c", TELLS, str(ROOT / "collect.py"), *words, "--out", "out"]
+    command = [sys.executable, "-c", PRINT_ACCESSES, str(ROOT / "collect.py"), *words, "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

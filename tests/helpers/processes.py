@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.signals import Stopped, StopSignals
 from roadmap.train import train
-from roadmap.training.callbacks import Callback
 from roadmap.training.distributed import Distributed, joined
+from tests.helpers.stopping import After
 
 SERVER = multiprocessing.get_context("forkserver")
 # with what a run, a plan or a report imports only when it comes to it
@@ -72,28 +73,17 @@ def finish(processes: list[BaseProcess], timeout: float = 120) -> list[int | Non
     return codes
 
 
-class Signals(Callback):
-    """Sends this process a signal after some iterations."""
-
-    def __init__(self, number: int, iterations: int) -> None:
-        self.number, self.left = number, iterations
-
-    def on_step(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
-
-
 def train_together(
     world: Distributed, config: RunConfig, runs: Path, signal_at: tuple[int, int] | None = None
 ) -> None:
-    """Trains a run;
-    its first process sends itself the signal `signal_at[0]` after `signal_at[1]` iterations.
-    """
-    watch = Signals(*signal_at) if signal_at and world.first else None
+    """Trains a run; rank 0 sends itself the signal `signal_at[0]` after `signal_at[1]` iterations."""
+    callback = None
+    if signal_at and world.first:
+        number, iterations = signal_at
+        callback = After(iterations, partial(os.kill, os.getpid(), number))
     run: RunDir = world.from_rank0(lambda: prepare(runs, config))
     with StopSignals() as stop:
         try:
-            train(config, run.path, stop=stop, callback=watch, world=world)
+            train(config, run.path, stop=stop, callback=callback, world=world)
         except Stopped:
             return
