@@ -12,6 +12,7 @@ from roadmap.cli import collect as cli_collect
 from roadmap.cli import run as cli_run
 from roadmap.cli.options import Parser, add_config_options, add_kind_options, add_roadmap_options, main_of
 from roadmap.data.options import add_prepare_options
+from roadmap.doctor.options import add_doctor_options
 from slurm import cancel, logs, status, submit
 
 SCRIPTS: dict[str, tuple[Any, str]] = {  # in a checkout, each is also a script
@@ -92,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     add_bench_options(
         commands.add_parser("bench", help="throughput, memory and %% of peak FLOP/s of every step")
     )
+    add_doctor_options(
+        commands.add_parser("doctor", help="whether this machine is ready to train, and computes right")
+    )
     add_prepare_options(
         commands.add_parser("prepare", help="write an image folder as tar shards of smaller images")
     )
@@ -107,6 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
         from roadmap.bench.bench import bench
 
         return bench(arguments)
+    if arguments.command == "doctor":
+        from roadmap.doctor.doctor import doctor
+
+        return doctor(arguments)
     if arguments.command == "prepare":
         from roadmap.data.prepare import prepare_folder
 

@@ -61,6 +61,9 @@ FLOORS = {
     "roadmap.bench": 1,
     "roadmap.bench.options": 1,
     "roadmap.bench.*": 4,
+    "roadmap.doctor": 1,
+    "roadmap.doctor.options": 1,
+    "roadmap.doctor.*": 5,
     "roadmap.cli": 1,
     "roadmap.cli.*": 4,
     "roadmap.cli.arguments": 4,
@@ -104,6 +107,9 @@ NEEDS_TORCH = {
     "roadmap.bench.interleave",
     "roadmap.bench.memory",
     "roadmap.bench.workloads",
+    "roadmap.doctor.correctness",
+    "roadmap.doctor.device",
+    "roadmap.doctor.speed",
 }
 HEAVY = ("torch", "timm", "sklearn")
 

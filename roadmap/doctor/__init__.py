@@ -1,0 +1,1 @@
+"""Checks of a machine before it trains: `python -m roadmap doctor`."""

@@ -1,0 +1,592 @@
+"""Whether a device computes what training needs: each check compares it with the CPU, or with itself.
+
+Each runs in a process of its own (`roadmap.doctor.runner`), for a CUDA error outlives its cause.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blocks.model import build_model
+from roadmap import ROOT
+from roadmap.config import RunConfig
+from roadmap.data.loader import Loader
+from roadmap.deltas import resolve
+from roadmap.doctor.findings import Finding, measured
+from roadmap.files import read_json_lines
+from roadmap.steps import load_roadmap
+from roadmap.training.compiled import check_gradients, compile_network, randomized
+from roadmap.training.device import set_up
+from roadmap.training.engine import Engine
+
+Report = Callable[[Finding], None]
+CPU = torch.device("cpu")
+FIRST, GELU, LAST, WIDE = "resnet50", "gelu", "separate_downsampling", "multiscale_depthwise"
+# The bounds: relative to the reference's norm. Layers of BN amplify the rounding of half precision, so that
+# its gradients are only reported.
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOGITS = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 1e-2}
+GRADIENTS = {"fp32": 5e-3}
+LOSSES = 5e-3
+SCALE = 1024.0  # keeps gradients of half precision from underflow
+ITERATIONS = 20
+# augmentation whose random numbers do not come from the device, so that two devices see the same images
+SAME_IMAGES = {
+    "model.drop_path": 0.0,
+    "recipe.mixup": 0.8,
+    "recipe.cutmix": 1.0,
+    "recipe.label_smoothing": 0.1,
+    "recipe.random_erasing": 0.5,
+    "recipe.erase_mode": "const",
+    "recipe.randaugment": "rand-m9-mstd0.5-inc1",
+    "recipe.crop_scale": [0.5, 1.0],
+    "recipe.ema": 0.9,
+    "recipe.clip_grad": 1.0,
+    "data.copies": 1,
+    "system.threads": None,
+}
+ALL_DRAWS = SAME_IMAGES | {"model.drop_path": 0.2, "recipe.erase_mode": "pixel", "recipe.hflip": 0.5}
+SHALLOW = {"model.depths": [1, 1, 1, 1], "model.num_classes": 10}
+KILL_AT = (4, 13)  # lines of metrics
+RUN_S = 300.0
+RUNNING: set[int] = set()  # process groups of the runs that a check has started, to be ended with it
+
+
+class Machine(NamedTuple):
+    """What a check works with: the device, where its findings go, and a folder for its files."""
+
+    device: torch.device
+    report: Report
+    out: Path
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it takes networks and images of the usual size."""
+        return self.device.type == "cuda"
+
+
+def forward(machine: Machine) -> None:
+    """Logits, loss and gradients of every step on the device, in float32, bf16 and fp16, against float32 on
+    the CPU.
+
+    GELU stands in for ReLU: where rounding moves a value across zero, the gradients of a deep ReLU network
+    change by percents, which would hide a fault.
+    """
+    device, roadmap = machine.device, load_roadmap()
+    size = 128 if machine.is_fast else 64
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 7, 3, 9])
+    for step in roadmap.steps:
+        deep = machine.is_fast and step in (FIRST, LAST, WIDE)
+        given = {"model.num_classes": 10} if deep else SHALLOW
+        config = resolve(roadmap, step, overrides=given | {"model.drop_path": 0.0})
+        set_up(config, device)
+        exact_float32()
+        torch.manual_seed(0)
+        network = build_model(config.model)
+        smooth(network)
+        with randomized(network):
+            found = copied(network, device)
+            _compare_weights(machine.report, step, network, found)
+            # contiguous, where training has channels_last: the CPU's kernels differ, too
+            expected = _outcome(network, images, labels, torch.float32)
+            found.to(memory_format=torch.channels_last)
+            on_device = images.to(device).contiguous(memory_format=torch.channels_last)
+            for precision, dtype in PRECISIONS.items():
+                outcome = _outcome(found, on_device, labels.to(device), dtype)
+                _compare_outcome(machine.report, step, precision, outcome, expected)
+
+
+class Outcome(NamedTuple):
+    """What a network computes: logits in evaluation, the loss in training, and its gradients, by name."""
+
+    logits: Tensor
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def smooth(network: nn.Module) -> None:
+    """Replaces each ReLU by GELU."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.GELU())
+
+
+def copied(network: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of the network on the device."""
+    return copy.deepcopy(network).to(device)
+
+
+def _outcome(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Outcome:
+    """In `dtype` by autocast where that is less than the images' type."""
+    precision = torch.autocast(
+        images.device.type, dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)
+    )
+    network.eval()
+    with torch.no_grad(), precision:
+        logits = network(images).double().cpu()
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    network.zero_grad(set_to_none=True)
+    with precision:
+        loss = functional.cross_entropy(network(images), labels)
+    torch.autograd.backward(loss * SCALE)
+    gradients = {
+        name: parameter.grad.detach().double().cpu() / SCALE
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
+    network.zero_grad(set_to_none=True)
+    for name, buffer in network.named_buffers():  # running statistics
+        buffer.copy_(buffers[name])
+    return Outcome(logits, float(loss.detach()), gradients)
+
+
+def _compare_weights(report: Report, step: str, network: nn.Module, found: nn.Module) -> None:
+    theirs = found.state_dict()
+    wrong = [
+        name for name, tensor in network.state_dict().items() if not torch.equal(tensor, theirs[name].cpu())
+    ]
+    report(
+        measured(
+            "forward",
+            step,
+            "tensors that differ after the copy to the device",
+            len(wrong),
+            at_most=0,
+            fix=f"the memory or the driver of this device is faulty: {', '.join(wrong[:3])}",
+        )
+    )
+
+
+def _compare_outcome(report: Report, step: str, precision: str, found: Outcome, expected: Outcome) -> None:
+    fix = "do not train on this device with this PyTorch"
+    error = relative_error(found.logits, expected.logits)
+    report(measured("forward", step, f"logits, {precision}", error, at_most=LOGITS[precision], fix=fix))
+    error = abs(found.loss - expected.loss) / abs(expected.loss)
+    report(measured("forward", step, f"loss, {precision}", error, at_most=LOGITS[precision], fix=fix))
+    names = list(expected.gradients)
+    both = (torch.cat([side.gradients[name].flatten() for name in names]) for side in (found, expected))
+    worst = max(names, key=lambda name: relative_error(found.gradients[name], expected.gradients[name]))
+    report(
+        measured(
+            "forward",
+            step,
+            f"gradients, {precision}",
+            relative_error(*both),
+            at_most=GRADIENTS.get(precision),
+            fix=f"{fix}; the tensor that is most off is {worst}",
+        )
+    )
+
+
+def compiled_gradients(machine: Machine) -> None:
+    """Each gradient of a compiled network against the eager one's on the same device, tensor by tensor.
+
+    Losses do not show a compiler's faults: Inductor of torch 2.11 gave zero gradients to all that precedes
+    the head of ConvNeXt-T on CPUs.
+    """
+    device, roadmap = machine.device, load_roadmap()
+    size, count = (96, 16) if machine.is_fast else (64, 8)
+    chosen = ((LAST, "fp32"), (LAST, "bf16"), (WIDE, "bf16"), (FIRST, "bf16"))
+    for step, precision in chosen if machine.is_fast else chosen[:1]:
+        config = resolve(roadmap, step, overrides=SHALLOW | {"model.drop_path": 0.0})
+        set_up(config, device)
+        exact_float32()
+        images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = (torch.arange(count) % 10).to(device)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        torch.manual_seed(0)
+        network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
+        began = time.perf_counter()
+        compiled = compile_network(network)
+        check = check_gradients(network, network, compiled, images, labels, PRECISIONS[precision])
+        seconds = time.perf_counter() - began
+        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+        machine.report(
+            measured(
+                "compile",
+                step,
+                f"gradients that are wrong, {precision}",
+                check.wrong,
+                f"of {check.tensors}",
+                at_most=0,
+                fix=f"train with system.compile=off on this PyTorch: {check}",
+            )
+        )
+        machine.report(
+            measured(
+                "compile",
+                step,
+                f"graph breaks, {precision}",
+                breaks,
+                at_most=0,
+                fix="the compiled network is slower than it could be; report it with log.txt",
+            )
+        )
+        machine.report(measured("compile", step, f"time to check, {precision}", seconds, "s"))
+
+
+def synchronizations(machine: Machine) -> None:
+    """No iteration waits for the device: on CUDA, PyTorch raises where one does.
+
+    On a CPU, calls that would wait are counted in what the project itself computes.
+    """
+    device, roadmap = machine.device, load_roadmap()
+    for step, precision, pipeline in (
+        (LAST, "bf16", "tensor"),
+        (LAST, "fp16", "pillow"),
+        (FIRST, "bf16", "pillow"),
+        (FIRST, "fp16", "tensor"),
+    ):
+        precision = precision if machine.is_fast else "fp32"
+        given = ALL_DRAWS | {"recipe.precision": precision, "recipe.pipeline": pipeline}
+        config = resolve(roadmap, step, profile="digits", overrides=given)
+        with training(config, device) as (engine, batches):
+            for _ in range(2):  # the first fills the optimizer's state
+                engine.train_step([next(batches)])
+            waits = _places_that_wait(device, engine, [next(batches) for _ in range(3)])
+        machine.report(
+            measured(
+                "sync",
+                step,
+                f"waits for the device in 3 iterations, {precision}, {pipeline}",
+                len(waits),
+                at_most=0,
+                fix=f"an iteration waits in {'; '.join(dict.fromkeys(waits))}",
+            )
+        )
+
+
+def _places_that_wait(device: torch.device, engine: Engine, batches: Sequence[Any]) -> list[str]:
+    """The lines of code at which an iteration on one of the batches waits for the device."""
+
+    def run() -> None:
+        for batch in batches:
+            engine.train_step([batch])
+
+    if device.type != "cuda":
+        with WaitCounter() as counter:
+            run()
+        places: list[str] = counter.places
+        return places
+    torch.cuda.synchronize(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+        return []
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        traceback.print_exc()
+        return [_place(traceback.extract_tb(error.__traceback__))]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+class WaitCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that would wait for a GPU, on any device, except in PyTorch's own optimizers,
+    whose counters are on the CPU there, too.
+    """
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name in self.WAITING:
+            stack = traceback.extract_stack()
+            inner = [frame.filename for frame in stack]
+            if not any(
+                f"{os.sep}torch{os.sep}{part}{os.sep}" in path for path in inner for part in ("optim", "amp")
+            ):
+                self.places.append(_place(stack))
+        return function(*args, **(kwargs or {}))
+
+
+def _place(stack: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the project in a stack, other than the doctor's own."""
+    own = [
+        frame
+        for frame in stack
+        if frame.filename.startswith(str(ROOT)) and "site-packages" not in frame.filename
+    ]
+    outside = [frame for frame in own if frame.filename != __file__] or own or list(stack)
+    frame = outside[-1]
+    return f"{os.path.relpath(frame.filename, ROOT)}:{frame.lineno}"
+
+
+@contextmanager
+def training(config: RunConfig, device: torch.device) -> Iterator[tuple[Engine, Iterator[Any]]]:
+    """An engine that has started, and endless batches of its loader."""
+    set_up(config, device)
+    exact_float32()
+    loader = Loader(config, "train", device)
+    try:
+        engine = Engine(config, device, len(loader))
+        engine.start()
+        yield engine, (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
+    finally:
+        loader.close()
+
+
+def training_losses(machine: Machine) -> None:
+    """Iterations with loader, RandAugment, mixup, erasing, EMA and clipping: the losses of the CPU."""
+    roadmap = load_roadmap()
+    steps = (FIRST, GELU, LAST, WIDE) if machine.is_fast else (FIRST, LAST)
+    for step in steps:
+        for pipeline in ("pillow", "tensor"):
+            config = resolve(
+                roadmap, step, profile="digits", overrides=SAME_IMAGES | {"recipe.pipeline": pipeline}
+            )
+            losses = []
+            for device in (CPU, machine.device):
+                with training(config, device) as (engine, batches):
+                    losses.append([float(engine.train_step([next(batches)])) for _ in range(ITERATIONS)])
+            error = max(abs(one - other) / one for one, other in zip(*losses, strict=True))
+            machine.report(
+                measured(
+                    "training",
+                    step,
+                    f"losses of {ITERATIONS} iterations, {pipeline}",
+                    error,
+                    at_most=LOSSES,
+                    fix="the device trains otherwise than the CPU does: compare a run on each before a study",
+                )
+            )
+
+
+def deterministic(machine: Machine) -> None:
+    """With system.deterministic, every step has kernels in float32 and bf16, and the same bits twice."""
+    device, roadmap = machine.device, load_roadmap()
+    for step in roadmap.steps:
+        for precision in ("fp32", "bf16"):
+            given = SHALLOW | {
+                "recipe.global_batch": 8,
+                "recipe.local_batch": 8,
+                "recipe.precision": precision,
+                "data.image_size": 96 if machine.is_fast else 64,
+                "system.deterministic": True,
+            }
+            config = resolve(roadmap, step, overrides=given)
+            set_up(config, device)
+            twice = [_trained_weights(config, device) for _ in range(2)]
+            differing = [name for name, tensor in twice[0].items() if not torch.equal(tensor, twice[1][name])]
+            machine.report(
+                measured(
+                    "deterministic",
+                    step,
+                    f"tensors that differ between two trainings, {precision}",
+                    len(differing),
+                    at_most=0,
+                    fix=f"a run that resumes may give other values: {', '.join(differing[:3])}",
+                )
+            )
+
+
+def _trained_weights(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
+    size, count = config.data.image_size, config.recipe.global_batch
+    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.arange(count, device=device) % 10
+    engine = Engine(config, device, 10)
+    engine.iteration = 1  # the first has a learning rate of 0
+    for _ in range(2):
+        engine.train_step([(images.clone().contiguous(memory_format=torch.channels_last), labels)])
+    return {name: tensor.detach().cpu() for name, tensor in engine.model.state_dict().items()}
+
+
+def resume(machine: Machine) -> None:
+    """A deterministic run, the same again, and one that is killed twice: the same metrics and weights."""
+    steps = (LAST, FIRST) if machine.is_fast else (LAST,)
+    given = ALL_DRAWS | {
+        "recipe.epochs": 2,
+        "recipe.precision": "bf16" if machine.is_fast else "fp32",
+        "system.deterministic": True,
+        "system.log_every": 2,
+        "system.checkpoint_minutes": 0.005,
+        "system.device": machine.device.type,
+        "system.workers": 1,
+    }
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(6 if machine.is_fast else 1) as pool:
+        jobs = []
+        for step in steps:
+            runs = {name: Path(folder, step, name) for name in ("first", "again", "killed")}
+            runs["first"].parent.mkdir()
+            for name, kills in (("killed", (*KILL_AT, None)), ("first", (None,)), ("again", (None,))):
+                jobs.append(pool.submit(_train_in_turn, step, runs[name], given, kills))
+        for job in jobs:
+            job.result()
+        for step in steps:
+            _compare_runs(machine.report, step, Path(folder, step))
+
+
+def _train_in_turn(step: str, runs: Path, given: dict[str, Any], kills: Sequence[int | None]) -> None:
+    for kill_at in kills:
+        train(step, runs, given, kill_at=kill_at)
+
+
+def _compare_runs(report: Report, step: str, folder: Path) -> None:
+    attempts = len(list((folder / "killed").glob("**/attempts/*.json")))
+    report(measured("resume", step, "attempts of the killed run", attempts, at_least=2))
+    expected = trained(folder / "first")
+    for name, what in (("again", "a second run"), ("killed", "a run that was killed twice")):
+        metrics, tensors = trained(folder / name)
+        apart = sum(a != b for a, b in zip(metrics, expected[0], strict=False))
+        apart += abs(len(metrics) - len(expected[0]))
+        report(
+            measured(
+                "resume",
+                step,
+                f"lines of metrics that differ in {what}",
+                apart,
+                at_most=0,
+                fix="something random does not depend on the seed alone, or a kernel is not deterministic",
+            )
+        )
+        differing = [key for key, tensor in expected[1].items() if not torch.equal(tensor, tensors[key])]
+        report(
+            measured(
+                "resume",
+                step,
+                f"tensors that differ in {what}",
+                len(differing),
+                at_most=0,
+                fix=f"the first of them: {', '.join(differing[:3])}",
+            )
+        )
+
+
+def train(
+    step: str, runs: Path, given: dict[str, Any], *, kill_at: int | None = None, processes: int = 1
+) -> None:
+    """Trains a step on the digits in a process of its own, or by torchrun in several.
+
+    With `kill_at`, all are killed once the metrics have so many lines. RuntimeError if training fails.
+    """
+    words = [word for key, value in given.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "roadmap", "run", step]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with tempfile.TemporaryFile() as errors:
+        run = subprocess.Popen(
+            [*command, "--profile", "digits", "--runs", str(runs), *words],
+            env=environment,
+            cwd=runs.parent,
+            start_new_session=True,
+            stdout=errors,
+            stderr=errors,
+        )
+        RUNNING.add(run.pid)
+        deadline = time.monotonic() + RUN_S
+        try:
+            while run.poll() is None and time.monotonic() < deadline:
+                if kill_at is not None and len(metrics_of(runs)) >= kill_at:
+                    break
+                time.sleep(0.005)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)  # with its data-loading workers
+                run.wait()
+                if kill_at is None:
+                    raise RuntimeError(f"a run of {step} did not end in {RUN_S:g} s")
+        RUNNING.discard(run.pid)
+        errors.seek(0)
+        if kill_at is None and run.returncode:
+            raise RuntimeError(errors.read().decode(errors="replace")[-3000:])
+
+
+def metrics_of(runs: Path) -> list[dict[str, Any]]:
+    """The metrics of the only run in a folder."""
+    return [record for path in runs.glob("**/metrics.jsonl") for record in read_json_lines(path)]
+
+
+def trained(runs: Path) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The metrics of the only run in a folder, without times, and its last weights and their EMA."""
+    clocks = ("seconds", "images_per_s", "data_seconds")
+    metrics = [
+        {key: value for key, value in record.items() if key not in clocks} for record in metrics_of(runs)
+    ]
+    newest = max(runs.glob("**/checkpoint/*.pt"))
+    state = torch.load(newest, map_location="cpu", weights_only=True)["engine"]
+    return metrics, state["model"] | {f"ema.{name}": tensor for name, tensor in (state["ema"] or {}).items()}
+
+
+def distributed(machine: Machine) -> None:
+    """Two processes train as one does: DDP, and synchronized BN, which only CUDA has."""
+    cuda = machine.device.type == "cuda"
+    if cuda and torch.cuda.device_count() < 2:
+        machine.report(Finding("distributed", "DDP", "not checked: this machine has one GPU"))
+        return
+    given = SAME_IMAGES | {
+        "recipe.epochs": 1,
+        "system.log_every": 1,
+        "system.device": machine.device.type,
+        "system.workers": 0,
+        "recipe.precision": "fp32",
+    }
+    for step, options in ((LAST, {}), *([(FIRST, {"system.sync_bn": True})] if cuda else [])):
+        losses = []
+        with tempfile.TemporaryDirectory() as folder:
+            for processes in (1, 2):
+                runs = Path(folder, str(processes))
+                train(step, runs, given | (options if processes > 1 else {}), processes=processes)
+                losses.append([record["train_loss"] for record in metrics_of(runs)][:ITERATIONS])
+        error = max(abs(one - other) / one for one, other in zip(*losses, strict=True))
+        what = "DDP with synchronized BN" if options else "DDP"
+        machine.report(
+            measured(
+                "distributed",
+                step,
+                f"losses of {ITERATIONS} iterations, {what}",
+                error,
+                at_most=LOSSES,
+                fix="two GPUs train otherwise than one: check NCCL (NCCL_DEBUG=INFO) before a run on several",
+            )
+        )
+
+
+def exact_float32() -> None:
+    """No TF32. These are the switches that Inductor reads, too; to mix them with newer ones is an error."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|; NaN if something is."""
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+CHECKS: dict[str, Callable[[Machine], None]] = {
+    "forward": forward,
+    "compile": compiled_gradients,
+    "sync": synchronizations,
+    "training": training_losses,
+    "resume": resume,
+    "deterministic": deterministic,
+    "distributed": distributed,
+}
