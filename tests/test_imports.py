@@ -80,6 +80,7 @@ NEEDS_TORCH = {
     "blocks.modules",
     "blocks.residual",
     "roadmap.rng",
+    "roadmap.data.augmentation",
     "roadmap.data.loader",
     "roadmap.data.datasets",
     "roadmap.data.map_style",

@@ -21,6 +21,7 @@ import torch
 
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.loader import Loader
 from roadmap.records import RunDir, prepare, run_dir_of
 from roadmap.run import train_run
@@ -150,7 +151,7 @@ def stop_in_evaluation(world: Distributed, config: RunConfig, runs: Path, evalua
     """Trains a run whose last process is sent SIGTERM as it takes the first batch of an evaluation."""
     batches, evaluations = Loader.epoch, itertools.count()
 
-    def epoch(loader: Loader, *place: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(loader: Loader, *place: int) -> Iterator[Batch]:
         if not place and next(evaluations) == evaluation and world.rank == world.size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return batches(loader, *place)

@@ -92,7 +92,7 @@ def test_a_late_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     loader = Loader(custom(system__workers=1), "train", CPU, source=Late(PICTURES), waiting=waited.append)
     try:
-        assert [len(labels) for _, labels in (*loader.epoch(0), *loader.epoch(1))] == [4] * 6
+        assert [len(labels) for _, labels, *_ in (*loader.epoch(0), *loader.epoch(1))] == [4] * 6
     finally:
         loader.close()
     assert waited

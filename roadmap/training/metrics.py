@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import config_error
 from roadmap.training.device import autocast
 from roadmap.training.distributed import Distributed
@@ -33,7 +34,7 @@ class EvalMetrics:
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     config: RunConfig,
     device: torch.device,
     world: Distributed,
@@ -52,7 +53,7 @@ def evaluate(
     network.eval()
     columns = slice(None) if outputs is None else torch.tensor(outputs, device=device)
     sums = torch.zeros(5, device=device, dtype=accumulator_dtype(device))
-    for images, labels in batches:
+    for images, labels, *_ in batches:
         with autocast(config, device):
             logits = network(images).float()[:, columns]
         loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")

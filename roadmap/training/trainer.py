@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from blocks.cost import complexity
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
 from roadmap.data.locate import kind_of
@@ -232,7 +232,7 @@ class Trainer:
         self.epoch += 1
         self._save()
 
-    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _validation(self) -> Iterator[Batch]:
         """The batches of an evaluation; a stop meanwhile saves, and the resumed run evaluates again."""
         left = self.eval_batches
         try:
