@@ -177,15 +177,13 @@ class Engine:
         """The learning rate of the last iteration, the head's if layers have their own."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvalMetrics:
-        """Metrics of the network as it is now, on the batches of all processes together."""
-        return evaluate(self.model, batches, self.config, self.device, self.world)
-
-    def evaluate_ema(self, batches: Iterable[Batch]) -> EvalMetrics | None:
-        """Metrics of the EMA, None where there is none."""
-        if self.ema is None:
-            return None
-        return evaluate(self.ema.module, batches, self.config, self.device, self.world)
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[EvalMetrics, EvalMetrics | None]:
+        """Metrics of the network as it is now, and of its EMA if there is one, on the batches of all
+        processes together.
+        """
+        networks = [self.model] if self.ema is None else [self.model, self.ema.module]
+        found = evaluate(networks, batches, self.config, self.device, self.world)
+        return found[0], found[1] if self.ema is not None else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; random numbers depend on `iteration` alone, with no state here."""

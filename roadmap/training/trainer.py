@@ -219,8 +219,7 @@ class Trainer:
         """Evaluates, logs and saves."""
         batch = self.config.system.eval_batch
         with oom_hint(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
-            metrics = self.engine.evaluate(self._validation())
-            ema = self.engine.evaluate_ema(self._validation())
+            metrics, ema = self.engine.evaluate(self._validation())
         self._share_corrupt()
         record = {
             "val_loss": metrics.loss,
