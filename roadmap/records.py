@@ -96,7 +96,7 @@ class RunDir:
         self.cancelled.unlink(missing_ok=True)
 
 
-WAITING = 0.1  # the share of the training time from which waiting for data is worth mentioning
+WAITING = 0.1  # a share of waiting for data in the training time above which it is reported
 
 
 class Result(Spec):

@@ -187,7 +187,7 @@ def records(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_run_tells_how_long_it_waited(
+def test_a_run_reports_how_long_it_waited(
     present: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = custom(recipe__epochs=2, system__log_every=4)
@@ -210,7 +210,7 @@ def test_a_run_that_seldom_waits_gives_no_warning(
 
 
 @pytest.mark.parametrize("earlier", [False, True])
-def test_a_resumed_run_goes_on_counting(earlier: bool, present: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_resumed_run_adds_to_its_times(earlier: bool, present: SimpleNamespace, tmp_path: Path) -> None:
     """`earlier`: from a checkpoint of an earlier version."""
     config, stop = custom(recipe__epochs=2), StopSignals()
     run = prepare(tmp_path, config)

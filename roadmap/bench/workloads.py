@@ -227,7 +227,7 @@ def loop_and_bare(
         def loop() -> None:
             mean.add(engine.train_step(islice(batches, engine.plan.accumulation)))
 
-        untimed = math.ceil(PREFETCHED * config.system.workers / engine.plan.accumulation) + 1
+        untimed = math.ceil(PREFETCHED * loader.workers / engine.plan.accumulation) + 1
         with batch_errors():
             bare()
         loop()

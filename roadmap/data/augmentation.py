@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
     key: int
 
 
-class Sample(NamedTuple):
+class TransformedSample(NamedTuple):
     """A transformed uint8 image (C, H, W), its label, and in training what is drawn for it."""
 
     image: Any
@@ -137,7 +137,7 @@ class Augmentation:
             boxes = self.erasing(_Canvas(self.channels, self.size)).boxes
         return Drawn(operations, boxes, number % 2**32)
 
-    def collate(self, samples: list[Sample]) -> Batch:
+    def collate(self, samples: list[TransformedSample]) -> Batch:
         """The samples as a batch."""
         images, labels = self.stack([(image, label) for image, label, _ in samples])
         drawn = [sample.drawn for sample in samples if sample.drawn is not None]

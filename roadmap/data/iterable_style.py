@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
-from roadmap.data.augmentation import Augmentation, Sample
+from roadmap.data.augmentation import Augmentation, TransformedSample
 from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import open_timm
 from roadmap.data.digits import Split
@@ -32,7 +32,7 @@ STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
 
 
-class Stream(IterableDataset[Sample]):
+class Stream(IterableDataset[TransformedSample]):
     """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as
     timm's readers do.
 
@@ -51,6 +51,7 @@ class Stream(IterableDataset[Sample]):
         plan: BatchPlan,
         rank: int,
         beside: Corrupt | None,
+        workers: int,
     ) -> None:
         self.config = config
         self.transform = transform
@@ -58,7 +59,7 @@ class Stream(IterableDataset[Sample]):
         self.plan = plan
         self.rank = rank
         self.training = split == "train"
-        self.workers = max(1, config.system.workers)
+        self.workers = max(1, workers)
         self.batch = plan.micro if self.training else config.system.eval_batch
         self.reader = self._open(split)
         self.images = int(self.reader.num_samples)
@@ -133,7 +134,7 @@ class Stream(IterableDataset[Sample]):
         self._position[:] = [epoch, skipped]
         return batch - skipped
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[TransformedSample]:
         epoch, skipped = self._position
         info = get_worker_info()
         worker = info.id if info else 0
@@ -148,12 +149,12 @@ class Stream(IterableDataset[Sample]):
             for image, label in self._read(worker, ahead, end):
                 place = (epoch, self.rank, worker, count)
                 reseed(SAMPLE, self.config.seed, *place)
-                yield Sample(self.transform(image), label, self.augmentation.draw(*place))
+                yield TransformedSample(self.transform(image), label, self.augmentation.draw(*place))
                 count += 1
         except CorruptImages:  # the loader ends the run when it gets a batch, so it gets one
             size = self.config.data.image_size
             black = self.transform(Image.new(image_mode(self.config), (size, size)))
-            yield from [Sample(black, LEFT_OUT, self.augmentation.draw(epoch))] * self.batch
+            yield from [TransformedSample(black, LEFT_OUT, self.augmentation.draw(epoch))] * self.batch
             return
         if end is not None and count < end:
             raise RuntimeError(

@@ -31,6 +31,7 @@ from roadmap.data.iterable_style import Stream
 from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.tensor_decoder import for_tensors
+from roadmap.data.workers import workers_of
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
 
@@ -85,8 +86,10 @@ class Loader:
             transform = for_tensors(transform, config.recipe)
         self._feed: MapStyleFeed | Stream
         shared = None if beside is None else beside.corrupt
-        if kind_of(config.data) in STREAMS and source is None:
-            self._feed = Stream(config, split, transform, augmentation, plan, rank, shared)
+        streams = kind_of(config.data) in STREAMS and source is None
+        workers = workers_of(config, device.type, streams)
+        if streams:
+            self._feed = Stream(config, split, transform, augmentation, plan, rank, shared, workers)
         else:
             self._feed = MapStyleFeed(config, split, transform, augmentation, plan, rank, source, shared)
         self.corrupt: Corrupt = self._feed.corrupt
@@ -97,8 +100,11 @@ class Loader:
         least = plan.share * plan.world if split == "train" else 1
         if self.images < least:
             raise config_error(name, f"has {self.images} images in {split}, less than a batch of {least}")
-        workers = config.system.workers
-        check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
+        batch_bytes = self._feed.batch * config.model.in_chans * config.data.image_size**2
+        if config.system.workers == "auto" and not streams:
+            workers = fitting_workers(workers, batch_bytes)
+        check_workers(workers, batch_bytes)
+        self.workers = workers
         loader: Any = DataLoader(
             **self._feed.loading(), num_workers=workers, collate_fn=augmentation.collate,
             pin_memory=device.type == "cuda", persistent_workers=workers > 0,
@@ -273,13 +279,31 @@ class Prefetcher:
         return map_tensors(sent, keep)
 
 
-def check_workers(config: RunConfig, batch_bytes: int) -> None:
-    """ConfigError where batches of `batch_bytes` cannot come from the configuration's data-loading workers.
+def fitting_workers(workers: int, batch_bytes: int) -> int:
+    """That many data-loading workers, or as many as have room for batches of `batch_bytes`, with a
+    warning.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = max(0, min(workers, (free // batch_bytes - IN_USE) // PREFETCH))
+    if fitting < workers:
+        logger.warning(
+            "%s has %s free, room for %d of %d data-loading workers; a container gets more with --shm-size",
+            SHARED_MEMORY,
+            _mib(free),
+            fitting,
+            workers,
+        )
+    return fitting
+
+
+def check_workers(workers: int, batch_bytes: int) -> None:
+    """ConfigError where batches of `batch_bytes` cannot come from that many data-loading workers.
 
     A worker whose batch does not fit into shared memory loses it without an error, and so does one whose
     socket cannot be made.
     """
-    workers = config.system.workers
     if not workers:
         return
     try:

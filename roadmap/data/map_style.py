@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
-from roadmap.data.augmentation import Augmentation, Sample
+from roadmap.data.augmentation import Augmentation, TransformedSample
 from roadmap.data.corrupt import LEFT_OUT, Corrupt
 from roadmap.data.datasets import Source, make_source
 from roadmap.data.digits import Split
@@ -23,7 +23,7 @@ from roadmap.rng import SAMPLE, permutation, reseed
 Key = tuple[int, int]
 
 
-class Samples(Dataset[Sample]):
+class Samples(Dataset[TransformedSample]):
     """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the random numbers of the transform
     and of the augmentation on the device depend on those alone.
 
@@ -49,8 +49,8 @@ class Samples(Dataset[Sample]):
         self.blank = blank
         self.replace = replace
 
-    def __getitem__(self, key: Key) -> Sample:
-        return Sample(*self._transformed(*key), self.augmentation.draw(*key))
+    def __getitem__(self, key: Key) -> TransformedSample:
+        return TransformedSample(*self._transformed(*key), self.augmentation.draw(*key))
 
     def _transformed(self, epoch: int, index: int) -> tuple[Tensor, int]:
         image, label = self._read(index)

@@ -114,7 +114,7 @@ class AblationRow:
 
     @property
     def waits(self) -> bool:
-        """Whether its runs waited so long for data that it is worth mentioning."""
+        """Whether its runs waited for data for so long that it is reported."""
         return (self.waiting or 0) > WAITING
 
     @property

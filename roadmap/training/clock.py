@@ -51,7 +51,7 @@ class Clock:
         return self.timed if self.timed.iterations else self.warm
 
     def start(self) -> None:
-        """Goes on measuring."""
+        """Starts or resumes measuring."""
         self.started = time.perf_counter()
 
     def lap(self) -> None:
@@ -70,7 +70,7 @@ class Clock:
         self.started = None
 
     def step(self) -> None:
-        """Counts an iteration; with the last one of the warm-up, peak memory starts anew, too."""
+        """Counts an iteration; after the last one of the warm-up, peak memory is reset, too."""
         self.tally.iterations += 1
         if self.warming == 1:
             synchronize(self.device)
@@ -106,7 +106,7 @@ class Clock:
         return {"warm": asdict(self.warm), "timed": asdict(self.timed)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resumes from a checkpoint; the attempt warms up anew."""
+        """Resumes from a checkpoint; the attempt has a warm-up of its own."""
         self.warm, self.timed = Tally(**state["warm"]), Tally(**state["timed"])
 
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 # How long a stop waits for a batch that is late: less than Slurm's 30 s from SIGTERM to SIGKILL, or, where a
 # time limit was announced, long enough for a slow start: a job without an iteration is requeued for ever.
 STOP_WAIT_S, NOTICE_WAIT_S = 10.0, 60.0
-WAIT_S = 1.0  # waiting for data that is not worth a warning
+WAIT_S = 1.0  # the least waiting for data that a warning reports
 IDENTITY = {  # what the positions in a checkpoint refer to, by its key there
     "images": "training images:",
     "iterations_per_epoch": "iterations an epoch:",
@@ -98,7 +98,10 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.saved_iteration = -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": compiled}
+        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {
+            "compile": compiled,
+            "data_loading_workers": self.loader.workers,  # of each process
+        }
 
     def _open_data(self, data: Data | None) -> None:
         """Makes both loaders, in all processes or in none.
@@ -310,7 +313,7 @@ class Trainer:
         }
 
     def _warn_of_waits(self) -> None:
-        """Says once if the device waits for data too often."""
+        """Warns once if the device waits for data too long."""
         timed = self.clock.timed
         if self.warned or timed.data_seconds < max(WAIT_S, WAITING * timed.seconds):
             return
