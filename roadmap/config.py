@@ -261,8 +261,12 @@ class SystemSpec(Spec):
         description="`auto` is CUDA where there is one, else the CPU."
     )
     threads: Count | None = Field(description="PyTorch's threads on the CPU; null is PyTorch's default.")
-    workers: Annotated[int, Field(ge=0)] = Field(
-        description="Worker processes of each DataLoader; 0 loads in the training process."
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        description=(
+            "Worker processes of each DataLoader; 0 loads in the training process. `auto` is one less than"
+            " the cores of a process on a GPU, from 1 to 16, at most 1 on a CPU, and 8 for streamed datasets,"
+            " whose order depends on it."
+        )
     )
     micro_batch: Count | None = Field(
         description=(

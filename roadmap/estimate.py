@@ -76,8 +76,14 @@ def finished_results(config: RunConfig, runs: Path) -> Iterator[Result]:
 
 
 def training_seconds(images: int, results: Iterable[Result]) -> float | None:
-    """The seconds that training on `images` takes at the mean speed of finished runs; None without any."""
-    speeds = [result.images_per_s for result in results if result.images_per_s]
+    """The seconds that training on `images` takes at the mean speed of finished runs, waits for data
+    included; None without any.
+    """
+    speeds = [
+        result.images_per_s * (1 - (result.data_seconds or 0) / result.train_seconds)
+        for result in results
+        if result.images_per_s
+    ]
     return images / fmean(speeds) if speeds else None
 
 

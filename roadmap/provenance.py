@@ -31,6 +31,8 @@ ELSEWHERE = {
     "GIT_PREFIX",
 }
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
+# how many workers of a local submission share this machine
+WORKERS_HERE = "CONVNEXT_ROADMAP_WORKERS"
 CACHE_FOLDER = "convnext-roadmap"
 
 
@@ -74,6 +76,22 @@ def cpu() -> str:
 def usable_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_per_process() -> int:
+    """The cores that this process has for itself beside those of its run, or of a local submission, here."""
+    cores = usable_cores()
+    if given := _positive("SLURM_CPUS_PER_TASK"):
+        cores = min(cores, given)
+    for name in ("LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", WORKERS_HERE):
+        cores //= _positive(name) or 1
+    return max(1, cores)
+
+
+def _positive(name: str) -> int | None:
+    """A variable's value, if it is a positive number."""
+    value = os.environ.get(name, "")
+    return int(value) or None if value.isdecimal() else None
 
 
 def provenance(hardware: str) -> dict[str, Any]:

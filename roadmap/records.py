@@ -96,12 +96,17 @@ class RunDir:
         self.cancelled.unlink(missing_ok=True)
 
 
+WAITING = 0.1  # a share of waiting for data in the training time above which it is reported
+
+
 class Result(Spec):
     """The outcome of a finished run; accuracies are in percent, of the last epoch, never of the best one.
 
     A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` trained on
     `accumulation` times `micro_batch` images per iteration, and `corrupt_images` were skipped. `images_per_s`
-    is that of the training loop without evaluation; `train_seconds` is the sum over attempts.
+    is the speed of training after each attempt's first iterations, which compile and search for algorithms,
+    without waits for data. `train_seconds` is the time of all iterations of all attempts at that pace, with
+    the waits, which are `data_seconds`; None in results of earlier versions, which count all as training.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -131,6 +136,7 @@ class Result(Spec):
     macs: int
     images_per_s: float
     train_seconds: float
+    data_seconds: float | None = None
     peak_memory_mb: float | None
     hardware: str
     versions: dict[str, str]

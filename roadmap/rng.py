@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 import torch
 
-SAMPLE, STEP, ORDER, INIT, ERASE, MIX, CHECK = "sample", "step", "order", "init", "erase", "mix", "check"
+SAMPLE, STEP, ORDER, INIT, CHECK = "sample", "step", "order", "init", "check"
+RANDAUGMENT, ERASE, MIX = "randaugment", "erase", "mix"
 
 
 def seed_of(purpose: str, *counters: int) -> int:
@@ -18,14 +19,16 @@ def seed_of(purpose: str, *counters: int) -> int:
 
 
 def reseed(purpose: str, *counters: int) -> None:
-    """Sets the generators that timm and PyTorch draw from: Python's, NumPy's and PyTorch's on each device."""
+    """Sets the generators that timm and PyTorch draw from: Python's, NumPy's, and PyTorch's on the CPU and
+    the current device.
+    """
     seed = seed_of(purpose, *counters)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # timm's mixup draws from NumPy's global generator
+    np.random.seed(seed % 2**32)
     # torch.manual_seed takes 0.4 ms where CUDA has not been used yet
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
+        torch.cuda.manual_seed(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
 

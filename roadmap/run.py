@@ -16,6 +16,7 @@ from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
+from roadmap.data.workers import expected_rate
 from roadmap.disk import disk_error
 from roadmap.errors import ConfigError, config_error, relative
 from roadmap.estimate import finished_results, training_images, training_seconds
@@ -45,6 +46,7 @@ def print_plan(config: RunConfig, runs: Path) -> int:
         ("budget", f"{recipe.epochs} epochs, batch {recipe.global_batch}, {optimizer}"),
         ("processes", "; ".join(_batch_plans(config))),
         *_estimates(config, runs),
+        *([("loading", rate)] if (rate := expected_rate(config)) else []),
         ("run", relative(run_dir_of(runs, config).path)),
     ]
     for name, text in rows:

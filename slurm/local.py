@@ -19,7 +19,7 @@ from roadmap.errors import relative
 from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
 from roadmap.lease import is_here
-from roadmap.provenance import usable_cores
+from roadmap.provenance import WORKERS_HERE, usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.signals import ignoring_interrupts
 from roadmap.terminal import console, count, repeat, tally
@@ -56,6 +56,7 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
 
     folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
     devices = gpus()
     jobs = []
     with ignoring_interrupts(), without_launcher(), write_errors(folder):

@@ -34,7 +34,7 @@ LOGIN = [
 ]
 PARTS = {  # what an attempt does, by the methods that do it, inner ones before outer ones
     "data": ("roadmap.training.trainer", "Trainer", ["_open_data"]),
-    "evaluation": ("roadmap.training.engine", "Engine", ["evaluate", "evaluate_ema"]),
+    "evaluation": ("roadmap.training.engine", "Engine", ["evaluate"]),
     "writing": ("roadmap.training.trainer", "Trainer", ["_save", "_log"]),
     "training": ("roadmap.training.trainer", "Trainer", ["_train_epoch"]),
 }

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from sklearn import datasets
-from torch import Tensor
 
 from roadmap.config import DataSpec, RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.digits import Split, load_digits
 from roadmap.data.loader import Loader
 from roadmap.errors import ConfigError
@@ -23,6 +23,7 @@ from roadmap.records import prepare
 from roadmap.rng import permutation
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
+from tests.helpers.images import same
 
 ROADMAP = load_roadmap()
 CPU = torch.device("cpu")
@@ -99,15 +100,8 @@ def config_of(data_dir: Path | None, seed: int = 0, **overrides: Any) -> RunConf
     return resolve(ROADMAP, "resnet50", seed=seed, overrides=TINY | AUGMENTED | where | given)
 
 
-def batches(
-    config: RunConfig, epoch: int = 0, first: int = 0, split: Split = "train"
-) -> list[tuple[Tensor, Tensor]]:
+def batches(config: RunConfig, epoch: int = 0, first: int = 0, split: Split = "train") -> list[Batch]:
     return list(Loader(config, split, CPU).epoch(epoch, first))
-
-
-def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(torch.equal(mine, theirs) for batch in pairs for mine, theirs in zip(*batch, strict=True))
 
 
 def test_a_folder_trains_to_a_result_with_everything_on(folder: Path, tmp_path: Path) -> None:
@@ -133,11 +127,11 @@ def test_a_folder_trains_to_a_result_with_everything_on(folder: Path, tmp_path: 
 def test_training_batches_are_full_and_normalized(folder: Path) -> None:
     config = config_of(folder, recipe__randaugment=None)
     found = batches(config)
-    assert [(tuple(images.shape), images.dtype, tuple(labels.shape)) for images, labels in found] == [
+    assert [(tuple(images.shape), images.dtype, tuple(labels.shape)) for images, labels, *_ in found] == [
         ((BATCH, 3, 32, 32), torch.float32, (BATCH,))
     ] * (len(CLASSES) * TRAIN_EACH // BATCH)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.data.mean, config.data.std))
-    pixels = torch.cat([images for images, _ in found]) * std + mean
+    pixels = torch.cat([images for images, *_ in found]) * std + mean
     assert [float(pixels.min()), float(pixels.max())] == pytest.approx([0, 1], abs=1e-6)
 
 
@@ -180,16 +174,16 @@ def test_another_epoch_or_seed_has_another_order_and_other_augmentation(
     length = len(CLASSES) * TRAIN_EACH
     assert permutation(length, 0, 0) != permutation(length, seed, epoch)
     first, other = batches(config_of(folder)), batches(config_of(folder, seed), epoch)
-    assert [labels.tolist() for _, labels in first] != [labels.tolist() for _, labels in other]
+    assert [labels.tolist() for _, labels, *_ in first] != [labels.tolist() for _, labels, *_ in other]
     pictures = [
-        {image.numpy().tobytes() for images, _ in found for image in images} for found in (first, other)
+        {image.numpy().tobytes() for images, *_ in found for image in images} for found in (first, other)
     ]
     assert not pictures[0] & pictures[1]
 
 
 def test_an_epoch_draws_each_image_at_most_once(folder: Path) -> None:
     plain = config_of(folder, recipe__randaugment=None, recipe__crop_scale=None, recipe__hflip=0.0)
-    pictures = [image.numpy().tobytes() for images, _ in batches(plain) for image in images]
+    pictures = [image.numpy().tobytes() for images, *_ in batches(plain) for image in images]
     assert len(set(pictures)) == len(pictures) == len(CLASSES) * TRAIN_EACH // BATCH * BATCH
 
 
@@ -197,8 +191,11 @@ def test_an_epoch_draws_each_image_at_most_once(folder: Path) -> None:
 def test_evaluation_sees_each_image_once_and_the_last_batch_in_part(folder: Path, workers: int) -> None:
     config = config_of(folder, system__workers=workers)
     found = batches(config, split="val")
-    assert [len(labels) for _, labels in found] == [4, 4, 1]
-    images, labels = torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
+    assert [len(labels) for _, labels, *_ in found] == [4, 4, 1]
+    images, labels = (
+        torch.cat([batch.images for batch in found]),
+        torch.cat([batch.labels for batch in found]),
+    )
     grays = 255 * (
         images * torch.tensor(config.data.std).view(3, 1, 1) + torch.tensor(config.data.mean).view(3, 1, 1)
     ).mean((1, 2, 3))
@@ -300,14 +297,14 @@ def test_training_and_validation_digits_are_disjoint_and_all_there() -> None:
     originals, targets = datasets.load_digits(return_X_y=True)
     ours = Counter(
         (image.tobytes(), int(label))
-        for images, labels in found
+        for images, labels, *_ in found
         for image, label in zip(images, labels, strict=True)
     )
     stored = np.rint(85 + 85 * originals / 16).astype(np.uint8)
     assert ours == Counter(
         (image.tobytes(), int(label)) for image, label in zip(stored, targets, strict=True)
     )
-    train_pictures, val_pictures = ({image.tobytes() for image in images} for images, _ in found)
+    train_pictures, val_pictures = ({image.tobytes() for image in images} for images, *_ in found)
     assert not train_pictures & val_pictures
 
 
@@ -349,7 +346,7 @@ def test_training_and_validation_noise_is_not_the_same() -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_digits_reach_the_network_normalized(split: Split) -> None:
     config = resolve(ROADMAP, "resnet50", profile="digits_noisy", overrides={"system.device": "cpu"})
-    images = torch.cat([images for images, _ in Loader(config, split, CPU).epoch()])
+    images = torch.cat([images for images, *_ in Loader(config, split, CPU).epoch()])
     assert images.shape[1:] == (1, 32, 32)
     assert abs(images.mean()) < 0.2
     assert 0.7 < images.std() < 1.3

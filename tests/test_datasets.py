@@ -283,7 +283,7 @@ def test_synthetic_images_reach_the_network(channels: int) -> None:
     config = synthetic(**gray)
     check_data(config)
     found = batches(config, "val")
-    assert sum(len(labels) for _, labels in found) == 30
+    assert sum(len(labels) for _, labels, *_ in found) == 30
     assert found[0][0].shape == (4, channels, 32, 32)
     assert len(batches(config)) == 15
 

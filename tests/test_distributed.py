@@ -128,8 +128,8 @@ def scores(world: Distributed, config: RunConfig, runs: Path) -> None:
     device = torch.device("cpu")
     plan = plan_batches(config, world.size)
     loader = Loader(config, "val", device, rank=world.rank, plan=plan)
-    seen = sum(len(labels) for _, labels in loader.epoch())
-    found = Engine(config, device, 1, world).evaluate(loader.epoch())
+    seen = sum(len(labels) for _, labels, *_ in loader.epoch())
+    found, _ = Engine(config, device, 1, world).evaluate(loader.epoch())
     text = json.dumps({"seen": seen, "scores": [found.loss, found.top1, found.top5, found.images]})
     (runs / f"{world.size}-{world.rank}.json").write_text(text, encoding="utf-8")
 

@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blocks.residual import Stage
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import select_device, set_up
 from roadmap.training.engine import Engine
 from tests.helpers import commands
+from tests.helpers.images import augmentation_of
 
 CPU = torch.device("cpu")
 TINY = {
@@ -63,11 +65,17 @@ def batch(config: RunConfig) -> tuple[Tensor, Tensor]:
     )
 
 
-def micro_batches(engine: Engine, images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def micro_batches(engine: Engine, images: Tensor, labels: Tensor) -> Iterator[Batch]:
     """The micro-batches of an iteration, as a loader would give them."""
+    augmentation = augmentation_of(engine.config)
     for turn in range(engine.plan.accumulation):
         order = engine.plan.positions(0, turn)
-        yield images[order].contiguous(memory_format=torch.channels_last), labels[order]
+        drawn = [augmentation.draw(0, position) for position in order]
+        yield Batch(
+            images[order].contiguous(memory_format=torch.channels_last),
+            labels[order],
+            *augmentation.params([one for one in drawn if one is not None]),
+        )
 
 
 def steps(config: RunConfig, count: int = 1) -> tuple[Engine, list[float]]:

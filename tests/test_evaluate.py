@@ -28,14 +28,19 @@ from roadmap.cli.arguments import eval_options, load_config
 from roadmap.cli.options import main_of
 from roadmap.cli.run import parser, run
 from roadmap.config import RunConfig
+from roadmap.data.loader import Loader
 from roadmap.errors import ConfigError
 from roadmap.records import RunDir, prepare, read_result
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
+from roadmap.training.distributed import Distributed
+from roadmap.training.engine import Engine
 from roadmap.training.evaluate import ALONE, evaluate_found, evaluate_run, find_file, find_run
+from roadmap.training.metrics import evaluate
 from roadmap.weight_files import digest_of
 from tests.helpers import commands
-from tests.helpers.images import jpeg, plain, write_tar
+from tests.helpers.images import Pictures, custom, jpeg, plain, write_tar
+from tests.helpers.images import picture as colored
 from tests.test_timm_parity import randomize
 
 STEP = "separate_downsampling"
@@ -251,6 +256,36 @@ def test_too_many_images_that_cannot_be_read_end_it_in_one_line(
     assert done.out == ""
     assert "bee/1.jpg" in done.err
     assert "Traceback" not in done.err
+
+
+class Counted(Pictures):
+    """Pictures that count how often one is read."""
+
+    read = 0
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        self.read += 1
+        return super().__getitem__(number)
+
+
+def test_a_network_and_its_ema_are_evaluated_in_one_pass() -> None:
+    config, cpu = custom(recipe__ema=0.9), torch.device("cpu")
+    engine = Engine(config, cpu, 10)
+    assert engine.ema is not None
+    with torch.no_grad():
+        for parameter in engine.ema.module.parameters():
+            parameter.mul_(1.1).add_(0.01 * torch.randn_like(parameter))
+    pictures = Counted([(colored(number), number % 3) for number in range(9)])
+    loader = Loader(config, "val", cpu, source=pictures)
+    pictures.read = 0
+    together = engine.evaluate(loader.epoch())
+    assert pictures.read == 9
+    alone = [
+        evaluate([network], loader.epoch(), config, cpu, Distributed())
+        for network in (engine.model, engine.ema.module)
+    ]
+    assert [[found] for found in together] == alone
+    assert together[0] != together[1]
 
 
 # Runs.

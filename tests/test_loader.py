@@ -47,11 +47,11 @@ def test_processes_and_accumulation_steps_make_the_same_global_batches(
     plan = BatchPlan(world, micro, BATCH // (world * micro), BATCH, paired)
     parts = [batches(config, epoch=1, rank=rank, plan=plan) for rank in range(world)]
     assert [len(part) for part in parts] == [plan.accumulation * len(whole)] * world
-    for iteration, (images, labels) in enumerate(whole):
+    for iteration, (images, labels, *_) in enumerate(whole):
         seen = set()
         for rank, part in enumerate(parts):
             for turn in range(plan.accumulation):
-                found, targets = part[iteration * plan.accumulation + turn]
+                found, targets, *_ = part[iteration * plan.accumulation + turn]
                 positions = plan.positions(rank, turn)
                 assert torch.equal(found, images[positions])
                 assert torch.equal(targets, labels[positions])

@@ -174,7 +174,7 @@ def test_a_profiled_run_has_the_metrics_of_one_that_is_not(tmp_path: Path) -> No
     plain = prepare(tmp_path / "plain", config)
     train(config, plain.path)
     run, _ = profiled(tmp_path / "profiled", 5)
-    times = ("seconds", "images_per_s")
+    times = ("seconds", "data_seconds", "images_per_s")
     ours, theirs = (
         [
             {name: value for name, value in json.loads(line).items() if name not in times}

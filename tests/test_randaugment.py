@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from timm.data import auto_augment
 from torch import Tensor
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import MATRICES, Draw, Operations, batched
 from roadmap.data.loader import build_transform
 from roadmap.errors import ConfigError
-from roadmap.rng import seed_of
-from roadmap.training.device_transforms import APPLY, MATRICES, RANDAUGMENT, SAMPLING, Draw, RandAugment
-from tests.helpers.images import CPU, config_of
+from roadmap.rng import RANDAUGMENT, seed_of
+from roadmap.training.device_transforms import APPLY, SAMPLING, RandAugment
+from tests.helpers.images import CPU, augmentation_of, config_of
 
 WIDTH, HEIGHT = 61, 44
 INCREASING = "rand-m9-mstd0.5-inc1"
@@ -82,7 +84,7 @@ def differences(
         "resample": _resampling(augment),
     }
     theirs = [TIMM[name](image, *(() if name in BARE else (argument,)), **how) for image in images]
-    ours = augment.apply(batch(images), [[Draw(name, argument)]] * len(images))
+    ours = augment(batch(images), batched([[Draw(name, argument)]] * len(images), HEIGHT, WIDTH))
     assert torch.equal(ours, ours.round())
     return (ours - batch(theirs)).numpy()
 
@@ -139,10 +141,16 @@ def test_bicubic_movements_are_near_those_of_timm_on_smooth_images(name: str, ar
     assert np.abs(sharp).mean() < 1.5
 
 
-def timms(config: RunConfig, image: Image.Image, iteration: int, position: int) -> Image.Image:
-    """timm's own RandAugment with the random numbers of a position."""
+def drawn(config: RunConfig, epoch: int, samples: Iterable[int]) -> Operations:
+    """What is drawn for samples of an epoch."""
+    found = [augmentation_of(config).draw(epoch, sample) for sample in samples]
+    return batched([one.operations for one in found if one is not None], HEIGHT, WIDTH)
+
+
+def timms(config: RunConfig, image: Image.Image, epoch: int, sample: int) -> Image.Image:
+    """timm's own RandAugment with the random numbers of a sample."""
     stages: Any = build_transform(config, True)
-    number = seed_of(RANDAUGMENT, config.seed, iteration, position)
+    number = seed_of(RANDAUGMENT, config.seed, epoch, sample)
     random.seed(number)
     np.random.seed(number % 2**32)
     augmented: Image.Image = stages.transforms[2](image)
@@ -153,8 +161,8 @@ def timms(config: RunConfig, image: Image.Image, iteration: int, position: int) 
 def test_a_batch_goes_through_what_timm_would_do_to_each_image(given: str) -> None:
     config = recipe(given)
     images = [picture(seed, detail=4) for seed in range(40)]
-    ours = RandAugment(config, CPU)(batch(images), config.seed, 3, range(40))
-    theirs = batch([timms(config, image, 3, position) for position, image in enumerate(images)])
+    ours = RandAugment(config, CPU)(batch(images), drawn(config, 3, range(40)))
+    theirs = batch([timms(config, image, 3, sample) for sample, image in enumerate(images)])
     assert (theirs != batch(images)).flatten(1).any(1).sum() > 20
     # A gray level more or less may be four after an equalization, or another step of a posterization.
     apart = (ours - theirs).abs()
@@ -164,8 +172,9 @@ def test_a_batch_goes_through_what_timm_would_do_to_each_image(given: str) -> No
 
 def test_operations_and_levels_have_the_frequencies_of_timm() -> None:
     images = 6000
-    augment = RandAugment(recipe("rand-m8-mstd1-inc1"), CPU)
-    drawn = [augment.draw(0, 1, position) for position in range(images)]
+    augmentation = augmentation_of(recipe("rand-m8-mstd1-inc1"))
+    found = [augmentation.draw(1, sample) for sample in range(images)]
+    drawn = [one.operations for one in found if one is not None]
     lengths = Counter(map(len, drawn))
     for length, share in ((0, 0.25), (1, 0.5), (2, 0.25)):
         assert lengths[length] / images == pytest.approx(share, abs=0.025)
@@ -179,18 +188,17 @@ def test_operations_and_levels_have_the_frequencies_of_timm() -> None:
     assert np.quantile(np.abs(turns), 0.16) == pytest.approx(21, abs=1)
 
 
-def test_what_happens_to_an_image_depends_on_its_position_alone() -> None:
-    augment = RandAugment(recipe(), CPU)
-    whole = augment(batch([picture(seed) for seed in range(24)]), 5, 7, range(24))
-    for positions in ([3], [4, 11, 2], list(range(12, 24)), list(reversed(range(24)))):
+def test_what_happens_to_an_image_depends_on_seed_epoch_and_sample_alone() -> None:
+    config = recipe()
+    augment = RandAugment(config, CPU)
+    whole = augment(batch([picture(seed) for seed in range(24)]), drawn(config, 7, range(24)))
+    for samples in ([3], [4, 11, 2], list(range(12, 24)), list(reversed(range(24)))):
         random.random()
-        assert torch.equal(
-            augment(batch([picture(seed) for seed in positions]), 5, 7, positions), whole[positions]
-        )
-    for seed, iteration in ((5, 8), (6, 7)):
-        assert not torch.equal(
-            augment(batch([picture(seed) for seed in range(24)]), seed, iteration, range(24)), whole
-        )
+        pixels = batch([picture(seed) for seed in samples])
+        assert torch.equal(augment(pixels, drawn(config, 7, samples)), whole[samples])
+    for other, epoch in ((config, 8), (config.model_copy(update={"seed": 6}), 7)):
+        pixels = batch([picture(seed) for seed in range(24)])
+        assert not torch.equal(augment(pixels, drawn(other, epoch, range(24))), whole)
 
 
 def test_an_unavailable_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,13 +213,11 @@ def mixing(step: str, attribute: str, roadmap: str = "convnext_t") -> Any:
 
 def erasing(step: str, roadmap: str = "convnext_t") -> Any:
     """Probability, mode and areas of an image."""
-    erase: Any = engine_of(step, roadmap).erase
-    if erase is None:
-        return None
-    mode = {(True, False): "pixel", (False, True): "rand", (False, False): "const"}[
-        erase.per_pixel, erase.rand_color
-    ]
-    return erase.probability, mode, erase.max_count
+    from tests.helpers.images import augmentation_of
+
+    engine = engine_of(step, roadmap)
+    erase = augmentation_of(engine.config).erasing
+    return erase and (erase.probability, engine.device_transform.erase_mode, erase.max_count)
 
 
 # What the network and the runs are
@@ -604,6 +602,7 @@ def test_all_members_of_the_family_are_averaged_but_those_that_are_fine_tuned() 
 def test_an_iteration_of_the_training_has_its_own_learning_rate(iteration: int, rate: float) -> None:
     import torch
 
+    from roadmap.data.augmentation import Batch
     from roadmap.training.engine import Engine
 
     # a batch of 128 that is meant to be one of 4096
@@ -613,7 +612,7 @@ def test_an_iteration_of_the_training_has_its_own_learning_rate(iteration: int, 
     engine = Engine(config, torch.device("cpu"), 312)
     engine.iteration = iteration
     before = engine.model.get_classifier().get_parameter("weight").detach().clone()
-    engine.train_step([(torch.randn(128, 3, 32, 32), torch.arange(128))])
+    engine.train_step([Batch(torch.randn(128, 3, 32, 32), torch.arange(128))])
     assert engine.lr() == pytest.approx(rate, rel=1e-9)
     change = (engine.model.get_classifier().get_parameter("weight").detach() - before).abs().max().item()
     assert change == pytest.approx(rate, rel=0.1)  # what Adam's first step changes a weight by

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.corrupt import CorruptImages
 from roadmap.data.loader import Loader
 from roadmap.errors import ConfigError
 from tests.helpers.images import (
     CPU,
-    Batch,
     batches,
     labels_of,
     numbers_of,

@@ -18,6 +18,7 @@ from torch import Tensor
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
 from roadmap.data import tensor_decoder as tensors
+from roadmap.data.augmentation import Batch
 from roadmap.data.datasets import make_source
 from roadmap.data.images import PillowDecoder, Unreadable
 from roadmap.data.loader import Loader
@@ -33,8 +34,8 @@ from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.engine import Engine
 from tests.helpers.images import (
     CPU,
-    Batch,
     Pictures,
+    augmentation_of,
     batches,
     config_of,
     custom,
@@ -187,10 +188,10 @@ def test_a_file_that_is_no_image_is_named_and_closed() -> None:
 
 
 def finished(config: RunConfig, found: list[Batch]) -> list[Batch]:
-    """Batches as the network gets them, without RandAugment."""
+    """Batches as the network gets them, without RandAugment and erasing."""
     assert config.recipe.randaugment is None
     finish = DeviceTransform(config, CPU)
-    return [(finish(images, 0, range(len(images))), labels) for images, labels in found]
+    return [each._replace(images=finish(each._replace(erasing=None))) for each in found]
 
 
 def apart(one: list[Batch], other: list[Batch], config: RunConfig) -> float:
@@ -209,9 +210,9 @@ def test_crops_and_flips_are_those_of_pillow(folder: Path, interpolation: str) -
     pillow, config = config_of(folder, **how), config_of(folder, **how, **TENSOR)
     for epoch in range(2):
         found = batches(config, epoch=epoch)
-        assert {images.dtype for images, _ in found} == {torch.float32}
-        assert all(torch.equal(images, images.round()) and images.max() > 200 for images, _ in found)
-        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in found)
+        assert {images.dtype for images, *_ in found} == {torch.float32}
+        assert all(torch.equal(images, images.round()) and images.max() > 200 for images, *_ in found)
+        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, *_ in found)
         assert apart(finished(config, found), batches(pillow, epoch=epoch), config) < 2.01
 
 
@@ -293,7 +294,7 @@ def test_batches_depend_on_seed_epoch_and_sample_alone(folder: Path, workers: in
     loader.close()
     plan = BatchPlan(3, 1, 2, 6)
     parts = [batches(config, epoch=1, rank=rank, plan=plan) for rank in range(3)]
-    for iteration, (images, _) in enumerate(whole):
+    for iteration, (images, *_) in enumerate(whole):
         for rank, part in enumerate(parts):
             for turn in range(2):
                 assert torch.equal(part[2 * iteration + turn][0], images[plan.positions(rank, turn)])
@@ -308,7 +309,7 @@ def test_the_next_image_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None
     found = []
     for how in ({}, TENSOR):
         loader = Loader(plain(root, system__corrupt_images=4, **how), "train", CPU)
-        found.append([labels.tolist() for epoch in range(2) for _, labels in loader.epoch(epoch)])
+        found.append([labels.tolist() for epoch in range(2) for _, labels, *_ in loader.epoch(epoch)])
         assert loader.corrupt.state() == [0, 6, 7, 14]
     assert found[0] == found[1]
 
@@ -359,33 +360,45 @@ def images_and_labels() -> tuple[Tensor, Tensor]:
     return images.float(), torch.arange(8) % 3
 
 
-def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
+def batch_of(config: RunConfig, samples: list[int]) -> Batch:
+    """Some of the images, with what is drawn for them in epoch 5."""
     images, labels = images_and_labels()
+    augmentation = augmentation_of(config)
+    drawn = [augmentation.draw(5, sample) for sample in samples]
+    return Batch(
+        images[samples].contiguous(memory_format=torch.channels_last),
+        labels[samples],
+        *augmentation.params([one for one in drawn if one is not None]),
+    )
+
+
+def test_an_iteration_is_augmented_alike_however_it_is_cut_up() -> None:
     whole = engine_of()
     whole.iteration = 5
-    everything, mixed = whole._augment(
-        images[whole.plan.positions(0, 0)], labels[whole.plan.positions(0, 0)], 0
-    )
     order = whole.plan.positions(0, 0)
+    everything, mixed = whole._augment(batch_of(whole.config, order), 0)
     for micro in (2, 4):
         turns = engine_of(system__micro_batch=micro)
         turns.iteration = 5
         for turn in range(turns.plan.accumulation):
             positions = turns.plan.positions(0, turn)
-            part, soft = turns._augment(images[positions], labels[positions], turn)
+            part, soft = turns._augment(batch_of(whole.config, positions), turn)
             rows = [order.index(position) for position in positions]
             torch.testing.assert_close(part, everything[rows], rtol=0, atol=1e-5)
             torch.testing.assert_close(soft, mixed[rows], rtol=0, atol=1e-6)
 
 
 def test_an_iteration_leaves_the_batch_as_it_is_and_reads_nothing_from_the_device() -> None:
-    engine, (images, labels) = engine_of(), images_and_labels()
-    before = images.clone()
-    engine.train_step([(images, labels)])
+    engine = engine_of()
+    given = batch_of(engine.config, list(range(8)))
+    assert given.operations is not None
+    assert given.erasing is not None
+    before = given.images.clone()
+    engine.train_step([given])
     with Syncs() as syncs:
-        engine.train_step([(images, labels)])
+        engine.train_step([given])
     assert syncs.names == []
-    assert torch.equal(images, before)
+    assert torch.equal(given.images, before)
 
 
 def tensor_run(*more: str) -> RunConfig:

@@ -40,7 +40,11 @@ def lines(run: RunDir) -> list[dict[str, Any]]:
 
 def figures(run: RunDir) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in line.items() if name not in ("seconds", "images_per_s")}
+        {
+            name: value
+            for name, value in line.items()
+            if name not in ("seconds", "data_seconds", "images_per_s")
+        }
         for line in lines(run)
     ]
 

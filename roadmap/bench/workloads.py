@@ -21,6 +21,7 @@ from blocks.model import build_model
 from roadmap.bench.interleave import SHORTEST, batch_errors, seconds_each
 from roadmap.bench.results import BARE, LOOP, OURS, TIMM_DEFAULTS
 from roadmap.config import RecipeSpec, RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.loader import Loader
 from roadmap.data.staging import stage
 from roadmap.errors import ConfigError
@@ -76,7 +77,7 @@ def ours_trained(config: RunConfig, device: torch.device) -> Run:
     """A step of the engine that trains runs."""
     engine = Engine(config, device, iterations_per_epoch=1000)
     engine.check_compiled()
-    batches = [fixed_batch(config, device)]
+    batches = [Batch(*fixed_batch(config, device))]
     return lambda: engine.train_step(batches)
 
 
@@ -218,9 +219,7 @@ def loop_and_bare(
         engine = Engine(config, device, iterations_per_epoch=len(loader))
         engine.check_compiled()
         batches, mean = _endless(loader), Mean(device)
-        fixed = [
-            (images.clone(), labels.clone()) for images, labels in islice(batches, engine.plan.accumulation)
-        ]
+        fixed = list(islice(batches, engine.plan.accumulation))
 
         def bare() -> None:
             mean.add(engine.train_step(fixed))
@@ -228,7 +227,7 @@ def loop_and_bare(
         def loop() -> None:
             mean.add(engine.train_step(islice(batches, engine.plan.accumulation)))
 
-        untimed = math.ceil(PREFETCHED * config.system.workers / engine.plan.accumulation) + 1
+        untimed = math.ceil(PREFETCHED * loader.workers / engine.plan.accumulation) + 1
         with batch_errors():
             bare()
         loop()
@@ -241,7 +240,7 @@ def loop_and_bare(
         loader.close()
 
 
-def _endless(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(loader: Loader) -> Iterator[Batch]:
     """The micro-batches of successive epochs."""
     for epoch in itertools.count():
         yield from loader.epoch(epoch)

@@ -12,11 +12,11 @@ from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Augmentation, TransformedSample
 from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.datasets import open_timm
 from roadmap.data.digits import Split
@@ -32,7 +32,7 @@ STREAM = "stream"
 FLAGS = 1 << 16  # images have no numbers here; a hash of their names stands in
 
 
-class Stream(IterableDataset[tuple[Tensor, int]]):
+class Stream(IterableDataset[TransformedSample]):
     """Transformed images of a stream, each process and worker its part, shuffled by seed and epoch as
     timm's readers do.
 
@@ -47,16 +47,19 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         config: RunConfig,
         split: Split,
         transform: Transform,
+        augmentation: Augmentation,
         plan: BatchPlan,
         rank: int,
         beside: Corrupt | None,
+        workers: int,
     ) -> None:
         self.config = config
         self.transform = transform
+        self.augmentation = augmentation
         self.plan = plan
         self.rank = rank
         self.training = split == "train"
-        self.workers = max(1, config.system.workers)
+        self.workers = max(1, workers)
         self.batch = plan.micro if self.training else config.system.eval_batch
         self.reader = self._open(split)
         self.images = int(self.reader.num_samples)
@@ -131,7 +134,7 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         self._position[:] = [epoch, skipped]
         return batch - skipped
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+    def __iter__(self) -> Iterator[TransformedSample]:
         epoch, skipped = self._position
         info = get_worker_info()
         worker = info.id if info else 0
@@ -144,14 +147,14 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
         count = ahead
         try:
             for image, label in self._read(worker, ahead, end):
-                reseed(SAMPLE, self.config.seed, epoch, self.rank, worker, count)
-                yield self.transform(image), label
+                place = (epoch, self.rank, worker, count)
+                reseed(SAMPLE, self.config.seed, *place)
+                yield TransformedSample(self.transform(image), label, self.augmentation.draw(*place))
                 count += 1
         except CorruptImages:  # the loader ends the run when it gets a batch, so it gets one
             size = self.config.data.image_size
-            yield from [
-                (self.transform(Image.new(image_mode(self.config), (size, size))), LEFT_OUT)
-            ] * self.batch
+            black = self.transform(Image.new(image_mode(self.config), (size, size)))
+            yield from [TransformedSample(black, LEFT_OUT, self.augmentation.draw(epoch))] * self.batch
             return
         if end is not None and count < end:
             raise RuntimeError(

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import islice
 from multiprocessing.connection import Listener
 from pathlib import Path
 from tempfile import gettempdir
@@ -17,19 +18,20 @@ from typing import Any
 
 import torch
 from timm.data import create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Augmentation, Batch, map_tensors
 from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.digits import Split
 from roadmap.data.images import Transform, wants_tensors
 from roadmap.data.iterable_style import Stream
 from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
-from roadmap.data.tensor_decoder import collate, for_tensors
+from roadmap.data.tensor_decoder import for_tensors
+from roadmap.data.workers import workers_of
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
 
@@ -79,14 +81,17 @@ class Loader:
         plan = plan or plan_batches(config)
         name, tensors = f"dataset '{config.data.dataset}'", wants_tensors(config, split)
         transform = build_transform(config, split == "train")
+        augmentation = Augmentation(config, transform, tensors, draws=split == "train")
         if tensors:
             transform = for_tensors(transform, config.recipe)
         self._feed: MapStyleFeed | Stream
         shared = None if beside is None else beside.corrupt
-        if kind_of(config.data) in STREAMS and source is None:
-            self._feed = Stream(config, split, transform, plan, rank, shared)
+        streams = kind_of(config.data) in STREAMS and source is None
+        workers = workers_of(config, device.type, streams)
+        if streams:
+            self._feed = Stream(config, split, transform, augmentation, plan, rank, shared, workers)
         else:
-            self._feed = MapStyleFeed(config, split, transform, plan, rank, source, shared)
+            self._feed = MapStyleFeed(config, split, transform, augmentation, plan, rank, source, shared)
         self.corrupt: Corrupt = self._feed.corrupt
         self.images, classes = self._feed.images, self._feed.num_classes
         if classes is not None and classes != config.model.num_classes:
@@ -95,27 +100,28 @@ class Loader:
         least = plan.share * plan.world if split == "train" else 1
         if self.images < least:
             raise config_error(name, f"has {self.images} images in {split}, less than a batch of {least}")
-        workers = config.system.workers
-        check_workers(config, self._feed.batch * config.model.in_chans * config.data.image_size**2)
+        batch_bytes = self._feed.batch * config.model.in_chans * config.data.image_size**2
+        if config.system.workers == "auto" and not streams:
+            workers = fitting_workers(workers, batch_bytes)
+        check_workers(workers, batch_bytes)
+        self.workers = workers
         loader: Any = DataLoader(
-            **self._feed.loading(), num_workers=workers, collate_fn=collate if tensors else fast_collate,
+            **self._feed.loading(), num_workers=workers, collate_fn=augmentation.collate,
             pin_memory=device.type == "cuda", persistent_workers=workers > 0,
             worker_init_fn=partial(obey_parent, os.getpid()), timeout=POLL_S if workers else 0,
         )  # fmt: skip
         self._batches = ValidatedBatches(loader, self._feed, config, split, waiting)
-        mean, std = (0.0, 1 / WHITE) if tensors else (config.data.mean, config.data.std)
-        self._loader = PrefetchLoader(self._batches, mean, std, config.model.in_chans, device)
+        mean, std = ((0.0,), (1 / WHITE,)) if tensors else (config.data.mean, config.data.std)
+        self._loader = Prefetcher(self._batches, mean, std, device)
 
     def __len__(self) -> int:
         """Iterations of an epoch; in an evaluation, batches of this process."""
         return self._feed.iterations
 
-    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int = 0, first: int = 0) -> Iterator[Batch]:
         """This process's micro-batches of an epoch from iteration `first`, `plan.accumulation` in each."""
         dropped = self._feed.seek(epoch, first)
-        for number, (images, labels) in enumerate(self._loader):
-            if number >= dropped:
-                yield images.contiguous(memory_format=torch.channels_last), labels
+        yield from islice(self._loader, dropped, None)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -161,16 +167,16 @@ class ValidatedBatches:
         self.split = split
         self.waiting = waiting
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self._arriving():
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._arriving():
             try:
-                self._check(int(labels.min()), int(labels.max()))
+                self._check(int(batch.labels.min()), int(batch.labels.max()))
             except (ConfigError, CorruptImages):
                 self.close()
                 raise
-            yield images, labels
+            yield batch
 
-    def _arriving(self) -> Iterator[Any]:
+    def _arriving(self) -> Iterator[Batch]:
         """The DataLoader's batches; NoBatch if none comes for TIMEOUT_S."""
         try:
             batches = iter(self.loader)
@@ -225,13 +231,79 @@ class ValidatedBatches:
             self.loader._iterator = None
 
 
-def check_workers(config: RunConfig, batch_bytes: int) -> None:
-    """ConfigError where batches of `batch_bytes` cannot come from the configuration's data-loading workers.
+class Prefetcher:
+    """The batches on the device, their images normalized, in float32 and channels_last.
+
+    On CUDA a stream of its own makes the transfers: that of a batch overlaps with the training on the one
+    before, whose kernels are still queued when the training loop asks for the next.
+    """
+
+    def __init__(
+        self,
+        batches: ValidatedBatches,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+    ) -> None:
+        self.batches = batches
+        self.device = device
+        self.mean, self.std = (
+            torch.tensor([WHITE * value for value in values], device=device).view(1, -1, 1, 1)
+            for values in (mean, std)
+        )
+        self.stream: Any = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            sent = self._send(batch)
+            images = sent.images.to(torch.float32, memory_format=torch.channels_last)
+            yield sent._replace(images=images.sub_(self.mean).div_(self.std))
+
+    def _send(self, batch: Batch) -> Batch:
+        def to_device(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        if self.stream is None:
+            return map_tensors(batch, to_device)
+        training = torch.cuda.current_stream(self.device)
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(training)  # or the next transfer could take its memory while it is in use
+            return tensor
+
+        with torch.cuda.stream(self.stream):
+            sent = map_tensors(batch, to_device)
+        training.wait_stream(self.stream)
+        return map_tensors(sent, keep)
+
+
+def fitting_workers(workers: int, batch_bytes: int) -> int:
+    """That many data-loading workers, or as many as have room for batches of `batch_bytes`, with a
+    warning.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = max(0, min(workers, (free // batch_bytes - IN_USE) // PREFETCH))
+    if fitting < workers:
+        logger.warning(
+            "%s has %s free, room for %d of %d data-loading workers; a container gets more with --shm-size",
+            SHARED_MEMORY,
+            _mib(free),
+            fitting,
+            workers,
+        )
+    return fitting
+
+
+def check_workers(workers: int, batch_bytes: int) -> None:
+    """ConfigError where batches of `batch_bytes` cannot come from that many data-loading workers.
 
     A worker whose batch does not fit into shared memory loses it without an error, and so does one whose
     socket cannot be made.
     """
-    workers = config.system.workers
     if not workers:
         return
     try:

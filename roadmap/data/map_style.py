@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Augmentation, TransformedSample
 from roadmap.data.corrupt import LEFT_OUT, Corrupt
 from roadmap.data.datasets import Source, make_source
 from roadmap.data.digits import Split
@@ -22,9 +23,9 @@ from roadmap.rng import SAMPLE, permutation, reseed
 Key = tuple[int, int]
 
 
-class Samples(Dataset[tuple[Tensor, int]]):
-    """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the transform's random numbers
-    depend on those alone.
+class Samples(Dataset[TransformedSample]):
+    """Transformed uint8 images (C, H, W) with labels, by (epoch, index); the random numbers of the transform
+    and of the augmentation on the device depend on those alone.
 
     Where an image cannot be read, the next one that can takes its place if `replace`, or else a black
     one with label -1.
@@ -34,6 +35,7 @@ class Samples(Dataset[tuple[Tensor, int]]):
         self,
         source: Source,
         transform: Transform,
+        augmentation: Augmentation,
         seed: int | None,
         corrupt: Corrupt,
         blank: Picture,
@@ -41,13 +43,16 @@ class Samples(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.source = source
         self.transform = transform
+        self.augmentation = augmentation
         self.seed = seed
         self.corrupt = corrupt
         self.blank = blank
         self.replace = replace
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> TransformedSample:
+        return TransformedSample(*self._transformed(*key), self.augmentation.draw(*key))
+
+    def _transformed(self, epoch: int, index: int) -> tuple[Tensor, int]:
         image, label = self._read(index)
         if self.seed is not None:
             reseed(SAMPLE, self.seed, epoch, index)
@@ -69,16 +74,15 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
 
 class CachedDataset(Samples):
-    """Samples of a small dataset with nothing random about them, transformed once."""
+    """Samples of a small dataset whose transform has nothing random about it, transformed once."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.memory: dict[int, tuple[Tensor, int]] = {}
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        index = key[1]
+    def _transformed(self, epoch: int, index: int) -> tuple[Tensor, int]:
         if index not in self.memory:
-            self.memory[index] = super().__getitem__(key)
+            self.memory[index] = super()._transformed(epoch, index)
         return self.memory[index]
 
 
@@ -131,6 +135,7 @@ class MapStyleFeed:
         config: RunConfig,
         split: Split,
         transform: Transform,
+        augmentation: Augmentation,
         plan: BatchPlan,
         rank: int,
         given: Any,
@@ -161,7 +166,7 @@ class MapStyleFeed:
             Image.new(image_mode(config), (config.data.image_size,) * 2)
         )
         kind = CachedDataset if isinstance(source, Digits) and seed is None else Samples
-        self.samples = kind(source, transform, seed, self.corrupt, blank, training)
+        self.samples = kind(source, transform, augmentation, seed, self.corrupt, blank, training)
 
     @property
     def digest(self) -> str | None:

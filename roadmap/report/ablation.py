@@ -12,7 +12,7 @@ from typing import Any
 from blocks import Complexity, complexity
 from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap, change_of, resolve
-from roadmap.records import Result, Status
+from roadmap.records import WAITING, Result, Status
 from roadmap.report.marginal import MarginalEffect
 from roadmap.report.stats import (
     CONFIDENCE,
@@ -99,9 +99,23 @@ class AblationRow:
 
     @property
     def device_hours(self) -> float | None:
-        """Hours of training times processes, which have a GPU each or share the CPU; mean over the runs."""
+        """Hours of training without waits for data, times processes, which have a GPU each or share the CPU;
+        mean over the runs.
+        """
         done = [result for result in self.results if result.status == "done"]
-        return _mean([result.train_seconds * result.processes / 3600 for result in done])
+        return _mean([(one.train_seconds - (one.data_seconds or 0)) * one.processes / 3600 for one in done])
+
+    @property
+    def waiting(self) -> float | None:
+        """The share of the training time that runs waited for data; None where no run measured it."""
+        known = [one for one in self.results if one.data_seconds is not None]
+        total = sum(one.train_seconds for one in known)
+        return sum(one.data_seconds or 0 for one in known) / total if total else None
+
+    @property
+    def waits(self) -> bool:
+        """Whether its runs waited for data for so long that it is reported."""
+        return (self.waiting or 0) > WAITING
 
     @property
     def peak_memory_mb(self) -> float | None:
@@ -322,6 +336,9 @@ def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted:
     if mixed := [f"{row.step} ({', '.join(row.mixed)})" for row in rows if row.mixed]:
         what = "† Runs of a row, or of it and its parent, that differ in more than the step"
         notes.append(f"{what}: {'; '.join(mixed)}.")
+    if waiting := [f"{row.step} ({100 * (row.waiting or 0):.0f} %)" for row in rows if row.waits]:
+        what = "‡ Training waited for data, a share of its time that images/s and device-hours leave out"
+        notes.append(f"{what}: {', '.join(waiting)}.")
     return notes + origins([result for row in rows for result in row.results])
 
 

@@ -246,7 +246,13 @@ ALL_COLUMNS = (
         text=lambda row: f"{row.cost.params / 1e6:.3f}",
         value=lambda row: row.cost.params / 1e6,
     ),
-    _measured("images_per_s", "images/s", "images/s in training, all processes together"),
+    Column(
+        "images_per_s",
+        "images/s",
+        "images/s in training, all processes together",
+        text=lambda row: _short(row.images_per_s) + ("‡" if row.waits else ""),
+        value=_at("images_per_s"),
+    ),
     # a result does not record whether each process had its own GPU
     _measured(
         "device_hours",

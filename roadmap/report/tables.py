@@ -30,6 +30,7 @@ RESULT_FIELDS = {
     "train_loss",
     "images_per_s",
     "train_seconds",
+    "data_seconds",
     "peak_memory_mb",
 }
 

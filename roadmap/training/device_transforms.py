@@ -1,108 +1,58 @@
-"""RandAugment on the device: timm draws for each image, and each operation takes all images that drew it.
+"""Augmentation on the device by the parameters that come with a batch: without a generator, without reading
+from the device, and never image by image.
 
-Each operation gives the integer pixel values of timm's on Pillow's images, except auto-contrast where a value
-should be an exact integer: Pillow rounds its factor first and may fall below it, so the brightest pixel of an
-image of values 0 to 25 becomes 254 there, and 255 here. Rotation, shear and translation interpolate by
-`recipe.train_interpolation`: bilinear and nearest as Pillow does; bicubic with PyTorch's kernel, whose
-parameter is -0.75 where that of Pillow's transforms is -1, so its edges are a little softer.
+RandAugment applies each operation to all images that drew it. Each gives the integer pixel values of timm's
+on Pillow's images, except auto-contrast where a value should be an exact integer: Pillow rounds its factor
+first and may fall below it, so the brightest pixel of an image of values 0 to 25 becomes 254 there, and 255
+here. Rotation, shear and translation interpolate by `recipe.train_interpolation`: bilinear and nearest as
+Pillow does; bicubic with PyTorch's kernel, whose parameter is -0.75 where that of Pillow's transforms is -1,
+so its edges are a little softer.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from PIL.Image import Resampling
-from timm.data import auto_augment
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2.functional import equalize  # type: ignore[import-untyped]
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import AFFINE, MATRICES, Batch, Erasing, Operations, randaugment_of
 from roadmap.data.loader import WHITE, build_transform
 from roadmap.errors import config_error
-from roadmap.rng import seed_of
 
-RANDAUGMENT = "randaugment"  # the purpose of its random numbers
-AFFINE = "affine"
 SAMPLING = {Resampling.NEAREST: "nearest", Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
 LUMA, HALF, UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 65536.0  # Pillow's gray of a color, in 65536ths
 SLACK = 1 / 1024  # pixel values by which interpolation in single precision may fall short of an integer
-Matrix = tuple[float, ...]
-
-
-class Draw(NamedTuple):
-    """One of timm's operations, by the name of its function, and its argument."""
-
-    name: str
-    argument: float
-
-
-class Batched(NamedTuple):
-    """An operation and the images of a batch that it applies to, each with its arguments."""
-
-    name: str
-    rows: list[int]
-    arguments: list[Matrix]
 
 
 class RandAugment:
     """timm's RandAugment of float images (N, C, H, W) of integer pixel values, 0 to 255, on a device."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        stages = build_transform(config, True).transforms  # type: ignore[attr-defined]
-        self.timm: Any = next(stage for stage in stages if isinstance(stage, auto_augment.RandAugment))
-        unknown = sorted({op.aug_fn.__name__ for op in self.timm.ops} - APPLY.keys() - MATRICES.keys())
+        ops = randaugment_of(build_transform(config, True)).ops
+        unknown = sorted({op.aug_fn.__name__ for op in ops} - APPLY.keys() - MATRICES.keys())
         if unknown:
             what = f"has {', '.join(unknown)}, which is unavailable on a device; --set recipe.pipeline=pillow"
             raise config_error(f"recipe.randaugment '{config.recipe.randaugment}'", what)
-        self.device, settings = device, self.timm.ops[0].kwargs
+        settings = ops[0].kwargs
         self.fill = torch.tensor(settings["fillcolor"], dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.sampling = SAMPLING[settings["resample"]]
-        for op in self.timm.ops:
-            op.aug_fn = partial(_note, op.aug_fn.__name__)
-        self.timm.ops = np.array(self.timm.ops, dtype=object)  # timm would convert it for each image
 
-    def draw(self, seed: int, iteration: int, position: int) -> list[Draw]:
-        """The operations for the image at a position of an iteration's global batch, in order, as
-        timm draws them.
-        """
-        number = seed_of(RANDAUGMENT, seed, iteration, position)
-        random.seed(number)
-        np.random.seed(number % 2**32)
-        drawn: list[Draw] = self.timm([])
-        return drawn
-
-    def __call__(self, images: Tensor, seed: int, iteration: int, positions: Iterable[int]) -> Tensor:
-        """The images, changed in place, with the random numbers of their positions."""
-        return self.apply(images, [self.draw(seed, iteration, position) for position in positions])
-
-    def apply(self, images: Tensor, drawn: list[list[Draw]]) -> Tensor:
+    def __call__(self, images: Tensor, drawn: Operations) -> Tensor:
         """The images, changed in place, each by what was drawn for it."""
-        steps = list(batched(drawn, *images.shape[-2:]))
-        rows = self._send([row for step in steps for row in step.rows], torch.int64)
-        arguments = self._send([argument for step in steps for argument in step.arguments], torch.float32)
         start = 0
-        for step in steps:
-            part = slice(start, start + len(step.rows))
-            images.index_copy_(
-                0, rows[part], self._apply(step.name, images.index_select(0, rows[part]), arguments[part])
-            )
+        for name, count in zip(drawn.names, drawn.counts, strict=True):
+            part = slice(start, start + count)
+            rows = drawn.rows[part]
+            changed = self._apply(name, images.index_select(0, rows), drawn.arguments[part])
+            images.index_copy_(0, rows, changed)
             start = part.stop
         return images
-
-    def _send(self, values: list[Any], dtype: torch.dtype) -> Tensor:
-        tensor = torch.tensor(values, dtype=dtype)
-        return (
-            tensor.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else tensor.to(self.device)
-        )
 
     def _apply(self, name: str, images: Tensor, arguments: Tensor) -> Tensor:
         if name == AFFINE:
@@ -111,61 +61,71 @@ class RandAugment:
 
 
 class DeviceTransform:
-    """What `recipe.pipeline: tensor` leaves to the device: RandAugment, if any, and normalization."""
+    """What is left to the device: under `recipe.pipeline: tensor` RandAugment, if any, and normalization; in
+    both pipelines erasing.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.seed = config.seed
-        self.augment = RandAugment(config, device) if config.recipe.randaugment is not None else None
+        recipe = config.recipe
+        self.tensors, self.erase_mode = recipe.pipeline == "tensor", recipe.erase_mode
+        self.augment = RandAugment(config, device) if self.tensors and recipe.randaugment else None
+        self.changes = self.tensors or recipe.random_erasing > 0 or recipe.mixes  # mixing is in place
         self.mean, self.std = (
             torch.tensor([WHITE * value for value in values], device=device).view(1, -1, 1, 1)
             for values in (config.data.mean, config.data.std)
         )
 
-    def __call__(self, images: Tensor, iteration: int, positions: Iterable[int]) -> Tensor:
-        """Images of pixel values (N, C, H, W) at these positions of the global batch,
-        augmented and normalized.
+    def __call__(self, batch: Batch) -> Tensor:
+        """The batch's images, augmented and normalized, and free to be mixed in place; the batch stays as it
+        is.
         """
-        images = images.clone(memory_format=torch.preserve_format)
-        if self.augment is not None:
-            images = self.augment(images, self.seed, iteration, positions)
-        return images.sub_(self.mean).div_(self.std)
+        images = batch.images.clone(memory_format=torch.preserve_format) if self.changes else batch.images
+        if self.tensors:
+            if self.augment is not None and batch.operations is not None:
+                images = self.augment(images, batch.operations)
+            images.sub_(self.mean).div_(self.std)
+        if batch.erasing is not None:
+            erase(images, batch.erasing, self.erase_mode)
+        return images
 
 
-def _note(name: str, noted: list[Draw], *arguments: float, **_: Any) -> list[Draw]:
-    """Stands in for timm's function of that name, and for its image."""
-    return [*noted, Draw(name, float(arguments[0]) if arguments else 0.0)]
+def erase(images: Tensor, drawn: Erasing, mode: str) -> Tensor:
+    """The images (N, C, H, W), changed in place: their boxes are filled as in timm's modes, with 0 for
+    `const`, a random color for each box for `rand`, and noise for `pixel`.
+    """
+    channels, height, width = images.shape[1:]
+    most = drawn.boxes.shape[1]
+    top, bottom, left, right = drawn.boxes[..., None, None].unbind(2)
+    y, x = torch.arange(height, device=images.device)[:, None], torch.arange(width, device=images.device)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # (R, most, H, W)
+    if mode == "pixel":
+        fill = normal(drawn.keys, 1, channels, height, width)  # boxes of an image that overlap agree
+    elif mode == "rand":
+        fill = normal(drawn.keys, most, channels, 1, 1)
+    else:
+        fill = images.new_zeros(1, 1, 1, 1, 1)
+    part = images.index_select(0, drawn.rows)
+    for number, color in enumerate(fill.expand(-1, most, -1, -1, -1).unbind(1)):
+        part = torch.where(inside[:, number, None], color.to(part.dtype), part)
+    return images.index_copy_(0, drawn.rows, part)
 
 
-def batched(drawn: list[list[Draw]], height: int, width: int) -> Iterable[Batched]:
-    """The operations in order: each image's first, then its second; geometric ones count as one."""
-    for layer in range(max(map(len, drawn), default=0)):
-        steps: dict[str, Batched] = {}
-        for row, draws in enumerate(drawn):
-            if layer < len(draws):
-                name, argument = draws[layer]
-                moves = name in MATRICES
-                step = steps.setdefault(AFFINE if moves else name, Batched(AFFINE if moves else name, [], []))
-                step.rows.append(row)
-                step.arguments.append(MATRICES[name](argument, width, height) if moves else (argument,) * 6)
-        yield from steps.values()
+def normal(keys: Tensor, *shape: int) -> Tensor:
+    """Standard normal numbers (len(keys), *shape), functions of an image's key (of 32 bits) and the place
+    alone: a generator's would depend on the other images of the batch.
+    """
+    places = torch.arange(math.prod(shape), device=keys.device)
+    bits = _hash(_hash(places) ^ keys[:, None])
+    # an odd multiple of 2**-23, which is exact in single precision
+    uniform = ((bits >> 9) * 2 + 1 - 2**23).to(torch.float32) * 2.0**-23
+    return torch.erfinv(uniform).mul_(math.sqrt(2)).view(-1, *shape)
 
 
-def _rotate(degrees: float, width: int, height: int) -> Matrix:
-    """Around the center, counterclockwise."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = width / 2, height / 2
-    return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
-
-
-# Where a pixel of the result comes from, (ax + by + c, dx + ey + f), as Pillow has it; by timm's argument,
-# width and height.
-MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
-    "rotate": _rotate,
-    "shear_x": lambda factor, width, height: (1, factor, 0, 0, 1, 0),
-    "shear_y": lambda factor, width, height: (1, 0, 0, factor, 1, 0),
-    "translate_x_rel": lambda share, width, height: (1, 0, share * width, 0, 1, 0),
-    "translate_y_rel": lambda share, width, height: (1, 0, 0, 0, 1, share * height),
-}
+def _hash(numbers: Tensor) -> Tensor:
+    """Maps the numbers of 32 bits (as int64) one to one to unrelated ones."""
+    for _ in range(2):
+        numbers = ((numbers >> 16 ^ numbers) * 0x45D9F3B) & 0xFFFFFFFF
+    return numbers >> 16 ^ numbers
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Tensor:

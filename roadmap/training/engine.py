@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import config_error
-from roadmap.rng import CHECK, ERASE, INIT, MIX, STEP, reseed
+from roadmap.rng import CHECK, INIT, MIX, STEP, reseed, seed_of
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
 from roadmap.training.device import PRECISIONS, autocast, oom_hint, oom_suggestions
@@ -63,12 +64,7 @@ class Engine:
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema is not None else None
-        self.device_transform = DeviceTransform(config, device) if recipe.pipeline == "tensor" else None
-        self.erase = (
-            RandomErasing(recipe.random_erasing, mode=recipe.erase_mode, device=device)
-            if recipe.random_erasing
-            else None
-        )
+        self.device_transform = DeviceTransform(config, device)
         self.mix = build_mixup(config) if recipe.mixes else None
         self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixup smooths its labels itself
         self.ddp = (
@@ -125,7 +121,7 @@ class Engine:
         labels = torch.randint(config.model.num_classes, (images,), device=self.device)
         return noise.contiguous(memory_format=torch.channels_last), labels
 
-    def train_step(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    def train_step(self, batches: Iterable[Batch]) -> Tensor:
         """One iteration on this process's micro-batches, one per gradient accumulation step; returns the loss
         of the global batch, on the device.
         """
@@ -135,12 +131,12 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         # The loader has started the transfer of each batch to the device while the one before was trained on.
-        for step, (images, labels) in enumerate(batches):
+        for step, batch in enumerate(batches):
             self.between_iterations = False
             last = step == self.plan.accumulation - 1
             # DDP averages gradients over the processes once an iteration, in the last step
             with nullcontext() if self.ddp is None or last else self.ddp.no_sync():
-                images, labels = self._augment(images, labels, step)
+                images, labels = self._augment(batch, step)
                 # for drop path, which draws for the micro-batch as a whole
                 reseed(STEP, self.config.seed, self.iteration, self.world.rank, step)
                 with autocast(self.config, self.device):
@@ -160,22 +156,16 @@ class Engine:
         self.between_iterations = True
         return self.world.mean(total)
 
-    def _augment(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Transforms each image by its position's random numbers, and mixes each group by the group's: the
-        same on any number of processes.
+    def _augment(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Transforms each image by what the loader drew for it, and mixes each group by the group's random
+        numbers: the same on any number of processes.
         """
-        seed, rank = self.config.seed, self.world.rank
-        positions = self.plan.positions(rank, step)
-        if self.device_transform is not None:
-            images = self.device_transform(images, self.iteration, positions)
-        if self.erase is not None:
-            for image, position in zip(images, positions, strict=True):
-                reseed(ERASE, seed, self.iteration, position)
-                self.erase(image)  # in place
+        images, labels = self.device_transform(batch), batch.labels
         if self.mix is not None:
             mixed = []
-            for part in self.plan.slices(rank, step):
-                reseed(MIX, seed, self.iteration, part.group)
+            for part in self.plan.slices(self.world.rank, step):
+                # timm draws from NumPy's global generator, and nothing on the device
+                np.random.seed(seed_of(MIX, self.config.seed, self.iteration, part.group) % 2**32)
                 images[part.start : part.end], soft = self.mix(
                     images[part.start : part.end], labels[part.start : part.end]
                 )
@@ -187,15 +177,13 @@ class Engine:
         """The learning rate of the last iteration, the head's if layers have their own."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
-    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics:
-        """Metrics of the network as it is now, on the batches of all processes together."""
-        return evaluate(self.model, batches, self.config, self.device, self.world)
-
-    def evaluate_ema(self, batches: Iterable[tuple[Tensor, Tensor]]) -> EvalMetrics | None:
-        """Metrics of the EMA, None where there is none."""
-        if self.ema is None:
-            return None
-        return evaluate(self.ema.module, batches, self.config, self.device, self.world)
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[EvalMetrics, EvalMetrics | None]:
+        """Metrics of the network as it is now, and of its EMA if there is one, on the batches of all
+        processes together.
+        """
+        networks = [self.model] if self.ema is None else [self.model, self.ema.module]
+        found = evaluate(networks, batches, self.config, self.device, self.world)
+        return found[0], found[1] if self.ema is not None else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it; random numbers depend on `iteration` alone, with no state here."""

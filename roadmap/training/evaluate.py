@@ -196,25 +196,32 @@ def evaluate_found(
     if network, weights and data do not fit each other. Of a network with more classes than the data, as with
     ImageNet-A, the other outputs do not count.
     """
-    states, network = found.of(kind), build_model(view.model)
-    # to fail before the data is read
-    copy_weights(network, next(iter(states.values())), found.where)
+    states = found.of(kind)
+    networks = [build_model(view.model) for _ in states]
+    for network, state in zip(networks, states.values(), strict=True):
+        copy_weights(network, state, found.where)  # to fail before the data is read
     view, labels = match_classes(found, view, data)
     view = view.model_copy(update={"system": view.system.model_copy(update={"sync_bn": False})})
     device = select_device(view)
     set_up(view, device)
     loader = Loader(stage(view), "val", device, plan=ALONE, source=data)
-    network.to(device).to(memory_format=torch.channels_last)
-    evaluations: dict[Kind, Evaluation] = {}
-    for each, state in states.items():
-        copy_weights(network, state, found.where)
-        counts = torch.zeros(view.model.num_classes, 3, device=device, dtype=torch.int64)
-        metrics = evaluate(
-            network, loader.epoch(), view, device, Distributed(), outputs=labels.outputs, per_class=counts
-        )
-        classes = [(images, first, five) for images, first, five in counts.tolist()]
-        evaluations[each] = Evaluation(metrics, classes, labels)
-    return evaluations
+    for network in networks:
+        network.to(device).to(memory_format=torch.channels_last)
+    counts = torch.zeros(len(networks), view.model.num_classes, 3, device=device, dtype=torch.int64)
+    metrics = evaluate(
+        networks,
+        loader.epoch(),
+        view,
+        device,
+        Distributed(),
+        outputs=labels.outputs,
+        per_class=counts.unbind(),
+    )
+    classes = [[(images, first, five) for images, first, five in rows] for rows in counts.tolist()]
+    return {
+        each: Evaluation(found_metrics, found_classes, labels)
+        for each, found_metrics, found_classes in zip(states, metrics, classes, strict=True)
+    }
 
 
 def evaluate_run(

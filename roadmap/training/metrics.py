@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import config_error
 from roadmap.training.device import autocast
 from roadmap.training.distributed import Distributed
@@ -32,41 +33,48 @@ class EvalMetrics:
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    networks: Sequence[nn.Module],
+    batches: Iterable[Batch],
     config: RunConfig,
     device: torch.device,
     world: Distributed,
     *,
     outputs: Sequence[int] | None = None,
-    per_class: Tensor | None = None,
-) -> EvalMetrics:
-    """The metrics of `network` on the batches of all processes together; a label of -1 marks an image that
-    could not be read.
+    per_class: Sequence[Tensor] | None = None,
+) -> list[EvalMetrics]:
+    """The metrics of each network on the batches of all processes together, which are read once; a label of
+    -1 marks an image that could not be read.
 
-    `outputs` are those that stand for the labels, None all as they are. For each class, `per_class` (C, 3)
-    gets the number of its images, of those it ranks first, and of those among the first five added.
-    ConfigError if no image could be read.
+    `outputs` are those that stand for the labels, None all as they are. For each network, `per_class` has a
+    tensor (C, 3), to which the number of each class's images, of those it ranks first, and of those among the
+    first five are added. ConfigError if no image could be read.
     """
-    world.sync_buffers(network)
-    network.eval()
+    for network in networks:
+        world.sync_buffers(network)
+        network.eval()
     columns = slice(None) if outputs is None else torch.tensor(outputs, device=device)
-    sums = torch.zeros(5, device=device, dtype=accumulator_dtype(device))
-    for images, labels in batches:
-        with autocast(config, device):
-            logits = network(images).float()[:, columns]
-        loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
-        hits = torch.stack([labels.ge(0), ranked[:, 0], ranked.any(1)], dim=1).long()
-        sums += torch.stack([value.to(sums.dtype) for value in (loss, *hits.sum(0), labels.lt(0).sum())])
-        if per_class is not None:
-            per_class.index_add_(0, labels.clamp(min=0), hits)
-    loss_sum, images_seen, first, five, unreadable = world.sum(sums).tolist()
-    if not images_seen:
+    sums = torch.zeros(len(networks), 5, device=device, dtype=accumulator_dtype(device))
+    for images, labels, *_ in batches:
+        for index, network in enumerate(networks):
+            with autocast(config, device):
+                logits = network(images).float()[:, columns]
+            loss = functional.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices.eq(labels[:, None])
+            hits = torch.stack([labels.ge(0), ranked[:, 0], ranked.any(1)], dim=1).long()
+            found = (loss, *hits.sum(0), labels.lt(0).sum())
+            sums[index] += torch.stack([value.to(sums.dtype) for value in found])
+            if per_class is not None:
+                per_class[index].index_add_(0, labels.clamp(min=0), hits)
+    return [_metrics(row, config) for row in world.sum(sums).tolist()]
+
+
+def _metrics(sums: Sequence[float], config: RunConfig) -> EvalMetrics:
+    loss, images, first, five, unreadable = sums
+    if not images:
         raise config_error(f"dataset '{config.data.dataset}'", "has no validation image that can be read")
-    percent = 100 / images_seen
+    percent = 100 / images
     return EvalMetrics(
-        loss_sum * percent / 100, first * percent, five * percent, round(images_seen), round(unreadable)
+        loss * percent / 100, first * percent, five * percent, round(images), round(unreadable)
     )
 
 

@@ -12,13 +12,12 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from blocks.cost import complexity
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.datasets import list_images
 from roadmap.data.loader import Loader
 from roadmap.data.locate import kind_of
@@ -27,10 +26,11 @@ from roadmap.errors import config_error, relative
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
 from roadmap.provenance import provenance
-from roadmap.records import FORMAT, Result, RunDir
+from roadmap.records import FORMAT, WAITING, Result, RunDir
 from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
+from roadmap.training.clock import Clock, all_timed, synchronize
 from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.engine import Engine
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 # How long a stop waits for a batch that is late: less than Slurm's 30 s from SIGTERM to SIGKILL, or, where a
 # time limit was announced, long enough for a slow start: a job without an iteration is requeued for ever.
 STOP_WAIT_S, NOTICE_WAIT_S = 10.0, 60.0
+WAIT_S = 1.0  # the least waiting for data that a warning reports
 IDENTITY = {  # what the positions in a checkpoint refer to, by its key there
     "images": "training images:",
     "iterations_per_epoch": "iterations an epoch:",
@@ -91,12 +92,16 @@ class Trainer:
         self.interval_loss = Mean(self.device)
         self.epoch_loss = Mean(self.device)
         self.epoch = 0
-        self.seconds = 0.0
+        self.clock = Clock(self.device)
+        self.warned = False  # that training waits for data
         self.last: dict[str, float | None] = {}  # the metrics of the last epoch
         self.saved_at = time.monotonic()
         self.saved_iteration = -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": compiled}
+        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {
+            "compile": compiled,
+            "data_loading_workers": self.loader.workers,  # of each process
+        }
 
     def _open_data(self, data: Data | None) -> None:
         """Makes both loaders, in all processes or in none.
@@ -178,47 +183,46 @@ class Trainer:
         except Diverged:
             status = "diverged"
         self._share_corrupt()
-        return self.world.from_rank0(lambda: self._result(status))
+        speed = self._speed()
+        return self.world.from_rank0(lambda: self._result(status, speed))
 
     def _train_epoch(self) -> None:
         system, micro = self.config.system, self.plan.micro
         suggestions = oom_suggestions(self.config, micro)
         done = self.engine.iteration - self.epoch * len(self.loader)
-        batches = self.loader.epoch(self.epoch, done)
-        started = time.perf_counter()
+        batches = self.clock.batches(self.loader.epoch(self.epoch, done))
+        self.clock.start()
         for _ in range(done, len(self.loader)):
             try:
                 with oom_hint(f"{micro} images", suggestions):
                     loss = self.engine.train_step(islice(batches, self.plan.accumulation))
             except Stopped:  # while it waited for a batch
-                self._clock(started)
+                self.clock.stop()
                 self._save_alone()
                 raise
             self.interval_loss.add(loss)
             self.epoch_loss.add(loss)
             self.callback.on_step()
+            self.clock.step()
             if self.engine.iteration % system.log_every == 0:
-                started = self._clock(started)
                 self._log("train", self.interval_loss.take())
             due = time.monotonic() - self.saved_at > 60 * system.checkpoint_minutes
             stop, save = self.consensus.poll(self.stop.signal is not None, due and self.world.first)
             # unless it was saved since rank 0 raised the flag
             if stop or (save and self.saved_iteration < self.engine.iteration - self.consensus.lag):
-                self._clock(started)
+                self.clock.stop()
                 self._save()
-                started = time.perf_counter()
+                self.clock.start()
             if stop:
                 raise self._stopped()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # or the evaluation would wait for what training has queued
-        self._clock(started)
+        synchronize(self.device)  # or the evaluation would wait for what training has queued
+        self.clock.stop()
 
     def _finish_epoch(self) -> None:
         """Evaluates, logs and saves."""
         batch = self.config.system.eval_batch
         with oom_hint(f"{batch} images to evaluate", [f"--set system.eval_batch={max(1, batch // 2)}"]):
-            metrics = self.engine.evaluate(self._validation())
-            ema = self.engine.evaluate_ema(self._validation())
+            metrics, ema = self.engine.evaluate(self._validation())
         self._share_corrupt()
         record = {
             "val_loss": metrics.loss,
@@ -228,11 +232,12 @@ class Trainer:
         }
         train_loss = self.epoch_loss.take()
         self._log("epoch", train_loss, **record)
+        self._warn_of_waits()
         self.last = {"train_loss": train_loss, **record}
         self.epoch += 1
         self._save()
 
-    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _validation(self) -> Iterator[Batch]:
         """The batches of an evaluation; a stop meanwhile saves, and the resumed run evaluates again."""
         left = self.eval_batches
         try:
@@ -263,12 +268,6 @@ class Trainer:
             loader.corrupt.restore(sorted(set[int]().union(*known)))
         self.loader.corrupt.check()
 
-    def _clock(self, started: float) -> float:
-        """Adds the time since `started` to the time spent in training; returns the present."""
-        present = time.perf_counter()
-        self.seconds += present - started
-        return present
-
     def _log(self, kind: str, train_loss: float, **metrics: float | None) -> None:
         """Adds a line to the metrics; Diverged, in all processes alike, if a loss is not finite, which JSON
         could not hold either.
@@ -283,8 +282,7 @@ class Trainer:
             "iteration": self.engine.iteration,
             "lr": self.engine.lr(),
             **finite,
-            "images_per_s": round(self._speed(), 1),
-            "seconds": round(self.seconds, 3),
+            **self._speed(),
         }
         self.world.from_rank0(lambda: self._metrics().append(record))
         if finite != metrics:
@@ -297,8 +295,34 @@ class Trainer:
         self.lease.ensure()
         return self.log
 
-    def _speed(self) -> float:
-        return self.engine.iteration * self.config.recipe.global_batch / self.seconds if self.seconds else 0.0
+    def _speed(self) -> dict[str, float]:
+        """The seconds that training took so far, and those of them that it waited for data, both with the
+        warm-up at the pace of what followed; and its speed without the waits. All processes ask for it.
+        """
+        self.clock.lap()
+        measured = self.clock.measured
+        # the others wait for the process whose data comes last
+        waited = max(self.world.gather(measured.data_seconds))
+        trained = measured.seconds - waited
+        images = measured.iterations * self.config.recipe.global_batch
+        share = self.engine.iteration / measured.iterations if measured.iterations else 0.0
+        return {
+            "images_per_s": round(images / trained, 1) if trained > 0 else 0.0,
+            "seconds": round(share * measured.seconds, 3),
+            "data_seconds": round(share * waited, 3),
+        }
+
+    def _warn_of_waits(self) -> None:
+        """Warns once if the device waits for data too long."""
+        timed = self.clock.timed
+        if self.warned or timed.data_seconds < max(WAIT_S, WAITING * timed.seconds):
+            return
+        self.warned = True
+        logger.warning(
+            "training waits for data %.0f %% of the time; more --set system.workers,"
+            " --set recipe.pipeline=tensor (another recipe), or shards with smaller images bring it faster",
+            100 * timed.data_seconds / timed.seconds,
+        )
 
     def _check_disk(self, epochs: int) -> None:
         """Warns if the checkpoints of that many epochs do not fit on the disk."""
@@ -332,7 +356,7 @@ class Trainer:
             "epoch": self.epoch,
             "window": self.interval_loss.state(),
             "whole": self.epoch_loss.state(),
-            "seconds": self.seconds,
+            "clock": self.clock.state(),
             "last": self.last,
             "metrics_offset": self._metrics().offset,
             "corrupt": [loader.corrupt.state() for loader in self.loaders],
@@ -350,7 +374,8 @@ class Trainer:
         state = self.checkpoints.read(name)
         self.engine.restore(state["engine"])
         self.epoch = state["epoch"]
-        self.seconds = state["seconds"]
+        # checkpoints of earlier versions have the seconds of all iterations alone
+        self.clock.restore(state.get("clock") or all_timed(self.engine.iteration, state["seconds"]))
         self.interval_loss.restore(state["window"])
         self.epoch_loss.restore(state["whole"])
         self.last = state["last"]
@@ -408,7 +433,7 @@ class Trainer:
             fix = "resume with the data as it was, or move the run's folder away to start again"
             raise config_error(where, f"{position} ({'; '.join(differ)}); {fix}")
 
-    def _result(self, status: str) -> Result:
+    def _result(self, status: str, speed: dict[str, float]) -> Result:
         config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
         last = self.last if status == "done" else {}
         return Result.model_validate(
@@ -428,8 +453,9 @@ class Trainer:
                 "dataset": config.data.dataset,
                 "image_size": config.data.image_size,
                 **asdict(cost),
-                "images_per_s": self._speed(),
-                "train_seconds": self.seconds,
+                "images_per_s": speed["images_per_s"],
+                "train_seconds": speed["seconds"],
+                "data_seconds": speed["data_seconds"],
                 "peak_memory_mb": peak_memory_mb(self.device),
                 "hardware": self.hardware,
                 "versions": self.provenance["versions"],

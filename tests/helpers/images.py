@@ -14,8 +14,9 @@ from torch import Tensor
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Augmentation, Batch
 from roadmap.data.digits import Split
-from roadmap.data.loader import Loader
+from roadmap.data.loader import Loader, build_transform
 from roadmap.data.staging import stage
 from roadmap.steps import load_roadmap, resolve
 
@@ -45,8 +46,6 @@ PLAIN: dict[str, Any] = {
     "recipe.randaugment": None,
     "recipe.eval_crop_pct": 1.0,
 }
-
-Batch = tuple[Tensor, Tensor]
 
 
 def config_of(data_dir: Path | str | None, **overrides: Any) -> RunConfig:
@@ -136,18 +135,33 @@ def batches(
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
     """Whether batches are equal, bit for bit."""
-    pairs = list(zip(one, other, strict=True))
-    return all(torch.equal(mine, theirs) for batch in pairs for mine, theirs in zip(*batch, strict=True))
+    return len(one) == len(other) and all(map(equal, one, other))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two batches, or parts of them, are equal."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
 
 
 def numbers_of(found: list[Batch], config: RunConfig) -> list[int]:
     """Which pictures are in batches."""
-    return [number_of(image, config) for images, _ in found for image in images]
+    return [number_of(image, config) for images, *_ in found for image in images]
 
 
 def labels_of(found: list[Batch]) -> list[int]:
     """The labels in batches."""
-    return [int(label) for _, labels in found for label in labels]
+    return [int(label) for _, labels, *_ in found for label in labels]
+
+
+def augmentation_of(config: RunConfig) -> Augmentation:
+    """What draws for the configuration's training images."""
+    return Augmentation(
+        config, build_transform(config, training=True), config.recipe.pipeline == "tensor", draws=True
+    )
 
 
 def plan_of(config: RunConfig, world: int) -> BatchPlan:

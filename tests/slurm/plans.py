@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
     "system.checkpoint_minutes": 0.0001,
     "system.threads": 1,
 }
-TIMES = {"seconds", "images_per_s"}
+TIMES = {"seconds", "data_seconds", "images_per_s"}
 
 
 def write_clusters(folder: Path, **values: Any) -> Path:

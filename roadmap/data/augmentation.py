@@ -1,0 +1,224 @@
+"""What augmentation draws for each training image in the data-loading workers, and the batches that take it
+to the device.
+
+timm draws: its RandAugment and its RandomErasing are called with a stand-in for the image, which notes what
+they would do. So the numbers depend on seed, epoch and sample, as those of crops and flips do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from timm.data import auto_augment
+from timm.data.loader import fast_collate
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+from roadmap.config import RunConfig
+from roadmap.data.images import Transform
+from roadmap.data.tensor_decoder import collate
+from roadmap.rng import ERASE, RANDAUGMENT, seed_of
+
+AFFINE = "affine"
+T = TypeVar("T")
+Matrix = tuple[float, ...]
+Box = tuple[int, int, int, int]  # top, bottom, left, right; the second and the fourth are outside
+EMPTY: Box = (0, 0, 0, 0)
+
+
+class Draw(NamedTuple):
+    """One of RandAugment's operations, by the name of timm's function, and its argument."""
+
+    name: str
+    argument: float
+
+
+class Drawn(NamedTuple):
+    """What is drawn for an image: its operations in order, and the boxes to erase, with the key of the noise
+    that replaces them, a number of 32 bits.
+    """
+
+    operations: list[Draw]
+    boxes: list[Box]
+    key: int
+
+
+class TransformedSample(NamedTuple):
+    """A transformed uint8 image (C, H, W), its label, and in training what is drawn for it."""
+
+    image: Any
+    label: int
+    drawn: Drawn | None = None
+
+
+class Operations(NamedTuple):
+    """RandAugment of a batch, step by step: `names[i]` changes the next `counts[i]` of the images `rows`
+    (R,), by their `arguments` (R, 6).
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    rows: Tensor
+    arguments: Tensor
+
+
+class Erasing(NamedTuple):
+    """Erasing in a batch: the images `rows` (R,), with their `boxes` (R, most, 4), of which empty ones count
+    for nothing, and the `keys` (R,) of their noise.
+    """
+
+    rows: Tensor
+    boxes: Tensor
+    keys: Tensor
+
+
+class Batch(NamedTuple):
+    """Images (N, C, H, W) and labels (N,), and what the device has still to do to the images."""
+
+    images: Tensor
+    labels: Tensor
+    operations: Operations | None = None
+    erasing: Erasing | None = None
+
+
+def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """The batch, or a part of it, with the function's result for each tensor."""
+    found: Any = value
+    if isinstance(value, Tensor):
+        found = function(value)
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        found = type(value)(*(map_tensors(part, function) for part in value))
+    return found  # type: ignore[no-any-return]
+
+
+class Augmentation:
+    """Draws for each image what the device will do to it, and makes batches of samples; only training
+    `draws`.
+
+    `transform` is timm's. Under `recipe.pipeline: pillow` it applies RandAugment itself, in the worker, so
+    that erasing is left.
+    """
+
+    def __init__(self, config: RunConfig, transform: Transform, tensors: bool, draws: bool) -> None:
+        recipe = config.recipe
+        self.seed, self.size, self.channels = config.seed, config.data.image_size, config.model.in_chans
+        self.stack: Any = collate if tensors else fast_collate
+        self.operations = randaugment_of(transform) if draws and tensors else None
+        erases = draws and recipe.random_erasing > 0
+        self.erasing = RandomErasing(recipe.random_erasing, device="cpu") if erases else None
+        if self.operations is not None:
+            for op in self.operations.ops:
+                op.aug_fn = partial(_note, op.aug_fn.__name__)
+            # timm would convert it for each image
+            self.operations.ops = np.array(self.operations.ops, dtype=object)
+
+    def draw(self, *counters: int) -> Drawn | None:
+        """What is drawn for the image with these counters, such as epoch and number; None without
+        anything to draw.
+        """
+        if self.operations is None and self.erasing is None:
+            return None
+        operations: list[Draw] = []
+        if self.operations is not None:
+            number = seed_of(RANDAUGMENT, self.seed, *counters)
+            random.seed(number)
+            np.random.seed(number % 2**32)
+            operations = self.operations([])
+        boxes: list[Box] = []
+        number = seed_of(ERASE, self.seed, *counters)
+        if self.erasing is not None:
+            random.seed(number)
+            boxes = self.erasing(_Canvas(self.channels, self.size)).boxes
+        return Drawn(operations, boxes, number % 2**32)
+
+    def collate(self, samples: list[TransformedSample]) -> Batch:
+        """The samples as a batch."""
+        images, labels = self.stack([(image, label) for image, label, _ in samples])
+        drawn = [sample.drawn for sample in samples if sample.drawn is not None]
+        return Batch(images, labels, *self.params(drawn))
+
+    def params(self, drawn: list[Drawn]) -> tuple[Operations | None, Erasing | None]:
+        """What was drawn for the images of a batch, as small tensors."""
+        operations = erasing = None
+        if self.operations is not None:
+            operations = batched([image.operations for image in drawn], self.size, self.size)
+        if self.erasing is not None:
+            rows = [row for row, image in enumerate(drawn) if image.boxes]
+            most: int = self.erasing.max_count
+            boxes = [drawn[row].boxes + [EMPTY] * (most - len(drawn[row].boxes)) for row in rows]
+            keys = [drawn[row].key for row in rows]
+            on_rows, of_boxes, of_keys = (
+                torch.tensor(part, dtype=torch.int64) for part in (rows, boxes, keys)
+            )
+            erasing = Erasing(on_rows, of_boxes.reshape(-1, most, 4), of_keys)
+        return operations, erasing
+
+
+def randaugment_of(transform: Any) -> Any:
+    """timm's RandAugment in its transform, None if it has none."""
+    return next((part for part in transform.transforms if isinstance(part, auto_augment.RandAugment)), None)
+
+
+def _note(name: str, noted: list[Draw], *arguments: float, **_: Any) -> list[Draw]:
+    """Stands in for timm's function of that name, and for its image."""
+    return [*noted, Draw(name, float(arguments[0]) if arguments else 0.0)]
+
+
+class _Canvas:
+    """Stands in for an image, and notes the boxes that timm erases."""
+
+    dtype = torch.float32
+
+    def __init__(self, channels: int, size: int) -> None:
+        self.shape = (channels, size, size)
+        self.boxes: list[Box] = []
+
+    def size(self) -> tuple[int, ...]:
+        return self.shape
+
+    def __setitem__(self, where: tuple[slice, slice, slice], _: Any) -> None:
+        _, rows, columns = where
+        self.boxes.append((rows.start, rows.stop, columns.start, columns.stop))
+
+
+def batched(drawn: list[list[Draw]], height: int, width: int) -> Operations:
+    """The operations in order: each image's first, then its second; geometric ones count as one."""
+    steps: dict[tuple[int, str], list[tuple[int, Matrix]]] = {}
+    for layer in range(max(map(len, drawn), default=0)):
+        for row, draws in enumerate(drawn):
+            if layer < len(draws):
+                name, argument = draws[layer]
+                moves = name in MATRICES
+                matrix = MATRICES[name](argument, width, height) if moves else (argument,) * 6
+                steps.setdefault((layer, AFFINE if moves else name), []).append((row, matrix))
+    changes = [change for step in steps.values() for change in step]
+    return Operations(
+        tuple(name for _, name in steps),
+        tuple(map(len, steps.values())),
+        torch.tensor([row for row, _ in changes], dtype=torch.int64),
+        torch.tensor([matrix for _, matrix in changes], dtype=torch.float32).reshape(-1, 6),
+    )
+
+
+def _rotate(degrees: float, width: int, height: int) -> Matrix:
+    """Around the center, counterclockwise."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = width / 2, height / 2
+    return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
+
+
+# Where a pixel of the result comes from, (ax + by + c, dx + ey + f), as Pillow has it; by timm's argument,
+# width and height.
+MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
+    "rotate": _rotate,
+    "shear_x": lambda factor, width, height: (1, factor, 0, 0, 1, 0),
+    "shear_y": lambda factor, width, height: (1, 0, 0, factor, 1, 0),
+    "translate_x_rel": lambda share, width, height: (1, 0, share * width, 0, 1, 0),
+    "translate_y_rel": lambda share, width, height: (1, 0, 0, 0, 1, share * height),
+}
