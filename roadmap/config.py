@@ -47,10 +47,11 @@ class RecipeSpec(Spec):
             " batch on one GPU. The global batch is a multiple of it, or smaller."
         )
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         description=(
-            "Type of the autocast forward pass; `fp32` is single precision without autocast, and `fp16`"
-            " scales the loss."
+            "`fp32` is IEEE single precision in every operation, and `tf32` lets a GPU multiply and convolve"
+            " in TF32. `bf16` and `fp16` are the type of the autocast forward pass, with `fp32` for the rest;"
+            " `fp16` scales the loss."
         )
     )
     optimizer: Literal["sgd", "adamw"] = Field(description="`sgd` with momentum, or `adamw`.")

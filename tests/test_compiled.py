@@ -18,7 +18,8 @@ from roadmap.signals import Stopped
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
 from roadmap.training import engine
-from roadmap.training.compiled import compare, randomized
+from roadmap.training.compiled import check_gradients, check_logits, compare, randomized
+from roadmap.training.device import float32_precision, tf32
 from roadmap.training.engine import Engine
 
 CPU = torch.device("cpu")
@@ -114,6 +115,23 @@ def test_a_right_compiler_passes_and_the_network_stays_as_it_was(
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_network_in_tf32_is_compared_with_ieee_arithmetic(allowed: bool) -> None:
+    network, called = Engine(config_of(), CPU, 10).model, []
+
+    def forward(images: Tensor) -> Tensor:
+        called.append(float32_precision()["matmul"])
+        logits: Tensor = network(images)
+        return logits
+
+    images, labels = torch.randn(2, 1, 32, 32), torch.tensor([0, 1])
+    with tf32(allowed):
+        check_gradients(network, forward, forward, images, labels, torch.float32)
+        check_logits(forward, forward, images, torch.float32)
+    gradients, logits = ["ieee", "tf32", "tf32"], ["tf32", "ieee", "tf32"]
+    assert called == (gradients + logits if allowed else ["ieee"] * 4)
+
+
 def test_a_signal_while_a_compiler_works_is_no_fault_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopping(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -145,6 +163,8 @@ def test_try_trains_the_eager_network_and_records_it_in_the_provenance(
     assert "the eager network is trained" in caplog.text
     assert (result.top1, result.train_loss) == (plain.top1, plain.train_loss)
     provenance = run.provenance.read_text(encoding="utf-8")
+    assert '"matmul": "ieee"' in provenance
+    assert '"conv": "ieee"' in provenance
     assert '"trained": "eager"' in provenance
     assert "is off by 100 %" in provenance
 

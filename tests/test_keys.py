@@ -87,7 +87,7 @@ def test_the_page_has_a_row_for_every_key() -> None:
         ("model.block.spatial.kernel", "odd integer >= 1"),
         ("recipe.betas", "list of 2 numbers in [0, 1)"),
         ("recipe.crop_scale", "list of 2 numbers in (0, 1], or null"),
-        ("recipe.precision", "fp32, bf16 or fp16"),
+        ("recipe.precision", "fp32, tf32, bf16 or fp16"),
         ("data.mean", "list of numbers"),
         ("data.classes", "list of 2 or more strings, or null"),
         ("system.compile", "true, false or try"),

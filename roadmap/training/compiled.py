@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from roadmap.rng import CHECK, reseed
 from roadmap.signals import Stopped
+from roadmap.training.device import tf32
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to
 # the eager one, and by FLOOR of a typical value, because some gradients are zero except for rounding, as that
@@ -76,10 +77,9 @@ def check_gradients(
     """
     with randomized(network):
         with recomputing(network):  # single precision takes more memory than what is trained
-            exact = _tensors(network, eager, images, labels, torch.float32)
-            rounded = (
-                exact if precision == torch.float32 else _tensors(network, eager, images, labels, precision)
-            )
+            with tf32(False):
+                exact = _tensors(network, eager, images, labels, torch.float32)
+            rounded = exact if is_exact(precision) else _tensors(network, eager, images, labels, precision)
         with compiling():
             found = _tensors(network, compiled, images, labels, precision)
     return compare(found, rounded, exact)
@@ -97,7 +97,14 @@ def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dty
 
     with compiling():
         found = logits(compiled, precision)
-    return compare(found, logits(eager, precision), logits(eager, torch.float32))
+    with tf32(False):
+        exact = logits(eager, torch.float32)
+    return compare(found, exact if is_exact(precision) else logits(eager, precision), exact)
+
+
+def is_exact(precision: torch.dtype) -> bool:
+    """Whether an operation of this type has IEEE's single precision, as PyTorch is set up."""
+    return precision == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @contextmanager

@@ -200,8 +200,7 @@ def evaluate_found(
     # to fail before the data is read
     copy_weights(network, next(iter(states.values())), found.where)
     view, labels = match_classes(found, view, data)
-    view = view.model_copy(update={"system": view.system.model_copy(update={"sync_bn": False})})
-    device = select_device(view)
+    device = select_device(view, training=False)
     set_up(view, device)
     loader = Loader(stage(view), "val", device, plan=ALONE, source=data)
     network.to(device).to(memory_format=torch.channels_last)

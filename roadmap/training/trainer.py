@@ -31,7 +31,15 @@ from roadmap.records import FORMAT, Result, RunDir
 from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
+from roadmap.training.device import (
+    float32_precision,
+    hardware,
+    oom_hint,
+    oom_suggestions,
+    peak_memory_mb,
+    select_device,
+    set_up,
+)
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
@@ -96,7 +104,10 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.saved_iteration = -1
         self.hardware = hardware(self.device, world.size)
-        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {"compile": compiled}
+        self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {
+            "float32": float32_precision(),
+            "compile": compiled,
+        }
 
     def _open_data(self, data: Data | None) -> None:
         """Makes both loaders, in all processes or in none.
