@@ -515,7 +515,7 @@ def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
     ("words", "told"),
     [
         ([], None),
-        (["system.compile=true", "model.width_mult=.50"], "model.width_mult=0.5;system.compile=true"),
+        (["system.compile=true", "model.width_mult=.50"], "model.width_mult=0.5;system.compile=default"),
         (["model.width_mult=1"], "model.width_mult=1.0"),
         (["model.depths=[1,1, 1,1]"], "model.depths=[1, 1, 1, 1]"),
         (["recipe.precision=fp32", "data.image_size=64", "system.threads=1", "recipe.global_batch=8"], None),

@@ -90,7 +90,7 @@ def test_the_page_has_a_row_for_every_key() -> None:
         ("recipe.precision", "fp32, tf32, bf16 or fp16"),
         ("data.mean", "list of numbers"),
         ("data.classes", "list of 2 or more strings, or null"),
-        ("system.compile", "true, false or try"),
+        ("system.compile", "off, default, max-autotune, reduce-overhead, try, true or false"),
         ("system.trackers", "list of tensorboard, wandb"),
         ("system.data_dir", "string, or null"),
         ("seed", "integer in [0, 4294967296)"),

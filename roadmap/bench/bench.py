@@ -65,7 +65,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if first.system.compile == "try":
         raise config_error(
             "system.compile",
-            "is 'try', but a benchmark needs to know whether it is compiled: set true or false",
+            "is 'try', but a benchmark needs to know whether it is compiled: set off or another mode",
         )
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))

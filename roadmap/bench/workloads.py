@@ -28,6 +28,7 @@ from roadmap.export import timm_model
 from roadmap.training.compiled import (
     CompilerFailed,
     GradientCheck,
+    calls_of,
     check_gradients,
     check_logits,
     compile_network,
@@ -96,9 +97,10 @@ def inferring(
     """Evaluation of a batch by a network, in the recipe's precision."""
     images, _ = fixed_batch(config, device, channels_last=channels_last)
     forward: Any = model.eval()
-    if config.system.compile:
-        forward = compile_network(model)
-        confirm(check_logits(model, forward, images, PRECISIONS[config.recipe.precision]))
+    if (mode := config.system.compile) != "off":
+        forward = compile_network(model, mode)
+        precision = PRECISIONS[config.recipe.precision]
+        confirm(check_logits(model, forward, images, precision, calls=calls_of(mode)))
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -135,9 +137,9 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     images, labels = fixed_batch(plain, device, channels_last=not defaults)
     forward: Any = model
-    if plain.system.compile:
-        forward = compile_network(model)
-        confirm(check_gradients(model, model, forward, images, labels, PRECISIONS[recipe.precision]))
+    if (mode := plain.system.compile) != "off":
+        forward, precision = compile_network(model, mode), PRECISIONS[recipe.precision]
+        confirm(check_gradients(model, model, forward, images, labels, precision, calls=calls_of(mode)))
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
