@@ -32,6 +32,7 @@ from roadmap.train import train
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.distributed import Distributed, StopConsensus
+from roadmap.training.engine import Engine
 from roadmap.training.launch import Launch, launched
 from tests.helpers import commands
 from tests.helpers.images import CLASSES, write_folder
@@ -59,6 +60,7 @@ BUSY: dict[str, Any] = {
     "system.eval_batch": 77,
 }
 STEP = "separate_downsampling"
+CPU = torch.device("cpu")
 LAUNCH = (
     "RANK",
     "WORLD_SIZE",
@@ -96,6 +98,40 @@ def trained(config: RunConfig, runs: Path, size: int) -> tuple[RunDir, Result]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Result]:
     """One process that takes the whole batch at once."""
     return trained(config_of(system__micro_batch=64), tmp_path_factory.mktemp("alone"), 1)
+
+
+def train_alike(world: Distributed, out: Path) -> None:
+    """An iteration of a network with BN, whose running means are the rank's number at first."""
+    engine = Engine(
+        config_of("gelu", recipe__global_batch=32, recipe__local_batch=8, system__micro_batch=8),
+        CPU,
+        10,
+        world,
+    )
+    means = [buffer for name, buffer in engine.model.named_buffers() if name.endswith("running_mean")]
+    for mean in means:
+        mean.fill_(world.rank)
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(world.rank))
+    batch = images.contiguous(memory_format=torch.channels_last), torch.arange(8) % 2
+    engine.train_step([batch] * 2)
+    gradients = [parameter.grad for parameter in engine.model.parameters() if parameter.grad is not None]
+    storages = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+    trained = torch.cat(means).tolist()
+    engine.evaluate([batch])
+    found = {"trained": trained, "evaluated": torch.cat(means).tolist()}
+    found |= {"gradients": len(gradients), "storages": len(storages)}
+    (out / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def test_running_statistics_are_sent_to_evaluate_only_and_gradients_are_reduced_in_place(
+    tmp_path: Path,
+) -> None:
+    assert finish(start(2, train_alike, tmp_path)) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert second["trained"] == pytest.approx([0.81] * len(second["trained"]), abs=0.3)
+    assert first["trained"] == pytest.approx([0.0] * len(first["trained"]), abs=0.3)
+    assert first["evaluated"] == second["evaluated"] == first["trained"]
+    assert first["storages"] == second["storages"] < first["gradients"] / 4
 
 
 @pytest.mark.parametrize(("size", "micro"), [(1, 16), (1, 4), (2, 16), (2, 8), (4, 16)])

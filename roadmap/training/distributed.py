@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from roadmap.errors import config_error
 from roadmap.signals import StopSignals, interruptible
@@ -59,6 +60,18 @@ class Distributed:
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes, in place."""
         return self.sum(value).div_(self.size) if self.size > 1 else value
+
+    def data_parallel(self, model: nn.Module, device: torch.device) -> DistributedDataParallel | None:
+        """`model` with gradients that are averaged over the processes, None for a process alone.
+
+        Running statistics stay each process's own: training does not use them, and evaluation syncs them.
+        """
+        if self.size == 1:
+            return None
+        devices = [device] if device.type == "cuda" else None
+        ddp = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        ddp.broadcast_buffers = False  # the argument of this name warns in PyTorch 2.15, which has another
+        return ddp
 
     def sync_buffers(self, model: nn.Module) -> None:
         """Gives every process rank 0's running statistics, because each has seen other images."""

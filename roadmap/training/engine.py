@@ -13,7 +13,6 @@ from timm.data.random_erasing import RandomErasing
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
@@ -71,11 +70,7 @@ class Engine:
         )
         self.mix = build_mixup(config) if recipe.mixes else None
         self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixup smooths its labels itself
-        self.ddp = (
-            DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
-            if self.world.size > 1
-            else None
-        )
+        self.ddp = self.world.data_parallel(self.model, device)
         self.forward: Any = self.ddp or self.model  # the network as training calls it
         self.replayed = system.compile in REPLAYED
         if system.compile != "off":
