@@ -237,7 +237,7 @@ class Replayed(nn.Module):
         self.returned: list[Tensor] = []
         self.fresh: set[int] = set()
         for parameter in network.parameters():
-            parameter.register_post_accumulate_grad_hook(self._returned)
+            parameter.register_post_accumulate_grad_hook(self._returned)  # type: ignore[no-untyped-call]
 
     def _returned(self, parameter: Tensor) -> None:
         if id(parameter) in self.fresh and parameter.grad is not None:
@@ -260,7 +260,7 @@ def test_gradients_accumulate_where_a_call_overwrites_those_of_the_one_before(
     monkeypatch.setattr(engine, "compile_network", lambda network, mode: Replayed(network))
     parts: dict[str, Any] = {"recipe__local_batch": 4, "system__micro_batch": 4}
     images, labels = torch.randn(16, 1, 32, 32), torch.randint(10, (16,))
-    batches = list(zip(images.split(4), labels.split(4), strict=True))
+    batches = list(zip(images.chunk(4), labels.chunk(4), strict=True))
     moved = []
     for mode in ("off", "reduce-overhead"):
         found = Engine(config_of(system__compile=mode, **parts), CPU, 10)

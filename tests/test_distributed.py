@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
+from roadmap.training import distributed
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.distributed import Distributed, StopConsensus
+from roadmap.training.device import select_device
+from roadmap.training.distributed import Distributed, StopConsensus, gpu_problem, joined
 from roadmap.training.engine import Engine
 from roadmap.training.launch import Launch, launched
 from tests.helpers import commands
@@ -118,7 +122,7 @@ def train_alike(world: Distributed, out: Path) -> None:
     storages = {gradient.untyped_storage().data_ptr() for gradient in gradients}
     trained = torch.cat(means).tolist()
     engine.evaluate([batch])
-    found = {"trained": trained, "evaluated": torch.cat(means).tolist()}
+    found: dict[str, Any] = {"trained": trained, "evaluated": torch.cat(means).tolist()}
     found |= {"gradients": len(gradients), "storages": len(storages)}
     (out / f"{world.rank}.json").write_text(json.dumps(found))
 
@@ -425,6 +429,87 @@ def test_a_launch_that_cannot_be_is_refused(
         no_launcher.setenv(key, text)
     with pytest.raises(ConfigError, match=message):
         launched()
+
+
+def enter_with_gpus(
+    launch: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """Joins the others as on a machine with the GPUs that are the last of the arguments."""
+    *arguments_left, uuids = arguments
+    os.environ |= launch
+    distributed.uuid_of = lambda gpu: uuids[launched().rank]
+    with joined(StopSignals()) as world:
+        function(world, *arguments_left)
+
+
+def note_refusal(world: Distributed, out: Path) -> None:
+    world.check_gpus("cpu")
+    with pytest.raises(ConfigError) as refused:
+        world.check_gpus("auto")
+    (out / f"{world.rank}").write_text(str(refused.value))
+
+
+def test_processes_that_share_a_gpu_are_refused_unless_they_train_on_the_cpu(tmp_path: Path) -> None:
+    uuids = ["GPU-a", "GPU-b", "GPU-a"]
+    assert finish(start(3, note_refusal, tmp_path, uuids, enter=enter_with_gpus)) == [0] * 3
+    messages = {(tmp_path / str(rank)).read_text() for rank in range(3)}
+    (message,) = messages
+    assert message.startswith(
+        "system.device processes 0 and 2 have the same GPU, GPU-a; start a process per GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("uuids", "problem"),
+    [
+        (["", ""], None),
+        (["a", "b", "c", "d"], None),
+        (["a", "a"], "processes 0 and 1 have the same GPU, a"),
+        (["a", "b", "", ""], "process 2 has no GPU to itself, and others have one"),
+    ],
+)
+def test_each_process_needs_a_gpu_of_its_own(uuids: list[str], problem: str | None) -> None:
+    assert gpu_problem(uuids) == problem
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "gpu"),
+    [(4, 0, "cuda:0"), (4, 3, "cuda:3"), (1, 3, "cuda:0"), (2, 2, None), (2, 3, None)],
+)
+def test_no_process_takes_the_gpu_of_another(
+    visible: int, local_rank: int, gpu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    if gpu is None:
+        with pytest.raises(
+            ConfigError, match=f"process {local_rank} of this machine has no GPU, for it sees 2"
+        ):
+            select_device(config_of(), local_rank)
+    else:
+        assert str(select_device(config_of(), local_rank)) == gpu
+
+
+def hang(world: Distributed, out: Path) -> None:
+    """The second process does not finish its third iteration."""
+    distributed.ITERATION_TIMEOUT = timedelta(seconds=1)
+    consensus = StopConsensus(world)
+    consensus.poll(False)
+    consensus.poll(False)
+    if world.rank == 1:
+        time.sleep(2.5)
+        return
+    consensus.poll(False)
+    with pytest.raises(RuntimeError) as waited:
+        consensus.poll(False)
+    (out / "waited").write_text(str(waited.value))
+    os._exit(0)
+
+
+def test_a_process_whose_others_hang_says_so_and_what_to_look_at(tmp_path: Path) -> None:
+    assert finish(start(2, hang, tmp_path))[0] == 0
+    message = (tmp_path / "waited").read_text()
+    assert re.match(r"process 0 of 2 has waited 0\.0167 minutes for another one .*NCCL_DEBUG=INFO", message)
 
 
 @contextmanager

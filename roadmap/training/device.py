@@ -45,9 +45,14 @@ def select_device(config: RunConfig, local_rank: int = 0, *, training: bool = Tr
             "system.sync_bn",
             f"needs CUDA, the only device of PyTorch's synchronized BN; this run is on {name}",
         )
-    device = (
-        torch.device(name, local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
-    )
+    device = torch.device(name)
+    if name == "cuda":
+        if (number := gpu_of(local_rank)) is None:
+            raise config_error(
+                f"process {local_rank} of this machine",
+                f"has no GPU, for it sees {torch.cuda.device_count()}; start as many processes",
+            )
+        device = torch.device(name, number)
     if training and config.recipe.precision == "tf32" and not has_tf32(device):
         raise config_error(
             "recipe.precision",
@@ -55,6 +60,15 @@ def select_device(config: RunConfig, local_rank: int = 0, *, training: bool = Tr
             " --set recipe.precision=fp32 is as fast",
         )
     return device
+
+
+def gpu_of(local_rank: int) -> int | None:
+    """The GPU of the `local_rank`-th process of a machine, None if it has none.
+
+    A launcher such as `srun --gpus-per-task=1` shows each process its own as the only one.
+    """
+    count = torch.cuda.device_count()
+    return local_rank if local_rank < count else 0 if count == 1 else None
 
 
 def has_tf32(device: torch.device) -> bool:

@@ -86,6 +86,7 @@ class Trainer:
         self.stop = stop
         self.world = world
         self.callback = callback if world.first else Callback()
+        world.check_gpus(config.system.device)
         self.device = select_device(config, world.launch.local_rank)
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
