@@ -14,7 +14,16 @@ from roadmap import ROOT
 from roadmap.config import RunConfig
 from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmap, resolve
-from roadmap.training.device import allow_tf32, float32_precision, select_device, set_up, tf32
+from roadmap.training.compiled import compiling
+from roadmap.training.device import (
+    OutOfMemory,
+    allow_tf32,
+    float32_precision,
+    oom_hint,
+    select_device,
+    set_up,
+    tf32,
+)
 
 CPU = torch.device("cpu")
 BY_DEFAULT = {"matmul": "ieee", "conv": "tf32"}  # of PyTorch
@@ -96,3 +105,34 @@ def test_training_in_tf32_needs_a_device_that_has_it() -> None:
     with pytest.raises(ConfigError, match=r"recipe\.precision 'tf32' needs a GPU.*recipe\.precision=fp32"):
         select_device(config)
     assert select_device(config, training=False) == CPU
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        RuntimeError("FIND was unable to find an engine to execute this computation after trying 9 plans"),
+        getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=str,
+)
+def test_whoever_has_no_memory_gets_the_same_advice(error: RuntimeError) -> None:
+    def advised() -> str:
+        with pytest.raises(OutOfMemory) as raised, oom_hint("8 images", []), oom_hint("4 images", ["less"]):
+            raise error
+        return str(raised.value)
+
+    assert advised() == "out of memory with 4 images at a time; try less"
+    with pytest.raises(type(error)), compiling():
+        raise error
+
+
+@pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "cuDNN error: BAD_PARAM"])
+def test_other_errors_of_a_device_are_no_lack_of_memory(message: str) -> None:
+    with pytest.raises(RuntimeError, match=f"^{message}$"), oom_hint("4 images", ["less"]):
+        raise RuntimeError(message)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from roadmap.rng import CHECK, reseed
 from roadmap.signals import Stopped
-from roadmap.training.device import tf32
+from roadmap.training.device import is_out_of_memory, tf32
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to
 # the eager one, and by FLOOR of a typical value, because some gradients are zero except for rounding, as that
@@ -157,9 +157,9 @@ def compiling() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a compiler fails in many ways
+        if is_out_of_memory(error):
+            raise
         if (stopped := _stop_behind(error)) is not None:  # from a signal while it compiled
             raise stopped from None
         raise CompilerFailed(

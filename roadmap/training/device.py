@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from roadmap.config import RunConfig
 from roadmap.errors import config_error
 from roadmap.provenance import cpu
 
+NO_MEMORY = re.compile(  # in messages of allocators, cuBLAS and cuDNN, whose search ends so without memory
+    "out of memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    "|Unable to find a valid cuDNN algorithm|was unable to find an engine to execute this computation"
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # The type of the operations that autocast covers; TF32 has the type float32, and is set beside autocast.
 PRECISIONS = {
@@ -156,13 +161,20 @@ class OutOfMemory(RuntimeError):
     """The device cannot hold a micro-batch; the message suggests what to try."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory for an operation; few of such errors have a class of their own."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None
+    )
+
+
 @contextmanager
 def oom_hint(what: str, suggestions: list[str]) -> Iterator[None]:
     """OutOfMemory with `suggestions`, where the device has no memory for `what` at a time."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
         advice = f"try {', or '.join(suggestions)}" if suggestions else "the network needs a larger device"
         raise OutOfMemory(f"out of memory with {what} at a time; {advice}") from error
