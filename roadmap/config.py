@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
@@ -28,12 +28,18 @@ DatasetName = Annotated[
     str,
     StringConstraints(pattern=r"^(folder|shards|digits|synthetic|(custom|torch|hfds|hfids|wds|tfds)/.+)$"),
 ]
+CompileMode = Literal["off", "default", "max-autotune", "reduce-overhead", "try"]
 # Keys that the first runs did not have, with their behavior then: such runs keep their hashes.
 ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
 AROUND_SEED = (
     {"roadmap", "step", "profile"},
     {"model", "recipe", "data", "system"},
 )  # fields before and after it
+
+
+def _compile_mode(value: Any) -> Any:
+    """A truth value as the mode that it once was; YAML 1.1 reads `off` as one."""
+    return {False: "off", True: "default"}[value] if isinstance(value, bool) else value
 
 
 class RecipeSpec(Spec):
@@ -47,10 +53,11 @@ class RecipeSpec(Spec):
             " batch on one GPU. The global batch is a multiple of it, or smaller."
         )
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         description=(
-            "Type of the autocast forward pass; `fp32` is single precision without autocast, and `fp16`"
-            " scales the loss."
+            "`fp32` is IEEE single precision in every operation, and `tf32` lets a GPU multiply and convolve"
+            " in TF32. `bf16` and `fp16` are the type of the autocast forward pass, with `fp32` for the rest;"
+            " `fp16` scales the loss."
         )
     )
     optimizer: Literal["sgd", "adamw"] = Field(description="`sgd` with momentum, or `adamw`.")
@@ -277,11 +284,13 @@ class SystemSpec(Spec):
     sync_bn: bool = Field(
         description="Whether a local batch is spread over all devices, with synchronized BN; it needs CUDA."
     )
-    compile: bool | Literal["try"] = Field(
+    compile: Annotated[
+        CompileMode, BeforeValidator(_compile_mode, json_schema_input_type=CompileMode | bool)
+    ] = Field(
         description=(
-            "Whether PyTorch compiles the network for training, after a comparison of its gradients with the"
-            " eager network's on this machine. `try` trains the eager network if they differ, or if it cannot"
-            " be compiled."
+            "Mode of `torch.compile` in training; its gradients are first compared with the eager network's."
+            " `true` is `default`; `max-autotune` and `reduce-overhead` replay CUDA graphs. `try` is"
+            " `default`, or the eager network if the gradients differ or it cannot be compiled."
         )
     )
     deterministic: bool = Field(description="Whether PyTorch uses deterministic algorithms only.")

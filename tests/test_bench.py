@@ -24,17 +24,21 @@ from blocks.cost import complexity, training_macs
 from blocks.model import build_model
 from roadmap import STEPS_YAML
 from roadmap.__main__ import parser, run
-from roadmap.bench.bench import write_report
+from roadmap.bench import workloads
+from roadmap.bench.bench import row_format, write_report
 from roadmap.bench.config import config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.interleave import interleave, ratio_of, spread_of
-from roadmap.bench.results import Measurement, add_rows, merged, read_rows, slug, to_csv
+from roadmap.bench.results import TIMM_DEFAULTS, Measurement, add_rows, merged, read_rows, slug, to_csv
 from roadmap.bench.tables import device_markdown, groups_of
+from roadmap.bench.workloads import build, in_float32
 from roadmap.cli.arguments import select
 from roadmap.cli.options import main_of
+from roadmap.config import RunConfig
 from roadmap.errors import ConfigError
 from roadmap.report.render import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
+from roadmap.training.device import float32_precision
 
 ROADMAPS = load_roadmaps()
 STEPS = ROADMAPS["convnext_t"].steps
@@ -457,7 +461,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
         ),
         (
             ["gelu", "--set", "recipe.precision=int8"],
-            "recipe.precision: input should be 'fp32', 'bf16' or 'fp16', not 'int8'",
+            "recipe.precision: input should be 'fp32', 'tf32', 'bf16' or 'fp16', not 'int8'",
         ),
     ],
 )
@@ -511,7 +515,7 @@ def test_a_network_too_large_for_memory_is_tried_with_half_and_then_refused(
     ("words", "told"),
     [
         ([], None),
-        (["system.compile=true", "model.width_mult=.50"], "model.width_mult=0.5;system.compile=true"),
+        (["system.compile=true", "model.width_mult=.50"], "model.width_mult=0.5;system.compile=default"),
         (["model.width_mult=1"], "model.width_mult=1.0"),
         (["model.depths=[1,1, 1,1]"], "model.depths=[1, 1, 1, 1]"),
         (["recipe.precision=fp32", "data.image_size=64", "system.threads=1", "recipe.global_batch=8"], None),
@@ -588,6 +592,30 @@ def test_networks_are_measured_beside_timms(monkeypatch: pytest.MonkeyPatch, tmp
     ).model
     assert ours.gmacs == pytest.approx(training_macs(spec, 32) / 1e9)
     assert path.with_suffix(".md").exists()
+
+
+@pytest.mark.parametrize("has_tf32", [True, False])
+def test_timms_defaults_are_measured_in_the_precision_that_their_row_names(
+    has_tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def theirs(config: RunConfig, *_: Any) -> Any:
+        def run() -> None:
+            seen.extend({config.recipe.precision, *float32_precision().values()})
+
+        run()
+        return run
+
+    monkeypatch.setattr(workloads, "has_tf32", lambda device: has_tf32)
+    monkeypatch.setattr(
+        workloads, "theirs_inferring", lambda config, device, _: theirs(in_float32(config, device))
+    )
+    config = resolve(load_roadmap(), "gelu", overrides={"recipe.precision": "bf16"})
+    build(TIMM_DEFAULTS, "inference", config, torch.device("cpu"))()
+    named = row_format(TIMM_DEFAULTS, "bf16", torch.device("cpu"))["precision"]
+    assert named == ("tf32" if has_tf32 else "fp32")
+    assert set(seen) == ({"tf32"} if has_tf32 else {"fp32", "ieee"})
 
 
 def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import ConfigError
 from roadmap.records import prepare
 from roadmap.signals import Stopped
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
-from roadmap.training import engine
-from roadmap.training.compiled import compare, randomized
+from roadmap.training import compiled, engine
+from roadmap.training.compiled import (
+    GRAPHS,
+    check_gradients,
+    check_logits,
+    compare,
+    compile_network,
+    randomized,
+)
+from roadmap.training.device import float32_precision, tf32
 from roadmap.training.engine import Engine
 
 CPU = torch.device("cpu")
@@ -84,11 +94,11 @@ def test_a_compiler_that_is_wrong_is_found_by_name(
     step: str, precision: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, message = FAULTS[fault]
-    monkeypatch.setattr(engine, "compile_network", build)
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: build(network))
     found = Engine(config_of(step, system__compile=True, recipe__precision=precision), CPU, 10)
     with pytest.raises(
         ConfigError,
-        match=rf"system.compile: .*{message}.*PyTorch {re.escape(torch.__version__)}.*system.compile=false",
+        match=rf"system.compile: .*{message}.*PyTorch {re.escape(torch.__version__)}.*system.compile=off",
     ):
         found.check_compiled()
 
@@ -98,7 +108,7 @@ def test_a_compiler_that_is_wrong_is_found_by_name(
 def test_a_right_compiler_passes_and_the_network_stays_as_it_was(
     step: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "compile_network", lambda network: network)
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: network)
     found = Engine(
         config_of(step, system__compile=True, recipe__precision=precision, model__drop_path=0.5), CPU, 10
     )
@@ -114,6 +124,154 @@ def test_a_right_compiler_passes_and_the_network_stays_as_it_was(
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_network_in_tf32_is_compared_with_ieee_arithmetic(allowed: bool) -> None:
+    network, called = Engine(config_of(), CPU, 10).model, []
+
+    def forward(images: Tensor) -> Tensor:
+        called.append(float32_precision()["matmul"])
+        logits: Tensor = network(images)
+        return logits
+
+    images, labels = torch.randn(2, 1, 32, 32), torch.tensor([0, 1])
+    with tf32(allowed):
+        check_gradients(network, forward, forward, images, labels, torch.float32)
+        check_logits(forward, forward, images, torch.float32)
+    gradients, logits = ["ieee", "tf32", "tf32"], ["tf32", "ieee", "tf32"]
+    assert called == (gradients + logits if allowed else ["ieee"] * 4)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[dict[str, Any], Any]]]:
+    """What PyTorch has Inductor compile: its options, and the shape of the images.
+
+    Inductor's part is left out, which takes seconds.
+    """
+    import torch._dynamo
+    import torch._inductor.compile_fx
+
+    found = []
+
+    def compile_fx(graph: Any, inputs: Any, config_patches: dict[str, Any], **_: Any) -> Any:
+        images = next(
+            node for node in graph.graph.nodes if node.target == "L_x_" or node.name.endswith("_x_")
+        )
+        found.append((config_patches, tuple(images.meta["example_value"].shape)))
+        return graph.forward
+
+    monkeypatch.setattr(torch._inductor.compile_fx, "compile_fx", compile_fx)
+    monkeypatch.setattr(compiled, "_networks", itertools.count(1))
+    limits = torch._dynamo.config
+    before = limits.recompile_limit, limits.accumulated_recompile_limit, limits.fail_on_recompile_limit_hit
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+    limits.recompile_limit, limits.accumulated_recompile_limit, limits.fail_on_recompile_limit_hit = before
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("default", {}),
+        ("try", {}),
+        ("reduce-overhead", {"triton.cudagraphs": True}),
+        (
+            "max-autotune",
+            {"triton.cudagraphs": True, "max_autotune": True, "coordinate_descent_tuning": True},
+        ),
+    ],
+)
+def test_a_mode_is_pytorchs_with_the_eager_networks_random_numbers(
+    mode: str, options: dict[str, bool], graphs: list[Any]
+) -> None:
+    assert torch.equal(compile_network(Tiny(), mode)(torch.ones(2, 3)), torch.ones(2, 3))
+    ((given, _),) = graphs
+    assert {name.replace("-", "_"): value for name, value in given.items()} == options | {
+        "fallback_random": True
+    }
+
+
+def test_each_batch_size_has_a_graph_of_its_own_and_too_many_are_an_error(graphs: list[Any]) -> None:
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 10**6  # as importing timm sets it
+    first = compile_network(Tiny(), "default")
+    for images in range(1, GRAPHS + 1):
+        first(torch.ones(images, 3))
+    assert [shape for _, shape in graphs] == [(images, 3) for images in range(1, GRAPHS + 1)]
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        first(torch.ones(GRAPHS + 1, 3))
+    compile_network(Tiny(), "default")(torch.ones(GRAPHS + 1, 3))  # another network has graphs of its own
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        (False, "off"),
+        (True, "default"),
+        ("off", "off"),
+        ("try", "try"),
+        ("reduce-overhead", "reduce-overhead"),
+    ],
+)
+def test_a_mode_may_be_a_truth_value(given: Any, mode: str) -> None:
+    config = config_of(system__compile=given)
+    assert config.system.compile == mode
+    assert config.hash == config_of().hash
+
+
+class Replayed(nn.Module):
+    """A network as CUDA graphs replay it: a call overwrites the gradients that the one before returned."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.returned: list[Tensor] = []
+        self.fresh: set[int] = set()
+        for parameter in network.parameters():
+            parameter.register_post_accumulate_grad_hook(self._returned)  # type: ignore[no-untyped-call]
+
+    def _returned(self, parameter: Tensor) -> None:
+        if id(parameter) in self.fresh and parameter.grad is not None:
+            self.returned.append(
+                parameter.grad.view(-1) if parameter.grad.is_contiguous() else parameter.grad
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gradient in self.returned:
+            gradient.fill_(torch.nan)
+        self.returned = []
+        self.fresh = {id(parameter) for parameter in self.network.parameters() if parameter.grad is None}
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_gradients_accumulate_where_a_call_overwrites_those_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: Replayed(network))
+    parts: dict[str, Any] = {"recipe__local_batch": 4, "system__micro_batch": 4}
+    images, labels = torch.randn(16, 1, 32, 32), torch.randint(10, (16,))
+    batches = [Batch(*part) for part in zip(images.chunk(4), labels.chunk(4), strict=True)]
+    moved = []
+    for mode in ("off", "reduce-overhead"):
+        found = Engine(config_of(system__compile=mode, **parts), CPU, 10)
+        for _ in range(2):
+            found.train_step([batch._replace(images=batch.images.clone()) for batch in batches])
+        moved.append(found.state()["model"])
+    for name, tensor in moved[0].items():
+        assert torch.equal(moved[1][name], tensor), name
+
+
 def test_a_signal_while_a_compiler_works_is_no_fault_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopping(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +280,7 @@ def test_a_signal_while_a_compiler_works_is_no_fault_of_its(monkeypatch: pytest.
             except Stopped as error:
                 raise RuntimeError("a compiler's own words") from error
 
-    monkeypatch.setattr(engine, "compile_network", lambda network: Stopping())
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: Stopping())
     for how in (True, "try"):
         with pytest.raises(Stopped, match="SIGTERM"):
             Engine(config_of(system__compile=how), CPU, 10).check_compiled()
@@ -137,7 +295,7 @@ def test_try_trains_the_eager_network_and_records_it_in_the_provenance(
 ) -> None:
     config, eager = config_of(system__compile="try", **FEW), config_of(**FEW)
     plain = train(eager, prepare(tmp_path / "plain", eager).path)
-    monkeypatch.setattr(engine, "compile_network", lambda network: Faulty(network, "stages"))
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: Faulty(network, "stages"))
     run = prepare(tmp_path / "tried", config)
     with caplog.at_level(logging.WARNING):
         result = train(config, run.path)
@@ -145,13 +303,15 @@ def test_try_trains_the_eager_network_and_records_it_in_the_provenance(
     assert "the eager network is trained" in caplog.text
     assert (result.top1, result.train_loss) == (plain.top1, plain.train_loss)
     provenance = run.provenance.read_text(encoding="utf-8")
+    assert '"matmul": "ieee"' in provenance
+    assert '"conv": "ieee"' in provenance
     assert '"trained": "eager"' in provenance
     assert "is off by 100 %" in provenance
 
 
 def test_a_wrong_compiler_leaves_no_result(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(system__compile=True)
-    monkeypatch.setattr(engine, "compile_network", lambda network: Faulty(network, "stages"))
+    monkeypatch.setattr(engine, "compile_network", lambda network, mode: Faulty(network, "stages"))
     run = prepare(tmp_path, config)
     with pytest.raises(ConfigError, match="compiled gradients are wrong"):
         train(config, run.path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,19 @@ from torch.utils.data import Dataset
 from roadmap import ROOT
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.errors import ConfigError, Problem
 from roadmap.lease import LeaseLost, attempts, read_attempt
 from roadmap.records import Result, RunDir, prepare, read_result, run_dir_of
 from roadmap.signals import Stopped, StopSignals
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
+from roadmap.training import distributed
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.distributed import Distributed, StopConsensus
+from roadmap.training.device import select_device
+from roadmap.training.distributed import Distributed, StopConsensus, gpu_problem, joined
+from roadmap.training.engine import Engine
 from roadmap.training.launch import Launch, launched
 from tests.helpers import commands
 from tests.helpers.images import CLASSES, write_folder
@@ -59,6 +65,7 @@ BUSY: dict[str, Any] = {
     "system.eval_batch": 77,
 }
 STEP = "separate_downsampling"
+CPU = torch.device("cpu")
 LAUNCH = (
     "RANK",
     "WORLD_SIZE",
@@ -96,6 +103,40 @@ def trained(config: RunConfig, runs: Path, size: int) -> tuple[RunDir, Result]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Result]:
     """One process that takes the whole batch at once."""
     return trained(config_of(system__micro_batch=64), tmp_path_factory.mktemp("alone"), 1)
+
+
+def train_alike(world: Distributed, out: Path) -> None:
+    """An iteration of a network with BN, whose running means are the rank's number at first."""
+    engine = Engine(
+        config_of("gelu", recipe__global_batch=32, recipe__local_batch=8, system__micro_batch=8),
+        CPU,
+        10,
+        world,
+    )
+    means = [buffer for name, buffer in engine.model.named_buffers() if name.endswith("running_mean")]
+    for mean in means:
+        mean.fill_(world.rank)
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(world.rank))
+    batch = Batch(images.contiguous(memory_format=torch.channels_last), torch.arange(8) % 2)
+    engine.train_step([batch] * 2)
+    gradients = [parameter.grad for parameter in engine.model.parameters() if parameter.grad is not None]
+    storages = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+    trained = torch.cat(means).tolist()
+    engine.evaluate([batch])
+    found: dict[str, Any] = {"trained": trained, "evaluated": torch.cat(means).tolist()}
+    found |= {"gradients": len(gradients), "storages": len(storages)}
+    (out / f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def test_running_statistics_are_sent_to_evaluate_only_and_gradients_are_reduced_in_place(
+    tmp_path: Path,
+) -> None:
+    assert finish(start(2, train_alike, tmp_path)) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert second["trained"] == pytest.approx([0.81] * len(second["trained"]), abs=0.3)
+    assert first["trained"] == pytest.approx([0.0] * len(first["trained"]), abs=0.3)
+    assert first["evaluated"] == second["evaluated"] == first["trained"]
+    assert first["storages"] == second["storages"] < first["gradients"] / 4
 
 
 @pytest.mark.parametrize(("size", "micro"), [(1, 16), (1, 4), (2, 16), (2, 8), (4, 16)])
@@ -389,6 +430,87 @@ def test_a_launch_that_cannot_be_is_refused(
         no_launcher.setenv(key, text)
     with pytest.raises(ConfigError, match=message):
         launched()
+
+
+def enter_with_gpus(
+    launch: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    """Joins the others as on a machine with the GPUs that are the last of the arguments."""
+    *arguments_left, uuids = arguments
+    os.environ |= launch
+    distributed.uuid_of = lambda gpu: uuids[launched().rank]
+    with joined(StopSignals()) as world:
+        function(world, *arguments_left)
+
+
+def note_refusal(world: Distributed, out: Path) -> None:
+    world.check_gpus("cpu")
+    with pytest.raises(ConfigError) as refused:
+        world.check_gpus("auto")
+    (out / f"{world.rank}").write_text(str(refused.value))
+
+
+def test_processes_that_share_a_gpu_are_refused_unless_they_train_on_the_cpu(tmp_path: Path) -> None:
+    uuids = ["GPU-a", "GPU-b", "GPU-a"]
+    assert finish(start(3, note_refusal, tmp_path, uuids, enter=enter_with_gpus)) == [0] * 3
+    messages = {(tmp_path / str(rank)).read_text() for rank in range(3)}
+    (message,) = messages
+    assert message.startswith(
+        "system.device processes 0 and 2 have the same GPU, GPU-a; start a process per GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("uuids", "problem"),
+    [
+        (["", ""], None),
+        (["a", "b", "c", "d"], None),
+        (["a", "a"], "processes 0 and 1 have the same GPU, a"),
+        (["a", "b", "", ""], "process 2 has no GPU to itself, and others have one"),
+    ],
+)
+def test_each_process_needs_a_gpu_of_its_own(uuids: list[str], problem: str | None) -> None:
+    assert gpu_problem(uuids) == problem
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "gpu"),
+    [(4, 0, "cuda:0"), (4, 3, "cuda:3"), (1, 3, "cuda:0"), (2, 2, None), (2, 3, None)],
+)
+def test_no_process_takes_the_gpu_of_another(
+    visible: int, local_rank: int, gpu: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    if gpu is None:
+        with pytest.raises(
+            ConfigError, match=f"process {local_rank} of this machine has no GPU, for it sees 2"
+        ):
+            select_device(config_of(), local_rank)
+    else:
+        assert str(select_device(config_of(), local_rank)) == gpu
+
+
+def hang(world: Distributed, out: Path) -> None:
+    """The second process does not finish its third iteration."""
+    distributed.ITERATION_TIMEOUT = timedelta(seconds=1)
+    consensus = StopConsensus(world)
+    consensus.poll(False)
+    consensus.poll(False)
+    if world.rank == 1:
+        time.sleep(2.5)
+        return
+    consensus.poll(False)
+    with pytest.raises(RuntimeError) as waited:
+        consensus.poll(False)
+    (out / "waited").write_text(str(waited.value))
+    os._exit(0)
+
+
+def test_a_process_whose_others_hang_says_so_and_what_to_look_at(tmp_path: Path) -> None:
+    assert finish(start(2, hang, tmp_path))[0] == 0
+    message = (tmp_path / "waited").read_text()
+    assert re.match(r"process 0 of 2 has waited 0\.0167 minutes for another one .*NCCL_DEBUG=INFO", message)
 
 
 @contextmanager

@@ -29,7 +29,15 @@ from roadmap.bench.results import (
     slug,
 )
 from roadmap.bench.tables import device_markdown, groups_of, tables_of
-from roadmap.bench.workloads import build, convolution, free, has_timm, loop_and_bare, matmul
+from roadmap.bench.workloads import (
+    build,
+    convolution,
+    default_precision,
+    free,
+    has_timm,
+    loop_and_bare,
+    matmul,
+)
 from roadmap.cli.arguments import Selection, select
 from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap
@@ -57,7 +65,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if first.system.compile == "try":
         raise config_error(
             "system.compile",
-            "is 'try', but a benchmark needs to know whether it is compiled: set true or false",
+            "is 'try', but a benchmark needs to know whether it is compiled: set off or another mode",
         )
     device = select_device(first)
     batch = arguments.batch or (None if arguments.loop else BATCHES.get(device.type, BATCH))
@@ -160,7 +168,7 @@ class Meter:
             | config.model_dump(include={"roadmap", "step", "profile"})
             | {"mode": mode, "subject": name, "batch": recipe.global_batch, "image_size": size, "n": took.n}
             | {"overrides": overrides_of(config, self.arguments)}
-            | _format(name, recipe.precision, self.device)
+            | row_format(name, recipe.precision, self.device)
             | {"ms": 1e3 * took.median, "ms_low": 1e3 * took.low, "ms_high": 1e3 * took.high}
             | {"images_per_s": recipe.global_batch / took.median, "memory_mb": memory or None}
             | {"gmacs": macs / 1e9, "tflops": spread_of(rates).median, "date": now()}
@@ -241,11 +249,11 @@ def _peak(rates: Sequence[float], peaks: Times) -> dict[str, Any]:
     }
 
 
-def _format(name: str, precision: str, device: torch.device) -> dict[str, str]:
+def row_format(name: str, precision: str, device: torch.device) -> dict[str, str]:
     """A subject's precision and memory format."""
     if name != TIMM_DEFAULTS:
         return {"precision": precision, "memory_format": "channels_last"}
-    return {"precision": "tf32" if device.type == "cuda" else "fp32", "memory_format": "contiguous"}
+    return {"precision": default_precision(device), "memory_format": "contiguous"}
 
 
 def line(row: Measurement) -> str:

@@ -29,11 +29,12 @@ from roadmap.export import timm_model
 from roadmap.training.compiled import (
     CompilerFailed,
     GradientCheck,
+    calls_of,
     check_gradients,
     check_logits,
     compile_network,
 )
-from roadmap.training.device import PRECISIONS, autocast
+from roadmap.training.device import PRECISIONS, autocast, has_tf32, tf32
 from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
 from roadmap.training.optim import build_optimizer
@@ -65,12 +66,17 @@ def build(subject: str, mode: str, config: RunConfig, device: torch.device) -> R
     """One iteration of a subject in a mode, on a fixed batch of the configuration's."""
     if subject == OURS:
         return ours_trained(config, device) if mode == "train" else ours_inferring(config, device)
-    defaults = subject == TIMM_DEFAULTS
-    return (
-        theirs_trained(config, device, defaults)
-        if mode == "train"
-        else theirs_inferring(config, device, defaults)
-    )
+    theirs = theirs_trained if mode == "train" else theirs_inferring
+    if subject != TIMM_DEFAULTS:
+        return theirs(config, device, False)
+    with tf32(has_tf32(device)):
+        run = theirs(config, device, True)
+
+    def as_by_default() -> object:
+        with tf32(has_tf32(device)):
+            return run()
+
+    return as_by_default
 
 
 def ours_trained(config: RunConfig, device: torch.device) -> Run:
@@ -92,9 +98,10 @@ def inferring(
     """Evaluation of a batch by a network, in the recipe's precision."""
     images, _ = fixed_batch(config, device, channels_last=channels_last)
     forward: Any = model.eval()
-    if config.system.compile:
-        forward = compile_network(model)
-        confirm(check_logits(model, forward, images, PRECISIONS[config.recipe.precision]))
+    if (mode := config.system.compile) != "off":
+        forward = compile_network(model, mode)
+        precision = PRECISIONS[config.recipe.precision]
+        confirm(check_logits(model, forward, images, precision, calls=calls_of(mode)))
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -113,9 +120,8 @@ def confirm(check: GradientCheck) -> None:
 
 def theirs_inferring(config: RunConfig, device: torch.device, defaults: bool) -> Run:
     """Evaluation of a batch by timm's network; its `defaults` are float32 and contiguous images."""
-    plain = in_fp32(config) if defaults else config
-    run = inferring(theirs(plain, device, defaults), plain, device, channels_last=not defaults)
-    return in_tf32(run) if defaults and device.type == "cuda" else run
+    plain = in_float32(config, device) if defaults else config
+    return inferring(timm_network(plain, device, defaults), plain, device, channels_last=not defaults)
 
 
 def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> Run:
@@ -124,17 +130,17 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
     With its `defaults`, everything is in float32 and contiguous, and the optimizer is not fused. All layers
     have the same learning rate.
     """
-    plain = in_fp32(config) if defaults else config
+    plain = in_float32(config, device) if defaults else config
     recipe = plain.recipe.model_copy(update={"layer_decay": 1.0})
-    model = theirs(plain, device, defaults).train()
+    model = timm_network(plain, device, defaults).train()
     optimizer = unfused(recipe, model) if defaults else build_optimizer(recipe, model)
     ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema is not None else None
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     images, labels = fixed_batch(plain, device, channels_last=not defaults)
     forward: Any = model
-    if plain.system.compile:
-        forward = compile_network(model)
-        confirm(check_gradients(model, model, forward, images, labels, PRECISIONS[recipe.precision]))
+    if (mode := plain.system.compile) != "off":
+        forward, precision = compile_network(model, mode), PRECISIONS[recipe.precision]
+        confirm(check_gradients(model, model, forward, images, labels, precision, calls=calls_of(mode)))
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -149,10 +155,10 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
         if ema is not None:
             ema.update(model)
 
-    return in_tf32(run) if defaults and device.type == "cuda" else run
+    return run
 
 
-def theirs(config: RunConfig, device: torch.device, defaults: bool) -> nn.Module:
+def timm_network(config: RunConfig, device: torch.device, defaults: bool) -> nn.Module:
     """timm's network with the same shape and stochastic depth rate."""
     name, kwargs = timm_model(config.model)
     model: nn.Module = create_model(name, **kwargs, drop_path_rate=config.model.drop_path)
@@ -179,23 +185,15 @@ def unfused(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def in_fp32(config: RunConfig) -> RunConfig:
+def default_precision(device: torch.device) -> str:
+    """That of timm's scripts without further options."""
+    return "tf32" if has_tf32(device) else "fp32"
+
+
+def in_float32(config: RunConfig, device: torch.device) -> RunConfig:
     """The configuration without mixed precision."""
-    return config.model_copy(update={"recipe": config.recipe.model_copy(update={"precision": "fp32"})})
-
-
-def in_tf32(run: Run) -> Run:
-    """The iteration with TF32 in matrix products, as in timm's scripts on a GPU."""
-
-    def inside() -> object:
-        kept = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            return run()
-        finally:
-            torch.set_float32_matmul_precision(kept)
-
-    return inside
+    recipe = config.recipe.model_copy(update={"precision": default_precision(device)})
+    return config.model_copy(update={"recipe": recipe})
 
 
 def free(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blocks.model import build_model
 from roadmap import ROOT
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.loader import Loader
 from roadmap.deltas import resolve
 from roadmap.doctor.findings import Finding, measured
@@ -220,7 +221,7 @@ def compiled_gradients(machine: Machine) -> None:
         torch.manual_seed(0)
         network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
         began = time.perf_counter()
-        compiled = compile_network(network)
+        compiled = compile_network(network, "default")
         check = check_gradients(network, network, compiled, images, labels, PRECISIONS[precision])
         seconds = time.perf_counter() - began
         breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
@@ -279,7 +280,7 @@ def synchronizations(machine: Machine) -> None:
         )
 
 
-def _places_that_wait(device: torch.device, engine: Engine, batches: Sequence[Any]) -> list[str]:
+def _places_that_wait(device: torch.device, engine: Engine, batches: Sequence[Batch]) -> list[str]:
     """The lines of code at which an iteration on one of the batches waits for the device."""
 
     def run() -> None:
@@ -341,7 +342,7 @@ def _place(stack: Sequence[traceback.FrameSummary]) -> str:
 
 
 @contextmanager
-def training(config: RunConfig, device: torch.device) -> Iterator[tuple[Engine, Iterator[Any]]]:
+def training(config: RunConfig, device: torch.device) -> Iterator[tuple[Engine, Iterator[Batch]]]:
     """An engine that has started, and endless batches of its loader."""
     set_up(config, device)
     exact_float32()
@@ -415,7 +416,7 @@ def _trained_weights(config: RunConfig, device: torch.device) -> dict[str, Tenso
     engine = Engine(config, device, 10)
     engine.iteration = 1  # the first has a learning rate of 0
     for _ in range(2):
-        engine.train_step([(images.clone().contiguous(memory_format=torch.channels_last), labels)])
+        engine.train_step([Batch(images.clone(memory_format=torch.channels_last), labels)])
     return {name: tensor.detach().cpu() for name, tensor in engine.model.state_dict().items()}
 
 

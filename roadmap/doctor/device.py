@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from roadmap.config import RunConfig
+from roadmap.data.workers import workers_of
 from roadmap.doctor.environment import check_shared_memory
 from roadmap.doctor.findings import Finding
 from roadmap.errors import ConfigError
@@ -29,7 +30,7 @@ def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
     findings = [Finding("device", "PyTorch", torch.__version__, status="ok")]
     findings += _cuda(device) if device.type == "cuda" else _other(device)
     findings.append(_compiler(device))
-    workers = config.system.workers
+    workers = workers_of(config, device.type, streams=False)
     batch = min(config.recipe.global_batch, config.recipe.local_batch or config.recipe.global_batch)
     image = config.model.in_chans * config.data.image_size**2
     findings.append(check_shared_memory((2 * workers + 2) * batch * image, workers))

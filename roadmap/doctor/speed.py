@@ -20,6 +20,7 @@ from roadmap.bench.interleave import seconds_each, timed, wait
 from roadmap.bench.results import OURS, TIMM, Measurement, read_rows
 from roadmap.bench.workloads import convolution, free
 from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.loader import Loader
 from roadmap.deltas import resolve
 from roadmap.doctor.correctness import FIRST, LAST, Machine
@@ -34,6 +35,8 @@ WINDOW_S = 0.05  # of a measurement of one operation
 PROFILE_ROWS = 40
 # a step of the network with the images' augmentation
 AUGMENTED = {
+    "data.dataset": "synthetic",
+    "system.workers": 0,
     "recipe.pipeline": "tensor",
     "recipe.random_erasing": 0.25,
     "recipe.mixup": 0.8,
@@ -100,7 +103,7 @@ def _bench(
             f"system.device={machine.device.type}",
         ]
         words += ["--against", "timm"] if rival else []
-        words += ["--set", "system.compile=true"] if compiled else []
+        words += ["--set", "system.compile=default"] if compiled else []
         words += ["--mode", "train"] if compiled or not rival else []
         code = run(parser().parse_args(words))
         for path in sorted(Path(folder).glob("*.csv")):
@@ -193,16 +196,20 @@ def _iteration(machine: Machine, step: str) -> None:
     config = resolve(
         load_roadmap(),
         step,
-        overrides=AUGMENTED | {"recipe.global_batch": batch, "recipe.local_batch": batch},
+        overrides=AUGMENTED
+        | {"recipe.global_batch": batch, "recipe.local_batch": batch, "data.images": [batch, batch]},
     )
     set_up(config, device)
     engine = Engine(config, device, 1000)
-    labels = torch.randint(1000, (batch,), device=device)
-    images = torch.randint(256, (batch, 3, 224, 224), device=device).float()
-    images = images.contiguous(memory_format=torch.channels_last)
+    loader = Loader(config, "train", device)
+    found = next(loader.epoch())
+    loader.close()
+
+    def batch_again() -> Batch:
+        return found._replace(images=found.images.clone())
 
     def iterate() -> object:
-        return engine.train_step([(images.clone(), labels)])
+        return engine.train_step([batch_again()])
 
     for _ in range(4 if machine.is_fast else 1):
         iterate()
@@ -212,7 +219,7 @@ def _iteration(machine: Machine, step: str) -> None:
             "kernels", step, "iteration with augmentation", 1e3 * seconds_each(iterate, device, count), "ms"
         )
     )
-    host = {"augmentation": lambda: engine._augment(images.clone(), labels, 0), "iteration": iterate}
+    host = {"augmentation": lambda: engine._augment(batch_again(), 0), "iteration": iterate}
     for name, run in host.items():
         times = []
         for _ in range(count):
@@ -223,18 +230,17 @@ def _iteration(machine: Machine, step: str) -> None:
         what = f"{name}, CPU time of the training thread"
         machine.report(measured("kernels", step, what, 1e3 * median(times), "ms"))
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiled:
         for _ in range(3 if machine.is_fast else 1):
             iterate()
         wait(device)
     order = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
-    table = found.key_averages().table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=90)
+    table = profiled.key_averages().table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=90)
     (machine.out / f"profile-{step}.txt").write_text(table, encoding="utf-8")
 
 
 def loading(machine: Machine) -> None:
     """What the loader makes of JPEGs of ImageNet's size, alone and in the training loop."""
-    workers = max(1, usable_cores() - 1)
     images, copies, seconds = (512, 40, 4.0) if machine.is_fast else (64, 4, 2.0)
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
@@ -246,12 +252,12 @@ def loading(machine: Machine) -> None:
             ("tensor, shards of 256 px", "shards", "tensor"),
         ):
             config = _loading_config(
-                Path(folder) / dataset, dataset, pipeline, workers, 128 if machine.is_fast else 16
+                Path(folder) / dataset, dataset, pipeline, 128 if machine.is_fast else 16
             )
             _loading_rates(machine, name, config, seconds)
 
 
-def _loading_config(root: Path, dataset: str, pipeline: str, workers: int, batch: int) -> RunConfig:
+def _loading_config(root: Path, dataset: str, pipeline: str, batch: int) -> RunConfig:
     splits = {"data.train_split": TRAIN, "data.val_split": VAL} if dataset == "shards" else {}
     given = {
         "model.num_classes": CLASSES,
@@ -259,7 +265,6 @@ def _loading_config(root: Path, dataset: str, pipeline: str, workers: int, batch
         "recipe.local_batch": batch,
         "recipe.precision": "bf16",
         "recipe.pipeline": pipeline,
-        "system.workers": workers,
         "data.dataset": dataset,
         "system.data_dir": str(root),
     }
@@ -267,13 +272,13 @@ def _loading_config(root: Path, dataset: str, pipeline: str, workers: int, batch
 
 
 def _loading_rates(machine: Machine, name: str, config: RunConfig, seconds: float) -> None:
-    device, workers = machine.device, config.system.workers
+    device = machine.device
     set_up(config, device)
     loader = Loader(config, "train", device)
     try:
         batches = (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
-        rate = _rate(batches, device, seconds, 2 * workers + 2, lambda batch: None)
-        machine.report(measured("loading", name, f"loader alone, {workers} workers", rate, "images/s"))
+        rate = _rate(batches, device, seconds, 2 * loader.workers + 2, lambda batch: None)
+        machine.report(measured("loading", name, f"loader alone, {loader.workers} workers", rate, "images/s"))
         if machine.is_fast:
             engine = Engine(config, device, 1000)
             rate = _rate(batches, device, seconds, 8, lambda batch: engine.train_step([batch]))

@@ -4,6 +4,7 @@ machine at hand.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from roadmap.rng import CHECK, reseed
 from roadmap.signals import Stopped
+from roadmap.training.device import is_out_of_memory, tf32
 
 # A compiled tensor may be off by TOLERANCE of its norm, by ROUNDING times what the precision alone does to
 # the eager one, and by FLOOR of a typical value, because some gradients are zero except for rounding, as that
@@ -24,7 +26,11 @@ from roadmap.signals import Stopped
 # recognition; their norms stay within a factor of RATIO.
 TOLERANCE, ROUNDING, FLOOR, RATIO = 1e-2, 4.0, 5e-3, 4.0
 SCALES = (0.1, 0.5)  # of norms and layer scales: larger ones amplify rounding from block to block
+GRAPHS = 8  # that PyTorch may compile of a network: its modes of training and evaluation, and their batches
+REPLAYED = {"max-autotune", "reduce-overhead"}  # modes that replay CUDA graphs
 FP16_SCALE = 64.0  # keeps the gradients of half precision from underflow, as GradScaler does in training
+
+_networks = itertools.count(1)  # that this process has compiled
 
 
 @dataclass(frozen=True)
@@ -57,47 +63,91 @@ class CompilerFailed(RuntimeError):
     """PyTorch cannot compile the network, or cannot run the compiled one; the message quotes its error."""
 
 
-def compile_network(network: nn.Module) -> Any:
-    """`network`, or its DistributedDataParallel, compiled by Inductor.
+def compile_network(network: nn.Module, mode: str) -> Any:
+    """`network`, or its DistributedDataParallel, compiled by Inductor in a mode of `system.compile`: a graph
+    for each shape of its input, up to GRAPHS, and an error beyond.
 
     It draws the eager network's random numbers: otherwise stochastic depth would make both incomparable.
+    Where CUDA graphs are replayed, a call overwrites the logits and gradients that the one before returned.
     """
-    return torch.compile(network, options={"fallback_random": True})
+    import torch._dynamo
+    import torch._inductor
+
+    # A process may train many networks, and all count, as their code is the same. Without a limit of our own
+    # it would be PyTorch's, or the one that importing timm sets, and beyond it a network is silently eager.
+    limits = torch._dynamo.config
+    limits.recompile_limit = limits.accumulated_recompile_limit = GRAPHS * next(_networks)
+    limits.fail_on_recompile_limit_hit = True
+    options = torch._inductor.list_mode_options("default" if mode == "try" else mode)
+    compiled: Any = torch.compile(network, dynamic=False, options=options | {"fallback_random": True})
+    if mode not in REPLAYED:
+        return compiled
+
+    def replayed(images: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        logits: Tensor = compiled(images)
+        return logits
+
+    return replayed
+
+
+def calls_of(mode: str) -> int:
+    """The call of a network compiled in that mode that does what all later ones do: where CUDA graphs are
+    replayed, the first only runs, and the second is recorded.
+    """
+    return 3 if mode in REPLAYED else 1
 
 
 def check_gradients(
-    network: nn.Module, eager: Any, compiled: Any, images: Tensor, labels: Tensor, precision: torch.dtype
-) -> GradientCheck:  # fmt: skip
+    network: nn.Module,
+    eager: Any,
+    compiled: Any,
+    images: Tensor,
+    labels: Tensor,
+    precision: torch.dtype,
+    *,
+    calls: int = 1,
+) -> GradientCheck:
     """Compares logits and gradients of `compiled` with those of `eager`, tensor by tensor.
 
     Both call `network`, which does not change. `images` are (N, C, H, W) and `labels` (N,), as training has
     them: the graph that is checked is the graph that trains. Losses do not show the faults of a compiler,
-    gradients do. CompilerFailed if nothing could be compiled.
+    gradients do. Of several `calls`, the last is compared. CompilerFailed if nothing could be compiled.
     """
     with randomized(network):
         with recomputing(network):  # single precision takes more memory than what is trained
-            exact = _tensors(network, eager, images, labels, torch.float32)
-            rounded = (
-                exact if precision == torch.float32 else _tensors(network, eager, images, labels, precision)
-            )
+            with tf32(False):
+                exact = _tensors(network, eager, images, labels, torch.float32)
+            rounded = exact if is_exact(precision) else _tensors(network, eager, images, labels, precision)
         with compiling():
-            found = _tensors(network, compiled, images, labels, precision)
+            for _ in range(calls):
+                found = _tensors(network, compiled, images, labels, precision)
     return compare(found, rounded, exact)
 
 
-def check_logits(eager: Any, compiled: Any, images: Tensor, precision: torch.dtype) -> GradientCheck:
-    """Compares the logits of networks in evaluation."""
+def check_logits(
+    eager: Any, compiled: Any, images: Tensor, precision: torch.dtype, *, calls: int = 1
+) -> GradientCheck:
+    """Compares the logits of networks in evaluation; of several `calls`, the last."""
 
     def logits(forward: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         with (
             torch.inference_mode(),
             torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32),
         ):
-            return {"logits": forward(images).float()}
+            return {"logits": forward(images).to(torch.float32, copy=True)}
 
     with compiling():
-        found = logits(compiled, precision)
-    return compare(found, logits(eager, precision), logits(eager, torch.float32))
+        for _ in range(calls):
+            found = logits(compiled, precision)
+    with tf32(False):
+        exact = logits(eager, torch.float32)
+    return compare(found, exact if is_exact(precision) else logits(eager, precision), exact)
+
+
+def is_exact(precision: torch.dtype) -> bool:
+    """Whether an operation of this type has IEEE's single precision, as PyTorch is set up."""
+    return precision == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @contextmanager
@@ -107,9 +157,9 @@ def compiling() -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a compiler fails in many ways
+        if is_out_of_memory(error):
+            raise
         if (stopped := _stop_behind(error)) is not None:  # from a signal while it compiled
             raise stopped from None
         raise CompilerFailed(
@@ -165,7 +215,7 @@ def _tensors(
         logits = forward(images)
         loss = functional.cross_entropy(logits, labels)
     torch.autograd.backward(scale * loss)
-    tensors = {"logits": logits.detach().float()}
+    tensors = {"logits": logits.detach().to(torch.float32, copy=True)}
     for name, parameter in network.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         tensors[name] = gradient.detach().float() / scale

@@ -13,7 +13,6 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
@@ -22,7 +21,7 @@ from roadmap.data.augmentation import Batch
 from roadmap.errors import config_error
 from roadmap.rng import CHECK, INIT, MIX, STEP, reseed, seed_of
 from roadmap.training.checkpoint import state_bytes
-from roadmap.training.compiled import CompilerFailed, check_gradients, compile_network
+from roadmap.training.compiled import REPLAYED, CompilerFailed, calls_of, check_gradients, compile_network
 from roadmap.training.device import PRECISIONS, autocast, oom_hint, oom_suggestions
 from roadmap.training.device_transforms import DeviceTransform
 from roadmap.training.distributed import Distributed
@@ -67,29 +66,32 @@ class Engine:
         self.device_transform = DeviceTransform(config, device)
         self.mix = build_mixup(config) if recipe.mixes else None
         self.smoothing = 0.0 if recipe.mixes else recipe.label_smoothing  # mixup smooths its labels itself
-        self.ddp = (
-            DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
-            if self.world.size > 1
-            else None
-        )
+        self.ddp = self.world.data_parallel(self.model, device)
         self.forward: Any = self.ddp or self.model  # the network as training calls it
-        if system.compile:
-            self.forward = compile_network(self.forward)
+        self.replayed = system.compile in REPLAYED
+        if system.compile != "off":
+            self.forward = compile_network(self.forward, system.compile)
 
     def check_compiled(self) -> dict[str, Any] | None:
         """Compares what PyTorch has compiled with the eager network, on a micro-batch of noise; the report is
         for provenance.json.
 
         Where they differ, or nothing could be compiled, `system.compile: try` trains the eager network, with
-        a warning, and `true` is a ConfigError. All processes decide alike. None where nothing is compiled.
+        a warning, and other modes are a ConfigError. All processes decide alike. None where nothing is
+        compiled.
         """
-        if not self.config.system.compile:
+        if self.config.system.compile == "off":
             return None
         eager, check, problem = self.ddp or self.model, None, None
         with oom_hint(f"{self.plan.micro} images", oom_suggestions(self.config, self.plan.micro)):
             try:
                 check = check_gradients(
-                    self.model, eager, self.forward, *self._noise(), PRECISIONS[self.config.recipe.precision]
+                    self.model,
+                    eager,
+                    self.forward,
+                    *self._noise(),
+                    PRECISIONS[self.config.recipe.precision],
+                    calls=calls_of(self.config.system.compile),
                 )
                 problem = f"compiled gradients are wrong: {check}" if check.wrong else None
             except CompilerFailed as error:
@@ -102,7 +104,7 @@ class Engine:
             )
             if self.config.system.compile != "try":
                 fixes = (
-                    "--set system.compile=false trains the eager network, system.compile=try does so where"
+                    "--set system.compile=off trains the eager network, system.compile=try does so where"
                     " the compiled one is wrong"
                 )
                 raise config_error("system.compile:", f"{problem}; {fixes}")
@@ -144,6 +146,10 @@ class Engine:
                     loss = functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
                 loss = loss / self.plan.accumulation
                 torch.autograd.backward(self.scaler.scale(loss))
+            if self.replayed and step == 0 and not last:
+                for parameter in self.model.parameters():
+                    # the next call would overwrite what the others are added to
+                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             total += loss.detach()
         if self.config.recipe.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)

@@ -201,8 +201,7 @@ def evaluate_found(
     for network, state in zip(networks, states.values(), strict=True):
         copy_weights(network, state, found.where)  # to fail before the data is read
     view, labels = match_classes(found, view, data)
-    view = view.model_copy(update={"system": view.system.model_copy(update={"sync_bn": False})})
-    device = select_device(view)
+    device = select_device(view, training=False)
     set_up(view, device)
     loader = Loader(stage(view), "val", device, plan=ALONE, source=data)
     for network in networks:

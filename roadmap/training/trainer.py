@@ -31,7 +31,15 @@ from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.clock import Clock, all_timed, synchronize
-from roadmap.training.device import hardware, oom_hint, oom_suggestions, peak_memory_mb, select_device, set_up
+from roadmap.training.device import (
+    float32_precision,
+    hardware,
+    oom_hint,
+    oom_suggestions,
+    peak_memory_mb,
+    select_device,
+    set_up,
+)
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.engine import Engine
 from roadmap.training.metrics import Mean
@@ -79,6 +87,7 @@ class Trainer:
         self.stop = stop
         self.world = world
         self.callback = callback if world.first else Callback()
+        world.check_gpus(config.system.device)
         self.device = select_device(config, world.launch.local_rank)
         set_up(config, self.device)
         self.plan = plan_batches(config, world.size)
@@ -99,6 +108,7 @@ class Trainer:
         self.saved_iteration = -1
         self.hardware = hardware(self.device, world.size)
         self.provenance = world.from_rank0(lambda: provenance(self.hardware)) | {
+            "float32": float32_precision(),
             "compile": compiled,
             "data_loading_workers": self.loader.workers,  # of each process
         }

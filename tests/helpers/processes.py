@@ -42,7 +42,9 @@ def _enter(launch: dict[str, str], function: Callable[..., None], arguments: tup
         function(world, *arguments)
 
 
-def start(size: int, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+def start(
+    size: int, function: Callable[..., None], *arguments: Any, enter: Callable[..., None] = _enter
+) -> list[BaseProcess]:
     """`size` processes, each of which calls function(world, *arguments)."""
     port = free_port()
     processes: list[BaseProcess] = []
@@ -55,7 +57,7 @@ def start(size: int, function: Callable[..., None], *arguments: Any) -> list[Bas
             "MASTER_PORT": port,
         }
         launch = {name: str(value) for name, value in names.items()}
-        processes.append(SERVER.Process(target=_enter, args=(launch, function, arguments), daemon=True))
+        processes.append(SERVER.Process(target=enter, args=(launch, function, arguments), daemon=True))
     for process in processes:
         process.start()
     return processes
