@@ -169,7 +169,7 @@ class LayerNorm(Norm):
     """Over the channels at each position."""
 
     def build(self, op: Op) -> nn.Module:
-        from timm.layers import LayerNorm2d
+        from blocks.modules import LayerNorm2d
 
         layer: nn.Module = LayerNorm2d(op.c_in, eps=1e-6)
         return layer

@@ -8,14 +8,16 @@ import csv
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import LAYERS, BlockSpec, Complexity, ModelSpec, Op, build_model, complexity, describe
 from blocks.model import Network
-from blocks.modules import SplitChannels
+from blocks.modules import LayerNorm2d, SplitChannels, layer_norm
 from blocks.residual import Residual
 from roadmap.steps import load_roadmaps, resolve
 from roadmap.verify import verify
@@ -231,3 +233,13 @@ def test_weights_start_with_the_spread_of_their_row(step: str, conv_std: float, 
     )
     assert pointwise.std().item() == pytest.approx(conv_std, rel=0.05)
     assert classifier.std().item() == pytest.approx(linear_std, rel=0.1)
+
+
+def test_layer_norm_keeps_half_precision_on_a_gpu_and_is_timms() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            images = torch.empty(2, 8, 4, 4, device="cuda", dtype=dtype)
+            weight, bias = (torch.empty(8, device="cuda") for _ in range(2))
+            assert layer_norm(images, weight, bias, 1e-6).dtype == dtype
+    images = torch.randn(2, 8, 4, 4)
+    assert torch.equal(LayerNorm2d(8)(images), timm.layers.LayerNorm2d(8)(images))

@@ -131,6 +131,8 @@ def kernels(machine: Machine) -> None:
     free(machine.device)
     _norms(machine)
     free(machine.device)
+    _residual(machine)
+    free(machine.device)
     for step in (LAST, FIRST) if machine.is_fast else (LAST,):
         _iteration(machine, step)
         free(machine.device)
@@ -185,6 +187,31 @@ def _norms(machine: Machine) -> None:
         seconds = timed(partial(_forward_and_backward, form, gradient), device, WINDOW_S)()
         what = f"forward and backward, {name}"
         machine.report(measured("kernels", "layer norm, 96 x 56 px", what, 1e6 * seconds, "us"))
+
+
+def _residual(machine: Machine) -> None:
+    """Layer scale, drop path and the sum at the end of a block of the first stage, and the same as one
+    operation.
+    """
+    device, batch = machine.device, 128 if machine.is_fast else 2
+    shape = batch, 96, 56, 56
+    shortcut, body = (
+        torch.randn(shape, device=device, dtype=dtype)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    scale = torch.full((96, 1, 1), 0.1, device=device, requires_grad=True)
+    kept = torch.full((batch, 1, 1, 1), 1.1, device=device)
+    forms: dict[str, Callable[[], Tensor]] = {
+        "one after another": lambda: shortcut + body * scale * kept,
+        "as torch.addcmul": lambda: torch.addcmul(shortcut, body, scale * kept),
+    }
+    gradient = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    for name, form in forms.items():
+        seconds = timed(partial(_forward_and_backward, form, gradient), device, WINDOW_S)()
+        what = f"forward and backward, {name}"
+        machine.report(measured("kernels", "residual, 96 x 56 px", what, 1e6 * seconds, "us"))
 
 
 def _forward_and_backward(form: Callable[[], Tensor], gradient: Tensor) -> None:
