@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.errors import relative
 from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
@@ -31,32 +32,31 @@ from slurm.worker import OPEN, work, work_on
 YEAR_MIN = 365 * 24 * 60
 
 
-def worker_count(asked: int | None) -> int:
+def worker_count(asked: int | None, devices: Sequence[str]) -> int:
     """The workers at a time on this machine: as many as asked for, else one per GPU, else one per core."""
-    return asked or len(gpus()) or usable_cores()
+    return asked or len(devices) or usable_cores()
 
 
-def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
+def train_here(runs: Sequence[RunDir], workers: int | None, devices: Sequence[str]) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min(worker_count(workers) - alive, todo))
+    workers = max(0, min(worker_count(workers, devices) - alive, todo))
     console().print(
         f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
         f" {count(todo, 'open run')}"
     )
-    jobs = start(runs, workers) if workers else []
+    jobs = start(runs, workers, devices) if workers else []
     return watch(before, jobs)
 
 
-def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
-    """Workers on this machine, as submitit jobs, each with its own GPU if there are any."""
+def start(runs: Sequence[RunDir], workers: int, devices: Sequence[str]) -> list[Any]:
+    """Workers on this machine, as submitit jobs, each with a GPU of `devices` if there are any."""
     import submitit
 
     folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    devices = gpus()
     jobs = []
     with ignoring_interrupts(), without_launcher(), write_errors(folder):
         for number in range(workers):
@@ -69,6 +69,11 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
                 else executor.submit(work, paths)
             )
     return jobs
+
+
+def gpus_for(configs: Iterable[RunConfig]) -> list[str]:
+    """The GPUs that these runs may train on: none if all are to train on the CPU."""
+    return [] if all(config.system.device == "cpu" for config in configs) else gpus()
 
 
 def gpus() -> list[str]:

@@ -15,9 +15,10 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
+from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from slurm.local import gpus, start
+from slurm.local import gpus, gpus_for, start, worker_count
 from tests.helpers import commands
 from tests.helpers.images import TINY as IMAGES
 from tests.helpers.images import write_folder
@@ -104,7 +105,7 @@ def test_each_worker_has_a_gpu_by_number_or_id(
         return device, len(run_dirs)
 
     monkeypatch.setattr("slurm.local.work_on", given)
-    jobs = start(plan(tmp_path, ["gelu"], seeds=1), workers=3)
+    jobs = start(plan(tmp_path, ["gelu"], seeds=1), workers=3, devices=gpus())
     assert [job.result() for job in jobs] == [(device, 1) for device in devices]
 
 
@@ -112,6 +113,18 @@ def test_each_worker_has_a_gpu_by_number_or_id(
 def test_hidden_gpus_are_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus() == []
+
+
+def test_runs_on_the_cpu_take_no_gpu_and_a_worker_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    anywhere, cpu = (
+        resolve(load_roadmap(), "gelu", profile="digits", overrides={"system.device": device})
+        for device in ("auto", "cpu")
+    )
+    assert len(gpus_for([anywhere])) == worker_count(None, gpus_for([cpu, anywhere])) == 8
+    assert gpus_for([cpu, cpu]) == []
+    assert worker_count(None, gpus_for([cpu])) == usable_cores()
+    assert worker_count(3, gpus_for([anywhere])) == 3
 
 
 def test_a_worker_sees_its_gpu_alone() -> None:
