@@ -105,11 +105,12 @@ def train_run(config: RunConfig, runs: Path, profile_steps: int | None = None) -
                 from roadmap.train import train
                 from roadmap.training.device import select_device
                 from roadmap.training.distributed import joined
-            select_device(config)
+            cuda = select_device(config).type == "cuda"
             with joined(stop) as world:
                 run = world.from_rank0(lambda: prepare(runs, config))
                 _print_start(console, config, run)
-                with _callbacks(config, run, console, profile_steps) if world.first else Callback() as watch:
+                made = _callbacks(config, run, console, profile_steps, cuda) if world.first else Callback()
+                with made as watch:
                     result = train(config, run.path, stop=stop, callback=watch, world=world)
         except Stopped as stopped:
             console.print(f"stopped by {stopped}; the same command resumes the run", highlight=False)
@@ -155,12 +156,14 @@ def _explained(error: Exception) -> str | None:
     return None
 
 
-def _callbacks(config: RunConfig, run: RunDir, console: Console, profile_steps: int | None) -> Callback:
+def _callbacks(
+    config: RunConfig, run: RunDir, console: Console, profile_steps: int | None, cuda: bool
+) -> Callback:
     callbacks = [LiveProgress(console, config.step), make_trackers(config, run.path)]
     if profile_steps is not None:
         from roadmap.training.profiler import Profiler
 
-        callbacks.append(Profiler(run.path, profile_steps))
+        callbacks.append(Profiler(run.path, profile_steps, cuda=cuda))
     return Callbacks(callbacks)
 
 

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.errors import relative
 from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
@@ -31,45 +33,79 @@ from slurm.worker import OPEN, work, work_on
 YEAR_MIN = 365 * 24 * 60
 
 
-def worker_count(asked: int | None) -> int:
+def worker_count(asked: int | None, devices: Sequence[str]) -> int:
     """The workers at a time on this machine: as many as asked for, else one per GPU, else one per core."""
-    return asked or len(gpus()) or usable_cores()
+    return asked or len(devices) or usable_cores()
 
 
-def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
+def train_here(runs: Sequence[RunDir], workers: int | None, devices: Sequence[str]) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min(worker_count(workers) - alive, todo))
+    workers = max(0, min(worker_count(workers, devices) - alive, todo))
     console().print(
         f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
         f" {count(todo, 'open run')}"
     )
-    jobs = start(runs, workers) if workers else []
-    return watch(before, jobs)
+    return watch(before, start(runs, workers, devices) if workers else [])
 
 
-def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
-    """Workers on this machine, as submitit jobs, each with its own GPU if there are any."""
+@dataclass
+class Worker:
+    """A worker's submitit `job`, and its `device`, None for the CPU; the runs over which it and the workers
+    before it `lost` their GPU, each time that they did; and whether it `ended`, and that was dealt with.
+    """
+
+    job: Any
+    device: str | None
+    lost: tuple[str, ...] = ()
+    ended: bool = False
+
+
+def start(runs: Sequence[RunDir], workers: int, devices: Sequence[str]) -> list[Worker]:
+    """Workers on this machine, each with a GPU of `devices` if there are any."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
+    each = [devices[number % len(devices)] if devices else None for number in range(workers)]
+    return [Worker(submit(runs, device), device) for device in each]
+
+
+def submit(runs: Sequence[RunDir], device: str | None, skip: Sequence[str] = ()) -> Any:
+    """The job of a new worker, which trains none of `skip`."""
     import submitit
 
     folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
-    devices = gpus()
-    jobs = []
+    paths = [str(run.path.absolute()) for run in runs]
     with ignoring_interrupts(), without_launcher(), write_errors(folder):
-        for number in range(workers):
-            executor = submitit.AutoExecutor(folder=folder, cluster="local")
-            executor.update_parameters(timeout_min=YEAR_MIN)
-            paths = [str(run.path.absolute()) for run in runs]
-            jobs.append(
-                executor.submit(work_on, devices[number % len(devices)], paths)
-                if devices
-                else executor.submit(work, paths)
-            )
-    return jobs
+        executor = submitit.AutoExecutor(folder=folder, cluster="local")
+        executor.update_parameters(timeout_min=YEAR_MIN)
+        if device is None:
+            return executor.submit(work, paths, skip=skip)
+        return executor.submit(work_on, device, paths, skip=skip)
+
+
+def replace(worker: Worker, found: Sequence[Status]) -> Worker | None:
+    """A new worker for one that ended because it had lost its GPU; None for any other, or if no run is left.
+
+    A run over which a GPU was lost is tried once more, after the others: the fault may be its own.
+    """
+    if worker.ended or not worker.job.done():
+        return None
+    worker.ended = True
+    if worker.job.exception() is not None or (shift := worker.job.result()).lost is None:
+        return None
+    lost = (*worker.lost, shift.lost)
+    skip = {*shift.tried, *(path for path in lost if lost.count(path) > 1)}
+    if all(run.state not in OPEN or str(run.run.path.absolute()) in skip for run in found):
+        return None
+    runs = sorted((run.run for run in found), key=lambda run: str(run.path.absolute()) in lost)
+    return Worker(submit(runs, worker.device, sorted(skip)), worker.device, lost)
+
+
+def gpus_for(configs: Iterable[RunConfig]) -> list[str]:
+    """The GPUs that these runs may train on: none if all are to train on the CPU."""
+    return [] if all(config.system.device == "cpu" for config in configs) else gpus()
 
 
 def gpus() -> list[str]:
@@ -81,7 +117,7 @@ def gpus() -> list[str]:
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
+def watch(found: Sequence[Status], workers: list[Worker]) -> int:
     """Shows the runs, except those finished in `found`, until no worker is left; Ctrl-C stops the workers."""
     announced = {run.run.path for run in found if run.result is not None}
     screen, started, stopping = console(), time.monotonic(), False
@@ -89,7 +125,11 @@ def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
     def step() -> bool:
         nonlocal found
         found = [run if run.result is not None else status(run.run) for run in found]
-        alive = [job for job in jobs if not job.done()]
+        for worker in () if stopping else tuple(workers):
+            if (new := replace(worker, found)) is not None:
+                workers.append(new)
+                live.console.print(f"worker {worker.job.job_id} lost its GPU; {new.job.job_id} takes over")
+        alive = [worker.job for worker in workers if not worker.job.done()]
         if stopping:
             stop(alive)
         announce(live, found, announced)
@@ -103,7 +143,7 @@ def watch(found: Sequence[Status], jobs: Sequence[Any]) -> int:
 
     with Live(console=screen, auto_refresh=False, transient=True) as live:
         repeat(step, 1, interrupted)
-    return conclude(found, jobs)
+    return conclude(found, [worker.job for worker in workers])
 
 
 def stop(jobs: Sequence[Any]) -> None:

@@ -35,7 +35,7 @@ from slurm.executor import (
     submit,
 )
 from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
-from slurm.local import train_here, worker_count
+from slurm.local import gpus_for, train_here, worker_count
 from slurm.monitor import poll
 from slurm.worker import OPEN
 
@@ -67,7 +67,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     for run in runs:
         run.renew()
     if cluster.scheduler == "local":
-        return train_here(runs, arguments.workers)
+        return train_here(runs, arguments.workers, gpus_for(configs))
     try:
         # two submissions at once would submit all runs twice
         with Lease(jobs_of(runs[0]).absolute()) as lease:
@@ -187,7 +187,11 @@ def dry_run(
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    at_once = cluster.parallel if cluster.scheduler == "slurm" else worker_count(arguments.workers)
+    at_once = (
+        cluster.parallel
+        if cluster.scheduler == "slurm"
+        else worker_count(arguments.workers, gpus_for(configs))
+    )
     for line in estimate(cluster, unfinished, arguments.runs, at_once) if unfinished else ():
         console().print(line, highlight=False)
     return 0

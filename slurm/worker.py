@@ -31,24 +31,32 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class Shift:
-    """The number of runs that a worker `finished`, and whether a signal `stopped` it."""
+    """The number of runs that a worker `finished`, and whether a signal `stopped` it; the run over which it
+    `lost` its GPU, if it did, and the other ones that it `tried`.
+    """
 
     finished: int
     stopped: bool
+    lost: str | None = None
+    tried: tuple[str, ...] = ()
 
 
-def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None = None) -> Shift:
-    """Trains the open runs of `run_dirs`, in order, each at most once.
+def work(
+    run_dirs: Sequence[str], *, patient: bool = True, retries: int | None = None, skip: Sequence[str] = ()
+) -> Shift:
+    """Trains the open runs of `run_dirs`, in order, each at most once, and none of `skip`.
 
     Many workers may share a plan: the lease of a run decides which of them trains it, and a `patient` worker
     waits while another might die over one. `retries` is for a job that may have crashed over a run before:
-    see `next_open`. A run that fails leaves its reason in its attempt, and the worker continues. SIGTERM
-    saves the current run and ends the worker, unless that run was canceled: then the worker continues with
-    the others. Processes that were launched together are one worker, which trains each run on all of them.
+    see `next_open`. A run that fails leaves its reason in its attempt, and the worker continues, unless it
+    cannot use its GPU any more: then it ends, and another process trains the rest. SIGTERM saves the
+    current run and ends the worker, unless that run was canceled: then the worker continues with the
+    others. Processes that were launched together are one worker, which trains each run on all of them.
     """
-    finished, tried = 0, set[Path]()
+    finished, tried, lost = 0, set(map(Path, skip)), None
     with StopSignals() as stop, ExitStack() as stack:
         from roadmap.train import train
+        from roadmap.training.device import is_lost
         from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
 
         world, left = stack.enter_context(joined(stop)), list(run_dirs)
@@ -83,14 +91,18 @@ def work(run_dirs: Sequence[str], *, patient: bool = True, retries: int | None =
                     logger.error("%s failed: %s", run.path, error)
                 else:
                     logger.exception("%s failed", run.path)
+                if is_lost():
+                    logger.error("%s left a GPU that this process cannot use; the worker ends", run.path)
+                    lost = str(run.path)
+                    break
             tried.add(run.path)
-    return Shift(finished, stop.signal is not None)
+    return Shift(finished, stop.signal is not None, lost, tuple(map(str, tried)))
 
 
-def work_on(device: str, run_dirs: Sequence[str]) -> Shift:
+def work_on(device: str, run_dirs: Sequence[str], *, skip: Sequence[str] = ()) -> Shift:
     """Works on one GPU, given by number or id; submitit's own option takes numbers only."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device
-    return work(run_dirs)
+    return work(run_dirs, skip=skip)
 
 
 def next_open(

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.cost import complexity, training_macs
@@ -616,6 +617,14 @@ def test_timms_defaults_are_measured_in_the_precision_that_their_row_names(
     named = row_format(TIMM_DEFAULTS, "bf16", torch.device("cpu"))["precision"]
     assert named == ("tf32" if has_tf32 else "fp32")
     assert set(seen) == ({"tf32"} if has_tf32 else {"fp32", "ieee"})
+
+
+def test_a_gpus_peak_is_measured_on_more_than_it_does_in_no_time() -> None:
+    with FakeTensorMode():
+        probe = workloads.matmul(torch.device("cuda"), torch.bfloat16)
+        product: Any = probe.run()
+    assert probe.flop == 2 * 8192**3
+    assert product.shape == (8192, 8192)
 
 
 def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

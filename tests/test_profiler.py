@@ -29,6 +29,19 @@ def config_of() -> RunConfig:
     return resolve(load_roadmap(), "gelu", profile="digits", overrides=parse_overrides(TINY))
 
 
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_profiled_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of()
+    run = prepare(tmp_path, config)
+    with monkeypatch.context() as machine:
+        machine.setattr("torch.cuda.is_available", lambda: True)
+        profiler = Profiler(run.path, 1)
+    with profiler:
+        train(config, run.path, callback=profiler)
+    assert "iterations on CPU" in (run.path / "profile" / "operators.txt").read_text(encoding="utf-8")
+
+
 def profiled(folder: Path, steps: int, other: Callback | None = None) -> tuple[RunDir, Profiler]:
     config = config_of()
     run = prepare(folder, config)

@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
+from roadmap.provenance import usable_cores
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
-from slurm.local import gpus, start
+from roadmap.training.device import is_lost
+from slurm.local import gpus, gpus_for, start, train_here, worker_count
+from slurm.worker import FAILED, must_requeue, work
 from tests.helpers import commands
 from tests.helpers.images import TINY as IMAGES
 from tests.helpers.images import write_folder
@@ -99,19 +104,85 @@ def test_each_worker_has_a_gpu_by_number_or_id(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def given(device: str, run_dirs: list[str]) -> tuple[str, int]:
+    def given(device: str, run_dirs: list[str], skip: list[str]) -> tuple[str, int]:
         """In a worker's place; defined here, it is pickled whole, and no worker imports this module."""
         return device, len(run_dirs)
 
     monkeypatch.setattr("slurm.local.work_on", given)
-    jobs = start(plan(tmp_path, ["gelu"], seeds=1), workers=3)
-    assert [job.result() for job in jobs] == [(device, 1) for device in devices]
+    workers = start(plan(tmp_path, ["gelu"], seeds=1), workers=3, devices=gpus())
+    assert [worker.job.result() for worker in workers] == [(device, 1) for device in devices]
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
 def test_hidden_gpus_are_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpus() == []
+
+
+def work_on_a_gpu_that_fails(run_dirs: list[str], skip: list[str]) -> Any:
+    """A worker whose GPU fails in each run of kernel_7, and after that in whatever else its process does."""
+    from roadmap.training import device
+    from roadmap.training.engine import Engine
+    from slurm.worker import work
+
+    step: Any = Engine.train_step
+    dead: list[bool] = []
+
+    def train_step(engine: Engine, batches: Any) -> Any:
+        if dead or engine.config.step == "kernel_7":
+            dead.append(True)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return step(engine, batches)
+
+    Engine.train_step = train_step  # type: ignore[method-assign,assignment]
+    device.is_lost = lambda: bool(dead)
+    return work(run_dirs, skip=skip)
+
+
+def test_a_worker_that_lost_its_gpu_is_replaced_and_harms_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("slurm.local.work", work_on_a_gpu_that_fails)
+    runs = plan(tmp_path, ["kernel_7", "gelu"], seeds=1)
+    assert train_here(runs, workers=1, devices=[]) == 1
+    assert [outcomes(run) for run in runs] == [["failed", "failed"], ["done"]]
+    assert status(runs[0]).why == "RuntimeError: CUDA error: device-side assert triggered"
+    first, second = (read_attempt(path)["pid"] for path in attempts(runs[0].path))
+    assert first != second == read_attempt(attempts(runs[1].path)[0])["pid"]
+    assert len(re.findall(r"worker \d+ lost its GPU; \d+ takes over", capsys.readouterr().out)) == 1
+
+
+def test_a_job_whose_gpu_was_lost_leaves_the_other_runs_to_its_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr("roadmap.training.engine.Engine.train_step", fail)
+    monkeypatch.setattr("roadmap.training.device.is_lost", lambda: True)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    runs = plan(tmp_path, ["kernel_7", "resnet50", "gelu"], seeds=1)
+    shift = work([str(run.path) for run in runs], patient=False, retries=1)
+    assert (shift.finished, shift.stopped, shift.lost) == (0, False, str(runs[0].path))
+    assert [status(run).state for run in runs] == ["failed", "pending", "pending"]
+    assert must_requeue(runs, FAILED, retries=1)
+
+
+def test_a_run_that_fails_without_a_gpu_has_lost_none() -> None:
+    assert not is_lost()
+
+
+def test_runs_on_the_cpu_take_no_gpu_and_a_worker_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    anywhere, cpu = (
+        resolve(load_roadmap(), "gelu", profile="digits", overrides={"system.device": device})
+        for device in ("auto", "cpu")
+    )
+    assert len(gpus_for([anywhere])) == worker_count(None, gpus_for([cpu, anywhere])) == 8
+    assert gpus_for([cpu, cpu]) == []
+    assert worker_count(None, gpus_for([cpu])) == usable_cores()
+    assert worker_count(3, gpus_for([anywhere])) == 3
 
 
 def test_a_worker_sees_its_gpu_alone() -> None:

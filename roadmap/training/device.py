@@ -168,6 +168,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_lost() -> bool:
+    """Whether this process cannot use its GPU any more: after some errors, such as an assertion in a kernel,
+    an illegal address or a fault of the GPU, every later call in their CUDA context fails, too.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.zeros(1, device="cuda").add_(1)
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False
+
+
 @contextmanager
 def oom_hint(what: str, suggestions: list[str]) -> Iterator[None]:
     """OutOfMemory with `suggestions`, where the device has no memory for `what` at a time."""

@@ -22,19 +22,19 @@ ROWS = 30
 
 
 class Profiler(Callback):
-    """Profiles `steps` iterations after WARM_UP others.
+    """Profiles `steps` iterations after WARM_UP others, which a run makes on CUDA or on the CPU alone.
 
     `run_dir`/profile gets a Chrome trace, trace-<first iteration>.json, and operators.txt with the time of
     each iteration and the operators by self time. A run with fewer iterations left is profiled to its end.
     ConfigError for `steps` below 1.
     """
 
-    def __init__(self, run_dir: Path, steps: int) -> None:
+    def __init__(self, run_dir: Path, steps: int, *, cuda: bool = False) -> None:
         if steps < 1:
             raise config_error("--profile-steps", f"must be at least 1, not {steps}")
         self.folder = run_dir / "profile"
         self.steps = steps
-        self.cuda = torch.cuda.is_available()
+        self.cuda = cuda
         self._profile: profile | None = None
         self._first = 1
         self._warm_up = WARM_UP
