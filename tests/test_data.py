@@ -20,7 +20,7 @@ from roadmap.data.digits import Split, load_digits
 from roadmap.data.loader import Loader
 from roadmap.errors import ConfigError
 from roadmap.records import prepare
-from roadmap.rng import permutation
+from roadmap.rng import STEP, permutation, reseed, seed_of
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
 from tests.helpers.images import same
@@ -358,3 +358,12 @@ def test_an_image_that_cannot_be_read_is_named_and_not_replaced(folder: Path) ->
     broken.write_bytes(b"not a picture")
     with pytest.raises(OSError, match=rf"{broken.name} is not an image that can be read"):
         list(loader.epoch())
+
+
+def test_random_numbers_are_seeded_on_the_current_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
+    reseed(STEP, 1, 2)
+    assert seeds == [seed_of(STEP, 1, 2)]

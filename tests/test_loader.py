@@ -4,15 +4,24 @@ each image once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from roadmap.batches import BatchPlan
+from roadmap.config import RunConfig
+from roadmap.data.augmentation import Batch
 from roadmap.data.loader import Loader, build_transform
 from roadmap.errors import ConfigError
+from roadmap.training.device_transforms import DeviceTransform
 from tests.helpers.images import (
     CPU,
     Pictures,
@@ -119,3 +128,49 @@ def test_training_without_a_crop_scale_sees_what_evaluation_sees() -> None:
     assert sorted(image.numpy().tobytes() for image in train) == sorted(
         image.numpy().tobytes() for image in val
     )
+
+
+def everything(folder: Path) -> RunConfig:
+    """A run whose batches carry all that they can."""
+    return config_of(
+        folder,
+        recipe__pipeline="tensor",
+        recipe__randaugment="rand-m9-mstd0.5-inc1",
+        recipe__random_erasing=0.5,
+    )
+
+
+def test_pinned_batches_carry_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's thread pins each tensor in a batch, here by a copy."""
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
+    config = everything(folder)
+    finish = DeviceTransform(config, CPU)
+    for batch in batches(config):
+        pinned: Batch = pin_memory(batch)  # type: ignore[no-untyped-call]
+        assert pinned.images is not batch.images
+        assert pinned.erasing is not None
+        assert batch.erasing is not None
+        assert pinned.erasing.keys is not batch.erasing.keys
+        assert torch.equal(finish(pinned), finish(batch))
+        assert torch.equal(pinned.labels, batch.labels)
+
+
+def test_a_stream_of_its_own_makes_the_transfers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training stream waits for a batch, and is named for the memory of each of its tensors."""
+    calls: list[Any] = []
+    training = SimpleNamespace(wait_stream=lambda stream: calls.append(("wait", stream)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: training)
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        calls.append(("on", stream))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: calls.append(stream))
+    config = everything(folder)
+    loader = Loader(config, "train", CPU)
+    loader._loader.stream = "transfers"
+    assert same(list(loader.epoch()), batches(config))
+    each = [("on", "transfers"), ("wait", "transfers"), *[training] * 7]
+    assert calls == each * len(loader)

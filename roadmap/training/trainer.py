@@ -323,16 +323,18 @@ class Trainer:
         }
 
     def _warn_of_waits(self) -> None:
-        """Warns once if the device waits for data too long."""
-        timed = self.clock.timed
-        if self.warned or timed.data_seconds < max(WAIT_S, WAITING * timed.seconds):
+        """Warns once if the device waits for data too long; all processes call it."""
+        speed = self._speed()
+        least = max(WAIT_S, WAITING * speed["seconds"])
+        if self.warned or not self.clock.timed.iterations or speed["data_seconds"] < least:
             return
         self.warned = True
-        logger.warning(
-            "training waits for data %.0f %% of the time; more --set system.workers,"
-            " --set recipe.pipeline=tensor (another recipe), or shards with smaller images bring it faster",
-            100 * timed.data_seconds / timed.seconds,
-        )
+        if self.world.first:
+            logger.warning(
+                "training waits for data %.0f %% of the time; more --set system.workers,"
+                " --set recipe.pipeline=tensor (another recipe), or shards of smaller images are faster",
+                100 * speed["data_seconds"] / speed["seconds"],
+            )
 
     def _check_disk(self, epochs: int) -> None:
         """Warns if the checkpoints of that many epochs do not fit on the disk."""
