@@ -5,6 +5,7 @@ from __future__ import annotations
 from roadmap.config import RunConfig
 from roadmap.data.locate import kind_of
 from roadmap.provenance import cores_per_process
+from roadmap.terminal import count
 
 MOST, STREAMING = 16, 8
 # JPEGs of ImageNet's size that a core prepares at 224 px in a second, by tests/benchmark_input.py on one
@@ -41,7 +42,5 @@ def expected_rate(config: RunConfig) -> str | None:
         return None
     workers = workers_of(config, "cuda", streams=False)
     cores = min(max(1, workers), cores_per_process())
-    return (
-        f"about {rate * cores:,} images/s a process, an estimate for {workers} workers on {cores} cores like"
-        f" this machine's, at {rate} a core"
-    )
+    machine = f"{count(workers, 'worker')} on {count(cores, 'core')} like this machine's"
+    return f"about {rate * cores:,} images/s a process, an estimate for {machine}, at {rate} a core"

@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 
 from roadmap.config import RunConfig
-from roadmap.data.workers import workers_of
+from roadmap.data.workers import expected_rate, workers_of
 from roadmap.doctor.environment import check_shared_memory
 from roadmap.doctor.findings import Finding
 from roadmap.errors import ConfigError
 from roadmap.provenance import cpu
 from roadmap.training.device import select_device
+
+# reports/doctor/nvidia-h100-80gb-hbm3: eager, in bf16, with augmentation
+TAKES = "an H100 trains ConvNeXt-T on 2,000 images/s, and small networks on more"
 
 
 def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
@@ -33,6 +36,8 @@ def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
     workers = workers_of(config, device.type, streams=False)
     batch = min(config.recipe.global_batch, config.recipe.local_batch or config.recipe.global_batch)
     image = config.model.in_chans * config.data.image_size**2
+    if (rate := expected_rate(config)) is not None:
+        findings.append(Finding("device", "data-loading workers", f"{rate}; {TAKES}"))
     findings.append(check_shared_memory((2 * workers + 2) * batch * image, workers))
     return findings, device.type
 
