@@ -121,7 +121,7 @@ def test_training_in_tf32_needs_a_device_that_has_it() -> None:
     ],
     ids=str,
 )
-def test_whoever_has_no_memory_gets_the_same_advice(error: RuntimeError) -> None:
+def test_every_lack_of_memory_gets_the_same_advice(error: RuntimeError) -> None:
     def advised() -> str:
         with pytest.raises(OutOfMemory) as raised, oom_hint("8 images", []), oom_hint("4 images", ["less"]):
             raise error

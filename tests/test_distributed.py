@@ -507,7 +507,7 @@ def hang(world: Distributed, out: Path) -> None:
     os._exit(0)
 
 
-def test_a_process_whose_others_hang_says_so_and_what_to_look_at(tmp_path: Path) -> None:
+def test_a_process_whose_others_hang_fails_with_what_to_check(tmp_path: Path) -> None:
     assert finish(start(2, hang, tmp_path))[0] == 0
     message = (tmp_path / "waited").read_text()
     assert re.match(r"process 0 of 2 has waited 0\.0167 minutes for another one .*NCCL_DEBUG=INFO", message)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 WARN_S = 15.0
 TIMEOUT = timedelta(minutes=30)  # rank 0 may be saving to a slow file system, or staging data
 ITERATION_TIMEOUT = timedelta(minutes=15)  # longer than a process waits for a batch before it fails itself
-TENSOR_TIMEOUT = timedelta(minutes=20)  # after the one above, whose message says more than NCCL's
+TENSOR_TIMEOUT = timedelta(minutes=20)  # later: NCCL's message names no cause
 
 
 class Distributed:
@@ -148,8 +148,8 @@ class StopConsensus:
             minutes = ITERATION_TIMEOUT.total_seconds() / 60
             raise RuntimeError(
                 f"process {self.world.rank} of {self.world.size} has waited {minutes:.3g} minutes for another"
-                " one to finish an iteration; look at the others' logs, at nvidia-smi on their nodes, and at"
-                " NCCL's log with NCCL_DEBUG=INFO"
+                " one to finish an iteration; check the others' logs, nvidia-smi on their nodes, and NCCL's"
+                " log with NCCL_DEBUG=INFO"
             ) from error
         return [bool(flag) for flag in before[1].tolist()]
 
