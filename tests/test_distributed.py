@@ -641,7 +641,7 @@ def test_submitits_tasks_are_one_worker(tmp_path: Path) -> None:
     executor = submitit.LocalExecutor(folder=tmp_path / "jobs")
     executor.update_parameters(tasks_per_node=2, timeout_min=5)
     job = executor.submit(work, [str(run.path)])
-    assert job.results() == [Shift(1, stopped=False)] * 2
+    assert job.results() == [Shift(1, stopped=False, tried=(str(run.path.absolute()),))] * 2
     result = read_result(run)
     assert result is not None
     assert (result.processes, result.attempts) == (2, 1)

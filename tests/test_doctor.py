@@ -68,7 +68,7 @@ def test_the_doctor_prints_a_line_for_each_finding_and_ends_with_a_count(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_json_has_all_findings_and_the_exit_code_says_whether_something_is_wrong(tmp_path: Path) -> None:
+def test_json_has_all_findings_and_the_exit_code_is_1_if_something_is_wrong(tmp_path: Path) -> None:
     words = ["doctor", "--json", "--device", "cpu", "--profile", "digits", "--set", "data.dataset=folder"]
     words += ["--set", f"system.data_dir={tmp_path}/nowhere"]
     done = commands.run([sys.executable, "-m", "roadmap", *words])
@@ -203,7 +203,7 @@ def test_a_random_number_without_a_seed_is_found(tmp_path: Path, monkeypatch: py
 def test_a_compiled_network_with_a_gradient_of_zero_is_found_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compile_wrong(network: nn.Module) -> nn.Module:
+    def compile_wrong(network: nn.Module, mode: str) -> nn.Module:
         name, parameter = next(
             (name, parameter) for name, parameter in network.named_parameters() if parameter.ndim == 4
         )

@@ -215,7 +215,7 @@ def test_only_training_needs_torch() -> None:
 
 
 def test_a_heavy_import_is_seen() -> None:
-    assert first_importers(["blocks.plan", "blocks.modules"]) == {"torch": "blocks.modules"}
+    assert first_importers(["blocks.plan", "blocks.depthwise"]) == {"torch": "blocks.depthwise"}
 
 
 HELP = [

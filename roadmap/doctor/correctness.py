@@ -438,14 +438,14 @@ def resume(machine: Machine) -> None:
             runs = {name: Path(folder, step, name) for name in ("first", "again", "killed")}
             runs["first"].parent.mkdir()
             for name, kills in (("killed", (*KILL_AT, None)), ("first", (None,)), ("again", (None,))):
-                jobs.append(pool.submit(_train_in_turn, step, runs[name], given, kills))
+                jobs.append(pool.submit(_train_with_kills, step, runs[name], given, kills))
         for job in jobs:
             job.result()
         for step in steps:
             _compare_runs(machine.report, step, Path(folder, step))
 
 
-def _train_in_turn(step: str, runs: Path, given: dict[str, Any], kills: Sequence[int | None]) -> None:
+def _train_with_kills(step: str, runs: Path, given: dict[str, Any], kills: Sequence[int | None]) -> None:
     for kill_at in kills:
         train(step, runs, given, kill_at=kill_at)
 

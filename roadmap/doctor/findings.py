@@ -28,7 +28,7 @@ SIGNS: dict[str, tuple[str, str]] = {
 class Finding:
     """One result of a check: the `value` of a `quantity` of the `subject`, and what `status` that means.
 
-    `bound` is what the value was held against, as text; without one, the value is only reported. `fix` says
+    `bound` is what the value was held against, as text; without one, the value is only reported. `fix` is
     what to do where the status is not ok.
     """
 
