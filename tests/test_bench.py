@@ -446,6 +446,10 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
             ["gelu", "--loop", "--against", "timm"],
             "--against cannot be used with --loop, since timm has no such loop",
         ),
+        (
+            ["gelu", "--loop", "--mode", "inference"],
+            "--mode cannot be used with --loop, which measures the training loop",
+        ),
         (["gelu", "--loop", "--batch", "3", "--profile", "synthetic"], "must be even, not 3"),
         (
             ["separate_downsampling", "--set", "data.image_size=16"],
