@@ -86,7 +86,7 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
         raise refusal(f"leaves each {share} images, no multiple of system.micro_batch {micro}")
     together = micro * world if system.sync_bn else micro
     if bn and together != group:
-        problem = f"recipe.local_batch {group} is what BN is to see at once, and it would see {together}"
+        problem = f"BN would normalize over {together} images, not over the {group} of recipe.local_batch"
         fixes = [f"--set recipe.local_batch={together} makes that the recipe"]
         if share % group == 0:
             fixes.append(
