@@ -8,7 +8,6 @@ import csv
 import multiprocessing
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from roadmap.cli.options import main_of
 from roadmap.errors import ConfigError
 from roadmap.report.render import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
+from tests.helpers import commands
 
 ROADMAPS = load_roadmaps()
 STEPS = ROADMAPS["convnext_t"].steps
@@ -625,19 +625,9 @@ def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPat
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    """In a real process; a shell's background would have it ignore the signal."""
-    code = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        " runpy.run_module('roadmap', run_name='__main__')"
-    )
     words = ["resnet50", "gelu", *QUICK, "--set", "data.copies=1", "--loop", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "bench", *words], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    said = ""
-    while "images/s" not in said and (line := process.stdout.readline()):
-        said += line
+    process = commands.Command([sys.executable, "-m", "roadmap", "bench", *words])
+    process.wait_for("images/s")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130

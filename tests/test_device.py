@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from roadmap import ROOT
+from tests.helpers import commands
 
 FAULTS = """
 import resource, statistics, torch
@@ -31,9 +31,7 @@ print(given_back, faults())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
 def test_memory_that_is_freed_is_kept() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = commands.run([sys.executable, "-c", FAULTS], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     given_back, kept = map(int, done.stdout.split())
     assert kept < 100
