@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 from tests.helpers.reports import COMMIT, SPEEDS, result_of
 
 ROADMAP = load_roadmap()
@@ -191,9 +192,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         "--profile",
         "digits_noisy",
     ]
-    subprocess.run(
-        first, cwd=folder, env=environment | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True
-    )
+    commands.run(first, cwd=folder, env=environment, check=True)
     done = subprocess.run(
         second,
         cwd=folder,
