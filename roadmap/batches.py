@@ -77,7 +77,9 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
     bn = config.model.block.norm.kind == "bn"
 
     def refusal(message: str) -> ConfigError:
-        return config_error(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)
+        return config_error(
+            f"recipe.global_batch {recipe.global_batch} on {world} process{'es' * (world > 1)}:", message
+        )
 
     if share * world != recipe.global_batch:
         raise refusal("does not divide evenly; choose a number of processes that divides it")

@@ -439,7 +439,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["resnet5"], "steps.yaml unknown step 'resnet5'; did you mean 'resnet50'?"),
+        (["resnet5"], "steps.yaml: unknown step 'resnet5'; did you mean 'resnet50'?"),
         (["gelu", "--batch", "0"], "--batch must be at least 1, not 0"),
         (["gelu", "--seconds", "nan"], "--seconds must be more than 0, not nan"),
         (

@@ -568,10 +568,10 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "unknown column",
         nothing,
         ["runs", "--columns", "step,topp1"],
-        ["--columns unknown key 'topp1'; did you mean 'top1'"],
+        ["--columns: unknown key 'topp1'; did you mean 'top1'"],
     ),
     ("no column", nothing, ["runs", "--columns", " , "], ["--columns names nothing; there are step, title"]),
-    ("unknown axis", nothing, ["runs", "--x", "gmac"], ["--x unknown key 'gmac'; did you mean 'gmacs'"]),
+    ("unknown axis", nothing, ["runs", "--x", "gmac"], ["--x: unknown key 'gmac'; did you mean 'gmacs'"]),
     ("--watch 0", one_run, ["runs", "--watch", "0"], ["--watch must be more than 0, not 0"]),
     ("--check nan", one_run, ["runs", "--check", "nan"], ["--check must be more than 0, not nan"]),
     (

@@ -181,7 +181,7 @@ def cancel(runs: Path, *words: str) -> str:
 
 
 def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: Path) -> None:
-    gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=6)
+    gelu, kernel, resnet = plan(tmp_path, ["gelu", "kernel_7", "resnet50"], seeds=1, epochs=4)
     command = [
         sys.executable,
         str(ROOT / "slurm/submit.py"),
@@ -192,7 +192,7 @@ def test_workers_leave_what_is_cancelled_until_it_is_submitted_again(tmp_path: P
         "--runs",
         str(tmp_path),
     ]
-    command += [*(word.replace("epochs=1", "epochs=6") for word in OPTIONS), "--steps", "gelu"]
+    command += [*(word.replace("epochs=1", "epochs=4") for word in OPTIONS), "--steps", "gelu"]
     process = commands.Command([*command, "kernel_7", "resnet50", "--workers", "1"], cwd=tmp_path)
     while not any(gelu.checkpoints.glob("*.pt")):
         assert process.poll() is None
