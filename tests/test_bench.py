@@ -328,7 +328,7 @@ def test_a_throughput_of_no_step_is_refused_where_it_stands(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as refused:
         load_roadmap(path, "family")
     said = (
-        f":{line + 1}:9 roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean"
+        f":{line + 1}:9: roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean"
         " 'convnext_xl'?"
     )
     assert [str(problem).removeprefix(str(path)) for problem in refused.value.problems] == [said]
