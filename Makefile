@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# a worker takes neighboring tests, which share what was trained or collected for them
-PARALLEL := -n 2 --dist worksteal
+# more workers than the cores of a small machine, because many tests wait; a worker takes neighboring tests, which
+# share what was trained or collected for them
+PARALLEL := -n 3 --dist worksteal
 PACKAGES := --constraint constraints.txt --editable '.[dev]'
 # uv takes a fifth of pip's time, and does not know the package indexes of pip's own configuration
 INSTALL_WITH_UV := uv venv --quiet --allow-existing --seed --python $(PYTHON) .venv && uv pip install --quiet --python .venv $(PACKAGES)

@@ -77,7 +77,9 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
     bn = config.model.block.norm.kind == "bn"
 
     def refusal(message: str) -> ConfigError:
-        return config_error(f"recipe.global_batch {recipe.global_batch} on {world} processes:", message)
+        return config_error(
+            f"recipe.global_batch {recipe.global_batch} on {world} process{'es' * (world > 1)}:", message
+        )
 
     if share * world != recipe.global_batch:
         raise refusal("does not divide evenly; choose a number of processes that divides it")
@@ -86,7 +88,7 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
         raise refusal(f"leaves each {share} images, no multiple of system.micro_batch {micro}")
     together = micro * world if system.sync_bn else micro
     if bn and together != group:
-        problem = f"recipe.local_batch {group} is what BN is to see at once, and it would see {together}"
+        problem = f"BN would normalize over {together} images, not over the {group} of recipe.local_batch"
         fixes = [f"--set recipe.local_batch={together} makes that the recipe"]
         if share % group == 0:
             fixes.append(

@@ -28,13 +28,20 @@ class Mark:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and where: a place in a file, a path, or an option."""
+    """What is wrong, and where: a place in a file, a path, or an option.
+
+    A colon follows a place in a file, as compilers print it, and any place of an unknown name. Otherwise the
+    place is the subject of the message, as in '--seeds must be at least 1'.
+    """
 
     where: Mark | str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.where} {self.message}" if str(self.where) else self.message
+        where = str(self.where)
+        if isinstance(self.where, Mark) or self.message.startswith("unknown "):
+            where = f"{where.removesuffix(':')}:"
+        return f"{where} {self.message}" if str(self.where) else self.message
 
 
 class ConfigError(ValueError):

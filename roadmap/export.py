@@ -140,7 +140,11 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
             "is not a run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: no config.yaml",
         )
     spec = RunConfig.read(run.config).model
-    model, kwargs = timm_model(spec) if names == "timm" else ("", {})
+    try:
+        model, kwargs = timm_model(spec) if names == "timm" else ("", {})
+    except ConfigError as error:
+        hint = Problem("--names", "ours writes the weights under this project's names, without timm's")
+        raise ConfigError([*error.problems, hint]) from error
     checkpoint = Checkpoints(run.checkpoints).newest()
     if checkpoint is None:
         raise config_error(relative(run.path), "has no intact checkpoint; train it first")

@@ -23,6 +23,7 @@ from roadmap.estimate import finished_results, training_images, training_seconds
 from roadmap.lease import LeaseHeld, LeaseLost
 from roadmap.records import Result, RunDir, prepare, run_dir_of
 from roadmap.signals import Stopped, StopSignals
+from roadmap.terminal import count
 from roadmap.training.callbacks import Callback, Callbacks, LiveProgress, check_trackers, make_trackers
 from roadmap.training.initial_weights import check_init
 from roadmap.training.launch import launched
@@ -43,8 +44,8 @@ def print_plan(config: RunConfig, runs: Path) -> int:
         ("stages", f"depths {list(model.depths)}, widths {widths}"),
         ("parameters", f"{cost.params / 1e6:.3f} M"),
         ("forward", f"{cost.gmacs:.4f} GMACs an image of {config.data.image_size} px"),
-        ("budget", f"{recipe.epochs} epochs, batch {recipe.global_batch}, {optimizer}"),
-        ("processes", "; ".join(_batch_plans(config))),
+        ("budget", f"{count(recipe.epochs, 'epoch')}, batch {recipe.global_batch}, {optimizer}"),
+        ("processes", f"{'; '.join(_batch_plans(config))} (gradient accumulation x micro-batch of each)"),
         *_estimates(config, runs),
         *([("loading", rate)] if (rate := expected_rate(config)) else []),
         ("run", relative(run_dir_of(runs, config).path)),
@@ -61,7 +62,7 @@ def _batch_plans(config: RunConfig) -> Iterator[str]:
             plan = plan_batches(config, world)
         except ConfigError:
             continue
-        yield f"{world}: {plan.accumulation} x {plan.micro} images each"
+        yield f"{world}: {plan.accumulation} x {count(plan.micro, 'image')}"
 
 
 def _estimates(config: RunConfig, runs: Path) -> Iterator[tuple[str, str]]:
@@ -73,7 +74,10 @@ def _estimates(config: RunConfig, runs: Path) -> Iterator[tuple[str, str]]:
         yield "cost", f"{image}; set system.data_dir for the total"
         return
     total = macs * images * epochs / 1e12
-    yield "cost", f"{total:,.3g} TMACs (forward and backward) for {epochs} x {images:,} images"
+    yield (
+        "cost",
+        f"{total:,.3g} TMACs (forward and backward) for {count(epochs, 'epoch')} of {images:,} images",
+    )
     by_hardware: dict[str, list[Result]] = {}
     for result in finished_results(config, runs):
         by_hardware.setdefault(result.hardware, []).append(result)

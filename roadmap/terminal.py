@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -40,9 +41,23 @@ def tally(words: Iterable[str]) -> str:
     return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common())
 
 
+class _Table(Table):
+    """A table whose lines end where their text ends."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        parts = (part for part in super().__rich_console__(console, options) if isinstance(part, Segment))
+        for line in Segment.split_lines(parts):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                yield from line[:-1]
+                yield Segment(line[-1].text.rstrip(), line[-1].style)
+            yield Segment.line()
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     """A table of plain text, whose columns that start with '>' are aligned to the right."""
-    built = Table(box=SIMPLE_HEAD, title=title and shown(title), title_justify="left", pad_edge=False)
+    built = _Table(box=SIMPLE_HEAD, title=title and shown(title), title_justify="left", pad_edge=False)
     for name in columns:
         built.add_column(
             shown(name.removeprefix(">")),

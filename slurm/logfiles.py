@@ -33,11 +33,11 @@ def show_log(arguments: argparse.Namespace) -> int:
             print(f"  {relative(one.path)}: {status(one).state}")
     end = "out" if arguments.out else "err"
     if log_of(run, end) is None and arguments.follow:
-        print(describe_state(run), flush=True)
+        print(f"no log yet; {describe_state(run)}", flush=True)
         if not repeat(lambda: is_over(run) or log_of(run, end) is not None, POLL_S):
             return 0
     if (log := log_of(run, end)) is None:
-        print(describe_state(run))
+        print(f"no log; {describe_state(run)}")
         return 0
     print(relative(log), flush=True)
     with log.open("rb") as file:

@@ -166,7 +166,7 @@ def state_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm
     return RunState(
         run,
         state,
-        record.get("epoch"),
+        _epoch(record, state),
         pace.epochs,
         evaluation.get("top1"),
         record.get("images_per_s"),
@@ -176,6 +176,12 @@ def state_of(found: Status, pace: Pace, evaluation: dict[str, Any], slurm: Slurm
         job,
         why,
     )
+
+
+def _epoch(record: dict[str, Any], state: str) -> int | None:
+    """By a run's last record, the epoch that it is in, or if it is stopped, the epochs it has finished."""
+    epoch: int | None = record.get("epoch")
+    return epoch if epoch is None or state == "running" or record.get("kind") == "epoch" else epoch - 1
 
 
 def _unfinished(

@@ -49,6 +49,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
             raise config_error(f"--{option}", f"must be at least 1, not {value}")
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
+    check_scheduler(arguments, name, cluster)
     check_folder(arguments.runs, cluster)
     selection = select(arguments)
     check_step_names(selection, arguments, name, cluster)
@@ -78,6 +79,16 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     except SlurmUnavailable as error:
         raise unanswered(error) from error
     return 0
+
+
+def check_scheduler(arguments: argparse.Namespace, name: str, cluster: Cluster) -> None:
+    """ConfigError for options that the cluster's scheduler would ignore."""
+    is_local = cluster.scheduler == "local"
+    others, needed = (("pack", "out"), "slurm") if is_local else (("workers",), "local")
+    message = f"needs a cluster whose scheduler is {needed}; that of '{name}' is {cluster.scheduler}"
+    problems = [Problem(f"--{key}", message) for key in others if getattr(arguments, key) is not None]
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_folder(runs: Path, cluster: Cluster) -> None:
@@ -178,9 +189,10 @@ def dry_run(
             longest = MAX_ARRAY_SIZE
         jobs = jobs_of(runs[0]).absolute()
         source = jobs / f"source-{tree_hash()}"
-        for number, array in enumerate(arrays_of(cluster, left, arguments.pack, longest), 1):
-            processes = f"{array.cluster.nodes} x {array.cluster.tasks} processes"
-            print(f"# array {number}: {count(len(array.groups), 'job')} of {processes}")
+        for number, array in enumerate(arrays_of(cluster, left, arguments.pack or 1, longest), 1):
+            nodes, tasks = count(array.cluster.nodes, "node"), array.cluster.tasks
+            processes = f"{nodes} with {tasks} process{'es' if tasks > 1 else ''} each"
+            print(f"# array {number}: {count(len(array.groups), 'job')} on {processes}")
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
             print(script(array, jobs, source))
         if left:
@@ -226,15 +238,15 @@ def estimate(
             arrays.setdefault(resources.model_dump_json(), []).append(hours)
     rest = len(configs) - len(known)
     unknown = f", and {rest} of unknown length" if rest else ""
-    cost = f"{total:,.1f} {device}-hours for {len(known)} runs"
+    cost = f"{total:,.1f} {device}-hours for {count(len(known), 'run')}"
     yield f"estimate: {cost}{unknown}; evaluation and waiting come on top"
     if None in images.values():
         yield f"estimate: takes the data that is unavailable here for ImageNet, {IMAGENET_IMAGES:,} images"
     at_once = min(at_once or len(known), len(known))
     shortest, longest, end = min(known), max(known), makespan(arrays.values(), at_once)
     yield (
-        f"estimate: {end:,.1f} hours with up to {at_once} runs at a time; a run takes {shortest:,.2f} to"
-        f" {longest:,.2f}"
+        f"estimate: {end:,.1f} hours with up to {count(at_once, 'run')} at a time; a run takes"
+        f" {shortest:,.2f} to {longest:,.2f}"
     )
 
 
@@ -265,7 +277,7 @@ def submit_missing(
         return
     snapshot = take_snapshot(jobs)
     command = collect_command(arguments, keep_steps(arguments.steps_file, jobs, snapshot))
-    arrays = arrays_of(cluster, left, arguments.pack, max_array_size())
+    arrays = arrays_of(cluster, left, arguments.pack or 1, max_array_size())
     submitted, refusals = _submit_in_order(arrays, jobs, name, cluster, snapshot)
     if submitted or not left:
         everything = sorted({*submitted, *(task.job for task in waiting.values())})

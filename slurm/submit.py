@@ -48,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--pack",
         type=int,
-        default=1,
         metavar="N",
         help="Slurm: train N runs per job, one after the other (default: 1)",
     )

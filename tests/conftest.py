@@ -6,8 +6,11 @@ import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what a user has kept must not decide whether a test passes
-CACHE = tempfile.TemporaryDirectory(prefix="roadmap-cache-")
+CACHE = tempfile.TemporaryDirectory(prefix="roadmap-cache-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+# packages leave temporary folders behind in processes that are killed, as W&B does once it is imported
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+os.environ["TMPDIR"] = tempfile.tempdir = CACHE.name
 # a shell that runs the tests in its background has them ignore Ctrl-C, and with them the processes that are
 # to be interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)

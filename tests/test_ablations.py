@@ -153,12 +153,12 @@ def test_a_combination_without_meaning_is_refused_with_the_reason(combination: s
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("leave-two-out", "--ablate unknown ablation 'leave-two-out'; there are leave-one-out"),
-        ("leave-one-out:", "--ablate unknown ablation 'leave-one-out:'"),
-        ("leave-one-out:gleu", "--ablate unknown step 'gleu'; did you mean 'gelu'?"),
-        ("order", "--ablate unknown ablation 'order'"),
-        ("order:x", "--ablate unknown ablation 'order:x'"),
-        ("order:-1", "--ablate unknown ablation 'order:-1'"),
+        ("leave-two-out", "--ablate: unknown ablation 'leave-two-out'; there are leave-one-out"),
+        ("leave-one-out:", "--ablate: unknown ablation 'leave-one-out:'"),
+        ("leave-one-out:gleu", "--ablate: unknown step 'gleu'; did you mean 'gelu'?"),
+        ("order", "--ablate: unknown ablation 'order'"),
+        ("order:x", "--ablate: unknown ablation 'order:x'"),
+        ("order:-1", "--ablate: unknown ablation 'order:-1'"),
     ],
 )
 def test_an_unknown_ablation_is_refused(how: str, said: str) -> None:

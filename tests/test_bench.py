@@ -8,7 +8,6 @@ import csv
 import multiprocessing
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -40,6 +39,7 @@ from roadmap.errors import ConfigError
 from roadmap.report.render import GLUE
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.training.device import float32_precision
+from tests.helpers import commands
 
 ROADMAPS = load_roadmaps()
 STEPS = ROADMAPS["convnext_t"].steps
@@ -333,7 +333,7 @@ def test_a_throughput_of_no_step_is_refused_where_it_stands(tmp_path: Path) -> N
     with pytest.raises(ConfigError) as refused:
         load_roadmap(path, "family")
     said = (
-        f":{line + 1}:9 roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean"
+        f":{line + 1}:9: roadmap 'family': throughput: unknown step 'convnext_xxl'; did you mean"
         " 'convnext_xl'?"
     )
     assert [str(problem).removeprefix(str(path)) for problem in refused.value.problems] == [said]
@@ -444,12 +444,16 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["resnet5"], "steps.yaml unknown step 'resnet5'; did you mean 'resnet50'?"),
+        (["resnet5"], "steps.yaml: unknown step 'resnet5'; did you mean 'resnet50'?"),
         (["gelu", "--batch", "0"], "--batch must be at least 1, not 0"),
         (["gelu", "--seconds", "nan"], "--seconds must be more than 0, not nan"),
         (
             ["gelu", "--loop", "--against", "timm"],
             "--against cannot be used with --loop, since timm has no such loop",
+        ),
+        (
+            ["gelu", "--loop", "--mode", "inference"],
+            "--mode cannot be used with --loop, which measures the training loop",
         ),
         (["gelu", "--loop", "--batch", "3", "--profile", "synthetic"], "must be even, not 3"),
         (
@@ -544,6 +548,7 @@ def test_the_loop_has_mixup_and_a_local_batch() -> None:
 def test_measuring_with_other_values_leaves_the_step_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("roadmap.bench.bench.memory_mb", lambda *_: None)  # takes a process, and has its test
     words = ["gelu", *QUICK, "--mode", "inference", "--batch", "2", "--out", str(tmp_path)]
     assert command(monkeypatch, *words) == 0
     assert command(monkeypatch, *words, "--set", "system.grad_checkpointing=true") == 0
@@ -658,19 +663,9 @@ def test_the_loop_is_measured_beside_the_bare_step(monkeypatch: pytest.MonkeyPat
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
-    """In a real process; a shell's background would have it ignore the signal."""
-    code = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        " runpy.run_module('roadmap', run_name='__main__')"
-    )
     words = ["resnet50", "gelu", *QUICK, "--set", "data.copies=1", "--loop", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "bench", *words], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    said = ""
-    while "images/s" not in said and (line := process.stdout.readline()):
-        said += line
+    process = commands.Command([sys.executable, "-m", "roadmap", "bench", *words])
+    process.wait_for("images/s")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
     assert process.returncode == 130

@@ -75,12 +75,12 @@ def test_the_shipped_clusters_are_valid() -> None:
 BAD = {
     "unknown key": (
         "{scheduler: slurm, partitoin: gpu}",
-        "c.yaml:3:28 cluster 'mine': unknown key 'partitoin'; did you mean 'partition'?",
+        "c.yaml:3:28: cluster 'mine': unknown key 'partitoin'; did you mean 'partition'?",
     ),
-    "no scheduler": ("{nodes: 2}", "c.yaml:3:3 cluster 'mine': scheduler: 'scheduler' is missing"),
+    "no scheduler": ("{nodes: 2}", "c.yaml:3:3: cluster 'mine': scheduler: 'scheduler' is missing"),
     "bad time": (
         "{scheduler: slurm, time: soon}",
-        "c.yaml:3:28 cluster 'mine': time: write a time limit as days-hours:minutes:seconds",
+        "c.yaml:3:28: cluster 'mine': time: write a time limit as days-hours:minutes:seconds",
     ),
     "no time left": (
         "{scheduler: slurm, time: 00:01:00, signal_seconds: 60}",
@@ -92,11 +92,11 @@ BAD = {
     ),
     "bad step": (
         "{scheduler: slurm, steps: {gelu: {nods: 2}}}",
-        "c.yaml:3:43 cluster 'mine': steps.gelu.nods: unknown key; did you mean 'nodes'?",
+        "c.yaml:3:43: cluster 'mine': steps.gelu.nods: unknown key; did you mean 'nodes'?",
     ),
     "bad step's value": (
         "{scheduler: slurm, steps: {gelu: {nodes: 0}}}",
-        "c.yaml:3:43 cluster 'mine': steps.gelu.nodes: input should be greater than or equal to 1, not 0",
+        "c.yaml:3:43: cluster 'mine': steps.gelu.nodes: input should be greater than or equal to 1, not 0",
     ),
     "steps of steps": (
         "{scheduler: slurm, steps: {gelu: {steps: {}}}}",
@@ -104,41 +104,41 @@ BAD = {
     ),
     "bad key to collect": (
         "{scheduler: slurm, collect: {nods: 1}}",
-        "c.yaml:3:38 cluster 'mine': collect.nods: unknown key",
+        "c.yaml:3:38: cluster 'mine': collect.nods: unknown key",
     ),
     "bad value to collect": (
         "{scheduler: slurm, collect: {nodes: 0}}",
-        "c.yaml:3:38 cluster 'mine': collect.nodes: input should be greater",
+        "c.yaml:3:38: cluster 'mine': collect.nodes: input should be greater",
     ),
     "a key of the cluster's in a step": (
         "{scheduler: slurm, steps: {gelu: {parallel: 4}}}",
-        "c.yaml:3:43 cluster 'mine': steps.gelu.parallel: cannot be set here, only for the cluster",
+        "c.yaml:3:43: cluster 'mine': steps.gelu.parallel: cannot be set here, only for the cluster",
     ),
     "a number for a text": (
         "{scheduler: slurm, time: 90}",
-        "c.yaml:3:28 cluster 'mine': time: input should be a valid string, not 90; write it in quotes, '90'",
+        "c.yaml:3:28: cluster 'mine': time: input should be a valid string, not 90; write it in quotes, '90'",
     ),
     "a variable that no shell takes": (
         "{scheduler: slurm, environment: {B-C: '2'}}",
-        "c.yaml:3:42 cluster 'mine': environment.B-C",
+        "c.yaml:3:42: cluster 'mine': environment.B-C",
     ),
     "two kinds of memory": (
         "{scheduler: slurm, memory_gb: 9, memory_per_cpu_gb: 2}",
         (
-            "c.yaml:3:42 cluster 'mine': memory_per_cpu_gb: conflicts with memory_gb; memory is each node's,"
+            "c.yaml:3:42: cluster 'mine': memory_per_cpu_gb: conflicts with memory_gb; memory is each node's,"
             " each CPU's or each GPU's"
         ),
     ),
     "memory of GPUs that are not there": (
         "{scheduler: slurm, memory_per_gpu_gb: 2}",
         (
-            "c.yaml:3:28 cluster 'mine': memory_per_gpu_gb: needs gpus_per_node, the number of GPUs; null"
+            "c.yaml:3:28: cluster 'mine': memory_per_gpu_gb: needs gpus_per_node, the number of GPUs; null"
             " where there are none"
         ),
     ),
     "a type of no GPUs": (
         "{scheduler: slurm, gpu_type: a100}",
-        "c.yaml:3:28 cluster 'mine': gpu_type: needs gpus_per_node",
+        "c.yaml:3:28: cluster 'mine': gpu_type: needs gpus_per_node",
     ),
     "a step without GPUs": (
         "{scheduler: slurm, gpus_per_node: 1, gpu_type: a100, steps: {gelu: {gpus_per_node: 0}}}",
@@ -150,26 +150,26 @@ BAD = {
     "a type with a number": (
         "{scheduler: slurm, gpus_per_node: 4, gpu_type: 'a100:4'}",
         (
-            "c.yaml:3:46 cluster 'mine': gpu_type: write the type alone, such as a100, and their number as"
+            "c.yaml:3:46: cluster 'mine': gpu_type: write the type alone, such as a100, and their number as"
             " gpus_per_node, not 'a100:4'"
         ),
     ),
     "no options": (
         "{scheduler: slurm, sbatch: [exclusive]}",
-        "c.yaml:3:28 cluster 'mine': sbatch: write options as `name: value`",
+        "c.yaml:3:28: cluster 'mine': sbatch: write options as `name: value`",
     ),
     "an option that a key sets": (
         "{scheduler: slurm, sbatch: {exclusive: true, mem_per_gpu: 4G}}",
-        "c.yaml:3:54 cluster 'mine': sbatch.mem_per_gpu: is set by the key memory_per_gpu_gb",
+        "c.yaml:3:54: cluster 'mine': sbatch.mem_per_gpu: is set by the key memory_per_gpu_gb",
     ),
     "one in a step": (
         "{scheduler: slurm, steps: {gelu: {sbatch: {time: 90}}}}",
-        "c.yaml:3:52 cluster 'mine': steps.gelu.sbatch.time: is set by the key time",
+        "c.yaml:3:52: cluster 'mine': steps.gelu.sbatch.time: is set by the key time",
     ),
     "GPUs as resources": (
         "{scheduler: slurm, sbatch: {gres: 'lscratch:100,gpu:a100:4'}}",
         (
-            "c.yaml:3:37 cluster 'mine': sbatch.gres: ask for GPUs by gpus_per_node and gpu_type;"
+            "c.yaml:3:37: cluster 'mine': sbatch.gres: ask for GPUs by gpus_per_node and gpu_type;"
             " gpu_request: gres makes --gres of them"
         ),
     ),
@@ -179,11 +179,11 @@ BAD = {
     ),
     "an option of one letter": (
         "{scheduler: slurm, sbatch: {w: node1}}",
-        "c.yaml:3:37 cluster 'mine': sbatch.w: is not a long option of sbatch",
+        "c.yaml:3:37: cluster 'mine': sbatch.w: is not a long option of sbatch",
     ),
     "an option twice": (
         "{scheduler: slurm, sbatch: {mail-type: END, mail_type: FAIL}}",
-        "c.yaml:3:53 cluster 'mine': sbatch.mail_type: is given twice",
+        "c.yaml:3:53: cluster 'mine': sbatch.mail_type: is given twice",
     ),
     "a list of values": (
         "{scheduler: slurm, sbatch: {mail-type: [END, FAIL]}}",
@@ -572,7 +572,7 @@ def test_a_step_that_there_is_not_is_refused_at_its_place(tmp_path: Path) -> Non
     entries = "  one: {scheduler: slurm, steps: {gelu: {nodes: 2}, resnt50: {nodes: 1}}}\n"
     (tmp_path / "c.yaml").write_text(f"clusters:\n{entries}", encoding="utf-8")
     done = dry_run(tmp_path, "--cluster-file", "c.yaml", "--profile", "digits")
-    problem = "c.yaml:2:53 cluster 'one': steps: there is no step 'resnt50'; did you mean 'resnet50'?\n"
+    problem = "c.yaml:2:53: cluster 'one': steps: there is no step 'resnt50'; did you mean 'resnet50'?\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", problem)
 
 

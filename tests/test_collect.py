@@ -26,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from roadmap import ROOT
 from roadmap.records import RunDir, prepare
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 from tests.helpers.reports import COMMIT, SPEEDS, result_of
 
 ROADMAP = load_roadmap()
@@ -191,9 +192,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         "--profile",
         "digits_noisy",
     ]
-    subprocess.run(
-        first, cwd=folder, env=environment | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True
-    )
+    commands.run(first, cwd=folder, env=environment, check=True)
     done = subprocess.run(
         second,
         cwd=folder,
@@ -569,10 +568,10 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "unknown column",
         nothing,
         ["runs", "--columns", "step,topp1"],
-        ["--columns unknown key 'topp1'; did you mean 'top1'"],
+        ["--columns: unknown key 'topp1'; did you mean 'top1'"],
     ),
     ("no column", nothing, ["runs", "--columns", " , "], ["--columns names nothing; there are step, title"]),
-    ("unknown axis", nothing, ["runs", "--x", "gmac"], ["--x unknown key 'gmac'; did you mean 'gmacs'"]),
+    ("unknown axis", nothing, ["runs", "--x", "gmac"], ["--x: unknown key 'gmac'; did you mean 'gmacs'"]),
     ("--watch 0", one_run, ["runs", "--watch", "0"], ["--watch must be more than 0, not 0"]),
     ("--check nan", one_run, ["runs", "--check", "nan"], ["--check must be more than 0, not nan"]),
     (

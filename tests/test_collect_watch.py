@@ -9,7 +9,6 @@ import os
 import pty
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from roadmap.records import RunDir, prepare
 from roadmap.report.command import fingerprint
 from roadmap.report.runs import read_experiment
 from roadmap.steps import load_roadmap, resolve
+from tests.helpers import commands
 from tests.helpers.reports import result_of
 
 ROADMAP = load_roadmap()
@@ -42,11 +42,11 @@ def finish(run: RunDir, top1: float | None) -> None:
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def watch(tmp_path: Path) -> Iterator[Callable[..., commands.Command]]:
     """Starts collect.py --watch on `runs`; kills what a failed test leaves."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[commands.Command] = []
 
-    def start(*words: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(*words: str, terminal: int | None = None) -> commands.Command:
         command = [
             sys.executable,
             str(ROOT / "collect.py"),
@@ -57,20 +57,19 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             str(INTERVAL),
             *words,
         ]
-        started.append(
-            subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True)
-        )
+        started.append(commands.Command(command, cwd=tmp_path, terminal=terminal))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+def lines_of(process: commands.Command, number: int) -> list[str]:
+    """The first lines that it prints."""
+    until(lambda: process.printed().count("\n") >= number or process.poll() is not None)
+    return process.printed().splitlines()[:number]
 
 
 def times(out: Path) -> dict[str, int]:
@@ -85,12 +84,13 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def test_watching_writes_what_has_changed_and_ends_with_the_last_run(
-    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, watch: Callable[..., commands.Command]
 ) -> None:
     runs = [write_run(tmp_path / "runs", "gelu", seed) for seed in range(3)]
     finish(runs[0], 80.0)
     process, table = watch("--tables-only"), tmp_path / "out" / "ablation.md"
-    assert line_of(process) == "3 runs: 2 pending, 1 done"
+    lines = ["3 runs: 2 pending, 1 done"]
+    assert lines_of(process, 1) == lines
     assert "| 1/3 | 80.00 |" in table.read_text(encoding="utf-8")
     before = times(tmp_path / "out")
     # a run that gets on changes no table
@@ -98,12 +98,15 @@ def test_watching_writes_what_has_changed_and_ends_with_the_last_run(
     time.sleep(8 * INTERVAL)
     assert times(tmp_path / "out") == before
     runs[1].result.write_text('{"format": 1, "sta', encoding="utf-8")
-    assert line_of(process) == "3 runs: 2 pending, 1 done"
+    lines.append("3 runs: 2 pending, 1 done")
+    assert lines_of(process, 2) == lines
     assert f"{runs[1].name}/result.json is damaged" in table.read_text(encoding="utf-8")
     finish(runs[1], None)
-    assert line_of(process) == "3 runs: 1 done, 1 diverged, 1 pending"
+    lines.append("3 runs: 1 done, 1 diverged, 1 pending")
+    assert lines_of(process, 3) == lines
     shutil.rmtree(runs[2].path)
-    assert line_of(process) == "2 runs: 1 done, 1 diverged"
+    lines.append("2 runs: 1 done, 1 diverged")
+    assert lines_of(process, 4) == lines
     assert process.wait(PATIENCE) == 0
     assert "1 of 38 runs" in table.read_text(encoding="utf-8")
     assert set(times(tmp_path / "out")) == {
@@ -112,7 +115,7 @@ def test_watching_writes_what_has_changed_and_ends_with_the_last_run(
 
 
 def test_watching_draws_the_figures_and_the_page_too(
-    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, watch: Callable[..., commands.Command]
 ) -> None:
     finish(write_run(tmp_path / "runs", "gelu", 0), 80.0)
     process = watch()
@@ -121,27 +124,27 @@ def test_watching_draws_the_figures_and_the_page_too(
 
 
 def test_runs_of_a_later_version_are_not_waited_for(
-    tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, watch: Callable[..., commands.Command]
 ) -> None:
     write_run(tmp_path / "runs", "gelu", 0).result.write_text('{"format": 2}', encoding="utf-8")
     process = watch("--tables-only")
-    assert line_of(process) == "1 run: 1 newer"
+    assert lines_of(process, 1) == ["1 run: 1 newer"]
     assert process.wait(PATIENCE) == 0
 
 
-def test_ctrl_c_is_a_way_to_end_it(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_ctrl_c_is_a_way_to_end_it(tmp_path: Path, watch: Callable[..., commands.Command]) -> None:
     write_run(tmp_path / "runs", "gelu", 0)
     process = watch("--tables-only")
-    assert line_of(process) == "1 run: 1 pending"
+    assert lines_of(process, 1) == ["1 run: 1 pending"]
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
-    assert process.communicate() == ("", "")
+    assert process.communicate() == ("1 run: 1 pending\n", "")
 
 
-def test_a_terminal_shows_one_line(tmp_path: Path, watch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_terminal_shows_one_line(tmp_path: Path, watch: Callable[..., commands.Command]) -> None:
     run = write_run(tmp_path / "runs", "gelu", 0)
     screen, terminal = pty.openpty()
-    process = watch("--tables-only", stdout=terminal)
+    process = watch("--tables-only", terminal=terminal)
     os.close(terminal)
     until((tmp_path / "out" / "runs.csv").exists)
     finish(run, 80.0)

@@ -40,6 +40,7 @@ def expected(text: str, message: str) -> str:
     """`message` with the place for each `@<words ^ words>`,
     and the line alone for each `#<words ^ words>`.
     """
+    message = re.sub(r"^(@<.+?>) ", r"\1: ", message, flags=re.DOTALL)
     message = re.sub(
         r"@<(.+?)>", lambda match: "steps.yaml:{}:{}".format(*place(text, match[1])), message, flags=re.DOTALL
     )
@@ -277,27 +278,27 @@ BASE_ONLY = (
     [
         ("", ["steps.yaml is empty"]),
         ("# later\n", ["steps.yaml is empty"]),
-        ("3\n", ["steps.yaml:1:1 the file: input should be a valid dictionary, not 3"]),
+        ("3\n", ["steps.yaml:1:1: the file: input should be a valid dictionary, not 3"]),
         (
             "base: {}\nprofiles: {}\nroadmaps: {convnext_t: 4}\n",
-            ["steps.yaml:3:12 roadmaps.convnext_t: input should be a valid dictionary, not 4"],
+            ["steps.yaml:3:12: roadmaps.convnext_t: input should be a valid dictionary, not 4"],
         ),
         (
             "base: 3\nprofiles: {}\nroadmaps: {}\n",
-            ["steps.yaml:1:1 base: input should be a valid dictionary, not 3"],
+            ["steps.yaml:1:1: base: input should be a valid dictionary, not 3"],
         ),
         (
             "base: {}\nroadmaps: {}\nprofile: {}\n",
             [
-                "steps.yaml:1:1 the file: 'profiles' is missing",
-                "steps.yaml:3:1 unknown key 'profile'; did you mean 'profiles'?",
+                "steps.yaml:1:1: the file: 'profiles' is missing",
+                "steps.yaml:3:1: unknown key 'profile'; did you mean 'profiles'?",
             ],
         ),
         (
             BASE_ONLY.replace("{name: a", "{nam: a"),
             [
-                "steps.yaml:6:13 roadmaps.convnext_t.steps.0: 'name' is missing",
-                "steps.yaml:6:14 unknown key 'roadmaps.convnext_t.steps.0.nam'; did you mean 'name'?",
+                "steps.yaml:6:13: roadmaps.convnext_t.steps.0: 'name' is missing",
+                "steps.yaml:6:14: unknown key 'roadmaps.convnext_t.steps.0.nam'; did you mean 'name'?",
             ],
         ),
     ],
@@ -337,7 +338,7 @@ def command_line(*words: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["recipe.epoch=3"], ["--set unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?"]),
+        (["recipe.epoch=3"], ["--set: unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?"]),
         (["recipe.epochs"], ["--set recipe.epochs: write it as key=value, such as --set recipe.epochs=10"]),
         (["=3"], ["--set =3: write it as key=value, such as --set recipe.epochs=10"]),
         (["recipe.epochs=1", "recipe.epochs=2"], ["--set recipe.epochs=2: 'recipe.epochs' is set twice"]),
@@ -359,14 +360,14 @@ def command_line(*words: str) -> RunConfig:
                 " UTF-8 in any"
             ],
         ),
-        (["model.depths=[1"], ["--set model.depths:2:1 is not YAML: did not find expected ',' or ']'"]),
+        (["model.depths=[1"], ["--set model.depths:2:1: is not YAML: did not find expected ',' or ']'"]),
         (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 must be less than epochs 300"]),
         (["model.width=2"], ["--set model: width 2 x 1.0 is 2 channels; at least 4 are needed"]),
         (
             ["recipe.epoch=3", "model.wdth=3"],
             [
-                "--set unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?",
-                "--set unknown key 'model.wdth'; did you mean 'model.width'?",
+                "--set: unknown key 'recipe.epoch'; did you mean 'recipe.epochs'?",
+                "--set: unknown key 'model.wdth'; did you mean 'model.width'?",
             ],
         ),
         (
@@ -392,24 +393,24 @@ def test_an_absurd_value_is_a_message_not_a_crash(word: str) -> None:
 @pytest.mark.parametrize(
     ("attempt", "message"),
     [
-        (lambda: resolve(ROADMAP, "kernel7"), "unknown step 'kernel7'; did you mean 'kernel_7'?"),
+        (lambda: resolve(ROADMAP, "kernel7"), ": unknown step 'kernel7'; did you mean 'kernel_7'?"),
         (
             lambda: resolve(ROADMAP, "kernel_7", profile="digit"),
-            "unknown profile 'digit'; did you mean 'digits'?",
+            ": unknown profile 'digit'; did you mean 'digits'?",
         ),
         (
             lambda: load_roadmap(name="convnext_tt"),
-            "unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?",
+            ": unknown roadmap 'convnext_tt'; did you mean 'convnext_t'?",
         ),
         (
             lambda: resolve(ROADMAP, "kernel_7-gelu"),
-            "'kernel_7-gelu': gelu is not on the way to kernel_7, so it cannot be left out",
+            " 'kernel_7-gelu': gelu is not on the way to kernel_7, so it cannot be left out",
         ),
     ],
 )
 def test_unknown_name(attempt: Callable[[], Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(STEPS_YAML.parent)
-    assert errors(attempt) == [f"steps.yaml {message}"]
+    assert errors(attempt) == [f"steps.yaml{message}"]
 
 
 @pytest.mark.parametrize(
@@ -636,7 +637,7 @@ def test_config_survives_its_file(step: str, profile: str | None, tmp_path: Path
     [
         (("width: 96", 'width: "96"'), "config.yaml model.width: input should be a valid integer, not '96'"),
         (("seed: 0\n", ""), "config.yaml seed: 'seed' is missing"),
-        (("seed: 0\n", "seed: 0\nseed: 0\n"), "config.yaml:5:1 duplicate key 'seed', first given in line 4"),
+        (("seed: 0\n", "seed: 0\nseed: 0\n"), "config.yaml:5:1: duplicate key 'seed', first given in line 4"),
     ],
 )
 def test_bad_config_file(edit: Edit, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +23,7 @@ from roadmap.training.device import (
     set_up,
     tf32,
 )
+from tests.helpers import commands
 
 CPU = torch.device("cpu")
 BY_DEFAULT = {"matmul": "ieee", "conv": "tf32"}  # of PyTorch
@@ -50,9 +50,7 @@ print(given_back, faults())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library is not glibc")
 def test_memory_that_is_freed_is_kept() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = commands.run([sys.executable, "-c", FAULTS], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     given_back, kept = map(int, done.stdout.split())
     assert kept < 100

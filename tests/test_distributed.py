@@ -687,17 +687,18 @@ def test_the_papers_batch_is_the_same_on_any_number_of_gpus(world: int) -> None:
             64,
             {},
             (
-                "BN is to see at once, and it would see 64; --set recipe.local_batch=64 makes that the"
-                " recipe, or --set system.sync_bn=true"
+                "BN would normalize over 64 images, not over the 128 of recipe.local_batch; --set"
+                " recipe.local_batch=64 makes that the recipe, or --set system.sync_bn=true"
             ),
         ),
         (8, {"system.micro_batch": 100}, "leaves each 512 images, no multiple of system.micro_batch 100"),
         (
             8,
             {"system.micro_batch": 256},
-            "BN is to see at once, and it would see 256; .*or --set system.micro_batch=128",
+            "BN would normalize over 256 images, not over the 128 of recipe.local_batch;"
+            " .*or --set system.micro_batch=128",
         ),
-        (8, {"system.sync_bn": True, "system.micro_batch": 32}, "it would see 256"),
+        (8, {"system.sync_bn": True, "system.micro_batch": 32}, "BN would normalize over 256"),
         (8, {"system.micro_batch": 1, "model.block.norm.kind": "ln"}, "it must be even"),
     ],
 )

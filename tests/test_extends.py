@@ -195,7 +195,7 @@ def test_a_path_may_end_in_a_step_that_is_named(tmp_path: Path) -> None:
     assert (mine.trunk, mine.steps) == (("resnet50", "kernel_7"), ("resnet50", "kernel_7", "gelu"))
     with pytest.raises(
         ConfigError,
-        match=r"my\.yaml:2:\d+ roadmap 'n': end: unknown step 'kernel_77'; did you mean 'kernel_7'\?",
+        match=r"my\.yaml:2:\d+: roadmap 'n': end: unknown step 'kernel_77'; did you mean 'kernel_7'\?",
     ):
         load_roadmap(write(tmp_path, text.replace("end: kernel_7", "end: kernel_77")), "n")
 
@@ -227,99 +227,102 @@ BAD = {
     "unknown key": (
         MORE_STEPS.replace("act.kind", "act.knd"),
         [
-            "my.yaml:5:84 step 'hard_swish': unknown key 'model.block.act.knd';"
+            "my.yaml:5:84: step 'hard_swish': unknown key 'model.block.act.knd';"
             " did you mean 'model.block.act.kind'?"
         ],
     ),
     "no percentage": (
         MORE_STEPS.replace("title: hard swish", "title: hard swish, paper: {top1: 810, n: 3}"),
         [
-            "my.yaml:5:55 roadmaps.convnext_t.steps.hard_swish.paper.top1: input should be less than or equal"
-            " to 100, not 810"
+            "my.yaml:5:55: roadmaps.convnext_t.steps.hard_swish.paper.top1: input should be less than or"
+            " equal to 100, not 810"
         ],
     ),
     "unknown kind": (
         MORE_STEPS.replace("kind: hard_swish", "kind: hard_swich"),
         [
-            "my.yaml:5:84 step 'hard_swish': model.block.act.kind: unknown act kind 'hard_swich', "
+            "my.yaml:5:84: step 'hard_swish': model.block.act.kind: unknown act kind 'hard_swich', "
             "not one of relu, gelu, silu, hard_swish; did you mean 'hard_swish'?"
         ],
     ),
     "unknown parent": (
         MORE_STEPS.replace("parent: sep", "parent: seb"),
         [
-            "my.yaml:5:55 step 'hard_swish': unknown parent 'sebarate_downsampling'; did you mean"
+            "my.yaml:5:55: step 'hard_swish': unknown parent 'sebarate_downsampling'; did you mean"
             " 'separate_downsampling'?"
         ],
     ),
     "changes nothing": (
         MORE_STEPS.replace("kind: hard_swish", "kind: gelu"),
-        ["my.yaml:5:84 step 'hard_swish': 'model.block.act.kind' changes nothing: it already is gelu"],
+        ["my.yaml:5:84: step 'hard_swish': 'model.block.act.kind' changes nothing: it already is gelu"],
     ),
     "an empty section": (
         MORE_STEPS.replace("{model.block.act.kind: hard_swish}", "{model.block: {}}"),
-        ["my.yaml:5:16 step 'hard_swish': changes nothing: `set` is empty"],
+        ["my.yaml:5:16: step 'hard_swish': changes nothing: `set` is empty"],
     ),
     "an empty profile": (
         f"{MORE_STEPS}profiles: {{mine: {{title: mine, set: {{}}}}}}",
-        ["my.yaml:6:12 profile 'mine': changes nothing: `set` is empty"],
+        ["my.yaml:6:12: profile 'mine': changes nothing: `set` is empty"],
     ),
     "a step that is there": (
         MORE_STEPS.replace("name: hard_swish", "name: gelu"),
-        ["my.yaml:5:16 step 'gelu' is defined twice, first at shipped:@"],
+        ["my.yaml:5:16: step 'gelu' is defined twice, first at shipped:@"],
     ),
     "a base": (
         f"base: {{model.width: 32}}\n{MORE_STEPS}",
-        ["my.yaml:1:1 base: belongs to the file that is extended; put other values into a profile or a step"],
+        [
+            "my.yaml:1:1: base: belongs to the file that is extended; put other values into a profile or a"
+            " step"
+        ],
     ),
     "a title of what is there": (
         MORE_STEPS.replace("    steps:", "    title: mine\n    steps:"),
         [
-            "my.yaml:4:5 roadmap 'convnext_t': is defined at shipped:@ already; only its `steps` can be"
+            "my.yaml:4:5: roadmap 'convnext_t': is defined at shipped:@ already; only its `steps` can be"
             " added to"
         ],
     ),
     "a profile that is there": (
         f"{MORE_STEPS}profiles: {{digits: {{title: mine, set: {{data.noise: 0.1}}}}}}",
-        ["my.yaml:6:12 profile 'digits': is defined at shipped:@ already; choose another name"],
+        ["my.yaml:6:12: profile 'digits': is defined at shipped:@ already; choose another name"],
     ),
     "no such file": (
         MORE_STEPS.replace("steps.yaml", "stebs.yaml"),
-        ["my.yaml:1:10 extends: there is no 'stebs.yaml' in @, nor in the project"],
+        ["my.yaml:1:10: extends: there is no 'stebs.yaml' in @, nor in the project"],
     ),
     "no name": (
         MORE_STEPS.replace("steps.yaml", "[steps.yaml]"),
-        ["my.yaml:1:10 extends: name the steps file that this one adds to@"],
+        ["my.yaml:1:10: extends: name the steps file that this one adds to@"],
     ),
     "unknown key of the file": (
         MORE_STEPS.replace("roadmaps:", "roadmap:"),
-        ["my.yaml:2:1 unknown key 'roadmap'; did you mean 'roadmaps'?"],
+        ["my.yaml:2:1: unknown key 'roadmap'; did you mean 'roadmaps'?"],
     ),
     "a misspelled roadmap": (
         MORE_STEPS.replace("convnext_t:", "convnext_x:"),
         [
-            "my.yaml:3:3 roadmap 'convnext_x': is not in the extended file, and a new one needs a title; did"
+            "my.yaml:3:3: roadmap 'convnext_x': is not in the extended file, and a new one needs a title; did"
             " you mean 'convnext_t'?"
         ],
     ),
     "unknown roadmap to share": (
         "extends: steps.yaml\nroadmaps: {new: {title: new, like: convnext_x, steps: [{name: gelu}]}}",
-        ["my.yaml:2:36 roadmap 'new': like: 'convnext_x' is unknown; did you mean 'convnext_t'?"],
+        ["my.yaml:2:36: roadmap 'new': like: 'convnext_x' is unknown; did you mean 'convnext_t'?"],
     ),
     "unknown step to start from": (
         (
             "extends: steps.yaml\nroadmaps: {new: {title: new, base: convnext_t/gleu, steps: [{name: a,"
             " title: a}]}}"
         ),
-        ["my.yaml:2:36 roadmap 'new': base: convnext_t has no step 'gleu'; did you mean 'gelu'?"],
+        ["my.yaml:2:36: roadmap 'new': base: convnext_t has no step 'gleu'; did you mean 'gelu'?"],
     ),
     "a roadmap that starts from itself": (
         "extends: steps.yaml\nroadmaps: {new: {title: new, base: new/a, steps: [{name: a, title: a}]}}",
-        ["my.yaml:2:36 roadmap 'new': base: 'new' is not above it"],
+        ["my.yaml:2:36: roadmap 'new': base: 'new' is not above it"],
     ),
     "a place that is none": (
         "extends: steps.yaml\nroadmaps: {new: {title: new, base: gelu, steps: [{name: a, title: a}]}}",
-        ["my.yaml:2:30 roadmaps.new.base: string should match pattern@"],
+        ["my.yaml:2:30: roadmaps.new.base: string should match pattern@"],
     ),
     "a shared step that is not there": (
         (
@@ -327,7 +330,7 @@ BAD = {
             " {name: gleu}]}}"
         ),
         [
-            "my.yaml:2:74 step 'gleu': 'title' is missing, and convnext_t has no step of this name; did you"
+            "my.yaml:2:74: step 'gleu': 'title' is missing, and convnext_t has no step of this name; did you"
             " mean 'gelu'?"
         ],
     ),
@@ -349,7 +352,7 @@ def test_files_that_extend_each_other_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "extends: my.yaml\n", "other.yaml")
     path = write(tmp_path, "extends: other.yaml\n")
     (line,) = error_lines(path)
-    assert line.endswith("other.yaml:1:10 extends: 'my.yaml' comes back to this file")
+    assert line.endswith("other.yaml:1:10: extends: 'my.yaml' comes back to this file")
 
 
 @pytest.mark.parametrize(

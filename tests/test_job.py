@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -66,9 +65,7 @@ def slurm(folder: Path, **known: object) -> dict[str, str]:
 def end(environment: dict[str, str], code: int, retries: int, runs: list[RunDir]) -> int:
     """The exit code of the last line of a job's script."""
     words = [sys.executable, "-m", "slurm.worker", str(code), str(retries), *(str(run.path) for run in runs)]
-    return subprocess.run(
-        words, env=environment, cwd=ROOT, capture_output=True, timeout=60, check=False
-    ).returncode
+    return commands.run(words, env=environment, cwd=ROOT, timeout=60).returncode
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ Counted, not timed.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from roadmap.records import prepare
 from roadmap.steps import load_roadmap, resolve
 from slurm.worker import next_open
 from tests.benchmark_collect import PROFILE, fill
+from tests.helpers import commands
 from tests.helpers.images import write_folder
 
 STEPS = len(load_roadmap().steps)
@@ -47,10 +47,10 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def counted(*commands: list[str]) -> Iterator[tuple[str, Counter[str]]]:
+def counted(*lines: list[str]) -> Iterator[tuple[str, Counter[str]]]:
     """What submit.py prints given each list of words, and which files it opens or lists how often."""
-    words = [sys.executable, "-c", COUNT, json.dumps(commands)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    words = [sys.executable, "-c", COUNT, json.dumps(lines)]
+    done = commands.run(words, cwd=ROOT, check=True)
     for line in done.stdout.splitlines():
         code, said, counts = json.loads(line)
         assert code == 0, said

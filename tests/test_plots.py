@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.text import Annotation
 
 from roadmap import ROOT
 from roadmap.report.figures.style import DOUBLE_COLUMN, save
+from tests.helpers import commands
 from tests.helpers.ablations_to_plot import DRAWN, SIDE_BRANCHES, SOME, draw, error_bars, make
 from tests.helpers.rendered_text import outside, overlapping
 
@@ -118,7 +118,7 @@ for kind in ("bars", "gmacs"): save(make(kind, "one row", 7.0), Path(sys.argv[1]
 def test_the_same_table_gives_the_same_files(tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    subprocess.run([sys.executable, "-c", SAVE, str(there)], check=True, cwd=ROOT)
+    commands.run([sys.executable, "-c", SAVE, str(there)], check=True, cwd=ROOT)
     for kind in ("bars", "gmacs"):
         figure = make(kind, "one row", DOUBLE_COLUMN)
         assert figure is not None

@@ -277,7 +277,7 @@ def some(size: int) -> st.SearchStrategy[list[tuple[str, str]]]:
     return st.permutations(DELTAS).map(lambda order: order[:size])
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@networks
 @given(st.integers(0, len(DELTAS)).flatmap(some), st.integers(1, 2))
 def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(
     chosen: list[tuple[str, str]], positions: int

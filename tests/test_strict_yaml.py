@@ -167,12 +167,12 @@ def test_a_saved_steps_file_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "f.yaml:3:1 duplicate key 'a', first given in line 1"),
-        ('x:\n  a: 1\n  "a": 2', "f.yaml:3:3 duplicate key 'a', first given in line 2"),
-        ("a.b: 1\na.b: 1", "f.yaml:2:1 duplicate key 'a.b', first given in line 1"),
-        ("a: &x {b: 1}\nc:\n  <<: *x", "f.yaml:3:3 a key must be plain text, and `<<` is not supported"),
-        ("a:\n  ? [1]\n  : 2", "f.yaml:2:5 a key must be plain text, and `<<` is not supported"),
-        ('"": 1', "f.yaml:1:1 a key must be plain text, and `<<` is not supported"),
+        ("a: 1\nb: 2\na: 3", "f.yaml:3:1: duplicate key 'a', first given in line 1"),
+        ('x:\n  a: 1\n  "a": 2', "f.yaml:3:3: duplicate key 'a', first given in line 2"),
+        ("a.b: 1\na.b: 1", "f.yaml:2:1: duplicate key 'a.b', first given in line 1"),
+        ("a: &x {b: 1}\nc:\n  <<: *x", "f.yaml:3:3: a key must be plain text, and `<<` is not supported"),
+        ("a:\n  ? [1]\n  : 2", "f.yaml:2:5: a key must be plain text, and `<<` is not supported"),
+        ('"": 1', "f.yaml:1:1: a key must be plain text, and `<<` is not supported"),
     ],
 )
 def test_what_yaml_would_let_slip_is_refused(text: str, message: str) -> None:
@@ -188,9 +188,9 @@ def test_an_alias_is_refused(anchored: str) -> None:
 
 def test_all_duplicates_are_reported() -> None:
     assert errors("a: 1\na: 2\nb: {c: 1, c: 2}\na: 3") == [
-        "f.yaml:2:1 duplicate key 'a', first given in line 1",
-        "f.yaml:3:11 duplicate key 'c', first given in line 3",
-        "f.yaml:4:1 duplicate key 'a', first given in line 1",
+        "f.yaml:2:1: duplicate key 'a', first given in line 1",
+        "f.yaml:3:11: duplicate key 'c', first given in line 3",
+        "f.yaml:4:1: duplicate key 'a', first given in line 1",
     ]
 
 
@@ -209,7 +209,7 @@ def test_all_duplicates_are_reported() -> None:
 )
 def test_bad_syntax_is_one_line_with_its_place(text: str, place: str) -> None:
     (message,) = errors(text)
-    assert message.startswith(f"f.yaml:{place} is not YAML: ")
+    assert message.startswith(f"f.yaml:{place}: is not YAML: ")
 
 
 def test_a_dotted_and_a_nested_key_are_the_same_leaf() -> None:
@@ -239,7 +239,7 @@ def test_a_file_is_named_as_seen_from_here(folder: Path, where: str) -> None:
     (folder / where).write_text("a: 1\na: 2\n")
     with pytest.raises(ConfigError) as caught:
         read_yaml(folder / where)
-    assert str(caught.value) == f"{where}:2:1 duplicate key 'a', first given in line 1"
+    assert str(caught.value) == f"{where}:2:1: duplicate key 'a', first given in line 1"
 
 
 def test_a_file_that_is_not_utf8(folder: Path) -> None:

@@ -17,6 +17,7 @@ from submitit.core.utils import DelayedSubmission
 
 from roadmap import ROOT
 from slurm.jobs import job_of_each_run, sources, submissions
+from tests.helpers import commands
 
 STEP = (
     "{name: hard_swish, title: hard swish, parent: separate_downsampling, set: {model.block.act.kind:"
@@ -55,14 +56,10 @@ def site(tmp_path: Path) -> Path:
 def submit(project: Path, site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     path = f"{site / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin"
     command = [sys.executable, str(project / "slurm/submit.py"), "--cluster", "slurm", "--seeds", "1", *words]
-    return subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": str(project), "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=site,
-    )
+    environment = os.environ | {"PYTHONPATH": str(project), "PATH": path}
+    if project == ROOT:
+        return commands.run(command, cwd=site, env=environment)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=site)
 
 
 def collect(site: Path) -> subprocess.CompletedProcess[str]:

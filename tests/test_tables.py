@@ -92,6 +92,14 @@ def test_chosen_columns_come_in_their_order_and_once() -> None:
     assert not any("same in all rows" in note for note in table.notes)
 
 
+def test_the_note_on_differences_is_below_tables_that_have_them() -> None:
+    noted = [
+        any(note.startswith("Δ ") for note in ablation_table(of_runs(), keys).notes)
+        for keys in (None, ["step", "delta"], ["step", "resolved"], ["step", "top1"])
+    ]
+    assert noted == [True, True, True, False]
+
+
 def test_a_column_that_there_is_not_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--columns.*unknown column 'topl'.*top1"):
         write_tables(of_runs(), tmp_path / "out", ["step", "topl"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,11 +31,11 @@ from roadmap import timm_models
 from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmaps
 from roadmap.timm_models import registered
+from tests.helpers import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: list[str] = timm.list_models("roadmap_*")
 ISOTROPIC = [name for name in MODELS if len(registered[name].model.depths) == 1]
-PYRAMIDS = [name for name in MODELS if name not in ISOTROPIC]
 
 
 def at_small_size(name: str) -> ModelSpec:
@@ -48,7 +47,9 @@ def at_small_size(name: str) -> ModelSpec:
     return spec.model_copy(update={"width": 8, "depths": depths, "drop_path": min(spec.drop_path, 0.1)})
 
 
+# models of one kind are the same network once they are small
 KINDS = list({at_small_size(name): name for name in MODELS}.values())
+PYRAMIDS = [name for name in KINDS if name not in ISOTROPIC]
 
 each_model = pytest.mark.parametrize("name", MODELS)
 each_pyramid = pytest.mark.parametrize("name", PYRAMIDS)
@@ -97,7 +98,7 @@ def test_all_steps_of_all_roadmaps_are_listed() -> None:
     assert not set(MODELS) & set(timm.list_models(pretrained=True))
 
 
-@each_model
+@each_kind
 def test_forward(name: str) -> None:
     model = small(name)
     logits = model(images())
@@ -108,7 +109,7 @@ def test_forward(name: str) -> None:
     assert torch.equal(model(images()), logits)
 
 
-@each_model
+@each_kind
 def test_backward_gives_every_parameter_a_gradient(name: str) -> None:
     model = small(name, num_classes=42).train()
     logits = model(images(2))
@@ -147,7 +148,7 @@ def test_data_config_of_a_model_for_large_images() -> None:
     assert (data["input_size"], data["crop_pct"], data["interpolation"]) == ((3, 384, 384), 1.0, "bicubic")
 
 
-@each_model
+@each_kind
 def test_the_classifier_can_be_replaced_and_removed(name: str) -> None:
     model = small(name)
     maps = model.forward_features(images())
@@ -192,7 +193,7 @@ def test_a_new_classifier_has_the_place_the_type_and_the_spread_of_the_old_one()
     assert not classifier.bias.any()
 
 
-@each_model
+@each_kind
 def test_features_only(name: str) -> None:
     spec, model = registered[name].model, small(name, features_only=True)
     maps = model(images())
@@ -229,7 +230,7 @@ def test_out_indices(name: str) -> None:
         assert chosen.feature_info.reduction() == [64 // x.shape[2] for x in wanted]
 
 
-@each_model
+@each_kind
 def test_forward_intermediates(name: str) -> None:
     model, expected = small(name), small(name, features_only=True)(images())
     last, maps = model.forward_intermediates(images())
@@ -338,7 +339,7 @@ def test_fx(name: str) -> None:
     assert missing_gradients(graph) == []
 
 
-@each_model
+@each_kind
 def test_other_channels_and_classes(name: str) -> None:
     model = small(name, in_chans=5, num_classes=3)
     assert model(images(channels=5)).shape == (1, 3)
@@ -416,7 +417,7 @@ def depth_of(parameter: str, depths: list[int]) -> int:
     return {"stem": 0, "head_norm": 1 + sum(depths), "head": 1 + sum(depths)}[part]
 
 
-@each_model
+@each_kind
 def test_parameters_are_grouped_from_stem_to_head(name: str) -> None:
     model = small(name, deepest=3)
     depths = [len(stage.blocks) for stage in model.stages]
@@ -432,7 +433,7 @@ def test_parameters_are_grouped_from_stem_to_head(name: str) -> None:
     assert list(coarse.values()) == [stem, *stages, head]
 
 
-@each_model
+@each_kind
 def test_layer_wise_learning_rates(name: str) -> None:
     model = small(name, deepest=3)
     depths = [len(stage.blocks) for stage in model.stages]
@@ -449,7 +450,7 @@ def test_layer_wise_learning_rates(name: str) -> None:
     assert not scales
 
 
-@each_model
+@each_kind
 def test_all_but_the_head_can_be_asked_for(name: str) -> None:
     model = small(name)
     assert list(map(id, model_parameters(model, exclude_head=True))) == list(map(id, model.parameters()))[:-2]
@@ -616,7 +617,5 @@ print(sum(parameter.numel() for parameter in model.parameters()))
 
 
 def test_one_import_is_all_it_takes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = commands.run([sys.executable, "-c", PROBE], cwd=ROOT)
     assert (done.stdout.strip(), done.stderr) == ("28589128", "")

@@ -769,6 +769,7 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
         "model.stem.norm is false; timm's ConvNeXt has true",
         "model.downsample is block; timm's ConvNeXt has separate",
         "model.head_norm is false; timm's ConvNeXt has true",
+        "--names ours writes the weights under this project's names, without timm's",
     ]
     refused(run.path, tmp_path / "x.pth", "\n".join(obstacles))
     refused(

@@ -15,7 +15,7 @@ from roadmap.bench.config import check_options, config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.interleave import LEAST, SHORTEST, interleave, ratio_of, spread_of, timed
 from roadmap.bench.memory import memory_mb
-from roadmap.bench.options import BATCH, BATCHES
+from roadmap.bench.options import BATCH, BATCHES, MODES
 from roadmap.bench.results import (
     BARE,
     LOOP,
@@ -76,7 +76,7 @@ def bench(arguments: argparse.Namespace) -> int:
     read_rows(meter.path)  # raises before anything is measured if the file has another format
     try:
         for config in configs:
-            for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode):
+            for mode in ("loop",) if arguments.loop else dict.fromkeys(arguments.mode or MODES):
                 meter.measure(config, mode)
     finally:
         meter.report()

@@ -42,6 +42,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise config_error("--seconds", f"must be more than 0, not {arguments.seconds:g}")
     if arguments.loop and arguments.against:
         raise config_error("--against", "cannot be used with --loop, since timm has no such loop")
+    if arguments.loop and arguments.mode:
+        raise config_error("--mode", "cannot be used with --loop, which measures the training loop")
     with write_errors(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=arguments.out):

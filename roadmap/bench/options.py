@@ -10,6 +10,7 @@ from roadmap.cli.options import add_config_options
 BATCHES = {"cuda": 128}
 BATCH = 16  # on other devices
 SECONDS = 10.0
+MODES = ("train", "inference")
 
 
 def add_bench_options(options: argparse.ArgumentParser) -> None:
@@ -21,9 +22,8 @@ def add_bench_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--mode",
         nargs="+",
-        choices=["train", "inference"],
-        default=["train", "inference"],
-        help="default: both",
+        choices=MODES,
+        help="what to measure (default: both)",
     )
     options.add_argument(
         "--against",

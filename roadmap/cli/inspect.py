@@ -106,6 +106,9 @@ def print_diff(arguments: argparse.Namespace) -> int:
     for step in (arguments.one, arguments.other):
         selection.resolve(step)
     differences = changes(one, other)
+    if not differences:
+        print(f"'{arguments.one}' and '{arguments.other}' have the same values")
+        return 0
     rows = [
         (key, *map(show, differences[key]), _origin(one, key)[0], _origin(other, key)[0])
         for key in selection.roadmap.base

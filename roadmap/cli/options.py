@@ -94,14 +94,18 @@ def add_kind_options(options: argparse.ArgumentParser) -> None:
     """--ema and --raw, of weights that come with their EMA."""
     which = options.add_mutually_exclusive_group()
     which.add_argument(
-        "--ema", dest="kind", action="store_const", const="ema", help="take the EMA of the weights"
+        "--ema",
+        dest="kind",
+        action="store_const",
+        const="ema",
+        help="of a checkpoint with both, use the EMA of the weights",
     )
     which.add_argument(
         "--raw",
         dest="kind",
         action="store_const",
         const="raw",
-        help="take the weights as they were trained (the default)",
+        help="of a checkpoint with both, use the weights, not their EMA (default)",
     )
 
 

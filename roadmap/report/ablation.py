@@ -28,8 +28,13 @@ from roadmap.report.stats import (
 )
 from roadmap.report.trained import left_out
 from roadmap.steps_file import Reference
+from roadmap.terminal import count
 
 FIRST = ""  # the key of a root in `align`: the roots of two roadmaps are different networks in the same place
+
+
+# what the note on differences begins with
+DELTA_NOTE = "Δ is against the parent"
 
 
 @dataclass(frozen=True)
@@ -324,9 +329,9 @@ def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted:
         " change nothing."
     )
     notes = [
-        f"{finished} of {planned} runs; top-1 in % of the last epoch, mean ± sample standard deviation"
-        " over n seeds.",
-        "Δ is against the parent, with its 95 % interval (t, in pairs where the seeds are the same, else"
+        f"{finished} of {count(planned, 'run')}; top-1 in % of the last epoch, mean ± sample standard"
+        " deviation over n seeds.",
+        f"{DELTA_NOTE}, with its 95 % interval (t, in pairs where the seeds are the same, else"
         f" Welch); {resolved}",
     ]
     if reference:

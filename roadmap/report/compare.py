@@ -24,6 +24,7 @@ from roadmap.report.stats import (
     summarize,
 )
 from roadmap.report.tables import write_texts
+from roadmap.terminal import count
 
 AGREE, CONTRADICT, OPEN = "agree", "contradict", "open"
 MEANING = (
@@ -130,17 +131,15 @@ def _of_mean(summary: Summary) -> float:
 def _notes(a: Ablation, b: Ablation, pairs: Sequence[Pair], agreement: Correlation | None) -> Iterator[str]:
     for name, side in (("A", a), ("B", b)):
         what = "published" if side.source == "paper" else f"{sum(row.planned for row in side.rows)} planned"
-        yield (
-            f"{name}: {side.title}, {sum(row.top1.n for row in side.rows if row.top1)} runs with an accuracy"
-            f" ({what})."
-        )
+        runs = count(sum(row.top1.n for row in side.rows if row.top1), "run")
+        yield f"{name}: {side.title}, {runs} with an accuracy ({what})."
     yield MEANING
     counts = {
         word: sum(pair.effects == word for pair in pairs)
         for word in (AGREE, CONTRADICT, "A only", "B only", OPEN)
     }
     words = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
-    yield f"Of {sum(counts.values())} steps with both Δ: {words or 'none'}."
+    yield f"Of {count(sum(counts.values()), 'step')} with both Δ: {words or 'none'}."
     both = [
         (pair.a.delta, pair.b.delta) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from roadmap.files import write_atomic, write_errors
-from roadmap.report.ablation import Ablation, AblationRow, origins
+from roadmap.report.ablation import DELTA_NOTE, Ablation, AblationRow, origins
 from roadmap.report.columns import COLUMNS, NONE, chosen, folded, legends
 from roadmap.report.marginal import MEANING, NAMES, READINGS, MarginalEffect
 from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
@@ -39,7 +39,10 @@ def ablation_table(ablation: Ablation, keys: Sequence[str] | None = None) -> Tab
     """The columns named by `keys`, or those with content; ConfigError for an unknown key."""
     columns = chosen(ablation, keys)
     rows = [[column.text(row) for column in columns] for row in ablation.rows]
-    notes = [*ablation.notes, *legends(columns, ablation.rows), *folded(ablation, keys)]
+    notes = list(ablation.notes)
+    if not {"delta", "resolved"} & {column.key for column in columns}:
+        notes = [note for note in notes if not note.startswith(DELTA_NOTE)]
+    notes = [*notes, *legends(columns, ablation.rows), *folded(ablation, keys)]
     return Table(ablation.title, columns, rows, notes)
 
 

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from roadmap.disk import free_space, megabytes
 from roadmap.errors import config_error, relative
 from roadmap.files import temporary_path, write_atomic
+from roadmap.terminal import count
 from roadmap.training.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -107,5 +108,10 @@ class Profiler(Callback):
             for number, seconds in enumerate(times)
         ]
         return "\n".join(
-            [f"{len(times)} iterations on {device}, {1e3 * fmean(times):.3f} ms on average", *lines, "", ""]
+            [
+                f"{count(len(times), 'iteration')} on {device}, {1e3 * fmean(times):.3f} ms on average",
+                *lines,
+                "",
+                "",
+            ]
         )

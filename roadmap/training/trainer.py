@@ -28,6 +28,7 @@ from roadmap.lease import Lease, now
 from roadmap.provenance import provenance
 from roadmap.records import FORMAT, WAITING, Result, RunDir
 from roadmap.signals import ENDS, Stopped, StopSignals
+from roadmap.terminal import count
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.clock import Clock, all_timed, synchronize
@@ -435,7 +436,7 @@ class Trainer:
             if then[key] != now[key]
         ]
         if not differ and not 0 <= iteration - epoch * len(self.loader) <= len(self.loader):
-            differ = [f"an epoch has {len(self.loader)} iterations now"]
+            differ = [f"an epoch has {count(len(self.loader), 'iteration')} now"]
         if differ:
             where = self.config.system.data_dir or f"dataset '{self.config.data.dataset}'"
             position = (

@@ -1,53 +1,39 @@
 """Commands of the project as real processes, forked from a server that has imported PyTorch and timm.
 
-A process that starts from nothing spends seconds on these imports. Tests of the imports themselves and of the
+A process that starts from nothing spends seconds on these imports, so what a command starts in Python, such
+as its workers, is forked from it in turn. Tests of the imports themselves and of the
 variables that Python reads at its start need such a process: `subprocess`.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from tests.helpers.forks import fork_python, open_streams, run_python
 from tests.helpers.processes import SERVER
 
 
 def _become(words: list[str], cwd: str, environment: dict[str, str], files: list[Any], session: bool) -> None:
     """Runs `python WORDS` in this process."""
-    if session:
-        os.setsid()
-    os.environ.clear()
-    os.environ |= environment
-    os.chdir(cwd)
-    tempfile.tempdir = None  # read from the environment again
     for number, file in enumerate(files, 1):
         os.dup2(file.detach(), number)
-    sys.stdout.reconfigure(encoding="utf-8", line_buffering=False)  # type: ignore[union-attr]
-    sys.stderr.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    open_streams()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if words[0] == "-c":
-        sys.argv[:] = ["-c", *words[2:]]
-        sys.modules["__main__"] = ModuleType("__main__")
-        exec(compile(words[1], "<string>", "exec"), vars(sys.modules["__main__"]))
-    elif words[0] == "-m":
-        sys.argv[:] = words[1:]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[:] = words
-        runpy.run_path(words[0], run_name="__main__")
+    fork_python()
+    run_python(words, cwd, environment, session)
 
 
 class Command:
-    """A command at work, with what `subprocess.Popen` offers; its output goes to files."""
+    """A command at work, with what `subprocess.Popen` offers; its output goes to files, or to `terminal`."""
 
     def __init__(
         self,
@@ -55,12 +41,14 @@ class Command:
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        terminal: int | None = None,
     ) -> None:
         interpreter, *rest = words
         assert interpreter == sys.executable
         self.args = list(words)
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
-        descriptors = [DupFd(file.fileno()) for file in self._files]
+        numbers = [file.fileno() for file in self._files]
+        descriptors = [DupFd(number) for number in (terminal or numbers[0], numbers[1])]
         environment = dict(os.environ if env is None else env)
         given = (rest, str(cwd or Path.cwd()), environment, descriptors, start_new_session)
         self._process = SERVER.Process(target=_become, args=given)
@@ -92,6 +80,15 @@ class Command:
         """The output so far, or the error output."""
         size = os.fstat(self._files[number].fileno()).st_size
         return os.pread(self._files[number].fileno(), size, 0).decode()
+
+    def wait_for(self, text: str, timeout: float = 60) -> str:
+        """The output so far, once it holds `text`; AssertionError if it never does."""
+        end = time.monotonic() + timeout
+        while text not in self.printed():
+            assert self.poll() is None or text in self.printed(), self.printed(1)
+            assert time.monotonic() < end, self.printed() + self.printed(1)
+            time.sleep(0.01)
+        return self.printed()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

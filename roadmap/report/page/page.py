@@ -21,6 +21,7 @@ from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.page import vega as charts
 from roadmap.report.page.details import RUN_HEADS, StepDetails, details, provenance
 from roadmap.strict_yaml import show
+from roadmap.terminal import count
 
 PAGE = Path(__file__).parent
 SCRIPTS = ("page.js", "table.js", "charts.js", "curves.js", "main.js")
@@ -229,7 +230,7 @@ def _facts(ablation: Ablation) -> Iterator[tuple[str, str]]:
     roadmap, rows = ablation.roadmap, ablation.rows
     yield (
         "roadmap",
-        f"{roadmap.name}, {len(rows)} steps" + (f", {roadmap.ablation}" if roadmap.ablation else ""),
+        f"{roadmap.name}, {count(len(rows), 'step')}" + (f", {roadmap.ablation}" if roadmap.ablation else ""),
     )
     if ablation.source == "measured":
         yield "profile", ablation.profile or "none: the paper's setting"
