@@ -5,8 +5,11 @@ processes of a run.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,3 +194,27 @@ def test_an_option_that_sbatch_does_not_know_is_refused_in_its_words(site: Testb
     refused = submit(site, tmp_path, "--steps", "gelu", "--seeds", "1", check=False)
     assert refused.returncode == 2
     assert "unrecognized option '--mial-type=END'" in refused.stderr
+
+
+def test_doctor_asks_sbatch_about_an_entry(testbed: Testbed, tmp_path: Path) -> None:
+    def doctor(**values: Any) -> subprocess.CompletedProcess[str]:
+        clusters = write_clusters(tmp_path, **values)
+        words = ["doctor", "--device", "cpu", "--cluster", "bed", "--cluster-file", str(clusters)]
+        command = [sys.executable, "-m", "roadmap", *words, "--runs", str(tmp_path / "runs")]
+        return testbed.run(*command, check=False, timeout_s=120, cwd=ROOT)
+
+    done = doctor()
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (
+        "MaxArraySize",
+        "accounting: answers",
+        "sbatch accepts a run",
+        "accepts the job that collects",
+    ):
+        assert line in done.stdout
+    refused = doctor(collect={"partition": "moon"})
+    assert refused.returncode == 1
+    assert "sbatch accepts a run" in refused.stdout
+    assert "sbatch refuses the job that collects: " in refused.stdout
+    assert "nvalid partition" in refused.stdout
+    assert not testbed.run("squeue", "-h").stdout.strip()
