@@ -100,7 +100,6 @@ def forward(machine: Machine) -> None:
         given = {"model.num_classes": 10} if deep else SHALLOW
         config = resolve(roadmap, step, overrides=given | {"model.drop_path": 0.0})
         set_up(config, device)
-        exact_float32()
         torch.manual_seed(0)
         network = build_model(config.model)
         smooth(network)
@@ -212,7 +211,6 @@ def compiled_gradients(machine: Machine) -> None:
     for step, precision in chosen if machine.is_fast else chosen[:1]:
         config = resolve(roadmap, step, overrides=SHALLOW | {"model.drop_path": 0.0})
         set_up(config, device)
-        exact_float32()
         images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = (torch.arange(count) % 10).to(device)
@@ -345,7 +343,6 @@ def _place(stack: Sequence[traceback.FrameSummary]) -> str:
 def training(config: RunConfig, device: torch.device) -> Iterator[tuple[Engine, Iterator[Batch]]]:
     """An engine that has started, and endless batches of its loader."""
     set_up(config, device)
-    exact_float32()
     loader = Loader(config, "train", device)
     try:
         engine = Engine(config, device, len(loader))
@@ -568,12 +565,6 @@ def distributed(machine: Machine) -> None:
                 fix="two GPUs train otherwise than one: check NCCL (NCCL_DEBUG=INFO) before a run on several",
             )
         )
-
-
-def exact_float32() -> None:
-    """No TF32. These are the switches that Inductor reads, too; to mix them with newer ones is an error."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -28,7 +28,7 @@ from roadmap.doctor.findings import measured
 from roadmap.doctor.photographs import CLASSES, TRAIN, VAL, write_photographs
 from roadmap.provenance import usable_cores
 from roadmap.steps import load_roadmap
-from roadmap.training.device import set_up
+from roadmap.training.device import allow_tf32, set_up
 from roadmap.training.engine import Engine
 
 WINDOW_S = 0.05  # of a measurement of one operation
@@ -59,8 +59,7 @@ def peak(machine: Machine) -> None:
     ):
         if not fast and dtype == torch.float16:
             continue  # which no CPU trains with
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        allow_tf32(tf32)
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         rate = 2e-12 * size**3 / timed(partial(torch.matmul, a, b), device, WINDOW_S)()
         machine.report(measured("peak", f"matrix product {size}", name, rate, "TFLOP/s"))
