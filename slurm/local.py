@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from roadmap.errors import relative
 from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
 from roadmap.lease import is_here
-from roadmap.provenance import WORKERS_HERE, usable_cores
+from roadmap.provenance import RUNS_PER_GPU, WORKERS_HERE, usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.signals import ignoring_interrupts
 from roadmap.terminal import console, count, repeat, tally
@@ -31,35 +33,45 @@ from slurm.worker import OPEN, work, work_on
 YEAR_MIN = 365 * 24 * 60
 
 
-def worker_count(asked: int | None) -> int:
-    """The workers at a time on this machine: as many as asked for, else one per GPU, else one per core."""
-    return asked or len(gpus()) or usable_cores()
+def worker_count(asked: int | None, runs_per_gpu: int = 1) -> int:
+    """The workers at a time on this machine: as many as asked for, else `runs_per_gpu` for each GPU, else one
+    per core.
+    """
+    return asked or len(gpus()) * runs_per_gpu or usable_cores()
 
 
-def train_here(runs: Sequence[RunDir], workers: int | None) -> int:
+def workers_per_gpu(workers: int) -> int:
+    """The most workers that share a GPU of this machine; 1 if there is none."""
+    devices = gpus()
+    return max(1, math.ceil(workers / len(devices))) if devices else 1
+
+
+def train_here(runs: Sequence[RunDir], workers: int | None, runs_per_gpu: int = 1) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min(worker_count(workers) - alive, todo))
+    workers = max(0, min(worker_count(workers, runs_per_gpu) - alive, todo))
+    share = workers_per_gpu(workers)
+    shared = f", {share} on a GPU," if share > 1 else ""
     console().print(
-        f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
-        f" {count(todo, 'open run')}"
+        f"{count(len(runs), 'run')}: {tally(found.state for found in before)};"
+        f" {count(workers, 'worker')}{shared} for {count(todo, 'open run')}"
     )
     jobs = start(runs, workers) if workers else []
     return watch(before, jobs)
 
 
 def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
-    """Workers on this machine, as submitit jobs, each with its own GPU if there are any."""
+    """Workers on this machine, as submitit jobs, each with its share of the cores, and of the GPUs if there
+    are any.
+    """
     import submitit
 
     folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
     devices = gpus()
     jobs = []
-    with ignoring_interrupts(), without_launcher(), write_errors(folder):
+    with ignoring_interrupts(), without_launcher(), as_one_of(workers), write_errors(folder):
         for number in range(workers):
             executor = submitit.AutoExecutor(folder=folder, cluster="local")
             executor.update_parameters(timeout_min=YEAR_MIN)
@@ -70,6 +82,22 @@ def start(runs: Sequence[RunDir], workers: int) -> list[Any]:
                 else executor.submit(work, paths)
             )
     return jobs
+
+
+@contextmanager
+def as_one_of(workers: int) -> Iterator[None]:
+    """Processes that are started inside share this machine as one of so many workers."""
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
+    os.environ[RUNS_PER_GPU] = str(workers_per_gpu(workers))
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // workers)))  # PyTorch's, too
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def gpus() -> list[str]:
