@@ -91,6 +91,12 @@ def own_job() -> str | None:
     return known.get("SUBMITIT_LOCAL_JOB_ID") or known.get("SLURM_JOB_ID")
 
 
+def own_task() -> int:
+    """The number of this process among those of its Slurm job, as submitit names its logs; else 0."""
+    number = os.environ.get("SLURM_PROCID", "")
+    return int(number) if number.isdecimal() and "SUBMITIT_LOCAL_JOB_ID" not in os.environ else 0
+
+
 def is_here(record: dict[str, Any]) -> bool:
     """Whether an attempt's process runs, or ran, on this machine."""
     return bool(record.get("place") == _place())
@@ -142,6 +148,7 @@ class Lease:
             "pid": os.getpid(),
             "place": _place(),
             "job": own_job(),
+            "task": own_task(),
             "process_start": _process_start(os.getpid()),
             "started": now(),
         }

@@ -33,6 +33,8 @@ ELSEWHERE = {
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn")
 # how many workers of a local submission share this machine
 WORKERS_HERE = "CONVNEXT_ROADMAP_WORKERS"
+# how many runs share the GPU of this process, which trains one of them
+RUNS_PER_GPU = "CONVNEXT_ROADMAP_RUNS_PER_GPU"
 CACHE_FOLDER = "convnext-roadmap"
 
 
@@ -86,6 +88,11 @@ def cores_per_process() -> int:
     for name in ("LOCAL_WORLD_SIZE", "SUBMITIT_LOCAL_NTASKS", WORKERS_HERE):
         cores //= _positive(name) or 1
     return max(1, cores)
+
+
+def runs_per_gpu() -> int:
+    """How many workers, this one included, train runs on its GPU at a time."""
+    return _positive(RUNS_PER_GPU) or 1
 
 
 def _positive(name: str) -> int | None:

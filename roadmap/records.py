@@ -107,6 +107,7 @@ class Result(Spec):
     is the speed of training after each attempt's first iterations, which compile and search for algorithms,
     without waits for data. `train_seconds` is the time of all iterations of all attempts at that pace, with
     the waits, which are `data_seconds`; None in results of earlier versions, which count all as training.
+    On a GPU, `runs_per_gpu` runs were trained at a time, this one among them.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -127,6 +128,7 @@ class Result(Spec):
     iterations: int
     global_batch: int
     processes: int = 1
+    runs_per_gpu: int = 1
     micro_batch: int | None = None
     accumulation: int = 1
     corrupt_images: int = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from roadmap.config import RunConfig
 from roadmap.files import write_atomic, write_json
 from roadmap.lease import Lease, LeaseLost
+from roadmap.provenance import runs_per_gpu
 from roadmap.records import DamagedResult, Result, RunDir, check_config, read_result
 from roadmap.signals import Stopped, StopSignals
 from roadmap.training.callbacks import Callback
@@ -61,6 +62,7 @@ def train(
             trainer = Trainer(config, run, lease, stop or StopSignals(), callback or Callback(), world, data)
             with _first_error(run, world), trainer:
                 result = trainer.fit()
+            result = result.model_copy(update={"runs_per_gpu": runs_per_gpu()})
             world.from_rank0(conclude)
             return result
         except Stopped:

@@ -186,6 +186,13 @@ class Cluster(Spec):
         None, description="processes on each node; null is one per GPU, or one without GPUs"
     )
     cpus_per_task: Count = Field(1, description="CPUs of a process")
+    runs_per_gpu: Count = Field(
+        1,
+        description=(
+            "runs that are trained on a GPU at a time, for networks too small to fill it; a job trains as"
+            " many, each in a process with cpus_per_task CPUs"
+        ),
+    )
     memory_gb: NonNegative | None = Field(
         None, description="memory of each node, 0 for all that it has; one of the three kinds may be given"
     )
@@ -266,6 +273,16 @@ class Cluster(Spec):
         """The resources of a run of `step`."""
         return self._with(self.steps.get(step, {}))
 
+    def shared_by(self, runs_per_gpu: int) -> Cluster:
+        """The same cluster with so many runs on a GPU at a time; ConfigError if they cannot share it."""
+        try:
+            return Cluster.model_validate(self.model_dump() | {"runs_per_gpu": runs_per_gpu})
+        except ValidationError as error:
+            first = error.errors()[0]
+            steps = _path(first)[:-1]  # where a step has resources of its own
+            message = ": ".join([*filter(None, [".".join(steps)]), format_validation_error(first)])
+            raise config_error("--runs-per-gpu", message) from error
+
     def collecting(self) -> Cluster:
         """The resources of the job that collects: one process, no GPU, an hour, and only the options in
         `GENERAL`.
@@ -275,6 +292,7 @@ class Cluster(Spec):
             "tasks_per_node": 1,
             "gpus_per_node": 0,
             "gpu_type": None,
+            "runs_per_gpu": 1,
             "parallel": None,
             "srun": (),
         }
@@ -310,6 +328,15 @@ class Cluster(Spec):
         for key in ("gpu_type", "memory_per_gpu_gb"):
             if getattr(self, key) is not None and not self.gpus_per_node:
                 raise _Fault("needs gpus_per_node, the number of GPUs; null where there are none", key)
+        if self.scheduler == "slurm" and self.runs_per_gpu > 1:
+            if (self.nodes, self.gpus_per_node) != (1, 1):
+                raise _Fault(
+                    f"needs nodes and gpus_per_node to be 1, not {self.nodes} and {self.gpus_per_node}, since"
+                    " only runs of one process can share a GPU",
+                    "runs_per_gpu",
+                )
+            if self.parallel is not None and self.parallel < self.runs_per_gpu:
+                raise _Fault(f"exceeds parallel, {self.parallel} runs at a time", "runs_per_gpu")
         for step in self.steps:
             with _blaming("steps", step):
                 self.of(step)

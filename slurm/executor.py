@@ -18,6 +18,7 @@ from roadmap.disk import disk_error
 from roadmap.errors import config_error, relative
 from roadmap.files import write_errors
 from roadmap.lease import now
+from roadmap.provenance import RUNS_PER_GPU
 from roadmap.records import RunDir
 from roadmap.terminal import count
 from slurm.client import SbatchRefused, SlurmUnavailable, Task, new_submission, submit_once
@@ -88,7 +89,9 @@ class Array:
 
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
-    """An array for the runs with the same resources, `pack` runs per job; several if it exceeds `longest`."""
+    """An array for the runs with the same resources, `pack` runs per job, or as many as share its GPU if
+    these are more; several if it exceeds `longest`.
+    """
     steps = {step: cluster.of(step) for step in dict.fromkeys(run.step for run in runs)}
     keys = {step: resources.model_dump_json() for step, resources in steps.items()}
     kinds: dict[str, tuple[Cluster, list[RunDir]]] = {}
@@ -96,7 +99,8 @@ def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int)
         kinds.setdefault(keys[run.step], (steps[run.step], []))[1].append(run)
     arrays = []
     for resources, members in kinds.values():
-        groups = [tuple(members[first : first + pack]) for first in range(0, len(members), pack)]
+        size = max(pack, resources.runs_per_gpu)
+        groups = [tuple(members[first : first + size]) for first in range(0, len(members), size)]
         arrays += [
             Array(resources, tuple(groups[first : first + longest]))
             for first in range(0, len(groups), longest)
@@ -107,12 +111,20 @@ def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int)
 def parameters(
     cluster: Cluster, name: str, submission: str, snapshot: Path, after: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """submitit's parameters for jobs of `cluster`, which wait for those in `after` to end in any way."""
+    """submitit's parameters for jobs of `cluster`, which wait for those in `after` to end in any way.
+
+    Runs that share a GPU are trained by the tasks of a job, independently of each other.
+    """
+    share = cluster.runs_per_gpu
     exports = cluster.environment | {
         "PYTHONSAFEPATH": "1",  # otherwise the folder that the job was submitted from would come first
         "SRUN_CPUS_PER_TASK": str(cluster.cpus_per_task),  # srun of Slurm 22.05 to 23.02 does not inherit it
-        "SLURM_KILL_BAD_EXIT": "1",
+        "SLURM_KILL_BAD_EXIT": "1" if share == 1 else "0",
     }
+    if share > 1:
+        # the site may limit how long tasks outlive the first that ends, and bind none to its CPUs
+        exports |= {RUNS_PER_GPU: str(share), "SLURM_WAIT": "0"}
+        exports.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_task))
     # before the paths that the setup or the environment adds
     path = f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}"
     wanted: dict[str, Any] = {
@@ -122,7 +134,7 @@ def parameters(
         "account": cluster.account,
         "qos": cluster.qos,
         "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.tasks,
+        "ntasks_per_node": cluster.tasks * share,
         "cpus_per_task": cluster.cpus_per_task,
         "mem": _megabytes(cluster.memory_gb),
         "mem_per_cpu": _megabytes(cluster.memory_per_cpu_gb),
@@ -131,7 +143,7 @@ def parameters(
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
         "signal_delay_s": cluster.signal_seconds,
-        "array_parallelism": cluster.parallel or 10**4,
+        "array_parallelism": (cluster.parallel or 10**4) // share or 1,
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "setup": [
             *cluster.setup,

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from roadmap import ROOT, STEPS_YAML
 from roadmap.disk import reason
@@ -49,9 +50,12 @@ class SubmittedJob:
     job: str | None
     group: tuple[str, ...]
 
-    def log(self, end: str = "err") -> Path | None:
-        """The file of rank 0's standard error, or output."""
-        return self.folder / f"{self.job}_0_log.{end}" if self.job else None
+    def log(self, last: dict[str, Any], end: str = "err") -> Path | None:
+        """The file of the standard error, or output, of the task of the run's `last` attempt; that of rank 0
+        if another job made it.
+        """
+        task = last.get("task", 0) if last.get("job") == self.job else 0
+        return self.folder / f"{self.job}_{task}_log.{end}" if self.job else None
 
 
 def jobs_of(run: RunDir) -> Path:

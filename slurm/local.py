@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from roadmap.errors import relative
 from roadmap.estimate import last_evaluation, paces_of, time_left
 from roadmap.files import write_errors
 from roadmap.lease import is_here
-from roadmap.provenance import WORKERS_HERE, usable_cores
+from roadmap.provenance import RUNS_PER_GPU, WORKERS_HERE, usable_cores
 from roadmap.records import RunDir, Status, status
 from roadmap.signals import ignoring_interrupts
 from roadmap.terminal import console, count, repeat, tally
@@ -33,51 +35,87 @@ from slurm.worker import OPEN, work, work_on
 YEAR_MIN = 365 * 24 * 60
 
 
-def worker_count(asked: int | None, devices: Sequence[str]) -> int:
-    """The workers at a time on this machine: as many as asked for, else one per GPU, else one per core."""
-    return asked or len(devices) or usable_cores()
+def worker_count(asked: int | None, devices: Sequence[str], runs_per_gpu: int = 1) -> int:
+    """The workers at a time on this machine: as many as asked for, else `runs_per_gpu` for each GPU, else one
+    per core.
+    """
+    return asked or len(devices) * runs_per_gpu or usable_cores()
 
 
-def train_here(runs: Sequence[RunDir], workers: int | None, devices: Sequence[str]) -> int:
+def workers_per_gpu(workers: int, devices: Sequence[str]) -> int:
+    """The most workers that share a GPU of this machine; 1 if there is none."""
+    return max(1, math.ceil(workers / len(devices))) if devices else 1
+
+
+def train_here(
+    runs: Sequence[RunDir], workers: int | None, devices: Sequence[str], runs_per_gpu: int = 1
+) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
     todo = sum(found.state in OPEN for found in before)
     alive = sum(found.owner is not None and is_here(found.owner) for found in before)
-    workers = max(0, min(worker_count(workers, devices) - alive, todo))
+    workers = max(0, min(worker_count(workers, devices, runs_per_gpu) - alive, todo))
+    share = workers_per_gpu(workers, devices)
+    shared = f", {share} on a GPU," if share > 1 else ""
     console().print(
-        f"{count(len(runs), 'run')}: {tally(found.state for found in before)}; {count(workers, 'worker')} for"
-        f" {count(todo, 'open run')}"
+        f"{count(len(runs), 'run')}: {tally(found.state for found in before)};"
+        f" {count(workers, 'worker')}{shared} for {count(todo, 'open run')}"
     )
     return watch(before, start(runs, workers, devices) if workers else [])
 
 
+@dataclass(frozen=True)
+class Shares:
+    """This machine is shared by so many `workers`, and each of its GPUs by so many."""
+
+    workers: int
+    per_gpu: int
+
+    @contextmanager
+    def passed_on(self) -> Iterator[None]:
+        """Processes that are started inside have one share."""
+        before = dict(os.environ)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        os.environ[WORKERS_HERE] = str(self.workers)  # for the data-loading workers of each
+        os.environ[RUNS_PER_GPU] = str(self.per_gpu)
+        if self.workers > 1:
+            threads = max(1, usable_cores() // self.workers)
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # PyTorch's, too
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
 @dataclass
 class Worker:
-    """A worker's submitit `job`, and its `device`, None for the CPU; the runs over which it and the workers
-    before it `lost` their GPU, each time that they did; and whether it `ended`, and that was dealt with.
+    """A worker's submitit `job`, and its `device`, None for the CPU; the `shares` of the machine, of which it
+    has one; the runs over which it and the workers before it `lost` their GPU, each time that they did; and
+    whether it `ended`, and that was dealt with.
     """
 
     job: Any
     device: str | None
+    shares: Shares
     lost: tuple[str, ...] = ()
     ended: bool = False
 
 
 def start(runs: Sequence[RunDir], workers: int, devices: Sequence[str]) -> list[Worker]:
-    """Workers on this machine, each with a GPU of `devices` if there are any."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    os.environ[WORKERS_HERE] = str(workers)  # for the data-loading workers of each
+    """Workers on this machine, each with its share of the cores, and of the GPUs `devices` if any."""
+    shares = Shares(workers, workers_per_gpu(workers, devices))
     each = [devices[number % len(devices)] if devices else None for number in range(workers)]
-    return [Worker(submit(runs, device), device) for device in each]
+    return [Worker(submit(runs, device, shares), device, shares) for device in each]
 
 
-def submit(runs: Sequence[RunDir], device: str | None, skip: Sequence[str] = ()) -> Any:
+def submit(runs: Sequence[RunDir], device: str | None, shares: Shares, skip: Sequence[str] = ()) -> Any:
     """The job of a new worker, which trains none of `skip`."""
     import submitit
 
     folder = jobs_of(runs[0]).absolute()  # since submitit would expand a leading ~
     paths = [str(run.path.absolute()) for run in runs]
-    with ignoring_interrupts(), without_launcher(), write_errors(folder):
+    with ignoring_interrupts(), without_launcher(), shares.passed_on(), write_errors(folder):
         executor = submitit.AutoExecutor(folder=folder, cluster="local")
         executor.update_parameters(timeout_min=YEAR_MIN)
         if device is None:
@@ -100,7 +138,9 @@ def replace(worker: Worker, found: Sequence[Status]) -> Worker | None:
     if all(run.state not in OPEN or str(run.run.path.absolute()) in skip for run in found):
         return None
     runs = sorted((run.run for run in found), key=lambda run: str(run.path.absolute()) in lost)
-    return Worker(submit(runs, worker.device, sorted(skip)), worker.device, lost)
+    return Worker(
+        submit(runs, worker.device, worker.shares, sorted(skip)), worker.device, worker.shares, lost
+    )
 
 
 def gpus_for(configs: Iterable[RunConfig]) -> list[str]:

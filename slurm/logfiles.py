@@ -80,10 +80,12 @@ def latest(runs: Sequence[RunDir]) -> RunDir:
 def log_of(run: RunDir, end: str = "err") -> Path | None:
     """The log of the job of the run's latest attempt, or of the next one; None if there is none yet."""
     jobs, files = jobs_of(run), attempts(run.path)
+    last = read_attempt(files[-1]) if files else {}
     submitted = job_of_each_run(jobs).get(run.name)
-    found = [submitted.log(end)] if submitted else []
-    if files and (job := read_attempt(files[-1]).get("job")):
-        found += [*jobs.glob(f"{job}_0_log.{end}"), *jobs.glob(f"*/{job}_0_log.{end}")]
+    found = [submitted.log(last, end)] if submitted else []
+    if last.get("job"):
+        name = f"{last['job']}_{last.get('task', 0)}_log.{end}"
+        found += [*jobs.glob(name), *jobs.glob(f"*/{name}")]
     return max((path for path in found if path and path.exists()), key=_changed, default=None)
 
 

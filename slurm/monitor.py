@@ -204,7 +204,7 @@ def _unfinished(
     if _is_since(last.get("started"), ended.end):  # another process has worked on the run since
         return found.state, found.why, None
     words = [f"job {submitted.job}: {ended}"]
-    if ended.crashed and (line := last_line(submitted.log())):
+    if ended.crashed and (line := last_line(submitted.log(last))):
         words.append(line)
     return ("failed" if ended.crashed else found.state), found.why or "; ".join(words), submitted.job
 
@@ -214,7 +214,7 @@ def _in_queue(found: Status, last: dict[str, Any], task: Task, slurm: SlurmRecor
     if found.state == "running" or task.state in ENDING:
         return found.state, found.why
     if task.state in QUEUED:
-        before = found.why or last_line(slurm.submitted[found.run.path].log())
+        before = found.why or last_line(slurm.submitted[found.run.path].log(last))
         words = [f"waits: {task.reason}"] if task.reason != "None" else []  # not yet considered by Slurm
         words += [f"before: {before}"] if before else []
         return ("requeued" if last or before else "queued"), "; ".join(words) or None

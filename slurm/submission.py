@@ -35,7 +35,7 @@ from slurm.executor import (
     submit,
 )
 from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
-from slurm.local import gpus_for, train_here, worker_count
+from slurm.local import gpus, gpus_for, train_here, worker_count, workers_per_gpu
 from slurm.monitor import poll
 from slurm.worker import OPEN
 
@@ -44,16 +44,23 @@ IMAGENET_IMAGES = 1_281_167  # assumed in estimates where the data is unavailabl
 
 def submit_runs(arguments: argparse.Namespace) -> int:
     """Plans and submits; returns the exit code."""
-    for option in ("seeds", "workers", "pack"):
-        if (value := getattr(arguments, option)) is not None and value < 1:
+    for option in ("seeds", "workers", "pack", "runs-per-gpu"):
+        if (value := getattr(arguments, option.replace("-", "_"))) is not None and value < 1:
             raise config_error(f"--{option}", f"must be at least 1, not {value}")
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_scheduler(arguments, name, cluster)
+    if arguments.runs_per_gpu is not None:
+        check_sharing(arguments, cluster)
+        cluster = cluster.shared_by(arguments.runs_per_gpu)
     check_folder(arguments.runs, cluster)
     selection = select(arguments)
     check_step_names(selection, arguments, name, cluster)
     configs = plan(selection, arguments, cluster)
+    devices = gpus_for(configs)
+    if cluster.scheduler == "local":
+        workers = worker_count(arguments.workers, devices, cluster.runs_per_gpu)
+        cluster = cluster.shared_by(workers_per_gpu(workers, devices))
     runs = [run_dir_of(arguments.runs, config) for config in configs]  # hashes a configuration for each
     warn_changed_configs(runs)
     if arguments.only == "failed":
@@ -68,7 +75,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     for run in runs:
         run.renew()
     if cluster.scheduler == "local":
-        return train_here(runs, arguments.workers, gpus_for(configs))
+        return train_here(runs, arguments.workers, devices, cluster.runs_per_gpu)
     try:
         # two submissions at once would submit all runs twice
         with Lease(jobs_of(runs[0]).absolute()) as lease:
@@ -89,6 +96,14 @@ def check_scheduler(arguments: argparse.Namespace, name: str, cluster: Cluster) 
     problems = [Problem(f"--{key}", message) for key in others if getattr(arguments, key) is not None]
     if problems:
         raise ConfigError(problems)
+
+
+def check_sharing(arguments: argparse.Namespace, cluster: Cluster) -> None:
+    """ConfigError if --runs-per-gpu cannot decide how many workers this machine gets."""
+    if cluster.scheduler == "local" and arguments.workers is not None:
+        raise config_error("--runs-per-gpu", "decides how many --workers there are; give one of the two")
+    if cluster.scheduler == "local" and not gpus():
+        raise config_error("--runs-per-gpu", "needs a GPU, and this machine has none; choose --workers")
 
 
 def check_folder(runs: Path, cluster: Cluster) -> None:
@@ -193,17 +208,19 @@ def dry_run(
             nodes, tasks = count(array.cluster.nodes, "node"), array.cluster.tasks
             processes = f"{nodes} with {tasks} process{'es' if tasks > 1 else ''} each"
             print(f"# array {number}: {count(len(array.groups), 'job')} on {processes}")
+            if (share := array.cluster.runs_per_gpu) > 1:
+                print(
+                    f"# {share} runs share the GPU of a job, {count(array.cluster.cpus_per_task, 'CPU')} each"
+                )
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
             print(script(array, jobs, source))
         if left:
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    at_once = (
-        cluster.parallel
-        if cluster.scheduler == "slurm"
-        else worker_count(arguments.workers, gpus_for(configs))
-    )
+    at_once = cluster.parallel
+    if cluster.scheduler == "local":
+        at_once = worker_count(arguments.workers, gpus_for(configs), cluster.runs_per_gpu)
     for line in estimate(cluster, unfinished, arguments.runs, at_once) if unfinished else ():
         console().print(line, highlight=False)
     return 0
@@ -215,7 +232,8 @@ def estimate(
     """The device-hours of a plan, and the hours until its end with `at_once` runs at a time (None: all), as
     far as they can be estimated.
 
-    Runs of a step differ by their seeds alone, so each step is estimated once.
+    Runs of a step differ by their seeds alone, so each step is estimated once. The hours of a GPU are counted
+    once for all the runs that share it.
     """
     images: dict[tuple[DataSpec, SystemSpec], int | None] = {}
     steps: dict[str, tuple[Cluster, float | None]] = {}
@@ -225,16 +243,18 @@ def estimate(
             images[data] = training_images(config)
         steps[config.step] = resources, _hours(resources, config, runs, images[data])
     known = [hours for config in configs if (hours := steps[config.step][1]) is not None]
-    device = "GPU" if cluster.gpus_per_node else "process"
+    on_gpus = cluster.gpus_per_node or (cluster.scheduler == "local" and gpus())
+    device = "GPU" if on_gpus else "process"
     if not known:
-        yield "estimate: unknown; no run of these configurations has finished on as many processes"
+        shared = f", {cluster.runs_per_gpu} to a GPU" if cluster.runs_per_gpu > 1 else ""
+        yield f"estimate: unknown; no run of these configurations has finished on as many processes{shared}"
         if cluster.gpus_per_node:
             yield f"estimate: needs tflops in the cluster's entry, what a {device} sustains"
         return
     total, arrays = 0.0, dict[str, list[float]]()
     for resources, hours in (steps[config.step] for config in configs):
         if hours is not None:
-            total += hours * resources.world
+            total += hours * resources.world / resources.runs_per_gpu
             arrays.setdefault(resources.model_dump_json(), []).append(hours)
     rest = len(configs) - len(known)
     unknown = f", and {rest} of unknown length" if rest else ""
@@ -251,13 +271,16 @@ def estimate(
 
 
 def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int | None) -> float | None:
-    """The hours of a run: at the speed of finished runs on as many processes, or at the cluster's tflops."""
+    """The hours of a run: at the speed of finished runs on as many processes, each with as large a share of a
+    GPU, or at the cluster's tflops.
+    """
     images = (epoch_images or IMAGENET_IMAGES) * config.recipe.epochs
-    results = [one for one in finished_results(config, runs) if one.processes == cluster.world]
+    wanted = cluster.world, cluster.runs_per_gpu
+    results = [one for one in finished_results(config, runs) if (one.processes, one.runs_per_gpu) == wanted]
     seconds = training_seconds(images, results)
     if seconds is None and cluster.tflops is not None and cluster.gpus:
         macs = training_macs(config.model, config.data.image_size)
-        seconds = 2 * macs * images / (1e12 * cluster.tflops * cluster.gpus)
+        seconds = 2 * macs * images * cluster.runs_per_gpu / (1e12 * cluster.tflops * cluster.gpus)
     return None if seconds is None else seconds / 3600
 
 
@@ -300,7 +323,8 @@ def _submit_in_order(
     # Slurm limits each array separately; of several, each waits for those before it in its lanes
     lanes = [""] * (cluster.parallel or 0)
     for array in arrays:
-        taken, others = lanes[: len(array.groups)], lanes[len(array.groups) :]
+        runs = len(array.groups) * array.cluster.runs_per_gpu
+        taken, others = lanes[:runs], lanes[runs:]
         try:
             job = submit(array, jobs, name, snapshot, list(dict.fromkeys(filter(None, taken))))
         except ConfigError as error:
@@ -329,7 +353,8 @@ def describe(array: Array) -> str:
     which = f"{first.step} …" if len(array.groups) > 1 else first.step
     kind = f"{cluster.gpu_type} GPU" if cluster.gpu_type else "GPU"
     gpus = f", {count(cluster.gpus_per_node, kind)} each" if cluster.gpus_per_node else ""
-    return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}"
+    shared = f", {cluster.runs_per_gpu} runs on it at a time" if cluster.runs_per_gpu > 1 else ""
+    return f"{count(len(array.groups), 'job')} ({which}) on {count(cluster.nodes, 'node')}{gpus}{shared}"
 
 
 def collect_command(arguments: argparse.Namespace, steps_file: Path) -> list[str]:

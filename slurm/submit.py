@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
         help="local: worker processes (default: one per GPU, or per core)",
     )
     options.add_argument(
+        "--runs-per-gpu",
+        type=int,
+        metavar="N",
+        help="train N runs on a GPU at a time, for small networks (default: the cluster's runs_per_gpu, 1)",
+    )
+    options.add_argument(
         "--pack",
         type=int,
         metavar="N",

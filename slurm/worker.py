@@ -16,6 +16,7 @@ from roadmap.cli.options import Parser, print_anywhere
 from roadmap.config import RunConfig
 from roadmap.disk import DiskError
 from roadmap.lease import LeaseHeld, LeaseLost, attempts, own_job, read_attempt
+from roadmap.provenance import runs_per_gpu
 from roadmap.records import FINISHED, RunDir, status
 from roadmap.signals import Stopped, StopSignals
 from roadmap.training.callbacks import Callback, make_trackers
@@ -51,15 +52,19 @@ def work(
     see `next_open`. A run that fails leaves its reason in its attempt, and the worker continues, unless it
     cannot use its GPU any more: then it ends, and another process trains the rest. SIGTERM saves the
     current run and ends the worker, unless that run was canceled: then the worker continues with the
-    others. Processes that were launched together are one worker, which trains each run on all of them.
+    others. Processes that were launched together are one worker, which trains each run on all of them,
+    unless they are to share a GPU.
     """
     finished, tried, lost = 0, set(map(Path, skip)), None
     with StopSignals() as stop, ExitStack() as stack:
+        # takes seconds, in which a signal must not be lost
         from roadmap.train import train
         from roadmap.training.device import is_lost
-        from roadmap.training.distributed import joined  # takes seconds, in which a signal must not be lost
+        from roadmap.training.distributed import Distributed, joined
 
-        world, left = stack.enter_context(joined(stop)), list(run_dirs)
+        # the tasks of a job whose runs share a GPU are workers of their own
+        world = Distributed() if runs_per_gpu() > 1 else stack.enter_context(joined(stop))
+        left = list(run_dirs)
         while not world.from_rank0(lambda: stop.signal is not None):
             run, waiting = world.from_rank0(lambda: next_open(left, tried, retries))
             if run is None and not (waiting and patient):
@@ -146,7 +151,8 @@ def crashes(run: RunDir, job: str | None) -> int:
 
 
 def train_runs(run_dirs: Sequence[str], snapshot: str, retries: int) -> None:
-    """What a Slurm job runs: trains `run_dirs` with the code in `snapshot`, each with up to `retries`.
+    """What a task of a Slurm job runs: trains `run_dirs` with the code in `snapshot`, each with up to
+    `retries`.
 
     SystemExit with STOPPED or FAILED if one of them is left open.
     """

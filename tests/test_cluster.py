@@ -27,6 +27,7 @@ from slurm.executor import Array, arrays_of, parameters, script, teardown
 from slurm.jobs import take_snapshot, tree_hash, verify_snapshot
 from slurm.submission import estimate
 from slurm.worker import FAILED, STOPPED, crashes, must_requeue
+from tests.helpers.reports import finished
 
 
 def cluster(**values: Any) -> Cluster:
@@ -89,6 +90,19 @@ BAD = {
     "two numbers of processes": (
         "{scheduler: slurm, gpus_per_node: 8, tasks_per_node: 4}",
         "a process drives one GPU",
+    ),
+    "runs of several processes that share a GPU": (
+        "{scheduler: slurm, gpus_per_node: 8, runs_per_gpu: 4}",
+        "c.yaml:3:46 cluster 'mine': runs_per_gpu: needs nodes and gpus_per_node to be 1, not 1 and 8, since"
+        " only runs of one process can share a GPU",
+    ),
+    "such runs of a step": (
+        "{scheduler: slurm, gpus_per_node: 1, runs_per_gpu: 4, steps: {gelu: {nodes: 2}}}",
+        "cluster 'mine': steps.gelu.runs_per_gpu: needs nodes and gpus_per_node to be 1, not 2 and 1",
+    ),
+    "more runs on a GPU than at a time": (
+        "{scheduler: slurm, gpus_per_node: 1, runs_per_gpu: 4, parallel: 3}",
+        "runs_per_gpu: exceeds parallel, 3 runs at a time",
     ),
     "bad step": (
         "{scheduler: slurm, steps: {gelu: {nods: 2}}}",
@@ -222,6 +236,26 @@ def test_runs_with_the_same_resources_share_an_array_cut_to_length(tmp_path: Pat
     )
     packed = arrays_of(cluster(), planned, pack=4, longest=100)
     assert [[len(group) for group in array.groups] for array in packed] == [[4, 4, 1]]
+
+
+def test_runs_that_share_a_gpu_are_tasks_of_a_job(tmp_path: Path) -> None:
+    given = cluster(
+        gpus_per_node=1, runs_per_gpu=4, cpus_per_task=3, parallel=9, steps={"gelu": {"runs_per_gpu": 1}}
+    )
+    shared, alone = arrays_of(given, runs(tmp_path, ["resnet50", "gelu"], seeds=6), pack=1, longest=9)
+    assert [len(group) for group in shared.groups] == [4, 2]
+    assert [len(group) for group in alone.groups] == [1] * 6
+    made = script(shared, tmp_path, tmp_path)
+    for line in ("#SBATCH --ntasks-per-node=4", "#SBATCH --cpus-per-task=3", "#SBATCH --array=0-1%2"):
+        assert f"{line}\n" in made
+    for line in ("SLURM_KILL_BAD_EXIT=0", "SLURM_WAIT=0", "OMP_NUM_THREADS=3"):
+        assert f"export {line}\n" in made
+    assert "RUNS_PER_GPU" not in script(alone, tmp_path, tmp_path)
+    assert [len(one.groups[0]) for one in arrays_of(given, runs(tmp_path, ["resnet50"], 6), 5, 9)] == [5]
+    small = given.collecting()
+    assert parameters(small, "n", "s", tmp_path)["ntasks_per_node"] == 1
+    theirs = cluster(gpus_per_node=1, runs_per_gpu=2, environment={"OMP_NUM_THREADS": "1"})
+    assert "export OMP_NUM_THREADS=1" in parameters(theirs, "n", "s", tmp_path)["setup"]
 
 
 def test_only_what_is_given_is_asked_of_slurm(tmp_path: Path) -> None:
@@ -624,6 +658,56 @@ def test_the_estimate_has_an_array_wait_for_the_one_before(tmp_path: Path) -> No
     assert found
     end, shortest, longest = map(float, found.groups())
     assert end == pytest.approx(shortest + longest, abs=0.1)
+
+
+def test_the_estimate_counts_the_hours_of_a_gpu_that_runs_share_once(tmp_path: Path) -> None:
+    plan = [resolve(load_roadmap(), "gelu", seed=seed) for seed in range(8)]
+
+    def numbers(share: int) -> list[float]:
+        given = cluster(gpus_per_node=1, tflops=17, runs_per_gpu=share)
+        lines = "\n".join(estimate(given, plan, tmp_path, 8))
+        found = re.search(r"([\d,.]+) GPU-hours.*?([\d,.]+) hours.*takes ([\d,.]+) to", lines, re.DOTALL)
+        assert found
+        return [float(number.replace(",", "")) for number in found.groups()]
+
+    total, end, each = numbers(1)
+    assert numbers(4) == pytest.approx([total, 4 * end, 4 * each], rel=0.01), "four on two GPUs each"
+
+
+def test_the_estimate_is_from_runs_that_shared_a_gpu_alike(tmp_path: Path) -> None:
+    (run,) = runs(tmp_path, ["gelu"])
+    config = resolve(load_roadmap(), "gelu", profile="digits")
+    result = finished("gelu", 0, run.hash, 90.0, runs_per_gpu=4).result
+    assert result
+    run.result.write_text(result.model_dump_json(), encoding="utf-8")
+    known, unknown = (
+        list(estimate(cluster(gpus_per_node=1, runs_per_gpu=share), [config], tmp_path, None))
+        for share in (4, 2)
+    )
+    assert "GPU-hours for 1 runs" in known[0]
+    assert unknown[0].endswith("has finished on as many processes, 2 to a GPU")
+
+
+def test_a_dry_run_shows_the_runs_that_share_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "clusters: {one: {scheduler: slurm, gpus_per_node: 1, cpus_per_task: 6, steps: {gelu: {nodes: 2}}}}",
+        encoding="utf-8",
+    )
+    words = ["--cluster", "one", "--cluster-file", "c.yaml", "--profile", "digits", "--seeds", "3"]
+    done = dry_run(tmp_path, *words, "--runs-per-gpu", "2", "--steps", "kernel_7")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "--runs-per-gpu steps.gelu: needs nodes and gpus_per_node to be 1, not 2 and 1, since only runs of"
+        " one process can share a GPU\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        "clusters: {one: {scheduler: slurm, gpus_per_node: 1, cpus_per_task: 6}}", encoding="utf-8"
+    )
+    done = dry_run(tmp_path, *words, "--runs-per-gpu", "2", "--steps", "kernel_7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "# array 1: 2 jobs of 1 x 1 processes\n# 2 runs share the GPU of a job, 6 CPUs each\n" in done.stdout
+    )
 
 
 def test_a_batch_that_the_cluster_cannot_share_is_refused(tmp_path: Path) -> None:

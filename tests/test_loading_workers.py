@@ -16,7 +16,7 @@ from roadmap.config import RunConfig
 from roadmap.data.loader import Loader
 from roadmap.data.workers import STREAMING, expected_rate, workers_of
 from roadmap.errors import ConfigError
-from roadmap.records import prepare
+from roadmap.records import prepare, read_result
 from roadmap.steps import load_roadmap, resolve
 from roadmap.train import train
 from tests.helpers.images import CPU, Pictures, batches, custom, picture, same, write_folder
@@ -98,7 +98,9 @@ def test_a_run_records_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     cores(monkeypatch, 2)
     config, pictures = custom(**AUTO), Pictures([(picture(number), number % 3) for number in range(8)])
     done = prepare(tmp_path, config)
-    train(config, done.path, data=(pictures, pictures))  # type: ignore[arg-type]
+    monkeypatch.setenv(provenance.RUNS_PER_GPU, "3")
+    result = train(config, done.path, data=(pictures, pictures))  # type: ignore[arg-type]
+    assert (result.runs_per_gpu, read_result(done)) == (3, result)
     assert json.loads(done.provenance.read_text(encoding="utf-8"))["data_loading_workers"] == 1
     assert "workers: auto" in done.config.read_text(encoding="utf-8")
     explicit = custom(system__workers=0)

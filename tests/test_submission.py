@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from submitit.core.utils import DelayedSubmission
@@ -151,10 +152,25 @@ def test_a_limit_of_runs_at_a_time_holds_for_all_kinds_of_jobs_together(
     parallel: int | None, kinds: list[str], steps: list[str], wanted: list[tuple[str, list[int]]], site: Path
 ) -> None:
     own = {step: {"cpus_per_task": number} for number, step in enumerate(kinds, 2)}
-    entry = {"clusters": {"slurm": {"scheduler": "slurm", "parallel": parallel, "steps": own}}}
-    (site / "c.yaml").write_text(json.dumps(entry), encoding="utf-8")
+    assert arrays_and_waits(site, steps, parallel=parallel, steps=own) == wanted
+
+
+def test_a_limit_of_runs_at_a_time_holds_where_runs_share_a_gpu(site: Path) -> None:
+    """Of five at a time, two jobs train two each; the others fill what is left, and then the first job's."""
+    own = {"gelu": {"runs_per_gpu": 1}}
+    wanted: list[tuple[str, list[int]]] = [("0-1%2", []), ("0-2%3", [0])]
+    found = arrays_and_waits(
+        site, ["resnet50", "gelu"], parallel=5, gpus_per_node=1, runs_per_gpu=2, steps=own
+    )
+    assert found == wanted
+
+
+def arrays_and_waits(site: Path, names: list[str], **entry: Any) -> list[tuple[str, list[int]]]:
+    """Each array that is submitted for three seeds, with the indices of those that it waits for."""
+    text = json.dumps({"clusters": {"slurm": {"scheduler": "slurm", **entry}}})
+    (site / "c.yaml").write_text(text, encoding="utf-8")
     done = submit(
-        ROOT, site, "--profile", "digits", "--steps", *steps, "--seeds", "3", "--cluster-file", "c.yaml"
+        ROOT, site, "--profile", "digits", "--steps", *names, "--seeds", "3", "--cluster-file", "c.yaml"
     )
     jobs = re.findall(r"^job (\d+): \d+ job", done.stdout, re.MULTILINE)
     scripts = [
@@ -162,9 +178,9 @@ def test_a_limit_of_runs_at_a_time_holds_for_all_kinds_of_jobs_together(
     ]
     arrays = [re.findall(r"--array=(\S+)", script) for script in scripts]
     after = [re.findall(r"--dependency=afterany:(\S+)", script) for script in scripts]
-    assert list(zip(arrays, after, strict=True)) == [
-        ([array], [":".join(jobs[index] for index in indices)] if indices else [])
-        for array, indices in wanted
+    return [
+        (array, [jobs.index(job) for text in waits for job in text.split(":")])
+        for (array,), waits in zip(arrays, after, strict=True)
     ]
 
 

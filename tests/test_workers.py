@@ -17,7 +17,7 @@ import pytest
 
 from roadmap import ROOT
 from roadmap.lease import attempts, owner, read_attempt
-from roadmap.provenance import usable_cores
+from roadmap.provenance import RUNS_PER_GPU, WORKERS_HERE, usable_cores
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import is_lost
@@ -113,6 +113,45 @@ def test_each_worker_has_a_gpu_by_number_or_id(
     assert [worker.job.result() for worker in workers] == [(device, 1) for device in devices]
 
 
+def test_workers_share_the_gpus_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", WORKERS_HERE, RUNS_PER_GPU):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr("slurm.local.usable_cores", lambda: 12)
+
+    def given(device: str, run_dirs: list[str], skip: list[str]) -> tuple[str, int, int, str]:
+        """In a worker's place; defined here, it is pickled whole, and no worker imports this module."""
+        import os
+
+        from roadmap import provenance
+
+        provenance.usable_cores = lambda: 12
+        threads = os.environ["OMP_NUM_THREADS"]
+        return device, provenance.cores_per_process(), provenance.runs_per_gpu(), threads
+
+    monkeypatch.setattr("slurm.local.work_on", given)
+    before = dict(os.environ)
+    devices = gpus()
+    workers = start(plan(tmp_path, ["gelu"], seeds=1), worker_count(None, devices, 2), devices)
+    assert dict(os.environ) == before
+    assert [worker.job.result() for worker in workers] == [("5", 3, 2, "3"), ("7", 3, 2, "3")] * 2
+
+
+@pytest.mark.parametrize(
+    ("visible", "more", "problem"),
+    [
+        ("", [], "needs a GPU, and this machine has none; choose --workers"),
+        ("0", ["--workers", "3"], "decides how many --workers there are; give one of the two"),
+    ],
+)
+def test_runs_per_gpu_decides_the_number_of_workers(
+    visible: str, more: list[str], problem: str, tmp_path: Path
+) -> None:
+    command = [*submit(tmp_path), "--runs-per-gpu", "2", "--dry-run", *more]
+    done = commands.run(command, timeout=60, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"--runs-per-gpu {problem}\n")
+
+
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
 def test_hidden_gpus_are_none(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -203,8 +242,10 @@ def submit(runs: Path, *more: str) -> list[str]:
 
 def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
     runs, out = tmp_path / '100% [x] [/b] :x: it\'s "ü" $HOME', tmp_path / "out"
-    first = commands.run(submit(runs, "--workers", "2"), timeout=300, check=True, cwd=tmp_path)
-    assert "4 runs: 4 pending; 2 workers for 4 open runs" in first.stdout
+    named = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}  # but it need not be there: workers use the CPU
+    words = submit(runs, "--runs-per-gpu", "2")
+    first = commands.run(words, timeout=300, check=True, cwd=tmp_path, env=named)
+    assert "4 runs: 4 pending; 2 workers, 2 on a GPU, for 4 open runs" in first.stdout
     assert "[4/4]" in first.stdout
     again = commands.run(submit(runs), timeout=60, check=True, cwd=tmp_path)
     assert "4 runs: 4 done; 0 workers for 0 open runs" in again.stdout
@@ -214,6 +255,8 @@ def test_submit_collect_and_submit_again(tmp_path: Path) -> None:
         "ablation.csv", "ablation.md", "runs.csv", "roadmap.png", "roadmap.svg",
         "accuracy_vs_gmacs.png", "report.html",
     }  # fmt: skip
+    more = commands.run([*words, "--seeds", "3", "--dry-run"], check=True, cwd=tmp_path, env=named)
+    assert "GPU-hours for 2 runs" in more.stdout
     assert "4 of 38 runs" in (out / "ablation.md").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"100% [x] [", "out"}
     assert [path.name for path in runs.parent.iterdir()] == [runs.name]

@@ -104,11 +104,16 @@ class AblationRow:
 
     @property
     def device_hours(self) -> float | None:
-        """Hours of training without waits for data, times processes, which have a GPU each or share the CPU;
-        mean over the runs.
+        """Hours of training without waits for data, times processes, which have a GPU each or share the CPU,
+        and over the runs that share a GPU; mean over the runs.
         """
         done = [result for result in self.results if result.status == "done"]
-        return _mean([(one.train_seconds - (one.data_seconds or 0)) * one.processes / 3600 for one in done])
+        return _mean(
+            [
+                (one.train_seconds - (one.data_seconds or 0)) * one.processes / one.runs_per_gpu / 3600
+                for one in done
+            ]
+        )
 
     @property
     def waiting(self) -> float | None:

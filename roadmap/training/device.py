@@ -14,7 +14,7 @@ import torch
 
 from roadmap.config import RunConfig
 from roadmap.errors import config_error
-from roadmap.provenance import cpu
+from roadmap.provenance import cpu, runs_per_gpu
 
 NO_MEMORY = re.compile(  # in messages of allocators, cuBLAS and cuDNN, whose search ends so without memory
     "out of memory|can't allocate memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
@@ -151,10 +151,11 @@ def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
 
 def hardware(device: torch.device, count: int = 1) -> str:
     """What a result was computed on: the GPU or processor, and how many processes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()
-    return (
-        name if count == 1 else f"{count} x {name}" if device.type == "cuda" else f"{name}, {count} processes"
-    )
+    if device.type != "cuda":
+        return cpu() if count == 1 else f"{cpu()}, {count} processes"
+    name = torch.cuda.get_device_name(device)
+    shared = f", shared by {runs_per_gpu()} runs" if runs_per_gpu() > 1 else ""
+    return (name if count == 1 else f"{count} x {name}") + shared
 
 
 class OutOfMemory(RuntimeError):
