@@ -23,6 +23,7 @@ from roadmap.training.device_transforms import DeviceTransform
 from tests.helpers.images import Pictures
 
 IMAGES, EDGE, CLASSES = 5120, 32, 10
+WARM_UP, BATCHES = 80, 20  # the first, an epoch, has all digits transformed once
 SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "digits": ("digits", {}),
     "digits, crops": ("digits", {"recipe.crop_scale": [0.5, 1.0], "recipe.pipeline": "tensor"}),
@@ -82,8 +83,8 @@ def measured(name: str, workers: int, rounds: int, device: torch.device) -> Iter
     size = configs[0].recipe.local_batch
     runs = [partial(next, batches(config, device, source)) for config in configs]
     for run in runs:
-        seconds(run, 20, device)
-    found = np.array([[seconds(run, 20, device) for run in runs] for _ in range(rounds)])
+        seconds(run, WARM_UP, device)
+    found = np.array([[seconds(run, BATCHES, device) for run in runs] for _ in range(rounds)])
     for cache, (whole, own) in zip(CACHES, found.transpose(1, 2, 0), strict=True):
         low, middle, high = np.quantile(found[:, 0, 0] / whole, [0.25, 0.5, 0.75])
         yield (
@@ -94,7 +95,9 @@ def measured(name: str, workers: int, rounds: int, device: torch.device) -> Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of 20 batches that each variant gets")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help=f"rounds of {BATCHES} batches that each variant gets"
+    )
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)

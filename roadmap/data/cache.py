@@ -129,18 +129,20 @@ class HostSource(CachedSource):
     def __init__(self, source: Source, numbers: range, restore: Callable[[Tensor], Picture]) -> None:
         super().__init__(source, numbers)
         self.restore = restore
-        self.chunks: list[tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]] = []
+        self.chunks: list[Tensor] = []
+        self.places: list[NDArray[np.int64]] = []  # by chunk: where an image starts, and its shape
 
     def picture(self, position: int) -> Picture:
-        pixels, ends, shapes = self.chunks[position // CHUNK]
-        row = position % CHUNK
-        shape = shapes[row].tolist()
-        end = int(ends[row])
-        return self.restore(pixels[end - int(np.prod(shape)) : end].view(shape))
+        chunk, row = divmod(position, CHUNK)
+        start, high, wide, deep = self.places[chunk][row].tolist()
+        pixels = self.chunks[chunk][start : start + high * wide * deep]
+        return self.restore(pixels.view(high, wide, deep))
 
     def add(self, chunk: Chunk) -> None:
         super().add(chunk)
-        self.chunks.append((chunk.pixels, np.cumsum(chunk.shapes.prod(axis=1)), chunk.shapes))
+        sizes = chunk.shapes.prod(axis=1)
+        self.chunks.append(chunk.pixels)
+        self.places.append(np.column_stack([np.cumsum(sizes) - sizes, chunk.shapes]))
 
 
 class DeviceImages:
