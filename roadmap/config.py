@@ -30,7 +30,11 @@ DatasetName = Annotated[
 ]
 CompileMode = Literal["off", "default", "max-autotune", "reduce-overhead", "try"]
 # Keys that the first runs did not have, with their behavior then: such runs keep their hashes.
-ADDED = (("recipe", "pipeline", "pillow"), ("recipe", "init_weights", "raw"))
+ADDED = (
+    ("recipe", "pipeline", "pillow"),
+    ("recipe", "init_weights", "raw"),
+    ("system", "cache", "none"),
+)
 AROUND_SEED = (
     {"roadmap", "step", "profile"},
     {"model", "recipe", "data", "system"},
@@ -275,6 +279,14 @@ class SystemSpec(Spec):
             " whose order depends on it."
         )
     )
+    cache: Literal["none", "host", "device"] = Field(
+        description=(
+            "Where images stay once they are decoded: `none` reads them again in each epoch, `host` keeps"
+            " them in the memory of each process. `device` keeps them on its device, which then crops and"
+            " flips them, too: images of one size under `recipe.pipeline: tensor`, or any without random"
+            " transforms. Results are the same."
+        )
+    )
     micro_batch: Count | None = Field(
         description=(
             "Images in a device's micro-batch; gradient accumulation covers the rest of an iteration. null is"
@@ -368,7 +380,7 @@ class RunConfig(Spec):
         """
         sections = self.model_dump(mode="json", include={"model", "recipe", "data"})
         for section, key, before in ADDED:
-            if sections[section][key] == before:
+            if section in sections and sections[section][key] == before:
                 del sections[section][key]
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -93,7 +93,7 @@ BAD = {
     ),
     "runs of several processes that share a GPU": (
         "{scheduler: slurm, gpus_per_node: 8, runs_per_gpu: 4}",
-        "c.yaml:3:46 cluster 'mine': runs_per_gpu: needs nodes and gpus_per_node to be 1, not 1 and 8, since"
+        "c.yaml:3:46: cluster 'mine': runs_per_gpu: needs nodes and gpus_per_node to be 1, not 1 and 8, since"
         " only runs of one process can share a GPU",
     ),
     "such runs of a step": (
@@ -684,7 +684,7 @@ def test_the_estimate_is_from_runs_that_shared_a_gpu_alike(tmp_path: Path) -> No
         list(estimate(cluster(gpus_per_node=1, runs_per_gpu=share), [config], tmp_path, None))
         for share in (4, 2)
     )
-    assert "GPU-hours for 1 runs" in known[0]
+    assert "GPU-hours for 1 run" in known[0]
     assert unknown[0].endswith("has finished on as many processes, 2 to a GPU")
 
 
@@ -706,7 +706,8 @@ def test_a_dry_run_shows_the_runs_that_share_a_gpu(tmp_path: Path) -> None:
     done = dry_run(tmp_path, *words, "--runs-per-gpu", "2", "--steps", "kernel_7")
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "# array 1: 2 jobs of 1 x 1 processes\n# 2 runs share the GPU of a job, 6 CPUs each\n" in done.stdout
+        "# array 1: 2 jobs on 1 node with 1 process each\n# 2 runs share the GPU of a job, 6 CPUs each\n"
+        in done.stdout
     )
 
 

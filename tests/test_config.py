@@ -560,6 +560,7 @@ def test_hash_ignores_where_a_run_executes() -> None:
         "device": "cpu",
         "threads": "3",
         "workers": "1",
+        "cache": "device",
         "micro_batch": "4",
         "sync_bn": "true",
         "compile": "true",

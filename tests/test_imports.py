@@ -85,6 +85,8 @@ NEEDS_TORCH = {
     "blocks.residual",
     "roadmap.rng",
     "roadmap.data.augmentation",
+    "roadmap.data.cache",
+    "roadmap.data.crops",
     "roadmap.data.loader",
     "roadmap.data.datasets",
     "roadmap.data.map_style",

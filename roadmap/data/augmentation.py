@@ -118,11 +118,16 @@ class Augmentation:
             # timm would convert it for each image
             self.operations.ops = np.array(self.operations.ops, dtype=object)
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.operations is not None or self.erasing is not None
+
     def draw(self, *counters: int) -> Drawn | None:
         """What is drawn for the image with these counters, such as epoch and number; None without
         anything to draw.
         """
-        if self.operations is None and self.erasing is None:
+        if not self.draws:
             return None
         operations: list[Draw] = []
         if self.operations is not None:

@@ -24,12 +24,14 @@ from torch.utils.data import DataLoader
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.augmentation import Augmentation, Batch, map_tensors
+from roadmap.data.cache import Cache, DeviceImages, stack_places
 from roadmap.data.corrupt import LEFT_OUT, Corrupt, CorruptImages
 from roadmap.data.digits import Split
 from roadmap.data.images import Transform, wants_tensors
 from roadmap.data.iterable_style import Stream
 from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
+from roadmap.data.preflight import check_cache
 from roadmap.data.tensor_decoder import for_tensors
 from roadmap.data.workers import workers_of
 from roadmap.errors import ConfigError, config_error
@@ -41,6 +43,7 @@ WHITE = 255  # the pixel value of 1 in a mean or a standard deviation
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 2  # batches that a worker has ready: PyTorch's default
 IN_USE = 2  # batches that the training loop holds
+DRAWN_BYTES = 512  # of an image whose pixels are on the device: its place, and what augmentation draws
 POLL_S = 5.0
 WARN_S, TIMEOUT_S = 60.0, 600.0
 # how PyTorch's RuntimeError begins; another one, should it ever change, ends the run
@@ -79,6 +82,7 @@ class Loader:
         waiting: Waiting = lambda seconds: None,
     ) -> None:
         plan = plan or plan_batches(config)
+        check_cache(config)
         name, tensors = f"dataset '{config.data.dataset}'", wants_tensors(config, split)
         transform = build_transform(config, split == "train")
         augmentation = Augmentation(config, transform, tensors, draws=split == "train")
@@ -101,6 +105,23 @@ class Loader:
         if self.images < least:
             raise config_error(name, f"has {self.images} images in {split}, less than a batch of {least}")
         batch_bytes = self._feed.batch * config.model.in_chans * config.data.image_size**2
+        cut: DeviceImages | None = None
+        if config.system.cache != "none" and isinstance(self._feed, MapStyleFeed):
+            cache = Cache(
+                config,
+                split,
+                self._feed.samples,
+                self._feed.numbers,
+                partial(fitting_workers, workers),
+                plan.world,
+            )
+            if config.system.cache == "device":
+                self._feed.samples, cut = cache.on_device(device)
+                augmentation.stack = stack_places
+                batch_bytes = self._feed.batch * DRAWN_BYTES
+                workers = workers if augmentation.draws or self._feed.samples.seed is not None else 0
+            else:
+                self._feed.samples = cache.on_host()
         if config.system.workers == "auto" and not streams:
             workers = fitting_workers(workers, batch_bytes)
         check_workers(workers, batch_bytes)
@@ -112,7 +133,7 @@ class Loader:
         )  # fmt: skip
         self._batches = ValidatedBatches(loader, self._feed, config, split, waiting)
         mean, std = ((0.0,), (1 / WHITE,)) if tensors else (config.data.mean, config.data.std)
-        self._loader = Prefetcher(self._batches, mean, std, device)
+        self._loader = Prefetcher(self._batches, mean, std, device, cut)
 
     def __len__(self) -> int:
         """Iterations of an epoch; in an evaluation, batches of this process."""
@@ -232,7 +253,8 @@ class ValidatedBatches:
 
 
 class Prefetcher:
-    """The batches on the device, their images normalized, in float32 and channels_last.
+    """The batches on the device, their images normalized, in float32 and channels_last; with `cut`, images
+    come as places, and are cut from those on the device.
 
     On CUDA a stream of its own makes the transfers: that of a batch overlaps with the training on the one
     before, whose kernels are still queued when the training loop asks for the next.
@@ -244,9 +266,11 @@ class Prefetcher:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: torch.device,
+        cut: DeviceImages | None = None,
     ) -> None:
         self.batches = batches
         self.device = device
+        self.cut = cut
         self.mean, self.std = (
             torch.tensor([WHITE * value for value in values], device=device).view(1, -1, 1, 1)
             for values in (mean, std)
@@ -258,7 +282,8 @@ class Prefetcher:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             sent = self._send(batch)
-            images = sent.images.to(torch.float32, memory_format=torch.channels_last)
+            images = sent.images if self.cut is None else self.cut(sent.images)
+            images = images.to(torch.float32, memory_format=torch.channels_last)
             yield sent._replace(images=images.sub_(self.mean).div_(self.std))
 
     def _send(self, batch: Batch) -> Batch:

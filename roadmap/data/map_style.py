@@ -157,8 +157,10 @@ class MapStyleFeed:
         self.batches: TrainingBatches | EvaluationBatches
         if training:
             self.batches = TrainingBatches(len(source), plan, rank, config.seed)
+            self.numbers = range(len(source))  # of the images that this process may read
         else:
             self.batches = EvaluationBatches(len(source), plan, rank, config.system.eval_batch)
+            self.numbers = self.batches.indices
         self.iterations = self.batches.iterations
         self.batch = plan.micro if training else config.system.eval_batch
         seed = config.seed if training and config.recipe.augments else None

@@ -61,6 +61,7 @@ def check_data(*configs: RunConfig, here: bool = True) -> None:
     sharing: dict[tuple[DataSpec, SystemSpec], list[RunConfig]] = {}
     for config in configs:
         check_pipeline(config)
+        check_cache(config)
         sharing.setdefault((config.data, config.system), []).append(config)
     for members in sharing.values():
         # images are counted up to a batch
@@ -102,6 +103,22 @@ def check_pipeline(config: RunConfig) -> None:
         what = f"'tensor' is unavailable for '{config.data.dataset}': timm decodes a stream by Pillow"
         hint = "data.dataset=shards reads tar files as tensors, or --set recipe.pipeline=pillow"
         raise config_error("recipe.pipeline", f"{what}; {hint}")
+
+
+def check_cache(config: RunConfig) -> None:
+    """ConfigError if the images cannot be cached where the configuration has them."""
+    cache, recipe = config.system.cache, config.recipe
+    if cache == "none":
+        return
+    if kind_of(config.data) in STREAMS:
+        what = f"'{cache}' is unavailable for '{config.data.dataset}', a stream, whose images have no numbers"
+        raise config_error("system.cache", f"{what}; --set system.cache=none")
+    if cache == "device" and recipe.pipeline == "pillow" and recipe.augments:
+        what = (
+            "'device' is unavailable where Pillow transforms images at random, which it does in the workers"
+        )
+        hint = "--set recipe.pipeline=tensor (another recipe), or --set system.cache=host"
+        raise config_error("system.cache", f"{what}; {hint}")
 
 
 def _check_digits(config: RunConfig) -> DataFacts:

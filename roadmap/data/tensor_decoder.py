@@ -78,11 +78,19 @@ class Crop:
 
     def __call__(self, image: Tensor) -> Tensor:
         """An image (C, H, W) of the size that the network takes."""
-        top, left, height, width = self.timms.get_params(image, self.timms.scale, self.timms.ratio)
-        part = image[:, top : top + height, left : left + width]
-        part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # or resizing would take twice as long
-        resized: Tensor = functional.resize(part, self.size, interpolation=self.interpolation, antialias=True)
-        return resized
+        box = self.timms.get_params(image, self.timms.scale, self.timms.ratio)
+        return resized_part(image, box, self.size, self.interpolation)
+
+
+def resized_part(
+    image: Tensor, box: tuple[int, int, int, int], size: list[int], interpolation: InterpolationMode
+) -> Tensor:
+    """The part of an image (C, H, W) in the box of top, left, height and width, resized."""
+    top, left, height, width = box
+    part = image[:, top : top + height, left : left + width]
+    part = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # or resizing would take twice as long
+    resized: Tensor = functional.resize(part, size, interpolation=interpolation, antialias=True)
+    return resized
 
 
 def for_tensors(timms: Any, recipe: RecipeSpec) -> Callable[[Tensor], Tensor]:

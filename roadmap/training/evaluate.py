@@ -203,7 +203,8 @@ def evaluate_found(
     view, labels = match_classes(found, view, data)
     device = select_device(view, training=False)
     set_up(view, device)
-    loader = Loader(stage(view), "val", device, plan=ALONE, source=data)
+    once = view.system.model_copy(update={"cache": "none"})  # all images are read once
+    loader = Loader(stage(view.model_copy(update={"system": once})), "val", device, plan=ALONE, source=data)
     for network in networks:
         network.to(device).to(memory_format=torch.channels_last)
     counts = torch.zeros(len(networks), view.model.num_classes, 3, device=device, dtype=torch.int64)
