@@ -416,7 +416,7 @@ def test_a_run_trains_with_the_options_that_are_printed(tmp_path: Path) -> None:
     for value in values:
         line += ["--set", value]
     planned = commands.run([*line, "--plan"], cwd=tmp_path, timeout=WAIT_S)
-    assert "1 x 15 images" in planned.stdout, planned.stderr
+    assert "for 1 epoch of 15 images" in planned.stdout, planned.stderr
     index = {path: path.stat().st_ino for path in (tmp_path / "out").glob(".index-*.npz")}
     done = commands.run(line, cwd=tmp_path, timeout=WAIT_S)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_profiled_there(
         profiler = Profiler(run.path, 1)
     with profiler:
         train(config, run.path, callback=profiler)
-    assert "iterations on CPU" in (run.path / "profile" / "operators.txt").read_text(encoding="utf-8")
+    assert "iteration on CPU" in (run.path / "profile" / "operators.txt").read_text(encoding="utf-8")
 
 
 def profiled(folder: Path, steps: int, other: Callback | None = None) -> tuple[RunDir, Profiler]:
