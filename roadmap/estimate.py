@@ -16,7 +16,14 @@ from typing import Any
 
 from roadmap.config import RunConfig
 from roadmap.data.digits import TRAIN_IMAGES
-from roadmap.data.locate import class_folders, count_images, find_shards, is_remote, kind_of
+from roadmap.data.locate import (
+    class_folders,
+    count_images,
+    find_shards,
+    is_remote,
+    kind_of,
+    torch_name,
+)
 from roadmap.errors import ConfigError
 from roadmap.files import read_bytes
 from roadmap.records import (
@@ -33,6 +40,14 @@ from roadmap.records import (
 EPOCHS = re.compile(r"^recipe:\n(?:  .*\n)*?  epochs: (\d+)$", re.MULTILINE)
 EVALUATION = re.compile(rb'"kind": *"epoch"')
 TAIL_BYTES = 65_536
+PUBLISHED = {  # training images of torchvision's data sets, which need not be downloaded to plan
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "mnist": 60_000,
+    "kmnist": 60_000,
+    "fashion_mnist": 60_000,
+    "imagenet": 1_281_167,
+}
 
 
 def training_images(config: RunConfig) -> int | None:
@@ -42,6 +57,8 @@ def training_images(config: RunConfig) -> int | None:
         return data.images[0]
     if kind == "digits":
         return TRAIN_IMAGES * data.copies if data.classes is None else None
+    if kind == "torch" and data.classes is None and data.train_split == "train":
+        return PUBLISHED.get(torch_name(data))
     if config.system.data_dir is None or is_remote(config) or kind not in ("folder", "shards"):
         return None
     root = Path(config.system.data_dir)

@@ -220,8 +220,12 @@ def test_the_plan_counts_the_images_of_shards_that_have_an_index(tmp_path: Path)
     assert training_images(shards_of("http://localhost/far")) is None
 
 
-def test_the_plan_counts_no_images_of_other_data(folder: Path) -> None:
-    for name in ("torch/cifar10", "hfds/cifar10", "wds/pictures"):
+def test_the_plan_knows_what_torchvision_publishes_and_counts_no_images_of_other_data(folder: Path) -> None:
+    cifar: dict[str, Any] = {"data__dataset": "torch/cifar10"}
+    assert training_images(config_of(folder, **cifar)) == 50_000
+    some = config_of(folder, **cifar, data__classes=["cat", "dog"], model__num_classes=2)
+    assert training_images(some) is None
+    for name in ("torch/places365", "hfds/cifar10", "wds/pictures"):
         assert training_images(config_of(folder, data__dataset=name)) is None
     assert training_images(config_of(None)) is None
     assert training_images(synthetic(data__images=[600, 30])) == 600
