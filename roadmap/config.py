@@ -281,10 +281,9 @@ class SystemSpec(Spec):
     )
     cache: Literal["none", "host", "device"] = Field(
         description=(
-            "Where images stay once they are decoded: `none` reads them again in each epoch, `host` keeps"
-            " them in the memory of each process. `device` keeps them on its device, which then crops and"
-            " flips them, too: images of one size under `recipe.pipeline: tensor`, or any without random"
-            " transforms. Results are the same."
+            "Where decoded images stay: `none` reads them again in each epoch, `host` keeps them in each"
+            " process's memory. `device` keeps them on its device, which crops and flips them: images of one"
+            " size under `recipe.pipeline: tensor`, or any without random transforms. Results are the same."
         )
     )
     micro_batch: Count | None = Field(

@@ -205,13 +205,13 @@ def dry_run(
         jobs = jobs_of(runs[0]).absolute()
         source = jobs / f"source-{tree_hash()}"
         for number, array in enumerate(arrays_of(cluster, left, arguments.pack or 1, longest), 1):
-            nodes, tasks = count(array.cluster.nodes, "node"), array.cluster.tasks
+            share = array.cluster.runs_per_gpu
+            nodes, tasks = count(array.cluster.nodes, "node"), array.cluster.tasks * share
             processes = f"{nodes} with {tasks} process{'es' if tasks > 1 else ''} each"
             print(f"# array {number}: {count(len(array.groups), 'job')} on {processes}")
-            if (share := array.cluster.runs_per_gpu) > 1:
-                print(
-                    f"# {share} runs share the GPU of a job, {count(array.cluster.cpus_per_task, 'CPU')} each"
-                )
+            if share > 1:
+                cpus = count(array.cluster.cpus_per_task, "CPU")
+                print(f"# up to {share} runs share the GPU of a job, {cpus} each")
             print("# " + ", ".join(run.step + " " + run.path.name for group in array.groups for run in group))
             print(script(array, jobs, source))
         if left:

@@ -42,5 +42,5 @@ def expected_rate(config: RunConfig) -> str | None:
         return None
     workers = workers_of(config, "cuda", streams=False)
     cores = min(max(1, workers), cores_per_process())
-    machine = f"{count(workers, 'worker')} on {count(cores, 'core')} like this machine's"
-    return f"about {rate * cores:,} images/s a process, an estimate for {machine}, at {rate} a core"
+    here = f"{count(workers, 'worker')} on {count(cores, 'core')}"
+    return f"about {rate * cores:,} images/s a process, an estimate for {here}, by {rate} a core elsewhere"

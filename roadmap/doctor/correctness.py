@@ -66,6 +66,7 @@ SAME_IMAGES = {
 }
 ALL_DRAWS = SAME_IMAGES | {"model.drop_path": 0.2, "recipe.erase_mode": "pixel", "recipe.hflip": 0.5}
 SHALLOW = {"model.depths": [1, 1, 1, 1], "model.num_classes": 10}
+WAITS = {True: "waits for the device", False: "calls that would wait for a GPU"}
 KILL_AT = (4, 13)  # lines of metrics
 RUN_S = 300.0
 RUNNING: set[int] = set()  # process groups of the runs that a check has started, to be ended with it
@@ -270,7 +271,7 @@ def synchronizations(machine: Machine) -> None:
             measured(
                 "sync",
                 step,
-                f"waits for the device in 3 iterations, {precision}, {pipeline}",
+                f"{WAITS[machine.is_fast]} in 3 iterations, {precision}, {pipeline}",
                 len(waits),
                 at_most=0,
                 fix=f"an iteration waits in {'; '.join(dict.fromkeys(waits))}",

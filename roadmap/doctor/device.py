@@ -26,6 +26,8 @@ def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
     try:
         device = select_device(config)
     except ConfigError as error:
+        if config.system.device not in ("cuda", "mps"):
+            raise  # of other settings, such as recipe.precision
         fix = "install a PyTorch built for this machine's driver: https://pytorch.org/get-started"
         return [
             Finding("device", str(p.where), p.message, status="error", fix=fix) for p in error.problems
@@ -40,6 +42,20 @@ def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
         findings.append(Finding("device", "data-loading workers", f"{rate}; {TAKES}"))
     findings.append(check_shared_memory((2 * workers + 2) * batch * image, workers))
     return findings, device.type
+
+
+def check_torchvision(config: RunConfig) -> Iterator[Finding]:
+    """Whether torchvision finds its data set, and an image of each split can be decoded."""
+    from roadmap.data.datasets import make_source  # which imports timm
+
+    for split in ("train", "val"):
+        where = f"{config.system.data_dir}, {split}"
+        try:
+            source = make_source(config, "train" if split == "train" else "val")
+            source[0]
+            yield Finding("data", where, f"{len(source):,} images, the first of which decodes", status="ok")
+        except (ConfigError, OSError) as error:
+            yield Finding("data", where, str(error), status="error")
 
 
 def _cuda(device: torch.device) -> Iterator[Finding]:

@@ -6,28 +6,37 @@ import argparse
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 
 from roadmap.cli.arguments import select
 from roadmap.config import RunConfig
-from roadmap.doctor.environment import check_environment
+from roadmap.data.locate import kind_of
+from roadmap.doctor.environment import check_dataset, check_environment
 from roadmap.doctor.findings import Finding, is_wrong, show, summary
-from roadmap.doctor.options import CORRECTNESS, SPEED
+from roadmap.doctor.options import CORRECTNESS, SECONDS, SPEED
 from roadmap.doctor.runner import Runner
 from roadmap.doctor.slurm_checks import check_slurm
 from roadmap.errors import config_error, relative
 from roadmap.files import write_errors
 from slurm import CLUSTER_YAML
+from slurm.cluster import load_cluster
+
+OUT = Path("doctor")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Prints the findings as they come; returns 1 if something is wrong."""
-    if not 0 < arguments.seconds < float("inf"):
-        raise config_error("--seconds", f"must be more than 0, not {arguments.seconds:g}")
     config = _config(arguments)
     names = _wanted(arguments)
+    cluster = None
+    if arguments.cluster is not None:
+        cluster = load_cluster(arguments.cluster, arguments.cluster_file or CLUSTER_YAML)
+    elif arguments.cluster_file is not None:
+        raise config_error("--cluster-file", "needs the name of an entry, --cluster")
+    out = (arguments.out or OUT).absolute()
     if names:
-        with write_errors(arguments.out):
-            arguments.out.mkdir(parents=True, exist_ok=True)
+        with write_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
     printing = not arguments.json
     findings: list[Finding] = []
 
@@ -37,15 +46,19 @@ def doctor(arguments: argparse.Namespace) -> int:
         if printing:
             show(made, heading)
 
-    has_data = bool(arguments.profile) or config.system.data_dir is not None
-    section("Environment", check_environment(arguments.runs, config if has_data else None))
-    section("Slurm", check_slurm(arguments.cluster, arguments.cluster_file or CLUSTER_YAML))
-    from roadmap.doctor.device import check_device  # imports PyTorch
+    section("Environment", check_environment(arguments.runs))
+    if arguments.profile or config.system.data_dir is not None:
+        section("Data", check_dataset(config))
+    section("Slurm", check_slurm(arguments.cluster, cluster))
+    from roadmap.doctor.device import check_device, check_torchvision  # import PyTorch
 
     found, device = check_device(config)
     section("Device", found)
+    if kind_of(config.data) == "torch" and not is_wrong(findings):
+        section("Images", check_torchvision(config))
     if names and device is not None:
-        findings = _run(arguments, names, device, findings, show if printing else None)
+        seconds = arguments.seconds or SECONDS
+        findings = _run(names, device, out, seconds, findings, show if printing else None)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -54,9 +67,10 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _run(
-    arguments: argparse.Namespace,
     names: list[str],
     device: str,
+    out: Path,
+    seconds: float,
     before: list[Finding],
     show: Callable[[list[Finding], str], None] | None,
 ) -> list[Finding]:
@@ -67,15 +81,20 @@ def _run(
             what = (CORRECTNESS | SPEED)[name][0]
             show(found, f"{name}: {what} ({seconds:.0f} s)")
 
-    runner = Runner(device, arguments.out.absolute(), arguments.seconds, before, ended)
+    runner = Runner(device, out, seconds, before, ended)
     findings = runner.run(names)
     if show is not None:
-        print(f"{relative(arguments.out)}/checks.csv")
+        print(f"{relative(out)}/checks.csv")
     return findings
 
 
 def _wanted(arguments: argparse.Namespace) -> list[str]:
-    """The checks to run, in their order."""
+    """The checks to run, in their order; ConfigError for options that only --check and --bench use."""
+    if arguments.seconds is not None and not 0 < arguments.seconds < float("inf"):
+        raise config_error("--seconds", f"must be more than 0, not {arguments.seconds:g}")
+    for option in ("seconds", "out"):
+        if getattr(arguments, option) is not None and not (arguments.check or arguments.bench):
+            raise config_error(f"--{option}", "needs --check or --bench")
     chosen = [*(CORRECTNESS if arguments.check else ()), *(SPEED if arguments.bench else ())]
     if arguments.only is None:
         return chosen

@@ -29,9 +29,9 @@ from roadmap.data.locate import class_names, data_dir, kind_of
 from roadmap.data.preflight import check_data
 from roadmap.disk import FILE_SYSTEM_ERRORS, free_space
 from roadmap.doctor.findings import Finding, Status
-from roadmap.errors import ConfigError, relative
+from roadmap.errors import ConfigError, Problem, relative
 from roadmap.files import locked
-from roadmap.provenance import cpu, usable_cores
+from roadmap.provenance import PACKAGES, cpu, usable_cores
 
 DISTRIBUTION = "convnext-roadmap"
 OPTIONAL = {  # what only some runs need, by the group of pyproject.toml that installs it
@@ -47,15 +47,13 @@ IMAGES = 64  # that are decoded
 GIB = 2**30
 
 
-def check_environment(runs: Path, config: RunConfig | None) -> Iterator[Finding]:
-    """All findings about the machine, and about the data of `config` if one is given."""
+def check_environment(runs: Path) -> Iterator[Finding]:
+    """All findings about the machine."""
     yield from check_python()
     yield from check_packages()
     yield from check_memory()
     yield from check_temporary_files()
     yield from check_disk(runs)
-    if config is not None:
-        yield from check_dataset(config)
 
 
 def requirements() -> tuple[SpecifierSet, list[Requirement]]:
@@ -103,7 +101,8 @@ def check_packages() -> Iterator[Finding]:
             bound = str(requirement.specifier)
             yield Finding("packages", requirement.name, here, bound=bound, status="error", fix=fix)
     if fine:
-        yield Finding("packages", "supported", ", ".join(fine), status="ok")
+        named = ", ".join(text for text in fine if text.split()[0] in PACKAGES)
+        yield Finding("packages", named, f"{len(fine)} packages in supported versions", status="ok")
     for module, group in OPTIONAL.items():
         if find_spec(module) is None:
             fix = f"pip install '{DISTRIBUTION}[{group}]' where runs need it"
@@ -175,12 +174,12 @@ def _check_file_system(name: str, probe: Path) -> Iterator[Finding]:
     began = time.time()
     file = probe / "file"
     file.touch()
-    skew = file.stat().st_mtime - began
+    skew = round(file.stat().st_mtime - began, 1) + 0.0  # never -0
     right = abs(skew) < CLOCK_S
     yield Finding(
         "clock",
         name,
-        round(skew, 2),
+        skew,
         "ahead of this machine",
         "s",
         f"within {CLOCK_S:g}",
@@ -204,21 +203,24 @@ def _check_file_system(name: str, probe: Path) -> Iterator[Finding]:
 
 
 def check_dataset(config: RunConfig) -> Iterator[Finding]:
-    """Whether the data is there and fits the model, and whether some of its images can be decoded."""
-    subject = config.system.data_dir or f"dataset '{config.data.dataset}'"
+    """Whether the data is there and fits the model, and whether some of a folder's images can be decoded."""
+    problems: list[Problem] = []
     try:
         check_data(config)
         if kind_of(config.data) != "folder":
-            yield Finding("data", subject, "is there, and fits the model", status="ok")
+            subject = config.system.data_dir or f"dataset '{config.data.dataset}'"
+            yield Finding("data", subject, "found; its images are read when training starts", status="ok")
             return
+    except ConfigError as error:
+        problems = error.problems
+    for problem in problems:  # which suggest what to do
+        yield Finding("data", str(problem.where), problem.message, status="error")
+    if kind_of(config.data) != "folder":
+        return
+    with suppress(ConfigError):  # which has been reported
         names = class_names(config)
         for split in (config.data.train_split, config.data.val_split):
             yield from _check_images(config, data_dir(config) / split, names)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Finding(
-                "data", str(problem.where), problem.message, status="error", fix="see docs/training.md"
-            )
 
 
 def _check_images(config: RunConfig, folder: Path, names: list[str]) -> Iterator[Finding]:
@@ -240,7 +242,7 @@ def _check_images(config: RunConfig, folder: Path, names: list[str]) -> Iterator
             yield Finding(
                 "data",
                 relative(folder / path),
-                str(error),
+                str(error).removeprefix(f"{folder / path} "),
                 status="error",
                 fix="replace it, or allow some with --set system.corrupt_images=N",
             )

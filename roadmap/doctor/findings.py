@@ -42,8 +42,9 @@ class Finding:
     fix: str = ""
 
     def __str__(self) -> str:
-        number = isinstance(self.value, float | int)
-        value = f"{self.value:.4g}" if number else str(self.value)
+        value = str(self.value)
+        if isinstance(self.value, float | int):
+            value = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
         words = f"{self.subject}: {self.quantity} " if self.quantity else f"{self.subject}: "
         return f"{words}{value}{' ' * bool(self.unit)}{self.unit}{f' ({self.bound})' if self.bound else ''}"
 

@@ -18,7 +18,7 @@ CORRECTNESS = {
     "training": ("20 iterations with augmentation have the losses of the CPU", 90),
     "resume": ("a run that is killed twice ends with the same bits as one that is not", 120),
     "deterministic": ("every step has deterministic kernels, which give the same bits twice", 90),
-    "distributed": ("two GPUs train as one does, with synchronized BN, too", 90),
+    "distributed": ("two processes train as one does, on GPUs with synchronized BN, too", 90),
 }
 SPEED = {
     "peak": ("copy bandwidth, matrix products and convolutions", 25),
@@ -65,17 +65,16 @@ def add_doctor_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--seconds",
         type=float,
-        default=SECONDS,
         metavar="S",
         help=(
-            f"end after that time; what is left is reported as not run (default: {SECONDS:g}, for --check"
+            f"end after that time; what is left is reported as not finished, or as not"
+            f" run (default: {SECONDS:g}, for --check"
             " and --bench together)"
         ),
     )
     options.add_argument(
         "--out",
         type=Path,
-        default=Path("doctor"),
         metavar="DIR",
         help="results of --check and --bench: checks.csv, log.txt, profiles (default: doctor)",
     )

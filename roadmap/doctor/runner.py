@@ -34,12 +34,15 @@ MODULES = ["roadmap.doctor.correctness", "roadmap.doctor.speed"]  # imported onc
 
 @dataclass(frozen=True)
 class Running:
-    """A check in its process, since `began`, which is ended at `end`, by the monotonic clock."""
+    """A check in its process, since `began`, which is ended at `end`, by the monotonic clock: where
+    it `is_last`, for all checks.
+    """
 
     name: str
     process: Any
     began: float
     end: float
+    is_last: bool
 
     @property
     def has_ended(self) -> bool:
@@ -51,7 +54,13 @@ class Running:
         found = [from_record(record) for record in read_json_lines(logs / f"{self.name}.jsonl")]
         problem = None
         if self.process.is_alive():
-            problem = "not finished", f"ended after {time.monotonic() - self.began:.0f} s"
+            seconds = f"ended after {time.monotonic() - self.began:.0f} s"
+            if self.is_last:  # by --seconds, which is no fault of the machine
+                found.append(
+                    Finding(self.name, "not finished", f"{seconds}: --seconds are over", status="warning")
+                )
+            else:
+                problem = "not finished", seconds
             kill(self.process)
         elif self.process.exitcode != 0:
             problem = FAILED, f"its process ended with exit code {self.process.exitcode}"
@@ -124,7 +133,7 @@ class Runner:
         process.start()
         limit = (CORRECTNESS | SPEED)[name][1] * (1 if self.device == "cuda" else CPU_PATIENCE)
         began = time.monotonic()
-        return Running(name, process, began, min(began + limit, self.end))
+        return Running(name, process, began, min(began + limit, self.end), self.end < began + limit)
 
     def _ended(self, name: str, findings: list[Finding], seconds: float, logs: Path) -> None:
         self.findings[name] = findings

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from roadmap import ROOT
 from roadmap.doctor.findings import Finding
-from roadmap.errors import ConfigError
 from slurm.client import CommandMissing, SlurmUnavailable, ask, max_array_size
-from slurm.cluster import Cluster, load_cluster
+from slurm.cluster import Cluster
 from slurm.executor import NO_LIMIT, Executor, parameters
 
 
-def check_slurm(name: str | None, cluster_file: Path) -> Iterator[Finding]:
-    """Slurm's version, accounting and arrays, and the entry `name` of the cluster file, if one is given."""
+def check_slurm(name: str | None, cluster: Cluster | None) -> Iterator[Finding]:
+    """Slurm's version, accounting and arrays, and whether it accepts the jobs of the `cluster` of that name,
+    if one is given.
+    """
+    if cluster is not None and cluster.scheduler == "local":
+        yield Finding("Slurm", f"cluster '{name}'", "trains on this machine, without Slurm")
+        return
     try:
         yield Finding(
             "Slurm", "version", ask("sbatch", "--version").strip().removeprefix("slurm "), status="ok"
@@ -41,34 +45,22 @@ def check_slurm(name: str | None, cluster_file: Path) -> Iterator[Finding]:
     except SlurmUnavailable as error:
         fix = "jobs are trained all the same; why one ended is then in its log alone"
         yield Finding("Slurm", "accounting", str(error), status="warning", fix=fix)
-    if name is not None:
-        yield from check_entry(name, cluster_file)
+    if cluster is not None:
+        yield from check_entry(f"cluster '{name}'", cluster)
 
 
-def check_entry(name: str, cluster_file: Path) -> Iterator[Finding]:
+def check_entry(subject: str, cluster: Cluster) -> Iterator[Finding]:
     """Whether sbatch would accept a run, the steps that have resources of their own, and the collection."""
-    try:
-        cluster = load_cluster(name, cluster_file)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Finding(
-                "Slurm", str(problem.where), problem.message, status="error", fix="edit the cluster file"
-            )
-        return
-    if cluster.scheduler == "local":
-        yield Finding("Slurm", f"cluster '{name}'", "trains on this machine, without Slurm")
-        return
     jobs = {"a run": cluster}
     jobs |= {f"a run of {step}": cluster.of(step) for step in cluster.steps}
     jobs |= {"the job that collects": cluster.collecting()}
     for job, resources in jobs.items():
         try:
             _test(resources)
-            yield Finding("Slurm", f"cluster '{name}'", f"sbatch accepts {job}", status="ok")
+            yield Finding("Slurm", subject, f"sbatch accepts {job}", status="ok")
         except SlurmUnavailable as error:
             what = f"sbatch refuses {job}: {error}"
-            fix = f"edit the entry in {cluster_file}"
-            yield Finding("Slurm", f"cluster '{name}'", what, status="error", fix=fix)
+            yield Finding("Slurm", subject, what, status="error", fix="edit the entry in the cluster file")
 
 
 def _test(cluster: Cluster) -> None:

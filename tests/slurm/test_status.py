@@ -114,7 +114,7 @@ def test_queued_runs_are_listed_with_the_reason(testbed: Testbed, runs: list[Run
     ]
     assert (
         call(testbed, "logs", "gelu", "1", "--runs", tmp_path / "runs").stdout
-        == f"gelu seed 1: queued, job {job}_1, waits: JobHeldUser\n"
+        == f"no log; gelu seed 1: queued, job {job}_1, waits: JobHeldUser\n"
     )
     testbed.run("scontrol", "release", job)
     testbed.wait_for(lambda: states(testbed, tmp_path / "runs")[:2] == ["starting"] * 2, "the jobs to begin")
