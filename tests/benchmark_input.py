@@ -9,7 +9,6 @@ blurred noise of all scales, as large as ImageNet's usual ones and about as heav
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import os
 import time
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_dataset
 from timm.data.loader import fast_collate
 from torch.utils.data import DataLoader
@@ -31,34 +29,15 @@ from roadmap.config import RunConfig
 from roadmap.data.datasets import make_source
 from roadmap.data.loader import Loader, build_transform
 from roadmap.data.locate import kind_of
+from roadmap.doctor.photographs import CLASSES, SHORTER, SIZE, jpegs
 from roadmap.steps import load_roadmap, resolve
 from roadmap.training.device import hardware
 from roadmap.training.device_transforms import DeviceTransform
 from tests.helpers.images import CPU, write_tar
 
-SIZE, SHORTER, QUALITY = (500, 375), 256, 90
-BATCH, CLASSES = 32, 2
+BATCH = 32
 READY = 8  # batches with their draws that the device's part is measured on
-# blobs across, as powers of two, and how much fainter the small ones are
-OCTAVES, STEEPNESS = range(2, 10), 0.27
 Batches = Iterator[Any]
-
-
-def photograph(seed: int) -> Image.Image:
-    """A picture of slow changes of color under texture."""
-    random = np.random.default_rng(seed)
-    width, height = SIZE
-    y, x = np.mgrid[0:height, 0:width] / width
-    waves = [
-        np.sin(2 * np.pi * (random.normal() * x + random.normal() * y) + random.uniform(0, 6))
-        for _ in range(3)
-    ]
-    pixels = 128 + 60 * np.stack(waves, axis=2)
-    for octave in OCTAVES:
-        blobs = Image.fromarray(random.normal(size=(2**octave, 2**octave)).astype(np.float32))
-        texture = np.asarray(blobs.resize(SIZE, Image.Resampling.BICUBIC))
-        pixels += 100 / 2 ** (STEEPNESS * octave) * texture[:, :, None] * random.normal(1, 0.3, 3)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def write_data(root: Path, images: int) -> str:
@@ -66,22 +45,18 @@ def write_data(root: Path, images: int) -> str:
     members: dict[str, bytes] = {}
     sizes = []
     for number in range(images):
-        image = photograph(number)
+        large, small = jpegs(number)
         for split in ("train", "val"):
             path = root / "folder" / split / f"c{number % CLASSES}" / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path, quality=QUALITY)
-        small, file = SHORTER / min(SIZE), io.BytesIO()
-        image.resize((round(SIZE[0] * small), round(SIZE[1] * small)), Image.Resampling.BICUBIC).save(
-            file, "JPEG", quality=QUALITY
-        )
-        members |= {f"{number:04d}.jpg": file.getvalue(), f"{number:04d}.cls": str(number % CLASSES).encode()}
-        sizes.append((path.stat().st_size, len(file.getvalue())))
+            path.write_bytes(large)
+        members |= {f"{number:04d}.jpg": small, f"{number:04d}.cls": str(number % CLASSES).encode()}
+        sizes.append((len(large), len(small)))
     for split in ("train", "val"):
         write_tar(root / "shards" / f"{split}-0.tar", members)
-    whole, small = np.mean(sizes, axis=0) / 1000
+    whole, part = np.mean(sizes, axis=0) / 1000
     return (
-        f"{images} images of {SIZE[0]} x {SIZE[1]}, {whole:.0f} kB each, {small:.0f} kB where the shorter"
+        f"{images} images of {SIZE[0]} x {SIZE[1]}, {whole:.0f} kB each, {part:.0f} kB where the shorter"
         f" side is {SHORTER}"
     )
 

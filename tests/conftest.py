@@ -3,6 +3,9 @@
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what a user has kept must not decide whether a test passes
@@ -14,3 +17,14 @@ os.environ["TMPDIR"] = tempfile.tempdir = CACHE.name
 # a shell that runs the tests in its background has them ignore Ctrl-C, and with them the processes that are
 # to be interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

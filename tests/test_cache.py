@@ -5,7 +5,7 @@ again in each epoch, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,12 @@ SIZES: dict[str, Callable[[int], tuple[int, int]]] = {
     "unequal": lambda number: (40 + number, 30 + 2 * number),
 }
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_each_box_has_a_color_and_the_last_one_wins() -> None:
 
 
 def test_noise_is_standard_normal_and_independent() -> None:
-    """As far as 600,000 numbers tell, for keys and places that follow each other."""
+    """As far as 600,000 numbers show, for keys and places that follow each other."""
     noise = normal(torch.arange(8), 3, 160, 160)
     values = noise.flatten().numpy()
     assert stats.kstest(values, "norm").pvalue > 1e-3

@@ -5,7 +5,7 @@ damage, however it is cut up.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,12 @@ from tests.test_resume import BUSY, assert_same
 TENSOR: dict[str, Any] = {"recipe__pipeline": "tensor"}
 GREY: dict[str, Any] = {"model__in_chans": 1, "data__mean": [0.45], "data__std": [0.25]}
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

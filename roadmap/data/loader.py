@@ -33,7 +33,7 @@ from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.preflight import check_cache
 from roadmap.data.tensor_decoder import for_tensors
-from roadmap.data.workers import workers_of
+from roadmap.data.workers import shared_bytes, workers_in, workers_of
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
 
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 WHITE = 255  # the pixel value of 1 in a mean or a standard deviation
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCH = 2  # batches that a worker has ready: PyTorch's default
-IN_USE = 2  # batches that the training loop holds
 DRAWN_BYTES = 512  # of an image whose pixels are on the device: its place, and what augmentation draws
 POLL_S = 5.0
 WARN_S, TIMEOUT_S = 60.0, 600.0
@@ -311,7 +309,7 @@ def fitting_workers(workers: int, batch_bytes: int) -> int:
     if not workers or not SHARED_MEMORY.is_dir():
         return workers
     free = shutil.disk_usage(SHARED_MEMORY).free
-    fitting = max(0, min(workers, (free // batch_bytes - IN_USE) // PREFETCH))
+    fitting = min(workers, workers_in(free, batch_bytes))
     if fitting < workers:
         logger.warning(
             "%s has %s free, room for %d of %d data-loading workers; a container gets more with --shm-size",
@@ -340,9 +338,9 @@ def check_workers(workers: int, batch_bytes: int) -> None:
         ) from error
     if not SHARED_MEMORY.is_dir():
         return
-    free, needed = shutil.disk_usage(SHARED_MEMORY).free, (PREFETCH * workers + IN_USE) * batch_bytes
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, shared_bytes(workers, batch_bytes)
     if needed > free:
-        fitting = max(0, (free // batch_bytes - IN_USE) // PREFETCH)
+        fitting = workers_in(free, batch_bytes)
         what = (
             f"has {_mib(free)} free, and {workers} data-loading workers need {_mib(needed)} for batches of"
             f" {_mib(batch_bytes)}"

@@ -8,6 +8,8 @@ from roadmap.provenance import cores_per_process
 from roadmap.terminal import count
 
 MOST, STREAMING = 16, 8
+PREFETCH = 2  # batches that a worker has ready: PyTorch's default
+IN_USE = 2  # batches that the training loop holds
 # JPEGs of ImageNet's size that a core prepares at 224 px in a second, by tests/benchmark_input.py on one
 # machine; 620 as tensors from shards whose shorter edge is 256 px
 RATES = {
@@ -31,6 +33,16 @@ def workers_of(config: RunConfig, device: str, streams: bool) -> int:
         return STREAMING
     spare = cores_per_process() - 1
     return min(MOST, max(1, spare)) if device == "cuda" else min(1, spare)
+
+
+def shared_bytes(workers: int, batch_bytes: int) -> int:
+    """The shared memory that the batches of so many workers take."""
+    return (PREFETCH * workers + IN_USE) * batch_bytes
+
+
+def workers_in(shared: int, batch_bytes: int) -> int:
+    """The workers whose batches fit into so many bytes of shared memory."""
+    return max(0, (shared // batch_bytes - IN_USE) // PREFETCH)
 
 
 def expected_rate(config: RunConfig) -> str | None:

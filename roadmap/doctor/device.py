@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from roadmap.config import RunConfig
-from roadmap.data.workers import expected_rate, workers_of
+from roadmap.data.workers import expected_rate, shared_bytes, workers_of
 from roadmap.doctor.environment import check_shared_memory
 from roadmap.doctor.findings import Finding
 from roadmap.errors import ConfigError
@@ -40,7 +40,7 @@ def check_device(config: RunConfig) -> tuple[list[Finding], str | None]:
     image = config.model.in_chans * config.data.image_size**2
     if (rate := expected_rate(config)) is not None:
         findings.append(Finding("device", "data-loading workers", f"{rate}; {TAKES}"))
-    findings.append(check_shared_memory((2 * workers + 2) * batch * image, workers))
+    findings.append(check_shared_memory(shared_bytes(workers, batch * image), workers))
     return findings, device.type
 
 
