@@ -33,6 +33,8 @@ CompileMode = Literal["off", "default", "max-autotune", "reduce-overhead", "try"
 ADDED = (
     ("recipe", "pipeline", "pillow"),
     ("recipe", "init_weights", "raw"),
+    ("recipe", "crop_padding", None),
+    ("data", "fresh_noise", False),
     ("system", "cache", "none"),
 )
 AROUND_SEED = (
@@ -148,8 +150,14 @@ class RecipeSpec(Spec):
     )
     crop_scale: tuple[Fraction, Fraction] | None = Field(
         description=(
-            "Smallest and largest fraction of the image's area in a random resized crop; null trains on the"
-            " evaluation's resize and crop."
+            "Smallest and largest fraction of the image's area in a random resized crop. With null and no"
+            " `crop_padding`, training uses the resize and crop of the evaluation."
+        )
+    )
+    crop_padding: Annotated[int, Field(ge=0)] | None = Field(
+        description=(
+            "Pixels of black on each side of an image, resized to a shorter edge of `data.image_size`, from"
+            " which a square of that size is cropped at random: 4 is usual for CIFAR. null is none."
         )
     )
     hflip: Probability = Field(description="Probability of a horizontal flip.")
@@ -190,7 +198,12 @@ class RecipeSpec(Spec):
     @property
     def augments(self) -> bool:
         """Whether an image is transformed at random before it reaches a batch."""
-        return self.crop_scale is not None or self.hflip > 0 or self.randaugment is not None
+        return self.crops or self.hflip > 0 or self.randaugment is not None
+
+    @property
+    def crops(self) -> bool:
+        """Whether a part of each image is cropped at random."""
+        return self.crop_scale is not None or self.crop_padding is not None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -205,10 +218,12 @@ class RecipeSpec(Spec):
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
-        if self.crop_scale is None and self.augments:
+        if self.crop_scale is not None and self.crop_padding is not None:
+            raise ValueError("crop_scale and crop_padding are two kinds of random crops; one must be null")
+        if self.augments and not self.crops:
             raise ValueError(
-                "crop_scale null trains on the evaluation's crop without augmentation; hflip must be 0 and"
-                " randaugment null"
+                "crop_scale null without crop_padding trains on the evaluation's crop without augmentation;"
+                " hflip must be 0 and randaugment null"
             )
         if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(
@@ -261,6 +276,12 @@ class DataSpec(Spec):
         description=(
             "Standard deviation of the Gaussian noise added to `digits` and `synthetic`, in units of the"
             " gray range."
+        )
+    )
+    fresh_noise: bool = Field(
+        description=(
+            "Whether the noise of a training image of `digits` is drawn again in each epoch, by seed, epoch"
+            " and image; else each image keeps its own, as those of validation always do."
         )
     )
 
@@ -371,6 +392,11 @@ class RunConfig(Spec):
         except ValueError as error:
             raise ValueError(f"data.image_size: {error}") from error
         return self
+
+    @property
+    def randomizes(self) -> bool:
+        """Whether a training image differs from epoch to epoch before it reaches a batch."""
+        return self.recipe.augments or self.data.fresh_noise
 
     @property
     def hash(self) -> str:

@@ -37,6 +37,9 @@ from tests.test_randaugment import picture
 from tests.test_resume import BUSY, assert_same, metrics
 
 TENSOR: dict[str, Any] = {"recipe__pipeline": "tensor"}
+MEAN, STD = (
+    torch.tensor(values).view(1, 3, 1, 1) for values in (plain(None).data.mean, plain(None).data.std)
+)
 SIZES: dict[str, Callable[[int], tuple[int, int]]] = {
     "equal": lambda number: (44, 36),
     "unequal": lambda number: (40 + number, 30 + 2 * number),
@@ -137,6 +140,39 @@ def test_digits_are_those_without_a_cache(where: str, profile: str) -> None:
     config = resolve(load_roadmap(), "gelu", profile=profile)
     assert same(*pairs(config, where, "train", 1))
     assert same(*pairs(config, where, "val", 0))
+
+
+def test_fresh_noise_is_drawn_from_images_in_memory_and_not_on_the_device() -> None:
+    config = resolve(load_roadmap(), "gelu", profile="digits_noisy", overrides={"data.fresh_noise": True})
+    for epoch in range(2):
+        assert same(*pairs(config, "host", "train", epoch))
+    with pytest.raises(
+        ConfigError, match=r"^system\.cache 'device' .*fresh_noise.*--set system\.cache=host$"
+    ):
+        check_data(with_cache("device", config))
+
+
+def test_padded_crops_are_those_of_torchvision(folders: dict[str, Path]) -> None:
+    padded: dict[str, Any] = {
+        "recipe__crop_scale": None,
+        "recipe__crop_padding": 4,
+        "recipe__randaugment": None,
+    }
+    items = Pictures([(picture(number).resize((32, 32)), number % 3) for number in range(24)])
+    config = custom(**padded, **TENSOR)
+    for epoch in range(2):
+        without, cached = pairs(config, "device", "train", epoch, source=items)
+        assert same(without, cached)
+        assert same(without, batches(with_cache("host", config), "train", epoch, source=items))
+        pillow = batches(custom(**padded), "train", epoch, source=items)
+        for ours, theirs in zip(without, pillow, strict=True):
+            assert torch.equal(ours.images, (255 * (theirs.images * STD + MEAN)).round())
+    seen = torch.cat([batch.images for batch in without])
+    assert 0 < seen.eq(0).all(dim=1).float().mean() < 0.3  # black from the padding
+    with pytest.raises(ConfigError, match="'device' pads images of 32 x 32 pixels, and these have 36 x 44"):
+        Loader(with_cache("device", config_of(folders["equal"], **padded, **TENSOR)), "train", CPU)
+    larger = batches(config_of(folders["unequal"], **padded), "train")
+    assert {batch.images.shape[2:] for batch in larger} == {(32, 32)}
 
 
 @pytest.mark.parametrize("where", ["host", "device"])

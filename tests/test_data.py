@@ -343,6 +343,33 @@ def test_training_and_validation_noise_is_not_the_same() -> None:
     assert abs(np.asarray(np.corrcoef(parts))[0, 1]) < 0.02
 
 
+@pytest.mark.parametrize("pipeline", ["pillow", "tensor"])
+def test_fresh_noise_depends_on_seed_epoch_and_image_alone(pipeline: str) -> None:
+    given = {"data.fresh_noise": True, "data.image_size": 8, "data.copies": 2, "system.device": "cpu"}
+    fixed = {"recipe.pipeline": pipeline, "recipe.global_batch": 599, "recipe.local_batch": 599}
+    configs = [
+        resolve(ROADMAP, step, profile="digits_noisy", overrides=given | fixed | {"model.stem.stride": 2})
+        for step in ("resnet50", "gelu")
+    ]
+    clean = np.sort(load_digits(spec(copies=2, noise=0.0), "train")[0].reshape(-1, 64), axis=0)
+
+    def epoch(config: RunConfig, number: int) -> torch.Tensor:
+        found = torch.cat([images for images, *_ in Loader(config, "train", CPU).epoch(number)])
+        if pipeline == "pillow":
+            found = 255 * (found * config.data.std[0] + config.data.mean[0])
+        return found.reshape(-1, 64)
+
+    first, second = epoch(configs[0], 0), epoch(configs[0], 1)
+    assert torch.equal(first, epoch(configs[1], 0))
+    assert not torch.equal(first, epoch(configs[0].model_copy(update={"seed": 1}), 0))
+    both = torch.cat([first, second]).round()
+    assert len({image.numpy().tobytes() for image in both}) == len(both) == 4 * 1198
+    # the same images in another order, so that pixels have the variance of noise more
+    variance = both.var(dim=0).mean().sqrt().item() ** 2 - clean.var(axis=0).mean()
+    assert np.sqrt(variance) / 85 == pytest.approx(0.3, abs=0.01)
+    assert load_digits(configs[0].data, "val")[0].tobytes() == load_digits(spec(copies=2), "val")[0].tobytes()
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_digits_reach_the_network_normalized(split: Split) -> None:
     config = resolve(ROADMAP, "resnet50", profile="digits_noisy", overrides={"system.device": "cpu"})

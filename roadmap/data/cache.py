@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from roadmap.config import RunConfig
 from roadmap.data.corrupt import LEFT_OUT
-from roadmap.data.crops import BatchCrop, Place, PlaceTransform
+from roadmap.data.crops import BatchCrop, PaddedCrop, Place, PlaceTransform
 from roadmap.data.datasets import Source
 from roadmap.data.digits import Split
 from roadmap.data.images import Picture, Transform, Unreadable, wants_tensors
@@ -148,7 +148,7 @@ class HostSource(CachedSource):
 class DeviceImages:
     """uint8 images (N, C, H, W) on the device, from which batches are cut as their places are."""
 
-    def __init__(self, images: Tensor, crop: BatchCrop | None) -> None:
+    def __init__(self, images: Tensor, crop: BatchCrop | PaddedCrop | None) -> None:
         self.images = images
         self.crop = crop
 
@@ -224,12 +224,23 @@ class Cache:
         if not self.random:
             return self._samples(source, Place, blank), DeviceImages(images, None)
         height, width = images.shape[2:]
-        crop = BatchCrop(self.config.recipe, height, width, edge, device)
-        if not crop.agrees_with_torchvision():
-            what = f"'device' crops on {device.type} as torchvision on the CPU of this machine does not"
-            raise config_error("system.cache", f"{what}; --set system.cache=host")
         transform = PlaceTransform(self.samples.transform, height, width)
+        crop = self._crop(height, width, device)
         return self._samples(source, transform, blank), DeviceImages(images, crop)
+
+    def _crop(self, height: int, width: int, device: torch.device) -> BatchCrop | PaddedCrop:
+        """What cuts images of that height and width; ConfigError where that is not possible on the device."""
+        recipe, edge = self.config.recipe, self.config.data.image_size
+        if recipe.crop_padding is not None:
+            if (height, width) == (edge, edge):
+                return PaddedCrop(recipe.crop_padding, edge)
+            what = f"'device' pads images of {edge} x {edge} pixels, and these have {height} x {width}"
+            raise config_error("system.cache", f"{what}; --set system.cache=host")
+        crop = BatchCrop(recipe, height, width, edge, device)
+        if crop.agrees_with_torchvision():
+            return crop
+        what = f"'device' crops on {device.type} as torchvision on the CPU of this machine does not"
+        raise config_error("system.cache", f"{what}; --set system.cache=host")
 
     def _samples(self, source: Source, transform: Transform, blank: Picture) -> Samples:
         given = self.samples

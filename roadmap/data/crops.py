@@ -1,4 +1,4 @@
-"""torchvision's random resized crop and flip of uint8 images, for a batch at once and bit for bit.
+"""torchvision's random crops and flip of uint8 images, for a batch at once and bit for bit.
 
 torchvision resizes uint8 images with weights of 16 bits: first each row, then each column, rounding after
 both. Here the same weights stand in matrices, and sums of their products are exact in double precision.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from torchvision import transforms  # type: ignore[import-untyped]
 
 from roadmap.config import Interpolation, RecipeSpec
@@ -41,15 +43,38 @@ class PlaceTransform:
 
     def __init__(self, transform: Any, height: int, width: int) -> None:
         stages = {type(stage): stage for stage in transform.transforms}
-        self.crop = stages[Crop].timms
         flip = stages.get(transforms.RandomHorizontalFlip)
         self.hflip: float | None = flip.p if flip else None
-        self.canvas = torch.empty(1, height, width, device="meta")
+        self.padding = 0
+        if padded := stages.get(transforms.RandomCrop):
+            self.padding = padded.padding
+            canvas = torch.empty(1, height + 2 * self.padding, width + 2 * self.padding, device="meta")
+            self.draw = partial(padded.get_params, canvas, padded.size)
+        else:
+            crop, canvas = stages[Crop].timms, torch.empty(1, height, width, device="meta")
+            self.draw = partial(crop.get_params, canvas, crop.scale, crop.ratio)
 
     def __call__(self, row: int) -> Place:
-        top, left, height, width = self.crop.get_params(self.canvas, self.crop.scale, self.crop.ratio)
+        top, left, height, width = self.draw()
         flipped = self.hflip is not None and bool(torch.rand(1) < self.hflip)  # as torchvision draws it
-        return Place(row, top, left, height, width, int(flipped))
+        return Place(row, top - self.padding, left - self.padding, height, width, int(flipped))
+
+
+class PaddedCrop:
+    """Squares of `size` pixels cut from images (N, C, size, size) with black padding, and flipped."""
+
+    def __init__(self, padding: int, size: int) -> None:
+        self.padding = padding
+        self.size = size
+
+    def __call__(self, images: Tensor, places: Tensor) -> Tensor:
+        """uint8 images (N, C, size, size); `places` (N, 6) are those of the images."""
+        _, top, left, _, _, flipped = (column[:, None] for column in places.unbind(1))
+        padded = pad(images, [self.padding] * 4)
+        pixels = torch.arange(self.size, device=images.device) + self.padding
+        down, across = top + pixels, left + torch.where(flipped > 0, pixels.flip(0), pixels)
+        rows = torch.arange(len(images), device=images.device)
+        return padded[rows[:, None, None], :, down[:, :, None], across[:, None]].permute(0, 3, 1, 2)
 
 
 class BatchCrop:

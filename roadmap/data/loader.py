@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose, RandomCrop, Resize  # type: ignore[import-untyped]
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
@@ -32,6 +34,7 @@ from roadmap.data.iterable_style import Stream
 from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.preflight import check_cache
+from roadmap.data.synthetic import FreshNoise
 from roadmap.data.tensor_decoder import for_tensors
 from roadmap.data.workers import shared_bytes, workers_in, workers_of
 from roadmap.errors import ConfigError, config_error
@@ -356,7 +359,7 @@ def _mib(count: int) -> str:
 def build_transform(config: RunConfig, training: bool) -> Transform:
     """timm's transform from a picture to a uint8 tensor (C, H, W), by the recipe."""
     recipe = config.recipe
-    transform: Transform = create_transform(
+    transform = create_transform(
         config.data.image_size,
         is_training=training and recipe.augments,
         scale=recipe.crop_scale,
@@ -370,4 +373,12 @@ def build_transform(config: RunConfig, training: bool) -> Transform:
         std=config.data.std,
         use_prefetcher=True,
     )
-    return transform
+    stages: list[Any] = transform.transforms
+    if training and recipe.crop_padding is not None:
+        edge = config.data.image_size
+        resize = Resize(edge, str_to_interp_mode(recipe.train_interpolation))
+        stages[:1] = [resize, RandomCrop(edge, padding=recipe.crop_padding)]  # in place of timm's crop
+    if training and config.data.fresh_noise:
+        stages.insert(0, FreshNoise(config.data.noise))
+    composed: Transform = Compose(stages)
+    return composed

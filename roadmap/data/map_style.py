@@ -163,7 +163,7 @@ class MapStyleFeed:
             self.numbers = self.batches.indices
         self.iterations = self.batches.iterations
         self.batch = plan.micro if training else config.system.eval_batch
-        seed = config.seed if training and config.recipe.augments else None
+        seed = config.seed if training and config.randomizes else None
         blank = make_decoder(config, split).convert(
             Image.new(image_mode(config), (config.data.image_size,) * 2)
         )

@@ -107,13 +107,16 @@ def check_pipeline(config: RunConfig) -> None:
 
 def check_cache(config: RunConfig) -> None:
     """ConfigError if the images cannot be cached where the configuration has them."""
-    cache, recipe = config.system.cache, config.recipe
+    cache = config.system.cache
     if cache == "none":
         return
     if kind_of(config.data) in STREAMS:
         what = f"'{cache}' is unavailable for '{config.data.dataset}', a stream, whose images have no numbers"
         raise config_error("system.cache", f"{what}; --set system.cache=none")
-    if cache == "device" and recipe.pipeline == "pillow" and recipe.augments:
+    if cache == "device" and config.data.fresh_noise:
+        what = "'device' is unavailable with data.fresh_noise, which the workers draw"
+        raise config_error("system.cache", f"{what}; --set system.cache=host")
+    if cache == "device" and config.recipe.pipeline == "pillow" and config.recipe.augments:
         what = (
             "'device' is unavailable where Pillow transforms images at random, which it does in the workers"
         )

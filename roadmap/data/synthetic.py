@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 from roadmap.config import RunConfig
-from roadmap.data.digits import CLASSES, Split, load_digits
+from roadmap.data.digits import BLACK, CLASSES, GRAY_RANGE, Split, load_digits
 from roadmap.data.images import Picture, make_decoder
 from roadmap.data.listing import listing_digest
 
-# of synthetic images, as of the digits: noise is clipped only beyond one gray range
-GRAY_RANGE, BLACK = 85, 85
 PATTERN = 8  # pixels across a class's pattern
 NOISE_BANK = 1 << 20
 PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
@@ -37,6 +38,22 @@ class Digits:
 
     def name(self, number: int) -> str:
         return f"digit {number}"
+
+
+class FreshNoise:
+    """A transform that adds Gaussian noise of `noise` gray ranges by PyTorch's global generator: to digits
+    without noise as the split's decoder makes them, with the rounding and clipping of `load_digits`.
+    """
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+
+    def __call__(self, picture: Picture) -> Picture:
+        """A uint8 tensor (C, H, W), or an image of Pillow's of one channel, as it is given."""
+        pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
+        noisy = pixels + GRAY_RANGE * self.noise * torch.randn(pixels.shape)
+        found = noisy.round_().clamp_(0, 255).to(torch.uint8)
+        return found if isinstance(picture, Tensor) else Image.fromarray(found.numpy())
 
 
 class Synthetic:
