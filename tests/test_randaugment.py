@@ -16,11 +16,11 @@ from timm.data import auto_augment
 from torch import Tensor
 
 from roadmap.config import RunConfig
-from roadmap.data.augmentation import MATRICES, Draw, Operations, batched
+from roadmap.data.augmentation import KIND_OF, MATRICES, Draw, Operations, batched
 from roadmap.data.loader import build_transform
 from roadmap.errors import ConfigError
 from roadmap.rng import RANDAUGMENT, seed_of
-from roadmap.training.device_transforms import APPLY, SAMPLING, RandAugment
+from roadmap.training.device_transforms import SAMPLING, RandAugment
 from tests.helpers.images import CPU, augmentation_of, config_of
 
 WIDTH, HEIGHT = 61, 44
@@ -94,8 +94,8 @@ def _resampling(augment: RandAugment) -> Any:
 
 
 def test_every_operation_is_tested() -> None:
-    assert PIXELS.keys() == APPLY.keys()
     assert MOVES.keys() == MATRICES.keys()
+    assert PIXELS.keys() | MOVES.keys() == KIND_OF.keys() - {"affine", "table"}
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from timm.data import auto_augment
 from timm.data.loader import fast_collate
 from timm.data.random_erasing import RandomErasing
@@ -25,11 +29,11 @@ from roadmap.data.images import Transform
 from roadmap.data.tensor_decoder import collate
 from roadmap.rng import ERASE, RANDAUGMENT, seed_of
 
-AFFINE = "affine"
 T = TypeVar("T")
 Matrix = tuple[float, ...]
 Box = tuple[int, int, int, int]  # top, bottom, left, right; the second and the fourth are outside
 EMPTY: Box = (0, 0, 0, 0)
+LEVELS = Image.fromarray(np.arange(256, dtype=np.uint8)[None])  # an image of every pixel value
 
 
 class Draw(NamedTuple):
@@ -57,15 +61,39 @@ class TransformedSample(NamedTuple):
     drawn: Drawn | None = None
 
 
-class Operations(NamedTuple):
-    """RandAugment of a batch, step by step: `names[i]` changes the next `counts[i]` of the images `rows`
-    (R,), by their `arguments` (R, 6).
+class Counts(NamedTuple):
+    """How many images of a batch each kind of RandAugment's operations changes.
+
+    `affine` moves pixels, `table` replaces values by a table that no image has a part in, and the others are
+    timm's functions.
     """
 
-    names: tuple[str, ...]
-    counts: tuple[int, ...]
+    affine: int
+    auto_contrast: int
+    equalize: int
+    table: int
+    contrast: int
+    color: int
+    sharpness: int
+
+    @property
+    def groups(self) -> tuple[int, int, int]:
+        """How many images are changed together: by moving, by tables, by blending."""
+        tabled = self.auto_contrast + self.equalize + self.table
+        return self.affine, tabled, self.contrast + self.color + self.sharpness
+
+
+class Operations(NamedTuple):
+    """RandAugment of a batch. `counts` has an entry per layer: each image's first operation is in the first.
+
+    `rows` (R,) are the images that change, by layer, then by kind, with their `arguments` (R, 6): a matrix
+    for `affine`, else one number six times. `tables` (T, 256) are those of kind `table`, uint8.
+    """
+
+    counts: tuple[Counts, ...]
     rows: Tensor
     arguments: Tensor
+    tables: Tensor
 
 
 class Erasing(NamedTuple):
@@ -172,7 +200,7 @@ def randaugment_of(transform: Any) -> Any:
 
 def _note(name: str, noted: list[Draw], *arguments: float, **_: Any) -> list[Draw]:
     """Stands in for timm's function of that name, and for its image."""
-    return [*noted, Draw(name, float(arguments[0]) if arguments else 0.0)]
+    return [*noted, Draw(name, arguments[0] if arguments else 0.0)]
 
 
 class _Canvas:
@@ -193,22 +221,44 @@ class _Canvas:
 
 
 def batched(drawn: list[list[Draw]], height: int, width: int) -> Operations:
-    """The operations in order: each image's first, then its second; geometric ones count as one."""
-    steps: dict[tuple[int, str], list[tuple[int, Matrix]]] = {}
-    for layer in range(max(map(len, drawn), default=0)):
-        for row, draws in enumerate(drawn):
-            if layer < len(draws):
-                name, argument = draws[layer]
-                moves = name in MATRICES
-                matrix = MATRICES[name](argument, width, height) if moves else (argument,) * 6
-                steps.setdefault((layer, AFFINE if moves else name), []).append((row, matrix))
-    changes = [change for step in steps.values() for change in step]
+    """The operations that were drawn for each image of a batch, of that size in pixels."""
+    changes = [
+        (layer, KIND_OF[draw.name], row, draw)
+        for row, draws in enumerate(drawn)
+        for layer, draw in enumerate(draws)
+    ]
+    changes.sort(key=itemgetter(0, 1))
+    counted = Counter((layer, kind) for layer, kind, _, _ in changes)
+    layers, kinds = range(max(map(len, drawn), default=0)), range(len(Counts._fields))
+    rows = [row for _, _, row, _ in changes]
+    arguments = [_arguments(draw, height, width) for *_, draw in changes]
+    tables = [TABLES[draw.name](draw.argument) for *_, draw in changes if draw.name in TABLES]
     return Operations(
-        tuple(name for _, name in steps),
-        tuple(map(len, steps.values())),
-        torch.tensor([row for row, _ in changes], dtype=torch.int64),
-        torch.tensor([matrix for _, matrix in changes], dtype=torch.float32).reshape(-1, 6),
+        tuple(Counts(*(counted[layer, kind] for kind in kinds)) for layer in layers),
+        torch.tensor(rows, dtype=torch.int64),
+        torch.tensor(arguments, dtype=torch.float32).reshape(-1, 6),
+        torch.from_numpy(np.stack(tables) if tables else np.empty((0, 256), np.uint8)),
     )
+
+
+def _arguments(draw: Draw, height: int, width: int) -> Matrix:
+    """What an operation on an image of that size needs besides a table.
+
+    A matrix maps the centers of pixels, in pixels, to the coordinates of `torch.nn.functional.grid_sample`,
+    which are -1 and 1 at an image's edges.
+    """
+    if draw.name not in MATRICES:
+        return (draw.argument,) * 6
+    a, b, c, d, e, f = MATRICES[draw.name](draw.argument, width, height)
+    x, y = 2 / width, 2 / height
+    return x * a, x * b, x * c - 1, y * d, y * e, y * f - 1
+
+
+def _table(name: str, argument: float) -> NDArray[np.uint8]:
+    """What timm's function of that name makes of each pixel value, (256,)."""
+    given = () if name == "invert" else (argument,)
+    table: NDArray[np.uint8] = np.asarray(getattr(auto_augment, name)(LEVELS, *given))[0]
+    return table
 
 
 def _rotate(degrees: float, width: int, height: int) -> Matrix:
@@ -226,4 +276,15 @@ MATRICES: dict[str, Callable[[float, int, int], Matrix]] = {
     "shear_y": lambda factor, width, height: (1, 0, 0, factor, 1, 0),
     "translate_x_rel": lambda share, width, height: (1, 0, share * width, 0, 1, 0),
     "translate_y_rel": lambda share, width, height: (1, 0, 0, 0, 1, share * height),
+}
+
+# Operations whose result for a pixel depends on its value and the argument alone: their tables.
+TABLES: dict[str, Callable[[float], NDArray[np.uint8]]] = {
+    name: partial(_table, name) for name in ("invert", "posterize", "solarize", "solarize_add", "brightness")
+}
+# By the names of timm's functions, the index of their kind in `Counts`.
+KIND_OF = {
+    **{name: index for index, name in enumerate(Counts._fields)},
+    **dict.fromkeys(MATRICES, Counts._fields.index("affine")),
+    **dict.fromkeys(TABLES, Counts._fields.index("table")),
 }

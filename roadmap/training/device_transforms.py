@@ -1,32 +1,32 @@
 """Augmentation on the device by the parameters that come with a batch: without a generator, without reading
-from the device, and never image by image.
+from the device, never image by image, and with few operators, for each takes microseconds of the training
+thread.
 
-RandAugment applies each operation to all images that drew it. Each gives the integer pixel values of timm's
-on Pillow's images, except auto-contrast where a value should be an exact integer: Pillow rounds its factor
-first and may fall below it, so the brightest pixel of an image of values 0 to 25 becomes 254 there, and 255
-here. Rotation, shear and translation interpolate by `recipe.train_interpolation`: bilinear and nearest as
-Pillow does; bicubic with PyTorch's kernel, whose parameter is -0.75 where that of Pillow's transforms is -1,
-so its edges are a little softer.
+RandAugment changes all images that drew an operation of a kind at once. Each operation gives the integer
+pixel values of timm's on Pillow's images, except auto-contrast where a value should be an exact integer:
+Pillow rounds its factor first and may fall below it, so the brightest pixel of an image of values 0 to 25
+becomes 254 there, and 255 here. Rotation, shear and translation interpolate by
+`recipe.train_interpolation`: bilinear and nearest as Pillow does; bicubic with PyTorch's kernel, whose
+parameter is -0.75 where that of Pillow's transforms is -1, so its edges are a little softer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms.v2.functional import equalize  # type: ignore[import-untyped]
 
 from roadmap.config import RunConfig
-from roadmap.data.augmentation import AFFINE, MATRICES, Batch, Erasing, Operations, randaugment_of
+from roadmap.data.augmentation import KIND_OF, Batch, Counts, Erasing, Operations, randaugment_of
 from roadmap.data.loader import WHITE, build_transform
 from roadmap.errors import config_error
 
 SAMPLING = {Resampling.NEAREST: "nearest", Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
-LUMA, HALF, UNIT = (19595.0, 38470.0, 7471.0), 32768.0, 65536.0  # Pillow's gray of a color, in 65536ths
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's gray of a color, exact in single precision
 SLACK = 1 / 1024  # pixel values by which interpolation in single precision may fall short of an integer
 
 
@@ -35,29 +35,63 @@ class RandAugment:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         ops = randaugment_of(build_transform(config, True)).ops
-        unknown = sorted({op.aug_fn.__name__ for op in ops} - APPLY.keys() - MATRICES.keys())
+        unknown = sorted({op.aug_fn.__name__ for op in ops} - KIND_OF.keys())
         if unknown:
             what = f"has {', '.join(unknown)}, which is unavailable on a device; --set recipe.pipeline=pillow"
             raise config_error(f"recipe.randaugment '{config.recipe.randaugment}'", what)
         settings = ops[0].kwargs
         self.fill = torch.tensor(settings["fillcolor"], dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.sampling = SAMPLING[settings["resample"]]
+        luma = (1.0,) if config.model.in_chans == 1 else LUMA
+        self.luma = torch.tensor(luma, device=device).view(1, -1, 1, 1)
+        self.levels = torch.arange(256.0, device=device)
 
     def __call__(self, images: Tensor, drawn: Operations) -> Tensor:
         """The images, changed in place, each by what was drawn for it."""
-        start = 0
-        for name, count in zip(drawn.names, drawn.counts, strict=True):
-            part = slice(start, start + count)
-            rows = drawn.rows[part]
-            changed = self._apply(name, images.index_select(0, rows), drawn.arguments[part])
-            images.index_copy_(0, rows, changed)
-            start = part.stop
+        groups = [size for counts in drawn.counts for size in counts.groups]
+        parts = zip(torch.split(drawn.rows, groups), torch.split(drawn.arguments, groups), strict=True)
+        of_layers = [counts.table for counts in drawn.counts]
+        tables = torch.split(drawn.tables.to(images.dtype), of_layers)
+        for counts, of_layer in zip(drawn.counts, tables, strict=True):
+            for change in (self._move, self._map, self._blend):
+                rows, arguments = next(parts)
+                if len(rows):
+                    changed = change(images.index_select(0, rows), counts, arguments, of_layer)
+                    images.index_copy_(0, rows, changed)
         return images
 
-    def _apply(self, name: str, images: Tensor, arguments: Tensor) -> Tensor:
-        if name == AFFINE:
-            return affine(images, arguments, self.fill, self.sampling)
-        return APPLY[name](images, arguments[:, :1, None, None])
+    def _move(self, images: Tensor, _: Counts, matrices: Tensor, __: Tensor) -> Tensor:
+        return affine(images, matrices, self.fill, self.sampling)
+
+    def _map(self, images: Tensor, counts: Counts, _: Tensor, tables: Tensor) -> Tensor:
+        """Replaces each pixel value by a table's; an image and channel of auto-contrast and of equalize has
+        one of its own.
+        """
+        pixels = images.flatten(2)
+        values = pixels.to(torch.int64)
+        equalized = values[counts.auto_contrast : counts.auto_contrast + counts.equalize]
+        found = [
+            _auto_contrast(pixels[: counts.auto_contrast], self.levels),
+            _equalize(equalized, self.levels),
+            tables[:, None].expand(-1, images.shape[1], -1),
+        ]
+        return torch.cat(found).gather(2, values).view(images.shape)
+
+    def _blend(self, images: Tensor, counts: Counts, arguments: Tensor, _: Tensor) -> Tensor:
+        """From an image's mean gray value, its grayscale image, or itself smoothed, at factor 0, through the
+        image, at 1, and beyond.
+        """
+        grayed, pixels = counts.contrast + counts.color, images[0, 0].numel()
+        gray = (images[:grayed] * self.luma).sum(1, keepdim=True).add_(0.5).floor_()  # as Pillow rounds
+        flat = gray[: counts.contrast]
+        total = flat.sum((1, 2, 3), keepdim=True, dtype=torch.int64)
+        flat.copy_(total.add_(pixels // 2).div_(pixels, rounding_mode="floor"))
+        sharpened = images[grayed:]
+        start = torch.cat([gray.expand(-1, images.shape[1], -1, -1), sharpened])
+        inner = start[grayed:, :, 1:-1, 1:-1]  # Pillow leaves the border as it is
+        smooth = functional.avg_pool2d(sharpened, 3, stride=1, divisor_override=1).add_(inner, alpha=4)
+        inner.copy_(_truncated(smooth.div_(13).add_(0.5)))
+        return _truncated(images.sub_(start).mul_(arguments[:, 0].view(-1, 1, 1, 1)).add_(start))
 
 
 class DeviceTransform:
@@ -95,9 +129,12 @@ def erase(images: Tensor, drawn: Erasing, mode: str) -> Tensor:
     """
     channels, height, width = images.shape[1:]
     most = drawn.boxes.shape[1]
-    top, bottom, left, right = drawn.boxes[..., None, None].unbind(2)
-    y, x = torch.arange(height, device=images.device)[:, None], torch.arange(width, device=images.device)
-    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # (R, most, H, W)
+    places = torch.arange(max(height, width), device=images.device)
+    first, end = torch.split(
+        drawn.boxes.view(-1, most, 2, 2), 1, dim=3
+    )  # of rows and of columns, (R, most, 2, 1)
+    rows, columns = ((places >= first) & (places < end)).unbind(2)
+    inside = rows[..., :height, None] & columns[..., None, :width]  # (R, most, H, W)
     if mode == "pixel":
         fill = normal(drawn.keys, 1, channels, height, width)  # boxes of an image that overlap agree
     elif mode == "rand":
@@ -114,32 +151,42 @@ def normal(keys: Tensor, *shape: int) -> Tensor:
     """Standard normal numbers (len(keys), *shape), functions of an image's key (of 32 bits) and the place
     alone: a generator's would depend on the other images of the batch.
     """
-    places = torch.arange(math.prod(shape), device=keys.device)
-    bits = _hash(_hash(places) ^ keys[:, None])
-    # an odd multiple of 2**-23, which is exact in single precision
-    uniform = ((bits >> 9) * 2 + 1 - 2**23).to(torch.float32) * 2.0**-23
+    bits = _hash(_hashed_places(math.prod(shape), keys.device) ^ keys[:, None])
+    # an odd multiple of 2**-23 between -1 and 1, which is exact in single precision
+    uniform = (bits >> 9).to(torch.float32).mul_(2.0**-22).add_(2.0**-23 - 1)
     return torch.erfinv(uniform).mul_(math.sqrt(2)).view(-1, *shape)
+
+
+@lru_cache(maxsize=1)
+def _hashed_places(count: int, device: torch.device) -> Tensor:
+    """The numbers from 0 on, hashed: the same for each batch."""
+    return _hash(torch.arange(count, device=device))
 
 
 def _hash(numbers: Tensor) -> Tensor:
     """Maps the numbers of 32 bits (as int64) one to one to unrelated ones."""
     for _ in range(2):
-        numbers = ((numbers >> 16 ^ numbers) * 0x45D9F3B) & 0xFFFFFFFF
-    return numbers >> 16 ^ numbers
+        numbers = (numbers >> 16).bitwise_xor_(numbers).mul_(0x45D9F3B).bitwise_and_(0xFFFFFFFF)
+    return (numbers >> 16).bitwise_xor_(numbers)
 
 
 def affine(images: Tensor, matrices: Tensor, fill: Tensor, sampling: str) -> Tensor:
-    """Images (N, C, H, W) moved each by its matrix (N, 6); what comes from outside has the color
-    `fill` (1, C, 1, 1).
+    """Images (N, C, H, W) moved each by its matrix (N, 6), from the centers of pixels to the coordinates of
+    `grid_sample`; what comes from outside has the color `fill` (1, C, 1, 1).
     """
     height, width = images.shape[-2:]
-    y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
-    a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
-    columns, rows = a * x + b * y[:, None] + c, d * x + e * y[:, None] + f
-    grid = torch.stack([columns * (2 / width) - 1, rows * (2 / height) - 1], dim=-1)
+    y, x = _centers(height, images.device), _centers(width, images.device)
+    of_x, of_y, shift = matrices.view(-1, 1, 1, 2, 3).unbind(-1)  # (N, 1, 1, 2)
+    grid = of_x * x + (of_y * y.unsqueeze(1) + shift)  # (N, H, W, 2)
     moved = functional.grid_sample(images, grid, mode=sampling, padding_mode="border", align_corners=False)
-    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    inside = ((grid >= -1) & (grid < 1)).all(-1)
     return torch.where(inside[:, None], _truncated(moved.add_(SLACK)), fill)
+
+
+@lru_cache(maxsize=2)
+def _centers(size: int, device: torch.device) -> Tensor:
+    """Where pixels have their centers, (size, 1)."""
+    return torch.arange(0.5, size, device=device)[:, None]
 
 
 def _truncated(values: Tensor) -> Tensor:
@@ -147,60 +194,20 @@ def _truncated(values: Tensor) -> Tensor:
     return values.clamp_(0, WHITE).floor_()
 
 
-def _gray(images: Tensor) -> Tensor:
-    """Each pixel as Pillow's gray, (N, 1, H, W)."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = (weight * images[:, channel, None] for channel, weight in enumerate(LUMA))
-    return torch.floor((red + green + blue + HALF) / UNIT)
+def _auto_contrast(pixels: Tensor, levels: Tensor) -> Tensor:
+    """For each image and channel of `pixels` (N, C, H * W), which value each of the 256 becomes."""
+    low, high = pixels.aminmax(dim=2, keepdim=True)
+    table = (levels - low).mul_(WHITE).div_((high - low).clamp_(min=1)).floor_()
+    return torch.where(high > low, table, levels)
 
 
-def _blend(images: Tensor, start: Tensor, factor: Tensor) -> Tensor:
-    """From `start`, at factor 0, through the image, at 1, and beyond."""
-    return _truncated(start + factor * (images - start))
-
-
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    gray = _gray(images).to(torch.int64)
-    count = gray[0].numel()
-    mean = (2 * gray.sum((1, 2, 3), keepdim=True) + count) // (2 * count)
-    return _blend(images, mean.to(images.dtype), factor)
-
-
-def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    smooth = images.clone()  # Pillow leaves the border as it is
-    inner = images[..., 1:-1, 1:-1]
-    smooth[..., 1:-1, 1:-1] = _truncated(
-        (9 * functional.avg_pool2d(images, 3, stride=1) + 4 * inner) / 13 + 0.5
-    )
-    return _blend(images, smooth, factor)
-
-
-def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    return torch.where(high > low, _truncated((images - low) * WHITE / (high - low).clamp(min=1)), images)
-
-
-def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    equal: Tensor = equalize(images.to(torch.uint8))
-    return equal.to(images.dtype)
-
-
-def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    step = torch.exp2((8 - bits).clamp(min=0))
-    return torch.floor(images / step) * step
-
-
-# By the names of timm's functions: of images and their arguments (N, 1, 1, 1).
-APPLY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-    "invert": lambda images, _: WHITE - images,
-    "posterize": _posterize,
-    "solarize": lambda images, threshold: torch.where(images < threshold, images, WHITE - images),
-    "solarize_add": lambda images, add: torch.where(images < 128, (images + add).clamp(max=WHITE), images),
-    "color": lambda images, factor: _blend(images, _gray(images), factor),
-    "contrast": _contrast,
-    "brightness": lambda images, factor: _blend(images, torch.zeros_like(images), factor),
-    "sharpness": _sharpness,
-}
+def _equalize(values: Tensor, levels: Tensor) -> Tensor:
+    """The same of integer values (N, C, H * W)."""
+    pixels, one = values.shape[2], values.new_ones(1, dtype=torch.int32)
+    histogram = values.new_zeros(*values.shape[:2], len(levels), dtype=torch.int32)
+    histogram.scatter_add_(2, values, one.expand_as(values))
+    below = histogram.cumsum(2).sub_(histogram)
+    # as many pixels a level as there are without those of the brightest value
+    step = (below * (below < pixels)).amax(2, keepdim=True).div_(WHITE, rounding_mode="floor")
+    table = (below + step // 2).div_(step.clamp(min=1), rounding_mode="floor").clamp_(max=WHITE)
+    return torch.where(step > 0, table, levels)

@@ -172,9 +172,8 @@ class Engine:
             for part in self.plan.slices(self.world.rank, step):
                 # timm draws from NumPy's global generator, and nothing on the device
                 np.random.seed(seed_of(MIX, self.config.seed, self.iteration, part.group) % 2**32)
-                images[part.start : part.end], soft = self.mix(
-                    images[part.start : part.end], labels[part.start : part.end]
-                )
+                # in place
+                _, soft = self.mix(images[part.start : part.end], labels[part.start : part.end])
                 mixed.append(soft)
             labels = torch.cat(mixed)
         return images, labels

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
@@ -190,3 +191,15 @@ class Pictures:
 def custom(**overrides: Any) -> RunConfig:
     """A run on a Dataset that is handed over."""
     return plain(None, data__dataset="custom/pictures", **overrides)
+
+
+class CountedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts PyTorch's operators in its context."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
