@@ -7,9 +7,17 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from blocks.cost import complexity
 from blocks.spec import Count, ModelSpec, Spec
@@ -41,6 +49,19 @@ AROUND_SEED = (
     {"roadmap", "step", "profile"},
     {"model", "recipe", "data", "system"},
 )  # fields before and after it
+
+
+def _one_error(wanted: str) -> WrapValidator:
+    """Reports a value that is none of a union's members once, not once for each of them."""
+
+    def check(value: Any, members: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return members(value)
+        except ValidationError as error:
+            given = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+            raise ValueError(f"input should be {wanted}, not {given}") from error
+
+    return WrapValidator(check)
 
 
 def _compile_mode(value: Any) -> Any:
@@ -293,7 +314,9 @@ class SystemSpec(Spec):
         description="`auto` is CUDA where there is one, else the CPU."
     )
     threads: Count | None = Field(description="PyTorch's threads on the CPU; null is PyTorch's default.")
-    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=0)], _one_error("'auto' or an integer from 0 on")
+    ] = Field(
         description=(
             "Worker processes of each DataLoader; 0 loads in the training process. `auto` is one less than"
             " the cores of a process on a GPU, from 1 to 16, at most 1 on a CPU, and 8 for streamed datasets,"
@@ -317,7 +340,9 @@ class SystemSpec(Spec):
         description="Whether a local batch is spread over all devices, with synchronized BN; it needs CUDA."
     )
     compile: Annotated[
-        CompileMode, BeforeValidator(_compile_mode, json_schema_input_type=CompileMode | bool)
+        CompileMode,
+        BeforeValidator(_compile_mode, json_schema_input_type=CompileMode | bool),
+        _one_error(", ".join(map(repr, get_args(CompileMode))) + ", true or false"),
     ] = Field(
         description=(
             "Mode of `torch.compile` in training; its gradients are first compared with the eager network's."

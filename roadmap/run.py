@@ -73,6 +73,8 @@ def _estimates(config: RunConfig, runs: Path) -> Iterator[tuple[str, str]]:
         image = f"{macs / 1e9:.4f} GMACs a training image (forward and backward)"
         yield "cost", f"{image}; set system.data_dir for the total"
         return
+    if images < (batch := config.recipe.global_batch):
+        yield "data", f"{images:,} training images, less than a batch of {batch:,}: training will not start"
     total = macs * images * epochs / 1e12
     yield (
         "cost",

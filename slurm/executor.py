@@ -90,7 +90,7 @@ class Array:
 
 def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int) -> list[Array]:
     """An array for the runs with the same resources, `pack` runs per job, or as many as share its GPU if
-    these are more; several if it exceeds `longest`.
+    these are more; several if it exceeds `longest`. Jobs ask for no more shares than there are runs.
     """
     steps = {step: cluster.of(step) for step in dict.fromkeys(run.step for run in runs)}
     keys = {step: resources.model_dump_json() for step, resources in steps.items()}
@@ -99,10 +99,12 @@ def arrays_of(cluster: Cluster, runs: Sequence[RunDir], pack: int, longest: int)
         kinds.setdefault(keys[run.step], (steps[run.step], []))[1].append(run)
     arrays = []
     for resources, members in kinds.values():
-        size = max(pack, resources.runs_per_gpu)
+        size, share = max(pack, resources.runs_per_gpu), min(resources.runs_per_gpu, len(members))
         groups = [tuple(members[first : first + size]) for first in range(0, len(members), size)]
         arrays += [
-            Array(resources, tuple(groups[first : first + longest]))
+            Array(
+                resources.model_copy(update={"runs_per_gpu": share}), tuple(groups[first : first + longest])
+            )
             for first in range(0, len(groups), longest)
         ]
     return arrays

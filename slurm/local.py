@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Group
 from rich.live import Live
@@ -52,16 +52,32 @@ def train_here(
 ) -> int:
     """Starts workers, and watches them until all have ended; exit code 1 if a run is left unfinished."""
     before = [status(found) for found in runs]
-    todo = sum(found.state in OPEN for found in before)
-    alive = sum(found.owner is not None and is_here(found.owner) for found in before)
+    planned = plan_workers(before, workers, devices, runs_per_gpu)
+    console().print(planned.text)
+    return watch(before, start(runs, planned.workers, devices) if planned.workers else [])
+
+
+class WorkerPlan(NamedTuple):
+    """How many `workers` to start, and the same as a line of text."""
+
+    workers: int
+    text: str
+
+
+def plan_workers(
+    runs: Sequence[Status], workers: int | None, devices: Sequence[str], runs_per_gpu: int
+) -> WorkerPlan:
+    """As many workers as `worker_count` has, besides those that are active here, and no more than open
+    runs.
+    """
+    todo = sum(found.state in OPEN for found in runs)
+    alive = sum(found.owner is not None and is_here(found.owner) for found in runs)
     workers = max(0, min(worker_count(workers, devices, runs_per_gpu) - alive, todo))
     share = workers_per_gpu(workers, devices)
     shared = f", {share} on a GPU," if share > 1 else ""
-    console().print(
-        f"{count(len(runs), 'run')}: {tally(found.state for found in before)};"
-        f" {count(workers, 'worker')}{shared} for {count(todo, 'open run')}"
-    )
-    return watch(before, start(runs, workers, devices) if workers else [])
+    states = tally(found.state for found in runs)
+    wanted = f"{count(workers, 'worker')}{shared} for {count(todo, 'open run')}"
+    return WorkerPlan(workers, f"{count(len(runs), 'run')}: {states}; {wanted}")
 
 
 @dataclass(frozen=True)

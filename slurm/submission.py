@@ -35,7 +35,7 @@ from slurm.executor import (
     submit,
 )
 from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
-from slurm.local import gpus, gpus_for, train_here, worker_count, workers_per_gpu
+from slurm.local import gpus, gpus_for, plan_workers, train_here, worker_count, workers_per_gpu
 from slurm.monitor import poll
 from slurm.worker import OPEN
 
@@ -60,6 +60,11 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     devices = gpus_for(configs)
     if cluster.scheduler == "local":
         workers = worker_count(arguments.workers, devices, cluster.runs_per_gpu)
+        if cluster.runs_per_gpu > 1 and (arguments.workers or not devices):
+            named = arguments.runs_per_gpu is not None
+            where = "--runs-per-gpu" if named else f"cluster '{name}': runs_per_gpu {cluster.runs_per_gpu}"
+            why = f"--workers is {workers}" if arguments.workers else "no run uses a GPU of this machine"
+            console().print(f"{where} is ignored: {why}", highlight=False, soft_wrap=True)
         cluster = cluster.shared_by(workers_per_gpu(workers, devices))
     runs = [run_dir_of(arguments.runs, config) for config in configs]  # hashes a configuration for each
     warn_changed_configs(runs)
@@ -195,7 +200,11 @@ def dry_run(
 ) -> int:
     """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing."""
     found = [status(run) for run in runs]
-    console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
+    if cluster.scheduler == "local":
+        devices = gpus_for(configs)
+        console().print(plan_workers(found, arguments.workers, devices, cluster.runs_per_gpu).text)
+    else:
+        console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
     if cluster.scheduler == "slurm":
         left = [state.run for state in found if state.state in OPEN | {"cancelled"}]
         try:

@@ -352,6 +352,13 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
     )
     done = call("run_step", "gelu", "--plan", "--profile", "digits_noisy")
     assert "30 s at 479 images/s (n = 1, one core)" in done.out
+    assert "\ndata " not in done.out
+    done = call(
+        "run_step", "gelu", "--plan", "--profile", "digits_noisy", "--set", "recipe.global_batch=8192"
+    )
+    words = "4,792 training images, less than a batch of 8,192: training will not start"
+    assert (done.code, done.err) == (0, "")
+    assert f"\ndata        {words}\n" in done.out
 
 
 def test_output_to_a_closed_pipe_prints_no_traceback(tmp_path: Path) -> None:
@@ -427,6 +434,11 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
              said=["^dataset 'digits' has 10 classes, the model 5"]),
         case("submit", *RUN, "--set", "recipe.global_batch=128000",
              said=["has 4792 training images, less than a batch of 128000"]),
+        case("run_step", "gelu", *RUN, "--set", "system.workers=many", said=[
+            r"^--set system\.workers: input should be 'auto' or an integer from 0 on, not 'many'$"]),
+        case("run_step", "gelu", *RUN, "--set", "system.workers=-1", said=["from 0 on, not -1$"]),
+        case("run_step", "gelu", *RUN, "--set", "system.compile=1",
+             said=["'reduce-overhead', 'try', true or false, not 1$"]),
         case("run_step", "gelu", *RUN, "--set", "recipe.randaugment=rnd-m9",
              said=["recipe.randaugment: string should match pattern"]),
         case("submit", *RUN, "--set", "recipe.epochs=ten", said=[EPOCHS]),

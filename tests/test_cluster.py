@@ -252,6 +252,9 @@ def test_runs_that_share_a_gpu_are_tasks_of_a_job(tmp_path: Path) -> None:
         assert f"export {line}\n" in made
     assert "RUNS_PER_GPU" not in script(alone, tmp_path, tmp_path)
     assert [len(one.groups[0]) for one in arrays_of(given, runs(tmp_path, ["resnet50"], 6), 5, 9)] == [5]
+    (single,) = arrays_of(given, runs(tmp_path, ["resnet50"], seeds=1), pack=1, longest=9)
+    assert "#SBATCH --ntasks-per-node=1\n" in script(single, tmp_path, tmp_path)
+    assert "RUNS_PER_GPU" not in script(single, tmp_path, tmp_path)
     small = given.collecting()
     assert parameters(small, "n", "s", tmp_path)["ntasks_per_node"] == 1
     theirs = cluster(gpus_per_node=1, runs_per_gpu=2, environment={"OMP_NUM_THREADS": "1"})

@@ -537,6 +537,18 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         ["runs cannot be read as a folder of runs"],
     ),
     ("an empty folder", lambda runs: runs.mkdir(), ["runs"], ["runs holds no runs"]),
+    (
+        "no finished run",
+        lambda runs: write_run(runs, "gelu", 0),
+        ["runs"],
+        ["runs holds no finished run of these configurations (1 pending in all); nothing is written"],
+    ),
+    (
+        "finished runs of another configuration",
+        one_run,
+        ["runs", "--set", "recipe.epochs=7"],
+        ["holds no finished run of these configurations (1 done in all)", "leave --set out to collect them"],
+    ),
     ("no RUNS", nothing, [], ["either a folder of RUNS, or two, or --paper"]),
     ("RUNS and --paper", one_run, ["runs", "--paper"], ["either a folder of RUNS, or two, or --paper"]),
     ("three folders", one_run, ["runs", "runs", "runs"], ["compares two folders of RUNS"]),

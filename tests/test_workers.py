@@ -20,6 +20,7 @@ from roadmap.lease import attempts, owner, read_attempt
 from roadmap.provenance import RUNS_PER_GPU, WORKERS_HERE, usable_cores
 from roadmap.records import RunDir, prepare, status
 from roadmap.steps import load_roadmap, resolve
+from roadmap.terminal import count
 from roadmap.training.device import is_lost
 from slurm.local import gpus, gpus_for, start, train_here, worker_count
 from slurm.worker import FAILED, must_requeue, work
@@ -150,6 +151,27 @@ def test_runs_per_gpu_decides_the_number_of_workers(
     command = [*submit(tmp_path), "--runs-per-gpu", "2", "--dry-run", *more]
     done = commands.run(command, timeout=60, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible})
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"--runs-per-gpu {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "why", "workers"),
+    [
+        ([], "no run uses a GPU of this machine", min(4, usable_cores())),
+        (["--workers", "3"], "--workers is 3", 3),
+    ],
+)
+def test_a_dry_run_here_names_its_workers_and_what_has_no_effect(
+    more: list[str], why: str, workers: int, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("clusters: {mine: {scheduler: local, runs_per_gpu: 4}}", "utf-8")
+    entry = ["--cluster", "mine", "--cluster-file", str(tmp_path / "c.yaml")]
+    command = [*submit(tmp_path / "runs"), *entry, "--dry-run", *more]
+    done = commands.run(command, timeout=60, check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.stdout.splitlines()[:2] == [
+        f"cluster 'mine': runs_per_gpu 4 is ignored: {why}",
+        f"4 runs: 4 pending; {count(workers, 'worker')} for 4 open runs",
+    ]
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])

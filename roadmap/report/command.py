@@ -33,7 +33,7 @@ def make_report(arguments: argparse.Namespace) -> int:
     if arguments.paper is not None:
         ablations = [_published(arguments.steps_file, name) for name in _paper_names(arguments)]
     else:
-        ablations = [experiment.ablation for experiment in _experiments(arguments)]
+        ablations = [_collected(experiment) for experiment in _experiments(arguments)]
     if arguments.check is not None and expected is None:
         expected = published_top1(ablations[0])
     report = AblationReport(ablations, columns)
@@ -138,6 +138,17 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
         )
         for folder in arguments.runs
     ]
+
+
+def _collected(experiment: Experiment) -> Ablation:
+    """The experiment's ablation; ConfigError where no row of it would have a result."""
+    ablation = experiment.ablation
+    if not any(row.results for row in ablation.rows):
+        there = tally(run.state for run in experiment.all_runs)
+        message = f"holds no finished run of these configurations ({there} in all); nothing is written"
+        left_out = [note for note in ablation.notes if "left out" in note]
+        raise config_error(relative(experiment.folder), " ".join([f"{message}.", *left_out]).rstrip("."))
+    return ablation
 
 
 def _watch(arguments: argparse.Namespace, columns: list[str] | None, costs: list[str]) -> int:
