@@ -216,10 +216,9 @@ class LayerScale(Layer):
         return op.c_in
 
     def build(self, op: Op) -> nn.Module:
-        from timm.layers import LayerScale2d
+        from blocks.modules import LayerScale2d
 
-        layer: nn.Module = LayerScale2d(op.c_in, init_values=op.value)
-        return layer
+        return LayerScale2d(op.c_in, op.value)
 
 
 LAYERS: dict[str, Layer] = {

@@ -1,5 +1,5 @@
 """What PyTorch and timm lack: a module per part of the channels, GELU and layer norm for how images lie in
-memory, recomputation.
+memory, layer scale as a part of the residual sum, recomputation.
 """
 
 from __future__ import annotations
@@ -52,6 +52,20 @@ class LayerNorm2d(TimmLayerNorm2d):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class LayerScale2d(nn.Module):
+    """A learnable factor for each of the channels, which starts at `value`; `Residual` applies it in its sum.
+
+    Alone, it returns x as it is.
+    """
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # documented, though not in its __all__
@@ -20,22 +22,37 @@ def build_layers(ops: Iterable[Op]) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """after(shortcut(x) + drop_path(body(x))); x is (N, C, H, W).
+    """after(shortcut(x) + drop_path(gamma * body(x))); x is (N, C, H, W).
 
-    `drop_path` is the rate at which the body is dropped, per sample.
+    `drop_path` is the rate at which the body is dropped, per sample. The factors of layer scale and of drop
+    path are multiplied with each other, so that scaling, dropping and adding take one operation.
     """
+
+    __constants__ = ("scales", "drops")
 
     def __init__(self, plan: Sequence[Op], drop_path: float) -> None:
         super().__init__()
         paths = {path: [op for op in plan if op.name.split(".")[0] == path] for path in (BODY, SHORTCUT, SUM)}
-        self.body = build_layers(paths[BODY])
+        self.body: Any = build_layers(paths[BODY])
         self.shortcut = build_layers(paths[SHORTCUT])
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.after = build_layers(paths[SUM])
+        self.scales = any(op.kind == "layer_scale" for op in paths[BODY])
+        self.drops = drop_path > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = self.after(self.shortcut(x) + self.drop_path(self.body(x)))
-        return total
+        shortcut, body = self.shortcut(x), self.body(x)
+        if self.scales:
+            scale = self.body.gamma.gamma.view(1, -1, 1, 1)  # then (N, C, 1, 1)
+            if self.drops and self.training:
+                scale = self.drop_path(scale.expand(body.shape[0], -1, -1, -1))
+            total = torch.addcmul(shortcut, body, scale)
+        elif self.drops and self.training:
+            total = torch.addcmul(shortcut, body, self.drop_path(body.new_ones(body.shape[0], 1, 1, 1)))
+        else:
+            total = shortcut + body
+        result: Tensor = self.after(total)
+        return result
 
 
 class Stage(nn.Module):

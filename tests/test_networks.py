@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blocks import LAYERS, BlockSpec, Complexity, ModelSpec, Op, build_model, complexity, describe
 from blocks.model import Network
 from blocks.modules import LayerNorm2d, SplitChannels, layer_norm
+from blocks.plan import plan_block
 from blocks.residual import Residual
 from roadmap.steps import load_roadmaps, resolve
 from roadmap.verify import verify
@@ -137,6 +138,32 @@ def drop_rates(network: Network) -> list[float]:
 def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks: int) -> None:
     expected = torch.linspace(0, rate, blocks, dtype=torch.float64).tolist()
     assert drop_rates(build_model(resolve(ROADMAP, step, overrides=SMALL).model)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_the_sum_of_a_block_is_exact_to_rounding(rate: float, scale: float | None) -> None:
+    """Against timm's drop path of the scaled body, in training and not, with the same random numbers."""
+    block = BlockSpec.model_validate(
+        resolve(ROADMAP, "kernel_7").model.block.model_dump() | {"layer_scale": scale}
+    )
+    residual = Residual(plan_block(block, 16, 16, 1), rate)
+    x = torch.randn(8, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    for training in (True, False):
+        residual.train(training)
+        results = []
+        for fused in (True, False):
+            torch.manual_seed(3)
+            if fused:
+                total = residual(x)
+            else:
+                body = residual.body(x)
+                body = body if scale is None else body * residual.body.gamma.gamma.view(-1, 1, 1)
+                total = residual.after(residual.shortcut(x) + residual.drop_path(body))
+            results.append([total, *torch.autograd.grad(total.square().sum(), list(residual.parameters()))])
+        for ours, plain in zip(*results, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+            assert ours.any()
 
 
 @pytest.mark.parametrize(
