@@ -36,6 +36,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def mib(size: int) -> str:
+    """So many bytes: '1,024 MiB'."""
+    return f"{size / 2**20:,.0f} MiB"
+
+
 def tally(words: Iterable[str]) -> str:
     """How often each word occurs, the most frequent first: '12 done, 2 running'."""
     return ", ".join(f"{number} {word}" for word, number in Counter(words).most_common())

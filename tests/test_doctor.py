@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.model import build_model
-from roadmap.doctor import correctness, environment, speed
+from roadmap.doctor import correctness, environment, speed, training_runs
 from roadmap.doctor.correctness import CPU, FIRST, LAST, Machine
 from roadmap.doctor.environment import check_dataset, check_disk, check_packages, check_shared_memory
 from roadmap.doctor.findings import Finding, is_wrong, measured
@@ -49,7 +49,7 @@ def findings_of(check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *st
     found: list[Finding] = []
     monkeypatch.setattr(correctness, "load_roadmap", lambda: FewSteps(steps))
     torch.manual_seed(0)
-    correctness.CHECKS[check](Machine(CPU, found.append, tmp_path))
+    (correctness.CHECKS | training_runs.CHECKS)[check](Machine(CPU, found.append, tmp_path))
     return found
 
 
@@ -141,7 +141,7 @@ def test_only_names_checks_of_what_is_asked_for() -> None:
 
 
 def test_every_check_has_a_function_and_a_description() -> None:
-    assert list(correctness.CHECKS) == list(CORRECTNESS)
+    assert (correctness.CHECKS | training_runs.CHECKS).keys() == CORRECTNESS.keys()
     assert list(speed.CHECKS) == list(SPEED)
 
 

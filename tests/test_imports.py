@@ -115,6 +115,7 @@ NEEDS_TORCH = {
     "roadmap.doctor.correctness",
     "roadmap.doctor.device",
     "roadmap.doctor.speed",
+    "roadmap.doctor.training_runs",
 }
 HEAVY = ("torch", "timm", "sklearn")
 

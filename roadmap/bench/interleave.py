@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from roadmap.errors import config_error
+from roadmap.training.device import synchronize
 
 LEAST = 5  # rounds, however long they take
 SHORTEST = 0.3  # seconds of a measurement, far above the resolution of clocks and queues
@@ -67,20 +68,12 @@ def timed(run: Callable[[], object], device: torch.device, shortest: float = SHO
 
 def seconds_each(run: Callable[[], object], device: torch.device, iterations: int) -> float:
     """The mean time of an iteration, with all work that it has queued on the device."""
-    wait(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(iterations):
         run()
-    wait(device)
+    synchronize(device)
     return (time.perf_counter() - start) / iterations
-
-
-def wait(device: torch.device) -> None:
-    """Waits for all work that is queued on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 @contextmanager

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from roadmap import ROOT
-from roadmap.bench.interleave import wait
 from roadmap.bench.workloads import build, free
 from roadmap.config import RunConfig
-from roadmap.training.device import set_up
+from roadmap.training.device import set_up, synchronize
 
 logger = logging.getLogger(__name__)
 ITERATIONS = 2  # the optimizer's moments exist from the second on
@@ -42,7 +41,7 @@ def _on_gpu(subject: str, mode: str, config: RunConfig, device: torch.device) ->
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(ITERATIONS):
         run()
-    wait(device)
+    synchronize(device)
     found: float = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     del run
     free(device)

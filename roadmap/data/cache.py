@@ -25,6 +25,7 @@ from roadmap.data.images import Picture, Transform, Unreadable, wants_tensors
 from roadmap.data.map_style import Samples
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
+from roadmap.terminal import mib
 
 CHUNK = 64  # images that are decoded and kept together
 PROBED = 16  # images whose sizes stand for those of all
@@ -259,10 +260,10 @@ class Cache:
             free = available_memory() // self._processes_here()
         if needed > free:
             mode = self.config.system.cache
-            what = f"'{mode}' needs {_mib(needed)} for {len(self.numbers):,} images of {self.split}"
+            what = f"'{mode}' needs {mib(needed)} for {len(self.numbers):,} images of {self.split}"
             hints = ["host", "none"] if where != "memory" else ["none"]
             hint = ", or ".join(f"--set system.cache={hint}" for hint in hints)
-            raise config_error("system.cache", f"{what}, and {where} has {_mib(free)} free; {hint}")
+            raise config_error("system.cache", f"{what}, and {where} has {mib(free)} free; {hint}")
         return image_bytes
 
     def _processes_here(self) -> int:
@@ -331,7 +332,3 @@ def _as_tensor(image: Tensor) -> Picture:
 
 def _as_image(image: Tensor) -> Picture:
     return Image.fromarray(image[:, :, 0].numpy() if image.shape[2] == 1 else image.numpy())
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

@@ -39,6 +39,7 @@ from roadmap.data.tensor_decoder import for_tensors
 from roadmap.data.workers import shared_bytes, workers_in, workers_of
 from roadmap.errors import ConfigError, config_error
 from roadmap.signals import obey_parent
+from roadmap.terminal import mib
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class ValidatedBatches:
         words = f"from {self.loader.num_workers} data-loading workers"
         if SHARED_MEMORY.is_dir():
             usage = shutil.disk_usage(SHARED_MEMORY)
-            words += f"; {SHARED_MEMORY} has {_mib(usage.free)} of {_mib(usage.total)} free"
+            words += f"; {SHARED_MEMORY} has {mib(usage.free)} of {mib(usage.total)} free"
         return f"{words}; if the storage answers, try --set system.workers=0"
 
     def _check(self, low: int, high: int) -> None:
@@ -317,7 +318,7 @@ def fitting_workers(workers: int, batch_bytes: int) -> int:
         logger.warning(
             "%s has %s free, room for %d of %d data-loading workers; a container gets more with --shm-size",
             SHARED_MEMORY,
-            _mib(free),
+            mib(free),
             fitting,
             workers,
         )
@@ -345,15 +346,11 @@ def check_workers(workers: int, batch_bytes: int) -> None:
     if needed > free:
         fitting = workers_in(free, batch_bytes)
         what = (
-            f"has {_mib(free)} free, and {workers} data-loading workers need {_mib(needed)} for batches of"
-            f" {_mib(batch_bytes)}"
+            f"has {mib(free)} free, and {workers} data-loading workers need {mib(needed)} for batches of"
+            f" {mib(batch_bytes)}"
         )
         fixes = f"--set system.workers={fitting} fits; a container gets more with --shm-size"
         raise config_error(str(SHARED_MEMORY), f"{what}; {fixes}")
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 def build_transform(config: RunConfig, training: bool) -> Transform:

@@ -29,7 +29,8 @@ LOG_BYTES = 250_000  # of a check
 FAILED = "failed"
 SHOW_STACK = signal.SIGUSR1
 STACK_S, GRACE_S, END_S = 0.5, 1.0, 5.0
-MODULES = ["roadmap.doctor.correctness", "roadmap.doctor.speed"]  # imported once, for all processes
+# imported once, for all processes
+MODULES = [f"roadmap.doctor.{name}" for name in ("correctness", "training_runs", "speed")]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _end_with_parent() -> None:
 
 
 def _end_all(*_: object) -> None:
-    from roadmap.doctor.correctness import RUNNING
+    from roadmap.doctor.training_runs import RUNNING
 
     for run in list(RUNNING):
         with suppress(ProcessLookupError):
@@ -193,7 +194,7 @@ def work(name: str, device: str, out: Path, logs: Path, threads: int) -> None:
     # imported by the fork server, without a use of the device
     import torch
 
-    from roadmap.doctor import correctness, speed
+    from roadmap.doctor import correctness, speed, training_runs
 
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that it starts
@@ -204,7 +205,7 @@ def work(name: str, device: str, out: Path, logs: Path, threads: int) -> None:
 
         try:
             where = torch.device(device, 0) if device == "cuda" else torch.device(device)
-            checks = correctness.CHECKS | speed.CHECKS
+            checks = correctness.CHECKS | training_runs.CHECKS | speed.CHECKS
             checks[name](correctness.Machine(where, report, out))
         except Exception as error:
             traceback.print_exc()

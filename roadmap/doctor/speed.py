@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from roadmap.bench.interleave import seconds_each, timed, wait
+from roadmap.bench.interleave import seconds_each, timed
 from roadmap.bench.results import OURS, TIMM, Measurement, read_rows
 from roadmap.bench.workloads import convolution, free
 from roadmap.config import RunConfig
@@ -28,7 +28,7 @@ from roadmap.doctor.findings import measured
 from roadmap.doctor.photographs import CLASSES, TRAIN, VAL, write_photographs
 from roadmap.provenance import usable_cores
 from roadmap.steps import load_roadmap
-from roadmap.training.device import allow_tf32, set_up
+from roadmap.training.device import allow_tf32, set_up, synchronize
 from roadmap.training.engine import Engine
 
 WINDOW_S = 0.05  # of a measurement of one operation
@@ -249,7 +249,7 @@ def _iteration(machine: Machine, step: str) -> None:
     for name, run in host.items():
         times = []
         for _ in range(count):
-            wait(device)
+            synchronize(device)
             began = time.thread_time()
             run()
             times.append(time.thread_time() - began)
@@ -259,7 +259,7 @@ def _iteration(machine: Machine, step: str) -> None:
     with profile(activities=activities) as profiled:
         for _ in range(3 if machine.is_fast else 1):
             iterate()
-        wait(device)
+        synchronize(device)
     order = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
     table = profiled.key_averages().table(sort_by=order, row_limit=PROFILE_ROWS, max_name_column_width=90)
     (machine.out / f"profile-{step}.txt").write_text(table, encoding="utf-8")
@@ -319,13 +319,13 @@ def _rate(
     """Images per second; `untimed` batches come first, of which the workers had some ready."""
     for _ in range(untimed):
         use(next(batches))
-    wait(device)
+    synchronize(device)
     began, images = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         batch = next(batches)
         images += len(batch[1])
         use(batch)
-    wait(device)
+    synchronize(device)
     return images / (time.perf_counter() - began)
 
 

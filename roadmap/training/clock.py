@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from roadmap.data.augmentation import Batch
+from roadmap.training.device import synchronize
 
 WARM_UP = 10  # iterations of an attempt in which PyTorch compiles, and cuDNN searches for its algorithms
 
@@ -113,9 +114,3 @@ class Clock:
 def all_timed(iterations: int, seconds: float) -> dict[str, Any]:
     """A clock's state after `iterations` of which no wait is known."""
     return {"warm": asdict(Tally()), "timed": asdict(Tally(iterations, seconds))}
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for what a GPU has queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -210,3 +210,11 @@ def oom_suggestions(config: RunConfig, micro: int) -> list[str]:
 def peak_memory_mb(device: torch.device) -> float | None:
     """Peak memory of tensors on a GPU so far, in MiB; None on other devices, where PyTorch does not count."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for all work that is queued on the device; nothing is on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

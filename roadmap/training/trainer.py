@@ -31,7 +31,7 @@ from roadmap.signals import ENDS, Stopped, StopSignals
 from roadmap.terminal import count
 from roadmap.training.callbacks import Callback
 from roadmap.training.checkpoint import Checkpoints
-from roadmap.training.clock import Clock, all_timed, synchronize
+from roadmap.training.clock import Clock, all_timed
 from roadmap.training.device import (
     float32_precision,
     hardware,
@@ -40,6 +40,7 @@ from roadmap.training.device import (
     peak_memory_mb,
     select_device,
     set_up,
+    synchronize,
 )
 from roadmap.training.distributed import Distributed, StopConsensus
 from roadmap.training.engine import Engine
