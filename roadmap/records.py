@@ -102,7 +102,8 @@ WAITING = 0.1  # a share of waiting for data in the training time above which it
 class Result(Spec):
     """The outcome of a finished run; accuracies are in percent, of the last epoch, never of the best one.
 
-    A diverged run has no accuracy, and its `epochs` are those completed. Each of `processes` trained on
+    A diverged run has no accuracy, and its `epochs` are those completed. The accuracies are of `val_images`
+    images, None in results of earlier versions. Each of `processes` trained on
     `accumulation` times `micro_batch` images per iteration, and `corrupt_images` were skipped. `images_per_s`
     is the speed of training after each attempt's first iterations, which compile and search for algorithms,
     without waits for data. `train_seconds` is the time of all iterations of all attempts at that pace, with
@@ -124,6 +125,7 @@ class Result(Spec):
     val_loss: float | None
     train_loss: float | None
     ema_top1: float | None
+    val_images: int | None = None
     epochs: int
     iterations: int
     global_batch: int

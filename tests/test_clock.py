@@ -194,6 +194,7 @@ def test_a_run_reports_how_long_it_waited(
     run, result = run_of(config, tmp_path, present, load=1.0, work=6.0)  # 4 images an iteration
     assert (result.iterations, result.train_seconds, result.data_seconds) == (32, 320.0, 128.0)
     assert result.images_per_s == round(4 / 6, 1)
+    assert result.val_images == 1
     assert [record["data_seconds"] / record["seconds"] for record in records(run)] == [0.4] * 10
     told = [record.message for record in caplog.records if "waits for data" in record.message]
     assert len(told) == 1

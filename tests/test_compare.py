@@ -109,11 +109,11 @@ def test_no_change_has_no_sign() -> None:
         "patchify_stem": {0: 10.0},
     }
     assert (
-        "Resolved or not, 1 of 3 have the same sign."
+        "Resolved or not, 1 of 3 (1.0 by chance) have the same sign."
         in compare(ablation_of(falls), ablation_of(stays, "cifar100")).notes
     )
     assert (
-        "Resolved or not, 0 of 3 have the same sign."
+        "Resolved or not, 0 of 3 (0.0 by chance) have the same sign."
         in compare(*[ablation_of({step: {0: 50.0} for step in falls})] * 2).notes
     )
 
@@ -185,7 +185,7 @@ def test_the_two_regimes_of_the_paper_order_the_changes_much_alike() -> None:
     assert found.agreement.n == 16
     assert found.agreement.value == pytest.approx(stats.spearmanr(*values).statistic)
     assert "Of 16 steps with both Δ: 11 A only, 5 open." in found.notes
-    assert "Resolved or not, 15 of 16 have the same sign." in found.notes
+    assert "Resolved or not, 15 of 16 (11.8 by chance) have the same sign." in found.notes
     assert any(note.startswith("B: 16 of 16 Δ have no interval") for note in found.notes)
     assert not any("is against" in note for note in found.notes)
 

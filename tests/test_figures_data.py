@@ -133,14 +133,19 @@ def test_agreement_draws_the_values_of_the_rows(name: str) -> None:
         assert (first.get_xlim() == first.get_ylim()) is same_task
         start, end = line(second, "y = x")
         assert start[0] == start[1] < end[0] == end[1]
-        words = (
-            " ".join(text.get_text() for text in first.texts)
+        words, more = (
+            " ".join(text.get_text() for text in axes.texts)
             .replace("\N{NO-BREAK SPACE}", " ")
             .replace("\n", " ")
+            for axes in (first, second)
         )
-        assert f"ρ = {ablation.agreement}" in words
-        assert ablation.agreement is not None
-        assert f"n = {ablation.agreement.n} steps" in words
+        found = ablation.agreement
+        assert found is not None
+        assert found.top1 is not None
+        assert found.signs is not None
+        assert f"ρ = {found.top1}, n = {found.top1.n} steps" in words
+        assert (f"ρ = {found.delta}" in more) is (found.delta is not None)
+        assert f"same sign in {found.signs.same} of n = {found.signs.n} steps of the path" in more
 
 
 @pytest.mark.parametrize("name", ["messy", "one seed", "two roadmaps"])

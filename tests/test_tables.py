@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from roadmap import ROOT
 from roadmap.errors import ConfigError
@@ -116,12 +118,64 @@ def test_columns_for_readers_leave_the_data_files_unchanged(tmp_path: Path) -> N
     } == {".csv", ".json"}
 
 
-def test_what_is_the_same_in_all_rows_is_a_note_and_what_is_not_a_column() -> None:
-    table = ablation_table(of_runs())
+def test_all_columns_are_those_with_content_and_what_is_the_same_in_all_rows_is_a_note() -> None:
+    table = ablation_table(of_runs(), ["all"])
     keys = {column.key for column in table.columns}
+    assert keys == COLUMNS.keys() - {"epochs", "global_batch", "image_size", "val_images", "gap"}
     assert "The same in all rows: 3 epochs; global batch 64; images of 32 px." in table.notes
-    assert not {"epochs", "global_batch", "image_size"} & keys
-    assert {"status", "hardware", "ema", "peak_memory_mb"} <= keys
+    assert not any("except" in note for note in table.notes)
+    assert ablation_table(of_runs(), ["step", "all"]) == table
+
+
+def test_warnings_of_columns_that_are_not_shown_are_notes() -> None:
+    ablation = of_runs()
+    of_gelu = ablation.row("gelu").runs[0]
+    assert of_gelu.result is not None
+    slow = of_gelu.result.model_copy(update={"data_seconds": 20000.0, "epochs": 5, "val_images": 9999})
+    others = [
+        replace(run, result=run.result and run.result.model_copy(update={"val_images": 10_000}))
+        for row in ablation.rows
+        for run in row.runs
+        if row.step != "gelu"
+    ]
+    table = ablation_table(measured(ROADMAP, "digits_noisy", {}, [*others, replace(of_gelu, result=slow)]))
+    assert [column.key for column in table.columns] == [
+        "step", "change", "n", "top1", "delta", "resolved", "gmacs", "params", "paper_delta",
+    ]  # fmt: skip
+    found = {
+        "Diverged, and in no mean: patchify_stem (1), increase_width (3).",
+        "† Runs of a row, or of it and its parent, that differ in more than the step: kernel_7 (hardware);"
+        " gelu (hardware).",
+        "Training waited for data, a share of its time that images/s and device-hours leave out:"
+        " gelu (44 %).",
+        "3 epochs, except 5 (gelu).",
+        "10000 test images, except 9999 (gelu).",
+        "The same in all rows: global batch 64; images of 32 px.",
+        "Runs of a step: 3 pending, except 3 done (resnet50, enhanced_recipe, kernel_7, fewer_activations);"
+        " 1 done, 2 pending (kernel_9, gelu); 2 done, 1 pending (stage_ratio); 2 done, 1 diverged"
+        " (patchify_stem); 3 diverged (increase_width).",
+    }
+    assert found - set(table.notes) == set()
+
+
+def test_the_sampling_error_of_the_test_images_is_below_the_table() -> None:
+    """Of 599 images, of which the profile has 4 copies each, as if all copies of an image were alike."""
+    right = {"resnet50": 485, "enhanced_recipe": 545}
+    runs = [
+        finished(step, seed, resolve(ROADMAP, step, profile="digits_noisy").hash, top1, val_images=2396)
+        for step, images in right.items()
+        for seed, top1 in enumerate([100 * images / 599 - 1, 100 * images / 599 + 1])
+    ]
+    notes = ablation_table(measured(ROADMAP, "digits_noisy", {}, runs)).notes
+    (note,) = [note for note in notes if "binomial" in note]
+    margins = []
+    for images in right.values():
+        low, high = stats.binomtest(images, 599).proportion_ci(0.95, "wilson")
+        margins.append(100 * (high - low) / 2)
+    assert f"by up to {margins[0]:.2f} points" in note
+    assert f"a Δ by up to {math.hypot(*margins):.2f}," in note
+    assert "599 test images, with 4 copies of each" in note
+    assert not any("binomial" in note for note in of_runs().notes)  # whose results are of an earlier version
 
 
 def test_a_roadmap_without_results_has_only_columns_of_published_values() -> None:
@@ -132,7 +186,6 @@ def test_a_roadmap_without_results_has_only_columns_of_published_values() -> Non
         "n",
         "gmacs",
         "params",
-        "paper_top1",
         "paper_delta",
     ]
     assert not any("same in all rows" in note for note in table.notes)
@@ -142,7 +195,9 @@ def test_a_row_that_has_not_run_keeps_the_states_from_being_the_same() -> None:
     ablation = of_runs()
     rows = tuple(row for row in ablation.rows if row.step in ("resnet50", "depthwise_conv"))
     assert [row.states for row in rows] == [{"done": 3}, {"pending": 3}]
-    assert "status" in {column.key for column in ablation_table(replace(ablation, rows=rows)).columns}
+    few = replace(ablation, rows=rows)
+    assert "status" in {column.key for column in ablation_table(few, ["all"]).columns}
+    assert "Runs of a step: 3 done, except 3 pending (depthwise_conv)." in ablation_table(few).notes
 
 
 @pytest.mark.parametrize(
@@ -236,7 +291,7 @@ def test_json_holds_the_runs_and_what_belongs_to_the_table() -> None:
     found = strict(to_json(of_runs()))
     assert (found["roadmap"], found["profile"], found["source"]) == ("convnext_t", "digits_noisy", "measured")
     assert found["notes"] == of_runs().notes
-    assert found["agreement"]["n"] == sum(
+    assert found["agreement"]["top1"]["n"] == sum(
         bool(row.top1 and row.paper) for row in of_runs().rows if row.step in ROADMAP.trunk
     )
     for row, line in zip(of_runs().rows, found["rows"], strict=True):

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     options.add_argument(
-        "--columns", metavar="KEY,...", help="the tables' columns (default: those with content)"
+        "--columns",
+        metavar="KEY,...",
+        help="the tables' columns; 'all' for all with content (default: accuracy, effect and cost)",
     )
     options.add_argument(
         "--holm", action="store_true", help="adjust the p-values of all steps together, after Holm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,13 @@ from roadmap.report.stats import (
     CONFIDENCE,
     Correlation,
     Difference,
+    SignAgreement,
     Summary,
     difference,
     holm,
     rank_correlation,
+    sampling_margin,
+    sign_agreement,
     summarize,
     welch,
     z_score,
@@ -145,11 +149,25 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How the steps of the path compare with the paper's; a part is None where too few have both values.
+
+    `delta` is the rank correlation of the differences to the parent, `signs` counts those of the same sign.
+    `top1` is the rank correlation of the accuracies, without an interval: each step adds to the one before,
+    and sums of unrelated effects correlate, too (Yule 1926).
+    """
+
+    top1: Correlation | None
+    delta: Correlation | None
+    signs: SignAgreement | None
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The rows of a roadmap, with a title and the notes below its table; `source` is `paper` or `measured`.
 
-    `roadmap`, `profile` and `overrides` give the configurations. `reference` is drawn as a line, `agreement`
-    is the rank correlation of the path's top-1 with the paper's. `runs` of `folder` are the runs of the
+    `roadmap`, `profile` and `overrides` give the configurations. `reference` is drawn as a line, and
+    `agreement` is with the paper. `runs` of `folder` are the runs of the
     ablation's steps, in any state; `effects` is empty unless the ablation has marginal effects.
     """
 
@@ -161,7 +179,7 @@ class Ablation:
     profile: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     reference: Reference | None = None
-    agreement: Correlation | None = None
+    agreement: Agreement | None = None
     folder: Path | None = None
     runs: Sequence[Status] = ()
     effects: Sequence[MarginalEffect] = ()
@@ -231,7 +249,15 @@ def measured(
     notes += [f"{run.why}." for run in runs if run.why and run.result is None]
     title = f"{roadmap.title} on {profile or 'ImageNet-1K'}"
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)
-    notes = [*first, *_caveats(rows, reference, adjusted), *_correlation(agreement), *roadmap.notes, *notes]
+    notes = [
+        *first,
+        *_caveats(rows, reference, adjusted),
+        *_test_set(rows, max(config.data.copies for config in configs.values())),
+        *origins([result for row in rows for result in row.results]),
+        *_agreement(agreement),
+        *roadmap.notes,
+        *notes,
+    ]
     return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
 
 
@@ -328,7 +354,8 @@ def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted:
     """The notes on n, missing runs, hardware, versions and code."""
     finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
     resolved = (
-        "the p-values of all steps are adjusted together (Holm), and 'yes' means below .05."
+        "the p-values of all steps are adjusted together (Holm), and 'yes' means below .05; an interval is"
+        " its row's own, and may exclude zero where the answer is no."
         if adjusted
         else "'yes' means that the interval excludes zero, as it does by chance for one in twenty steps that"
         " change nothing."
@@ -349,7 +376,29 @@ def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted:
     if waiting := [f"{row.step} ({100 * (row.waiting or 0):.0f} %)" for row in rows if row.waits]:
         what = "‡ Training waited for data, a share of its time that images/s and device-hours leave out"
         notes.append(f"{what}: {', '.join(waiting)}.")
-    return notes + origins([result for row in rows for result in row.results])
+    return notes
+
+
+def _test_set(rows: Sequence[AblationRow], copies: int) -> list[str]:
+    """The note on the sampling error of the test images, if results record their number."""
+    sizes = [result.val_images for row in rows for result in row.results if result.val_images]
+    means = {row.step: row.top1.mean for row in rows if row.top1}
+    if not sizes or not means:
+        return []
+    # the copies of an image are not independent, and may be right or wrong all together
+    images = max(1, min(sizes) // copies)
+    errors = {step: sampling_margin(mean, images) for step, mean in means.items()}
+    pairs = [
+        math.hypot(errors[row.step], errors[row.parent])
+        for row in rows
+        if row.step in errors and row.parent in errors
+    ]
+    what = f"{images:,} test images" + (f", with {copies} copies of each" if copies > 1 else "")
+    more = f", and a Δ by up to {max(pairs):.2f}, less the more two networks agree" if pairs else ""
+    return [
+        f"These ± are of training alone. Another sample of {what}, would move a top-1 by up to"
+        f" {max(errors.values()):.2f} points (95 %, binomial), most of it in all rows alike{more}."
+    ]
 
 
 def origins(results: Sequence[Result]) -> list[str]:
@@ -366,22 +415,37 @@ def origins(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Correlation | None:
-    """The rank correlation of the path's measured top-1 with the paper's."""
-    both = [
-        (row.top1.mean, row.paper.mean)
-        for row in rows
-        if row.step in roadmap.trunk and row.top1 and row.paper
-    ]
-    return rank_correlation([ours for ours, _ in both], [theirs for _, theirs in both])
+def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Agreement:
+    """How the path's accuracies and differences compare with the paper's."""
+    path = [row for row in rows if row.step in roadmap.trunk]
+    top1 = [(row.top1.mean, row.paper.mean) for row in path if row.top1 and row.paper]
+    delta = [(row.delta.value, row.paper_delta.value) for row in path if row.delta and row.paper_delta]
+    levels = rank_correlation(*_sides(top1))
+    return Agreement(
+        top1=replace(levels, low=None, high=None) if levels else None,
+        delta=rank_correlation(*_sides(delta)),
+        signs=sign_agreement(*_sides(delta)),
+    )
 
 
-def _correlation(found: Correlation | None) -> list[str]:
-    if found is None:
-        return []
-    return [
-        f"Spearman's rank correlation with the paper's top-1 along the path: {found} (n = {found.n} steps)."
-    ]
+def _sides(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+
+def _agreement(found: Agreement | None) -> list[str]:
+    """The notes on the agreement with the paper."""
+    notes = []
+    if found and found.delta and found.signs:
+        notes.append(
+            "Effects along the path against the paper's: Spearman's rank correlation of Δ"
+            f" {found.delta} (n = {found.delta.n} steps), the same sign in {found.signs}."
+        )
+    if found and found.top1:
+        notes.append(
+            f"Spearman's rank correlation with the paper's top-1 along the path: {found.top1}"
+            f" (n = {found.top1.n} steps); it has no interval, because each step adds to the one before."
+        )
+    return notes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from roadmap.cli.arguments import read_overrides
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these, relative
 from roadmap.report.ablation import Ablation, published
-from roadmap.report.columns import COLUMNS
+from roadmap.report.columns import ALL, COLUMNS
 from roadmap.report.runs import Experiment, read_experiment
 from roadmap.report.tolerance import check, published_top1, read_expected
 from roadmap.report.write import AblationReport
@@ -25,7 +25,7 @@ RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", 
 def make_report(arguments: argparse.Namespace) -> int:
     """Reads, writes, and prints the table; returns the exit code."""
     _check_options(arguments)
-    columns = None if arguments.columns is None else _keys("--columns", arguments.columns, COLUMNS)
+    columns = None if arguments.columns is None else _keys("--columns", arguments.columns, [*COLUMNS, ALL])
     costs = _costs(arguments.x)
     if arguments.watch is not None:
         return _watch(arguments, columns, costs)

@@ -21,6 +21,7 @@ from roadmap.report.stats import (
     Summary,
     rank_correlation,
     same_sign,
+    sign_agreement,
     summarize,
 )
 from roadmap.report.tables import write_texts
@@ -143,8 +144,8 @@ def _notes(a: Ablation, b: Ablation, pairs: Sequence[Pair], agreement: Correlati
     both = [
         (pair.a.delta, pair.b.delta) for pair in pairs if pair.a and pair.b and pair.a.delta and pair.b.delta
     ]
-    same = sum(same_sign(one.value, other.value) for one, other in both)
-    yield f"Resolved or not, {same} of {len(both)} have the same sign."
+    signs = sign_agreement([one.value for one, _ in both], [other.value for _, other in both])
+    yield f"Resolved or not, {signs or '0 of 0'} have the same sign."
     for name, bare in (
         ("A", sum(one.margin is None for one, _ in both)),
         ("B", sum(other.margin is None for _, other in both)),

@@ -66,6 +66,18 @@ class Correlation:
         return f"{self.value:+.2f}{interval}"
 
 
+@dataclass(frozen=True)
+class SignAgreement:
+    """How many of `n` pairs of differences have the same sign; `expected` if the signs were unrelated."""
+
+    same: int
+    n: int
+    expected: float
+
+    def __str__(self) -> str:
+        return f"{self.same} of {self.n} ({self.expected:.1f} by chance)"
+
+
 def summarize(values: Sequence[float]) -> Summary | None:
     """The mean and spread of some runs; None if there are none.
 
@@ -87,8 +99,9 @@ def summarize(values: Sequence[float]) -> Summary | None:
 def difference(child: Mapping[int, float], parent: Mapping[int, float], tests: int = 1) -> Difference | None:
     """Child minus parent, from accuracies by seed: in pairs where both ran the same seeds, else by Welch.
 
-    The seeds needed are those for one of `tests` differences whose p-values are adjusted together; the
-    interval and p are its own.
+    The seeds alone decide which, never the accuracies; docs/statistics.md has the reasons. The seeds needed
+    are those for one of `tests` differences whose p-values are adjusted together; the interval and p are its
+    own.
     """
     if child and child.keys() == parent.keys() and len(child) > 1:
         pairs = summarize([child[seed] - parent[seed] for seed in sorted(child)])
@@ -117,7 +130,10 @@ def welch(child: Summary, parent: Summary, tests: int = 1) -> Difference:
 
 
 def z_score(ours: Summary, theirs: Summary) -> float | None:
-    """Our mean minus theirs in standard errors of that difference; None where a spread is unknown or zero."""
+    """Our mean minus theirs in standard errors of that difference; None where a spread is unknown or zero.
+
+    It is Welch's t, whose 95 % bound is not 1.96 but 2.78 for three runs on both sides.
+    """
     if ours.std is None or theirs.std is None:
         return None
     if max(ours.std, theirs.std) < ROUNDING:
@@ -130,6 +146,31 @@ def same_sign(one: float, other: float) -> bool:
     return min(abs(one), abs(other)) >= ROUNDING and (one > 0) == (other > 0)
 
 
+def sign_agreement(ours: Sequence[float], theirs: Sequence[float]) -> SignAgreement | None:
+    """How many pairs of differences have the same sign; None without any.
+
+    The number by chance is that of Cohen (1960), for as many gains and losses as there are on either side.
+    """
+    if not ours:
+        return None
+    same, n = sum(map(same_sign, ours, theirs)), len(ours)
+    by_sign = [[sum(same_sign(value, sign) for value in side) for side in (ours, theirs)] for sign in (1, -1)]
+    return SignAgreement(same, n, sum(one * other for one, other in by_sign) / n)
+
+
+def sampling_margin(top1: float, images: int) -> float:
+    """Half the 95 % interval of a top-1 in % on a sample of `images`, in points, of Wilson (1927).
+
+    It is of the images, not of the seeds. A mean over seeds varies no more than this, for the variance
+    over images of the probability that an image is right is at most p (1 - p).
+    """
+    from scipy import stats
+
+    z, p = float(stats.norm.ppf((1 + CONFIDENCE) / 2)), top1 / 100
+    inner = p * (1 - p) / images + z**2 / (4 * images**2)
+    return 100 * z * math.sqrt(inner) / (1 + z**2 / images)
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values adjusted for the family-wise error rate (Holm 1979)."""
     adjusted, largest = [0.0] * len(ps), 0.0
@@ -140,7 +181,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> Correlation | None:
-    """Spearman's rank correlation, with the interval of Bonett and Wright (2000).
+    """Spearman's rank correlation, with the interval of Bonett and Wright (2000) for independent pairs.
 
     None for fewer than three pairs or where one side is constant.
     """

@@ -19,7 +19,8 @@ from roadmap.report.marginal import MEANING, NAMES, READINGS, MarginalEffect
 from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
 from roadmap.report.stats import Difference, Summary
 
-COMMON = ("epochs", "global_batch", "image_size", "hardware")
+COMMON = ("epochs", "global_batch", "image_size", "val_images", "hardware")
+MARKS = {"†": "top1", "‡": "images_per_s"}  # the columns with a mark that a note begins with
 RESULT_FIELDS = {
     "seed",
     "status",
@@ -36,12 +37,17 @@ RESULT_FIELDS = {
 
 
 def ablation_table(ablation: Ablation, keys: Sequence[str] | None = None) -> Table:
-    """The columns named by `keys`, or those with content; ConfigError for an unknown key."""
+    """The columns named by `keys`, `all` for all with content, or the default ones; ConfigError for an
+    unknown key.
+    """
     columns = chosen(ablation, keys)
     rows = [[column.text(row) for column in columns] for row in ablation.rows]
-    notes = list(ablation.notes)
-    if not {"delta", "resolved"} & {column.key for column in columns}:
+    notes, shown = list(ablation.notes), {column.key for column in columns}
+    if not {"delta", "resolved"} & shown:
         notes = [note for note in notes if not note.startswith(DELTA_NOTE)]
+    for mark, key in MARKS.items():
+        if key not in shown:
+            notes = [note.removeprefix(f"{mark} ") for note in notes]
     notes = [*notes, *legends(columns, ablation.rows), *folded(ablation, keys)]
     return Table(ablation.title, columns, rows, notes)
 

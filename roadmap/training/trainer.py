@@ -59,6 +59,7 @@ IDENTITY = {  # what the positions in a checkpoint refer to, by its key there
     "val_images": "validation images:",
     "val_digest": "digest of the validation images' names and labels:",
 }
+LAST = ("top1", "top5", "val_loss", "train_loss", "ema_top1", "val_images")  # of the last epoch, in a result
 Data = tuple[Dataset[Any], Dataset[Any]]
 T = TypeVar("T")
 
@@ -245,7 +246,7 @@ class Trainer:
         train_loss = self.epoch_loss.take()
         self._log("epoch", train_loss, **record)
         self._warn_of_waits()
-        self.last = {"train_loss": train_loss, **record}
+        self.last = {"train_loss": train_loss, **record, "val_images": metrics.images}
         self.epoch += 1
         self._save()
 
@@ -456,7 +457,7 @@ class Trainer:
                 "status": status,
                 **config.model_dump(include={"roadmap", "step", "profile", "seed"}),
                 "hash": config.hash,
-                **{key: last.get(key) for key in ("top1", "top5", "val_loss", "train_loss", "ema_top1")},
+                **{key: last.get(key) for key in LAST},
                 "epochs": self.epoch,
                 "iterations": self.engine.iteration,
                 "global_batch": config.recipe.global_batch,

@@ -16,7 +16,6 @@ from roadmap.report.figures.label_placement import Box, Segment, place
 from roadmap.report.figures.legend import Entry, add_legend
 from roadmap.report.figures.panels import WIDE, number_steps, paired_panels, seed_count
 from roadmap.report.figures.style import BLUE, DARK, DOUBLE_COLUMN, GRAY, font_sizes, style, wrapped
-from roadmap.report.stats import same_sign
 
 FEWEST = 3  # steps that a comparison needs
 HEIGHT, HIGH = 2.9, 2.2  # inches of a panel, and of the label of its vertical axis
@@ -61,7 +60,7 @@ def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUM
         for ablation, (first, second), of in zip(shown, pairs, known.of, strict=True):
             accuracies, changes = _accuracies(ablation, of), _changes(ablation, of)
             _draw_accuracies(first, ablation, accuracies, width)
-            _draw_changes(second, changes, width)
+            _draw_changes(second, ablation, changes, width)
             panels += [(first, accuracies), (second, changes)]
         points = [point for _, found in panels for point in found]
         add_legend(figure, _legend(known.titles, points), LEGEND_NOTE)
@@ -113,15 +112,11 @@ def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[ComparedSt
     ours, theirs = seed_count(top1.n for top1, _, _ in rows), seed_count(paper.n for _, paper, _ in rows)
     axes.set_xlabel(wrapped(f"paper's top-1 (%), mean ± std, {_together(theirs)}", room, size))
     axes.set_ylabel(wrapped(f"measured top-1 (%), mean ± std, {_together(ours)}", HIGH, size))
-    if ablation.agreement:
-        found = ablation.agreement
-        interval = f", {INTERVAL}," if found.low is not None else ","
-        _head(
-            axes, f"Spearman's ρ = {found}{interval} {_together(f'n = {found.n} steps')} of the path", width
-        )
+    if ablation.agreement and (found := ablation.agreement.top1):
+        _head(axes, f"Spearman's ρ = {found}, {_together(f'n = {found.n} steps')} of the path", width)
 
 
-def _draw_changes(axes: Axes, points: Sequence[ComparedStep], width: float) -> None:
+def _draw_changes(axes: Axes, ablation: Ablation, points: Sequence[ComparedStep], width: float) -> None:
     x, y = (
         _limits([(point.x, point.x_error) for point in points]),
         _limits([(point.y, point.y_error) for point in points]),
@@ -133,8 +128,12 @@ def _draw_changes(axes: Axes, points: Sequence[ComparedStep], width: float) -> N
     size = font_sizes(width).text
     axes.set_xlabel(wrapped(f"paper's Δ top-1 to the parent (points), {INTERVAL}", _room(width), size))
     axes.set_ylabel(wrapped(f"measured Δ top-1 to the parent (points), {INTERVAL}", HIGH, size))
-    agree = sum(same_sign(point.x, point.y) for point in points)
-    _head(axes, f"same sign in {agree} of {_together(f'n = {len(points)} steps')}", width)
+    if ablation.agreement and (signs := ablation.agreement.signs):
+        found = ablation.agreement.delta
+        interval = f", {INTERVAL}" if found and found.low is not None else ""
+        rank = f"Spearman's ρ = {found}{interval}; " if found else ""
+        same = f"same sign in {signs.same} of {_together(f'n = {signs.n} steps')} of the path"
+        _head(axes, rank + same, width)
 
 
 def _together(words: str) -> str:

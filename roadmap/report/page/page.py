@@ -20,6 +20,7 @@ from roadmap.report.ablation import Ablation, AblationRow
 from roadmap.report.columns import COLUMNS, Column, chosen
 from roadmap.report.page import vega as charts
 from roadmap.report.page.details import RUN_HEADS, StepDetails, details, provenance
+from roadmap.report.tables import ablation_table
 from roadmap.strict_yaml import show
 from roadmap.terminal import count
 
@@ -71,6 +72,7 @@ class PageSection:
     lines: tuple[PageRow, ...]
     states: dict[str, str]
     facts: tuple[tuple[str, str], ...]
+    notes: Sequence[str]
     runs: tuple[tuple[str, ...], ...]
     axes: list[dict[str, str]]
     measures: dict[str, dict[str, str]]
@@ -170,6 +172,7 @@ def _view(ablation: Ablation) -> PageSection:
         lines=lines,
         states=states,
         facts=tuple(_facts(ablation)),
+        notes=ablation_table(ablation).notes,
         runs=tuple(provenance(ablation)),
         axes=axes,
         measures=_measures(curves),
@@ -249,5 +252,6 @@ def _facts(ablation: Ablation) -> Iterator[tuple[str, str]]:
         yield "highest mean", f"{best.step}, {charts.accuracy(best)}"
     if ablation.reference:
         yield "reference", f"{ablation.reference.title}, {ablation.reference.top1:.2f} %"
-    if ablation.agreement:
-        yield "rank correlation with the paper", str(ablation.agreement)
+    if (found := ablation.agreement) and found.delta and found.signs:
+        yield "rank correlation of Δ with the paper's", str(found.delta)
+        yield "Δ of the paper's sign, on the path", str(found.signs)
