@@ -119,7 +119,7 @@ def test_holm_adjusts_the_verdicts_of_all_steps_together(tmp_path: Path) -> None
     collect(tmp_path, "runs", "--tables-only")
     plain = {row["step"]: row for row in table(tmp_path / "out") if row["p"]}
     assert [row["p_holm"] for row in plain.values()] == [""] * 3
-    said = collect(tmp_path, "runs", "--tables-only", "--holm")
+    said = collect(tmp_path, "runs", "--tables-only", "--holm", "--columns", "all")
     rows = {row["step"]: row for row in table(tmp_path / "out") if row["p"]}
     assert [float(row["p_holm"]) for row in rows.values()] == pytest.approx(
         holm([float(row["p"]) for row in plain.values()])

@@ -145,7 +145,7 @@ def test_agreement_draws_the_values_of_the_rows(name: str) -> None:
         assert found.signs is not None
         assert f"ρ = {found.top1}, n = {found.top1.n} steps" in words
         assert (f"ρ = {found.delta}" in more) is (found.delta is not None)
-        assert f"same sign in {found.signs.same} of n = {found.signs.n} steps of the path" in more
+        assert f"same sign in {found.signs.same} of {found.signs.n} steps" in more
 
 
 @pytest.mark.parametrize("name", ["messy", "one seed", "two roadmaps"])

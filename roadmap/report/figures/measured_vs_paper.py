@@ -44,7 +44,7 @@ def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUM
 
     Error bars of accuracies are one standard deviation, those of Δ the 95 % interval; long ones are cut at
     the border. Accuracies on other data than the paper's have their own scale; on the same data, and for Δ,
-    a line marks equal values. `width` is in inches.
+    a line marks equal values. Correlations are of the path. `width` is in inches.
     """
     shown = [
         ablation
@@ -61,6 +61,7 @@ def measured_vs_paper(ablations: Sequence[Ablation], width: float = DOUBLE_COLUM
             accuracies, changes = _accuracies(ablation, of), _changes(ablation, of)
             _draw_accuracies(first, ablation, accuracies, width)
             _draw_changes(second, ablation, changes, width)
+            _raise_title(first, [first, second] if width >= WIDE else [first], width)
             panels += [(first, accuracies), (second, changes)]
         points = [point for _, found in panels for point in found]
         add_legend(figure, _legend(known.titles, points), LEGEND_NOTE)
@@ -129,11 +130,8 @@ def _draw_changes(axes: Axes, ablation: Ablation, points: Sequence[ComparedStep]
     axes.set_xlabel(wrapped(f"paper's Δ top-1 to the parent (points), {INTERVAL}", _room(width), size))
     axes.set_ylabel(wrapped(f"measured Δ top-1 to the parent (points), {INTERVAL}", HIGH, size))
     if ablation.agreement and (signs := ablation.agreement.signs):
-        found = ablation.agreement.delta
-        interval = f", {INTERVAL}" if found and found.low is not None else ""
-        rank = f"Spearman's ρ = {found}{interval}; " if found else ""
-        same = f"same sign in {signs.same} of {_together(f'n = {signs.n} steps')} of the path"
-        _head(axes, rank + same, width)
+        rank = f"ρ = {found}, " if (found := ablation.agreement.delta) else ""
+        _head(axes, f"{rank}same sign in {signs.same} of {_together(f'{signs.n} steps')}", width)
 
 
 def _together(words: str) -> str:
@@ -148,15 +146,18 @@ def _room(width: float) -> float:
 
 def _head(axes: Axes, words: str, width: float) -> None:
     """A sentence right above the axes, below their title."""
-    size = font_sizes(width).small
-    text = wrapped(words, _room(width), size)
+    text = wrapped(words, _room(width), font_sizes(width).small)
     axes.annotate(
         text, (0, 1), (0, 3), xycoords="axes fraction", textcoords="offset points", va="bottom", color=DARK
     )
-    if title := axes.get_title(loc="left"):
-        axes.set_title(
-            title, loc="left", fontsize=font_sizes(width).title, pad=6 + 1.25 * size * (text.count("\n") + 1)
-        )
+
+
+def _raise_title(axes: Axes, below: Sequence[Axes], width: float) -> None:
+    """Moves a title above the sentences of the panels that it may reach over."""
+    sizes = font_sizes(width)
+    lines = max((text.get_text().count("\n") + 1 for each in below for text in each.texts), default=0)
+    if lines and (title := axes.get_title(loc="left")):
+        axes.set_title(title, loc="left", fontsize=sizes.title, pad=6 + 1.25 * sizes.small * lines)
 
 
 def _limits(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
