@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping
+from itertools import chain, combinations, permutations
 from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
+from roadmap import ROOT
 from roadmap.report.stats import (
     MOST_SEEDS,
     Difference,
@@ -21,6 +24,8 @@ from roadmap.report.stats import (
     holm,
     rank_correlation,
     same_sign,
+    sampling_margin,
+    sign_agreement,
     summarize,
     welch,
     z_score,
@@ -362,6 +367,118 @@ def test_holms_p_values_reject_what_his_procedure_rejects(ps: list[float]) -> No
         rejected.add(place)
     assert {place for place, p in enumerate(adjusted) if p < 0.05} == rejected
     assert all(p <= more <= 1 for p, more in zip(ps, adjusted, strict=True))
+
+
+@patient
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+def test_holms_p_values_are_those_of_closed_testing(ps: list[float]) -> None:
+    """A p-value is adjusted to the largest one, after Bonferroni, of all sets of tests that it is in."""
+    places = range(len(ps))
+    sets = list(chain.from_iterable(combinations(places, size) for size in range(1, len(ps) + 1)))
+    closed = [
+        max(min(1.0, len(each) * min(ps[other] for other in each)) for each in sets if place in each)
+        for place in places
+    ]
+    assert holm(ps) == pytest.approx(closed)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 10])
+def test_the_paired_interval_always_covers_and_is_narrower_where_rows_correlate(n: int) -> None:
+    """The page has the widths; SciPy's intervals, which ours are, of many pairs of rows at once."""
+    page, random = (ROOT / "docs/statistics.md").read_text(encoding="utf-8"), np.random.default_rng(0)
+    line, _ = re.findall(rf"^\| {n} \| (\d\.\d\d) \| (\d\.\d\d) \| (\d\.\d\d) \|$", page, re.MULTILINE)
+    for rho, ratio, width in ((0.0, 1, line[0]), (0.3, 1, line[1]), (0.6, 1, line[2]), (-0.5, 4, None)):
+        one, other = random.normal(size=(2, 20_000, n))
+        other = ratio * (rho * one + math.sqrt(1 - rho**2) * other)
+        paired = stats.ttest_rel(one, other, axis=1).confidence_interval()
+        apart = stats.ttest_ind(one, other, axis=1, equal_var=False).confidence_interval()
+        covered = [float(np.mean((found.low <= 0) & (found.high >= 0))) for found in (paired, apart)]
+        assert covered[0] == pytest.approx(0.95, abs=0.006)
+        assert covered[1] > 0.95 if width else covered[1] < 0.94
+        if width:
+            found = np.mean(paired.high - paired.low) / np.mean(apart.high - apart.low)
+            assert found == pytest.approx(float(width), abs=0.015)
+
+
+def test_a_test_that_only_flips_signs_cannot_resolve_with_five_seeds() -> None:
+    for n, p in ((3, 0.25), (5, 0.0625), (6, 0.03125)):
+        found = stats.permutation_test((np.arange(1.0, n + 1),), np.mean, permutation_type="samples")
+        assert found.pvalue == pytest.approx(p) == 2 / 2**n
+
+
+def test_the_page_on_statistics_has_the_values_of_scipy() -> None:
+    page = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
+    for n in (2, 3, 4, 5, 8, 10):
+        t = stats.t.isf(0.025, n - 1)
+
+        def power(effect: float, n: int = n, t: float = t) -> float:
+            return float(stats.nct.sf(t, n - 1, effect * math.sqrt(n))) - 0.8
+
+        detected = optimize.brentq(power, 0.1, 50)
+        assert f"| {n} | {t:.2f} | {t / math.sqrt(n):.2f} | {detected:.2f} |" in page
+    for m, n, text in ((18, 3, "18.9"), (18, 5, "6.6")):
+        assert f"{stats.t.isf(0.025 / m, n - 1):.1f}" == text
+        assert text in page
+    for n in (3, 5, 10):
+        low, high = (math.sqrt((n - 1) / stats.chi2.ppf(level, n - 1)) for level in (0.975, 0.025))
+        assert f"{low:.2f}" in page
+        assert f"{high:.1f}" in page
+    for top1, images, text in ((80, 50_000, "± 0.35 points for 80 %"), (90, 10_000, "± 0.59 for 90 %")):
+        assert f"± {sampling_margin(top1, images):.2f}" in text
+        assert text in page
+
+
+@patient
+@given(st.integers(1, 100_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_sampling_error_of_test_images_is_half_of_wilsons_interval(counts: tuple[int, int]) -> None:
+    right, images = counts
+    low, high = stats.binomtest(right, images).proportion_ci(0.95, method="wilson")
+    assert sampling_margin(100 * right / images, images) == pytest.approx(100 * (high - low) / 2)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.5, 0.9])
+def test_the_sampling_error_of_a_difference_is_at_most_that_of_independent_errors(together: float) -> None:
+    """Samples of images that two networks get right or wrong, alike with this probability or else alone."""
+    random, images, top1 = np.random.default_rng(0), 2000, (0.85, 0.8)
+    both = together * min(top1) + (1 - together) * top1[0] * top1[1]
+    b, c = top1[0] - both, top1[1] - both
+    counts = random.multinomial(images, [both, b, c, 1 - both - b - c], size=4000)
+    spread = float((100 * (counts[:, 1] - counts[:, 2]) / images).std())
+    mcnemar = 100 * math.sqrt((b + c - (b - c) ** 2) / images)
+    assert spread == pytest.approx(mcnemar, rel=0.05)
+    bound = math.hypot(*(sampling_margin(100 * p, images) for p in top1)) / stats.norm.ppf(0.975)
+    assert mcnemar == pytest.approx(bound, rel=0.01) if together == 0 else mcnemar < 0.8 * bound
+
+
+@patient
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1, max_size=6))
+def test_signs_agree_by_chance_as_often_as_in_a_random_order(pairs: list[tuple[int, int]]) -> None:
+    ours, theirs = ([float(value) for value in side] for side in zip(*pairs, strict=True))
+    found = sign_agreement(ours, theirs)
+    assert found is not None
+    assert (found.same, found.n) == (sum(one * other > 0 for one, other in pairs), len(pairs))
+    orders = [sum(map(same_sign, ours, order)) for order in permutations(theirs)]
+    assert found.expected == pytest.approx(statistics.fmean(orders))
+    assert sign_agreement([], []) is None
+
+
+@pytest.mark.parametrize(
+    ("drift", "sums", "least", "most"), [(0, 0, 0.02, 0.06), (0, 1, 0.2, 0.4), (0.5, 1, 0.6, 1)]
+)
+def test_sums_of_unrelated_effects_seem_to_correlate_and_the_effects_do_not(
+    drift: float, sums: int, least: float, most: float
+) -> None:
+    """How often the interval excludes zero: accuracies along a path are sums, and get none."""
+    random, trials, found = np.random.default_rng(0), 500, 0
+    for _ in range(trials):
+        ours, theirs = drift + random.normal(size=(2, 14))
+        pair = (ours.cumsum(), theirs.cumsum()) if sums else (ours, theirs)
+        correlation = rank_correlation(*(side.tolist() for side in pair))
+        assert correlation is not None
+        assert correlation.low is not None
+        assert correlation.high is not None
+        found += not correlation.low <= 0 <= correlation.high
+    assert least < found / trials < most
 
 
 @pytest.mark.parametrize(("effect", "n"), [(3.0, 3), (1.0, 3), (1.0, 8), (0.4, 5)])

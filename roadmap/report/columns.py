@@ -62,7 +62,7 @@ def folded(ablation: Ablation, keys: Sequence[str] | None = None) -> list[str]:
         steps = _steps_by_text(column, ablation.rows)
         common, *others = sorted(steps, key=lambda text: -len(steps[text])) or [NONE]
         if others:
-            exceptions = "; ".join(f"{text} ({', '.join(steps[text])})" for text in others)
+            exceptions = "; ".join(f"{', '.join(steps[text])} ({text})" for text in others)
             phrase = column.folds.format(common)
             varied.append(f"{phrase[0].upper()}{phrase[1:]}, except {exceptions}.")
         elif steps:

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 BRANCH = "└ "
 GLUE = "\N{NO-BREAK SPACE}"
+MARKS = "†‡*"  # behind a number
 WIDEST, WIDEST_HEAD = 34, 9  # letters in a line of a LaTeX cell, so that a table has a chance to fit a page
 # because braces and per cent signs are LaTeX
 LATEX_SIGNS: Any = {
@@ -118,10 +119,10 @@ def _latex_column(column: Heading, texts: Sequence[str]) -> list[str]:
     """The cells of a column; numbers have aligned decimal points, and marks outside of the column."""
     if not column.is_number:
         return [_wrapped(column, text) for text in texts]
-    spread = max((text.rstrip("†*").partition(" ± ")[2] for text in texts), key=len)
+    spread = max((text.rstrip(MARKS).partition(" ± ")[2] for text in texts), key=len)
     cells = []
     for text in texts:
-        plain = text.rstrip("†*")
+        plain = text.rstrip(MARKS)
         marks = "".join(rf"\rlap{{{_latex(mark)}}}" for mark in text[len(plain) :])
         alone = spread and " ± " not in plain and re.fullmatch(r"[+-]?[\d.]+", plain)
         cells.append(_latex(plain) + (rf"\phantom{{ {_latex(f'± {spread}')}}}" if alone else "") + marks)
@@ -210,6 +211,7 @@ MATHS = {
     "≥": "ge",
     "≈": "approx",
     "†": "dagger",
+    "‡": "ddagger",
 }
 LATEX = {sign: rf"$\{name}$" for sign, name in (GREEK | MATHS).items()} | {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},

@@ -20,7 +20,7 @@ from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
 from roadmap.report.stats import Difference, Summary
 
 COMMON = ("epochs", "global_batch", "image_size", "val_images", "hardware")
-MARKS = {"†": "top1", "‡": "images_per_s"}  # the columns with a mark that a note begins with
+MARKED = {"†": "top1", "‡": "images_per_s"}  # the columns with a mark that a note begins with
 RESULT_FIELDS = {
     "seed",
     "status",
@@ -45,7 +45,7 @@ def ablation_table(ablation: Ablation, keys: Sequence[str] | None = None) -> Tab
     notes, shown = list(ablation.notes), {column.key for column in columns}
     if not {"delta", "resolved"} & shown:
         notes = [note for note in notes if not note.startswith(DELTA_NOTE)]
-    for mark, key in MARKS.items():
+    for mark, key in MARKED.items():
         if key not in shown:
             notes = [note.removeprefix(f"{mark} ") for note in notes]
     notes = [*notes, *legends(columns, ablation.rows), *folded(ablation, keys)]
