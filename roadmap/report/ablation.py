@@ -167,7 +167,7 @@ class Ablation:
     """The rows of a roadmap, with a title and the notes below its table; `source` is `paper` or `measured`.
 
     `roadmap`, `profile` and `overrides` give the configurations. `reference` is drawn as a line, and
-    `agreement` is with the paper. `runs` of `folder` are the runs of the
+    `agreement` compares the path with the paper's. `runs` of `folder` are the runs of the
     ablation's steps, in any state; `effects` is empty unless the ablation has marginal effects.
     """
 
@@ -393,10 +393,10 @@ def _test_set(rows: Sequence[AblationRow], copies: int) -> list[str]:
         for row in rows
         if row.step in errors and row.parent in errors
     ]
-    what = f"{images:,} test images" + (f", with {copies} copies of each" if copies > 1 else "")
+    what = f"{images:,} test images" + (f", with {copies} copies of each," if copies > 1 else "")
     more = f", and a Δ by up to {max(pairs):.2f}, less the more two networks agree" if pairs else ""
     return [
-        f"These ± are of training alone. Another sample of {what}, would move a top-1 by up to"
+        f"These ± are of training alone. Another sample of {what} would move a top-1 by up to"
         f" {max(errors.values()):.2f} points (95 %, binomial), most of it in all rows alike{more}."
     ]
 
