@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from blocks.cost import training_macs
 from roadmap.batches import plan_batches
-from roadmap.cli.arguments import Selection, read_overrides, select
+from roadmap.cli.arguments import Selection, read_overrides, read_precision, select
 from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE
@@ -37,6 +37,7 @@ from slurm.executor import (
 from slurm.jobs import jobs_of, keep_steps, runs_in_queue, take_snapshot, tree_hash
 from slurm.local import gpus, gpus_for, plan_workers, train_here, worker_count, workers_per_gpu
 from slurm.monitor import poll
+from slurm.second_stage import check_limits, plan_seeds
 from slurm.worker import OPEN
 
 IMAGENET_IMAGES = 1_281_167  # assumed in estimates where the data is unavailable
@@ -47,6 +48,8 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     for option in ("seeds", "workers", "pack", "runs-per-gpu"):
         if (value := getattr(arguments, option.replace("-", "_"))) is not None and value < 1:
             raise config_error(f"--{option}", f"must be at least 1, not {value}")
+    precision = read_precision(arguments)
+    check_limits(arguments, precision)
     name = arguments.cluster or default_cluster(arguments.cluster_file)
     cluster = load_cluster(name, arguments.cluster_file)
     check_scheduler(arguments, name, cluster)
@@ -56,7 +59,12 @@ def submit_runs(arguments: argparse.Namespace) -> int:
     check_folder(arguments.runs, cluster)
     selection = select(arguments)
     check_step_names(selection, arguments, name, cluster)
-    configs = plan(selection, arguments, cluster)
+    steps = plan(selection, arguments, cluster)
+    seeds = dict.fromkeys((config.step for config in steps), arguments.seeds)
+    if precision is not None:
+        limits = arguments.max_seeds, arguments.budget
+        seeds = plan_seeds(selection.roadmap, steps, arguments.runs, precision, *limits)
+    configs = with_seeds(steps, seeds)
     devices = gpus_for(configs)
     if cluster.scheduler == "local":
         workers = worker_count(arguments.workers, devices, cluster.runs_per_gpu)
@@ -141,10 +149,9 @@ def check_step_names(
 
 
 def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
-    """All runs, seed by seed, so that a roadmap cut short is complete for some; ConfigError for one that
-    cannot be trained.
+    """The configuration of each step; ConfigError for one that cannot be trained.
 
-    A step's configuration is resolved and checked once for all seeds.
+    It is resolved and checked once for all seeds.
     """
     steps = dict.fromkeys(arguments.steps or selection.roadmap.steps)
     configs = [with_init_digest(selection.resolve(step)) for step in steps]
@@ -155,7 +162,19 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
             check_init(config)
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)
-    return [config.model_copy(update={"seed": seed}) for seed in range(arguments.seeds) for config in configs]
+    return configs
+
+
+def with_seeds(steps: Sequence[RunConfig], seeds: Mapping[str, int]) -> list[RunConfig]:
+    """All runs, seed by seed, so that a roadmap cut short is complete for some; `seeds` has their number for
+    each step.
+    """
+    return [
+        config.model_copy(update={"seed": seed})
+        for seed in range(max(seeds.values()))
+        for config in steps
+        if seed < seeds[config.step]
+    ]
 
 
 def select_failed(runs: Path, configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -377,5 +396,7 @@ def collect_command(arguments: argparse.Namespace, steps_file: Path) -> list[str
     words += ["--profile", arguments.profile or NO_PROFILE]
     if arguments.ablate is not None:
         words += ["--ablate", arguments.ablate]
+    if arguments.precision is not None:
+        words += ["--precision", repr(arguments.precision), "--seeds", str(arguments.seeds)]
     overrides = read_overrides(arguments)  # with the digest of the weights as they are now
     return words + [word for key, value in overrides.items() for word in ("--set", f"{key}={show(value)}")]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from roadmap.cli.options import Parser, add_config_options, main_of
+from roadmap.cli.options import SEEDS, Parser, add_config_options, main_of
 from slurm import CLUSTER_YAML
 
 
@@ -21,7 +21,29 @@ def parser() -> argparse.ArgumentParser:
     add_config_options(options)
     options.add_argument("--steps", nargs="+", metavar="STEP", help="train these steps only (default: all)")
     options.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="train seeds 0 to N-1 of each step (default: 3)"
+        "--seeds",
+        type=int,
+        default=SEEDS,
+        metavar="N",
+        help=f"train seeds 0 to N-1 of each step (default: {SEEDS})",
+    )
+    options.add_argument(
+        "--precision",
+        type=float,
+        metavar="W",
+        help=(
+            "find every difference of a step to its parent to ± W points: the spread over --seeds decides how"
+            " many seeds each step takes, and the same command, given again, trains these"
+        ),
+    )
+    options.add_argument(
+        "--max-seeds", type=int, metavar="M", help="with --precision: no more than M seeds of any step"
+    )
+    options.add_argument(
+        "--budget",
+        type=float,
+        metavar="HOURS",
+        help="with --precision: no more device-hours than this for the seeds after the first --seeds",
     )
     options.add_argument("--only", choices=["failed"], help="train only the runs that have failed")
     options.add_argument(

@@ -58,6 +58,7 @@ FLOORS = {
     "roadmap.timm_models": 3,
     "roadmap.report": 3,
     "roadmap.report.stats": 3,
+    "roadmap.report.precision": 3,
     "roadmap.report.*": 4,
     "roadmap.bench": 1,
     "roadmap.bench.options": 1,

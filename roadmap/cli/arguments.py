@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roadmap.cli.options import WHOLE_IMAGE
+from roadmap.cli.options import SEEDS, WHOLE_IMAGE
 from roadmap.config import RunConfig, flatten
 from roadmap.deltas import Roadmap, Setting, Settings, parse_overrides, resolve, trace, validate
 from roadmap.errors import config_error
+from roadmap.report.precision import Precision
 from roadmap.steps import load_roadmap
 from roadmap.training.initial_weights import with_init_digest
 from roadmap.weight_files import digest_of, read_class_map, scheme_of
@@ -76,6 +78,20 @@ def read_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
             raise config_error(f"--{kind}", "chooses between the weights of --init-from, which is not given")
         overrides = {"recipe.init_weights": kind} | overrides
     return overrides
+
+
+def read_precision(arguments: argparse.Namespace) -> Precision | None:
+    """What --precision and --seeds ask for, None without --precision; ConfigError for impossible values."""
+    width: float | None = arguments.precision
+    if width is None:
+        return None
+    seeds = SEEDS if arguments.seeds is None else arguments.seeds
+    if not 0 < width < math.inf:
+        raise config_error("--precision", f"must be more than 0 points, not {width:g}")
+    if seeds < 2:
+        message = f"must be at least 2 with --precision, not {seeds}: the first stage measures the spread"
+        raise config_error("--seeds", message)
+    return Precision(width, seeds)
 
 
 def eval_options(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:

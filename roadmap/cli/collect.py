@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from roadmap.cli.options import Parser, add_config_options
+from roadmap.cli.options import SEEDS, Parser, add_config_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +51,21 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--holm", action="store_true", help="adjust the p-values of all steps together, after Holm"
+    )
+    options.add_argument(
+        "--precision",
+        type=float,
+        metavar="W",
+        help=(
+            "intervals of the two-stage procedure that submit.py --precision W trained for, and which"
+            " differences are known to ± W points"
+        ),
+    )
+    options.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"with --precision: the --seeds of that submission (default: {SEEDS})",
     )
     options.add_argument(
         "--x",

@@ -15,6 +15,7 @@ from typing import Any
 from roadmap import STEPS_YAML
 
 FAILED, BAD_INPUT = 1, 2
+SEEDS = 3  # of each step, by default
 LOOKALIKES = {
     "Δ": "Delta",
     "ρ": "rho",

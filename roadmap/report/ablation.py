@@ -15,6 +15,7 @@ from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap, change_of, resolve
 from roadmap.records import WAITING, Result, Status
 from roadmap.report.marginal import MarginalEffect
+from roadmap.report.precision import Precision, TwoStage, two_stage
 from roadmap.report.stats import (
     CONFIDENCE,
     Correlation,
@@ -46,7 +47,8 @@ class AblationRow:
     """A step in the ablation, with its runs: one per seed, all of one configuration; none for a publication.
 
     `top1` is percent of the last epoch, `delta` is against the parent, and `p_holm` is its p-value adjusted
-    for all steps, if requested. `planned` counts the runs that the row should have. `gap` is our mean minus
+    for all steps, if requested. `two_stage` is where `delta` is from, if it is from the two-stage procedure.
+    `planned` counts the runs that the row should have. `gap` is our mean minus
     the paper's in percentage points and `gap_z` the same in standard errors; both are None on other data than
     the paper's. `mixed` names what differs between the row's runs, or between them and the parent's: code,
     versions or hardware.
@@ -71,6 +73,7 @@ class AblationRow:
     gap: float | None = None
     gap_z: float | None = None
     p_holm: float | None = None
+    two_stage: TwoStage | None = None
     mixed: tuple[str, ...] = ()
 
     @cached_property
@@ -223,10 +226,12 @@ def measured(
     reference: Reference | None = None,
     *,
     adjusted: bool = False,
+    precision: Precision | None = None,
 ) -> Ablation:
     """The ablation of our own runs; notes name runs of other configurations, which are skipped.
 
-    With `adjusted`, the p-values of all steps are adjusted together with Holm's method.
+    With `adjusted`, the p-values of all steps are adjusted together with Holm's method. With `precision`, the
+    differences to the parents and their intervals are those of the two-stage procedure.
     """
     configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
     by_hash: dict[str, list[Status]] = {}
@@ -237,6 +242,7 @@ def measured(
     rows = []
     for name, config in configs.items():
         row = _measured(roadmap, config, present, planned)
+        row = _two_stage(row, present, precision) if precision else row
         rows.append(replace(row, change=change_of(roadmap, name, profile=profile, overrides=overrides)))
     rows = _adjust(rows) if adjusted else rows
     here = [run.run for run in runs if run.run.step in configs]
@@ -251,7 +257,7 @@ def measured(
     agreement = None if roadmap.ablation else agreement_of(roadmap, rows)
     notes = [
         *first,
-        *_caveats(rows, reference, adjusted),
+        *_caveats(rows, reference, adjusted, precision),
         *_test_set(rows, max(config.data.copies for config in configs.values())),
         *origins([result for row in rows for result in row.results]),
         *_agreement(agreement),
@@ -268,6 +274,8 @@ def _adjust(rows: Sequence[AblationRow]) -> list[AblationRow]:
     seeds = {row.step: row.seeds for row in rows}
 
     def adjust(row: AblationRow) -> AblationRow:
+        if row.two_stage is not None:
+            return replace(row, p_holm=adjusted[row.step])
         delta = difference(row.seeds, seeds[row.parent or ""], len(ps))
         return replace(row, p_holm=adjusted[row.step], delta=delta)
 
@@ -330,6 +338,16 @@ def _measured(
     )
 
 
+def _two_stage(
+    row: AblationRow, present: Mapping[str, Sequence[Status]], precision: Precision
+) -> AblationRow:
+    """The row with the two-stage procedure's difference; each step has its own number of planned runs."""
+    before = [run.result for run in present.get(row.parent or "", ()) if run.result is not None]
+    found = two_stage(row.seeds, accuracies(before), precision)
+    planned = max(precision.first, len(row.runs))
+    return replace(row, two_stage=found, delta=found.delta if found else None, planned=planned)
+
+
 def same_task(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations share test images and classes, so that their accuracies are comparable."""
     return (one.data, one.model.num_classes) == (other.data, other.model.num_classes)
@@ -350,7 +368,9 @@ def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
     return Summary(printed.top1, printed.std, printed.n) if printed else None
 
 
-def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted: bool) -> list[str]:
+def _caveats(
+    rows: Sequence[AblationRow], reference: Reference | None, adjusted: bool, precision: Precision | None
+) -> list[str]:
     """The notes on n, missing runs, hardware, versions and code."""
     finished, planned = sum(row.top1.n if row.top1 else 0 for row in rows), sum(row.planned for row in rows)
     resolved = (
@@ -363,9 +383,15 @@ def _caveats(rows: Sequence[AblationRow], reference: Reference | None, adjusted:
     notes = [
         f"{finished} of {count(planned, 'run')}; top-1 in % of the last epoch, mean ± sample standard"
         " deviation over n seeds.",
-        f"{DELTA_NOTE}, with its 95 % interval (t, in pairs where the seeds are the same, else"
-        f" Welch); {resolved}",
+        f"{DELTA_NOTE}, with its 95 % interval ({_method(precision)}); {resolved}",
     ]
+    if precision:
+        compared = [row.two_stage for row in rows if row.parent]
+        reached = sum(bool(found and found.reached) for found in compared)
+        notes.append(
+            f"Known to ± {precision.width:g} points: {reached} of {len(compared)} differences; an"
+            " interval is final when all runs are finished."
+        )
     if reference:
         notes.append(f"Reference on the same images: {reference.title}, {reference.top1:.2f} %.")
     if diverged := [f"{row.step} ({row.diverged})" for row in rows if row.diverged]:
@@ -399,6 +425,15 @@ def _test_set(rows: Sequence[AblationRow], copies: int) -> list[str]:
         f"These ± are of training alone. Another sample of {what} would move a top-1 by up to"
         f" {max(errors.values()):.2f} points (95 %, binomial), most of it in all rows alike{more}."
     ]
+
+
+def _method(precision: Precision | None) -> str:
+    if precision is None:
+        return "t, in pairs where the seeds are the same, else Welch"
+    return (
+        f"Stein's two-stage procedure: pairs of the same seed, as many as the spread over seeds 0 to"
+        f" {precision.first - 1} asks for"
+    )
 
 
 def origins(results: Sequence[Result]) -> list[str]:

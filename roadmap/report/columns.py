@@ -155,6 +155,14 @@ def _resolved(row: AblationRow) -> str | None:
     return None if row.resolved is None else "yes" if row.resolved else "no"
 
 
+def _reached(row: AblationRow) -> str | None:
+    if (found := row.two_stage) is None:
+        return None
+    if found.needed is None:
+        return "no (first stage)"
+    return "yes" if found.reached else f"no ({found.pairs} of {found.needed} pairs)"
+
+
 def _p(row: AblationRow) -> float | None:
     return row.p_holm if row.p_holm is not None else row.delta.p if row.delta else None
 
@@ -239,6 +247,14 @@ ALL_COLUMNS = (
         value=_resolved,
     ),
     Column(
+        "reached",
+        "precision reached?",
+        "whether the difference has the precision that was asked for",
+        is_number=False,
+        text=_shown(_reached),
+        value=_reached,
+    ),
+    Column(
         "needed",
         "seeds needed",
         "seeds that would resolve the difference",
@@ -320,5 +336,5 @@ ALL_COLUMNS = (
 )
 COLUMNS = {column.key: column for column in ALL_COLUMNS}
 # what a reader needs to see what a step changes, whether it is certain, and at what cost
-MEASURED = ["step", "change", "n", "top1", "delta", "resolved", "gmacs", "params", "paper_delta"]
+MEASURED = ["step", "change", "n", "top1", "delta", "resolved", "reached", "gmacs", "params", "paper_delta"]
 PUBLISHED = ["step", "change", "n", "top1", "delta", "resolved", "gmacs", "params", "paper_gmacs"]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from roadmap.cli.arguments import read_overrides
+from roadmap.cli.arguments import read_overrides, read_precision
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these, relative
 from roadmap.report.ablation import Ablation, published
 from roadmap.report.columns import ALL, COLUMNS
@@ -19,7 +19,10 @@ from roadmap.steps import load_roadmap
 from roadmap.terminal import console, count, live_text, repeat, tally
 
 OUT_OF_TOLERANCE = 3
-RUNS_ONLY = ("profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against")
+RUNS_ONLY = (
+    "profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against",
+    "precision",
+)  # fmt: skip
 
 
 def make_report(arguments: argparse.Namespace) -> int:
@@ -84,6 +87,10 @@ def _check_options(arguments: argparse.Namespace) -> None:
         problems.append(Problem("--against", "is the table for --check TOLERANCE; give both"))
     if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
         problems.append(Problem("--check", "takes one folder of RUNS and no --watch"))
+    if arguments.precision is not None and len(arguments.runs) > 1:
+        problems.append(Problem("--precision", "takes one folder of RUNS"))
+    if arguments.precision is None and arguments.seeds is not None:
+        problems.append(Problem("--seeds", "is the size of the first stage of --precision W; give both"))
     if problems:
         raise ConfigError(problems)
 
@@ -135,6 +142,7 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
             kind=arguments.ablate,
             adjusted=arguments.holm,
             trained=arguments.as_trained,
+            precision=read_precision(arguments),
         )
         for folder in arguments.runs
     ]

@@ -19,6 +19,7 @@ from roadmap.provenance import cached, versions
 from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
 from roadmap.report.ablation import Ablation, measured, same_task
 from roadmap.report.marginal import MarginalEffect, marginal_effects
+from roadmap.report.precision import Precision
 from roadmap.report.trained import as_trained, variants
 from roadmap.steps import load_roadmap
 from roadmap.steps_file import Reference
@@ -31,8 +32,9 @@ MAX_LISTED = 3  # copies that are named one by one
 class Experiment:
     """The runs of one roadmap and profile below `folder`, in the order of the steps, as of the last `read`.
 
-    `roadmap` is `whole`, or the ablation `kind` of it. `adjusted` asks for Holm's adjustment. `note` is set
-    where the overrides were taken from the runs; `copies` has a sentence for each skipped copy of a run.
+    `roadmap` is `whole`, or the ablation `kind` of it. `adjusted` asks for Holm's adjustment, `precision` for
+    intervals of the two-stage procedure. `note` is set where the overrides were taken from the runs; `copies`
+    has a sentence for each skipped copy of a run.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Experiment:
     kind: str | None
     adjusted: bool
     reference: Reference | None
+    precision: Precision | None = None
     note: str | None = None
     all_runs: Sequence[Status] = ()
     copies: Sequence[str] = ()
@@ -76,7 +79,13 @@ class Experiment:
     @cached_property
     def ablation(self) -> Ablation:
         found = measured(
-            self.roadmap, self.profile, self.overrides, self.runs, self.reference, adjusted=self.adjusted
+            self.roadmap,
+            self.profile,
+            self.overrides,
+            self.runs,
+            self.reference,
+            adjusted=self.adjusted,
+            precision=self.precision,
         )
         notes = [self.note] if self.note else []
         notes += found.notes
@@ -110,6 +119,7 @@ def read_experiment(
     kind: str | None = None,
     adjusted: bool = False,
     trained: bool = False,
+    precision: Precision | None = None,
 ) -> Experiment:
     """The one experiment that a folder holds, or the one that `roadmap` and `profile` choose.
 
@@ -125,7 +135,8 @@ def read_experiment(
     given, note = _overrides(whole, of_profile, folder, mine, overrides or {}, trained=trained)
     ablation = ablate(whole, kind, profile=of_profile, overrides=given) if kind is not None else whole
     reference = _reference(whole, of_profile, given)
-    return Experiment(folder, whole, ablation, of_profile, given, kind, adjusted, reference, note).read()
+    found = Experiment(folder, whole, ablation, of_profile, given, kind, adjusted, reference, precision, note)
+    return found.read()
 
 
 def _overrides(

@@ -169,6 +169,7 @@ def _record(row: AblationRow) -> dict[str, Any]:
             f"{name}delta_resolved": delta.resolved if delta else None,
         }
     values["delta_resolved"] = row.resolved
+    values |= _pairs(row)
     values |= {
         "macs": row.cost.macs,
         "params": row.cost.params,
@@ -221,7 +222,7 @@ def _tree(row: AblationRow) -> dict[str, Any]:
         **{key: getattr(row, key) for key in ("planned", "diverged", "states", "mixed")},
         "top1": _summary(row.top1),
         "ema_top1": _summary(row.ema),
-        "delta": delta and delta | {"p_holm": row.p_holm, "resolved": row.resolved},
+        "delta": delta and delta | {"p_holm": row.p_holm, "resolved": row.resolved} | _pairs(row),
         "macs": row.cost.macs,
         "params": row.cost.params,
         **{key: getattr(row, key) for key in ("images_per_s", "device_hours", "peak_memory_mb")},
@@ -236,6 +237,13 @@ def _tree(row: AblationRow) -> dict[str, Any]:
         },
         "seeds": [result.model_dump(include=RESULT_FIELDS) for result in row.results],
     }
+
+
+def _pairs(row: AblationRow) -> dict[str, Any]:
+    """The pairs of runs that the two-stage procedure has and needs; empty where it was not asked for."""
+    if (found := row.two_stage) is None:
+        return {}
+    return {"pairs": found.pairs, "pairs_needed": found.needed, "reached": found.reached}
 
 
 def _summary(found: Summary | None) -> dict[str, Any] | None:
