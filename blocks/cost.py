@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from blocks.layers import LAYERS, Op
 from blocks.plan import SHORTCUT, plan_model
@@ -29,11 +30,12 @@ class Complexity:
 
 def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
     """The cost of a sequence of layers on an input of height `size`, and the height of its output."""
-    total = Complexity(0, 0)
+    params, macs = 0, 0
     for op in ops:
         layer, size = LAYERS[op.kind], op.out_size(size)
-        total += Complexity(layer.params(op), layer.macs_per_position(op) * size**2)
-    return total, size
+        params += layer.params(op)
+        macs += layer.macs_per_position(op) * size**2
+    return Complexity(params, macs), size
 
 
 @lru_cache(maxsize=4096)  # a roadmap needs each network in all profiles, and for each seed
@@ -44,10 +46,11 @@ def complexity(spec: ModelSpec, image_size: int = 224) -> Complexity:
     for downsample, blocks in zip(plan.downsamples, plan.stages, strict=True):
         cost, size = _count(downsample, size)
         total += cost
-        for block in blocks:
+        for block, equal in groupby(blocks):  # all but a stage's first block are equal
             shortcut, _ = _count((op for op in block if op.name.startswith(SHORTCUT)), size)
             body, size = _count((op for op in block if not op.name.startswith(SHORTCUT)), size)
-            total += body + shortcut
+            times = len(list(equal))
+            total += Complexity(times * (body.params + shortcut.params), times * (body.macs + shortcut.macs))
             if size < 1:
                 raise ValueError(f"an image of {image_size} pixels is too small for this network")
     head, _ = _count((*plan.head_norm, plan.classifier), 1)
