@@ -3,6 +3,7 @@
 leave-one-out[:STEP]   the last step of the path, or STEP, without each of its deltas
 one-at-a-time[:STEP]   the first step with each of those deltas alone
 order:SEED             the path's deltas, added in a random order
+factorial:N[:SEED]     N combinations of the path's deltas for the average effects (`roadmap.screening`)
 
 A combination that is a step of the roadmap already has that step's id, and so its runs.
 """
@@ -17,7 +18,8 @@ from typing import Any
 from roadmap.deltas import Delta, Roadmap, Settings, changes, resolve, trace
 from roadmap.errors import ConfigError, config_error, one_of_these
 
-LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER = "leave-one-out", "one-at-a-time", "order"
+LEAVE_ONE_OUT, ONE_AT_A_TIME, ORDER, FACTORIAL = "leave-one-out", "one-at-a-time", "order", "factorial"
+DESIGN = re.compile(rf"{FACTORIAL}:([1-9]\d{{0,2}})(?::(0|[1-9]\d{{0,8}}))?", re.ASCII)
 Combination = tuple[str, str, str | None]  # id, title, the parent's id
 
 
@@ -27,8 +29,11 @@ def ablate(
     """The roadmap of an ablation; its `notes` name the combinations that are impossible or the same network.
 
     Which ones are can depend on the profile and the overrides that they are run with. ConfigError for an
-    unknown ablation.
+    unknown ablation, and a design that cannot estimate the effects.
     """
+    choices = {"profile": profile, "overrides": overrides}
+    if design := DESIGN.fullmatch(ablation):
+        return _screen(roadmap, ablation, int(design[1]), int(design[2] or 0), choices)
     kind, _, argument = ablation.partition(":")
     if kind == ORDER and re.fullmatch(r"0|[1-9]\d{0,8}", argument, re.ASCII):
         variants = _shuffle(roadmap, int(argument))
@@ -42,9 +47,12 @@ def ablate(
             variants = _add_alone(root, deltas)
             title = f"{root.title} with each change alone"
     else:
-        known = f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP) and {ORDER}:SEED, such as {ORDER}:0"
+        known = (
+            f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP), {ORDER}:SEED, such as {ORDER}:0, and"
+            f" {FACTORIAL}:N or {FACTORIAL}:N:SEED, such as {FACTORIAL}:32"
+        )
         raise config_error("--ablate", f"unknown ablation '{ablation}'; there are {known}")
-    return _grow(roadmap, list(variants), ablation, title, {"profile": profile, "overrides": overrides})
+    return _grow(roadmap, list(variants), ablation, title, choices)
 
 
 def end_of(roadmap: Roadmap, ablation: str) -> str | None:
@@ -83,11 +91,36 @@ def _shuffle(roadmap: Roadmap, seed: int) -> Iterator[Combination]:
         before = name
 
 
+def _screen(roadmap: Roadmap, ablation: str, size: int, seed: int, choices: dict[str, Any]) -> Roadmap:
+    """The roadmap of a screening design, with what is on in each of its steps."""
+    from roadmap.screening import screening_design  # which needs numpy
+
+    found = screening_design(roadmap, size, seed, **choices)
+    known = _steps_by_values(roadmap, choices)
+    root = roadmap.trunk[0]
+    variants: list[Combination] = []
+    contexts = {}
+    for number, (name, changes_on) in enumerate(found.contexts.items(), 1):
+        step = known.get(_values(trace(roadmap, name, **choices)), name)
+        own = f"network {number}: {len(changes_on)} of {len(found.changes)} changes"
+        title = roadmap.tree[step].title if step in roadmap.tree else own
+        variants.append((step, title, root if variants else None))
+        contexts[step] = changes_on
+    title = f"{roadmap.title}, screening design of {size} networks"
+    grown = _grow(roadmap, variants, ablation, title, choices)
+    return replace(grown, notes=(*found.notes, *grown.notes), contexts=contexts)
+
+
+def _steps_by_values(roadmap: Roadmap, choices: dict[str, Any]) -> dict[Any, str]:
+    """The steps by the values of their configurations; of several with the same values the first."""
+    return {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}
+
+
 def _grow(
     roadmap: Roadmap, variants: list[Combination], ablation: str, title: str, choices: dict[str, Any]
 ) -> Roadmap:
     """The tree of the variants that are different networks, each as a change of its parent."""
-    known = {_values(trace(roadmap, step, **choices)): step for step in reversed(roadmap.steps)}
+    known = _steps_by_values(roadmap, choices)
     tree: dict[str, Delta] = {}
     step_of: dict[str, str] = {}  # from a variant's id to that of the step with its network
     notes = []

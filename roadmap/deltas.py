@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ class Roadmap:
 
     `source` names where the paper's results are printed. `ablation` is set where the steps are combinations
     of the path's deltas instead of the path; `notes` are sentences about those that were left out, and
-    `whole` is the roadmap that it was made of. `end` is the last step of the path, by default the file's.
+    `whole` is the roadmap that it was made of. `contexts` are the path's changes that are on in each step of
+    a screening design. `end` is the last step of the path, by default the file's.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Roadmap:
     ablation: str | None = None
     notes: tuple[str, ...] = ()
     whole: Roadmap | None = None
+    contexts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     end: str | None = None
 
     @property
@@ -208,10 +210,15 @@ def trace(
 def change_of(
     roadmap: Roadmap, step: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> str:
-    """What a step changes against its parent, in one line; a profile may revert some of it."""
+    """What a step changes against its parent, in one line; a profile may revert some of it.
+
+    In a screening design, these are the names of the changes that are on.
+    """
     parent = roadmap.tree[step].parent
     if parent is None:
         return "the base"
+    if step in roadmap.contexts:
+        return ", ".join(roadmap.contexts[step])
     before, after = (trace(roadmap, name, profile=profile, overrides=overrides) for name in (parent, step))
     differences = changes(before, after)
     recipe = [path for path in differences if path.startswith("recipe.")]

@@ -24,6 +24,7 @@ FLOORS = {
     "roadmap.steps": 1,
     "roadmap.steps_file": 1,
     "roadmap.ablations": 1,
+    "roadmap.screening": 1,
     "roadmap.schema": 1,
     "roadmap.deltas": 1,
     "roadmap.batches": 1,

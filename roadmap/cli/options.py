@@ -61,7 +61,8 @@ def add_roadmap_options(options: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help=(
             "combine the path's changes in another way: leave-one-out or one-at-a-time (with :STEP for"
-            " another end), or order:SEED"
+            " another end), order:SEED, or factorial:N[:SEED], a screening design of N networks for the"
+            " average effects"
         ),
     )
 
