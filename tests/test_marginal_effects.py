@@ -206,7 +206,7 @@ DIFFERENCES: Mapping[str, Any] = {
 
 def marks(axes: Axes) -> dict[str, list[tuple[float, bool]]]:
     """The value of each mark, and whether it is filled, by its reading."""
-    colors = {to_hex(color): reading for reading, (color, _, _) in MARKS.items()}
+    colors = {to_hex(color): reading for reading, (color, _) in MARKS.items()}
     found: dict[str, list[tuple[float, bool]]] = {reading: [] for reading in READINGS}
     for points in axes.collections:
         if isinstance(points, PathCollection):
@@ -242,7 +242,7 @@ def test_the_figure_shows_every_difference_and_no_text_covers_another(name: str,
         )
         assert [filled for _, filled in drawn] == [difference.resolved is True for _ in drawn]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(NAMES.values())
+    assert [text.get_text() for text in legend.get_texts()] == [NAMES[reading] for reading in READINGS]
     texts = texts_of(figure)
     assert len(texts) > len(found) + len(READINGS) + 2
     assert (overlapping(texts), outside(texts, figure.bbox)) == ([], [])

@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"with --precision: the --seeds of that submission (default: {SEEDS})",
     )
     options.add_argument(
+        "--interactions",
+        metavar="A:B,...",
+        help="with --ablate factorial:N: also estimate how the effect of change A depends on change B",
+    )
+    options.add_argument(
         "--x",
         metavar="KEY,...",
         help="also draw accuracy against these costs, one figure each (always: gmacs)",

@@ -171,7 +171,8 @@ class Ablation:
 
     `roadmap`, `profile` and `overrides` give the configurations. `reference` is drawn as a line, and
     `agreement` compares the path with the paper's. `runs` of `folder` are the runs of the
-    ablation's steps, in any state; `effects` is empty unless the ablation has marginal effects.
+    ablation's steps, in any state; `effects` is empty unless the ablation has marginal effects, and
+    `effects_notes` are sentences about them.
     """
 
     title: str
@@ -186,6 +187,7 @@ class Ablation:
     folder: Path | None = None
     runs: Sequence[Status] = ()
     effects: Sequence[MarginalEffect] = ()
+    effects_notes: Sequence[str] = ()
 
     def row(self, step: str) -> AblationRow:
         return next(row for row in self.rows if row.step == step)

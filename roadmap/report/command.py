@@ -21,7 +21,7 @@ from roadmap.terminal import console, count, live_text, repeat, tally
 OUT_OF_TOLERANCE = 3
 RUNS_ONLY = (
     "profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against",
-    "precision",
+    "precision", "interactions",
 )  # fmt: skip
 
 
@@ -143,6 +143,7 @@ def _experiments(arguments: argparse.Namespace) -> list[Experiment]:
             adjusted=arguments.holm,
             trained=arguments.as_trained,
             precision=read_precision(arguments),
+            interactions=arguments.interactions,
         )
         for folder in arguments.runs
     ]

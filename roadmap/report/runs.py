@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from roadmap.errors import config_error, relative
 from roadmap.provenance import cached, versions
 from roadmap.records import FINISHED, RunDir, Status, find_runs, run_tree, status
 from roadmap.report.ablation import Ablation, measured, same_task
-from roadmap.report.marginal import MarginalEffect, marginal_effects
+from roadmap.report.factorial import Pair, average_effects, changes_of, parse_interactions
+from roadmap.report.marginal import (
+    MarginalEffect,
+    adjust,
+    marginal_effects,
+    results_by_step,
+    with_average,
+)
 from roadmap.report.precision import Precision
 from roadmap.report.trained import as_trained, variants
 from roadmap.steps import load_roadmap
@@ -35,6 +43,7 @@ class Experiment:
     `roadmap` is `whole`, or the ablation `kind` of it. `adjusted` asks for Holm's adjustment, `precision` for
     intervals of the two-stage procedure. `note` is set where the overrides were taken from the runs; `copies`
     has a sentence for each skipped copy of a run.
+    `interactions` are those that a screening design estimates beside the average effects.
     """
 
     folder: Path
@@ -47,6 +56,7 @@ class Experiment:
     reference: Reference | None
     precision: Precision | None = None
     note: str | None = None
+    interactions: Sequence[Pair] = ()
     all_runs: Sequence[Status] = ()
     copies: Sequence[str] = ()
 
@@ -93,8 +103,14 @@ class Experiment:
             notes.append(
                 f"{count(others, 'run')} of other steps and combinations left out (--ablate chooses others)."
             )
+        effects, about = self._effects()
         return replace(
-            found, notes=[*notes, *self.copies], folder=self.folder, runs=self.runs, effects=self._effects()
+            found,
+            notes=[*notes, *self.copies],
+            folder=self.folder,
+            runs=self.runs,
+            effects=effects,
+            effects_notes=about,
         )
 
     @property
@@ -102,11 +118,21 @@ class Experiment:
         """Whether no run will change any more."""
         return all(run.state in FINISHED for run in self.all_runs)
 
-    def _effects(self) -> Sequence[MarginalEffect]:
-        end = end_of(self.whole, self.kind) if self.kind else None
+    def _effects(self) -> tuple[Sequence[MarginalEffect], Sequence[str]]:
+        """The marginal effects, and sentences about them."""
+        contexts = self.roadmap.contexts
+        end = self.whole.trunk[-1] if contexts else end_of(self.whole, self.kind) if self.kind else None
         if end is None:
-            return []
-        return marginal_effects(self.whole, end, self.profile, self.overrides, self.all_runs)
+            return [], []
+        effects = marginal_effects(self.whole, end, self.profile, self.overrides, self.all_runs)
+        notes: Sequence[str] = []
+        if contexts:
+            results_of = results_by_step(self.whole, self.profile, self.overrides, self.all_runs)
+            results = {step: results_of(step)[1] for step in contexts}
+            average = average_effects(contexts, changes_of(self.roadmap), results, self.interactions)
+            effects = with_average(effects, average, list(chain.from_iterable(results.values())))
+            notes = average.notes
+        return adjust(effects) if self.adjusted else effects, notes
 
 
 def read_experiment(
@@ -120,10 +146,12 @@ def read_experiment(
     adjusted: bool = False,
     trained: bool = False,
     precision: Precision | None = None,
+    interactions: str | None = None,
 ) -> Experiment:
     """The one experiment that a folder holds, or the one that `roadmap` and `profile` choose.
 
-    With `trained`, the overrides are taken from the runs. ConfigError where the choice is open, or empty.
+    With `trained`, the overrides are taken from the runs. `interactions`, such as `A:B,C:D`, are estimated
+    beside the average effects of a screening design. ConfigError where the choice is open, or empty.
     """
     runs = find_runs(folder)
     there = [run.experiment for run in runs]
@@ -135,8 +163,20 @@ def read_experiment(
     given, note = _overrides(whole, of_profile, folder, mine, overrides or {}, trained=trained)
     ablation = ablate(whole, kind, profile=of_profile, overrides=given) if kind is not None else whole
     reference = _reference(whole, of_profile, given)
-    found = Experiment(folder, whole, ablation, of_profile, given, kind, adjusted, reference, precision, note)
-    return found.read()
+    pairs = parse_interactions(interactions, ablation) if interactions is not None else ()
+    return Experiment(
+        folder,
+        whole,
+        ablation,
+        of_profile,
+        given,
+        kind,
+        adjusted,
+        reference,
+        precision,
+        note,
+        pairs,
+    ).read()
 
 
 def _overrides(

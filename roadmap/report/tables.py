@@ -15,7 +15,7 @@ import pandas as pd
 from roadmap.files import write_atomic, write_errors
 from roadmap.report.ablation import DELTA_NOTE, Ablation, AblationRow, origins
 from roadmap.report.columns import COLUMNS, NONE, chosen, folded, legends
-from roadmap.report.marginal import MEANING, NAMES, READINGS, MarginalEffect
+from roadmap.report.marginal import AVERAGE, MEANING, NAMES, MarginalEffect, readings_of
 from roadmap.report.render import Heading, Table, to_html, to_latex, to_markdown
 from roadmap.report.stats import Difference, Summary
 
@@ -54,43 +54,55 @@ def ablation_table(ablation: Ablation, keys: Sequence[str] | None = None) -> Tab
 
 def effects_title(ablation: Ablation) -> str:
     """The title of the table and the figure."""
-    end = ablation.effects[-1].title
+    end = [effect.title for effect in ablation.effects if not effect.is_interaction][-1]
     return f"Marginal effect of each change on the way to {end} on {ablation.profile or 'ImageNet-1K'}"
 
 
 def effects_table(ablation: Ablation) -> Table:
     """The marginal effect of each change, in percentage points of top-1."""
+    readings = readings_of(ablation.effects)
     columns = [
         Heading("step", "step", is_number=False),
-        *(Heading(reading, NAMES[reading]) for reading in READINGS),
-        Heading("n", "n (in this order)"),
+        *(Heading(reading, NAMES[reading]) for reading in readings),
+        Heading("n", "n (in this order)" if len(readings) > 1 else "n"),
     ]
     rows = [
         [
             effect.step,
-            *(_difference(effect.of[reading], effect.diverged.get(reading, 0)) for reading in READINGS),
-            ", ".join(str(effect.n[reading]) for reading in READINGS),
+            *(_difference(effect, reading) for reading in readings),
+            ", ".join(str(effect.n.get(reading, 0)) for reading in readings),
         ]
         for effect in ablation.effects
     ]
-    notes = [f"{NAMES[reading]}: {meaning}." for reading, meaning in MEANING.items()]
+    notes = [f"{NAMES[reading]}: {MEANING[reading]}." for reading in readings]
+    adjusted = any(effect.p_holm for effect in ablation.effects)
     notes.append(
-        "Percentage points of top-1 with their 95 % interval over n seeds, * where it excludes zero."
+        "Percentage points of top-1 with their 95 % interval over n seeds, * where "
+        + (
+            "the p-value, adjusted over all changes (Holm), is below .05."
+            if adjusted
+            else "it excludes zero."
+        )
     )
+    if any(effect.is_interaction for effect in ablation.effects):
+        notes.append("A:B is an interaction: the effect of A with B minus the effect of A without B.")
     notes.append(
         "A dash stands for missing runs, and for a change that cannot be left out because a later change sets"
         " the same values."
     )
     if any(any(effect.diverged.values()) for effect in ablation.effects):
         notes.append("Runs that diverged are counted behind the difference, and in no mean.")
+    notes += ablation.effects_notes
     notes += origins([result for effect in ablation.effects for result in effect.results])
     return Table(effects_title(ablation), columns, rows, notes)
 
 
-def _difference(found: Difference | None, diverged: int) -> str:
+def _difference(effect: MarginalEffect, reading: str) -> str:
+    found, diverged = effect.of.get(reading), effect.diverged.get(reading, 0)
     if found is None:
         return "diverged" if diverged else NONE
-    return f"{found}{' *' if found.resolved else ''}{f' ({diverged} diverged)' if diverged else ''}"
+    mark = " *" if effect.resolved(reading) else ""
+    return f"{found}{mark}{f' ({diverged} diverged)' if diverged else ''}"
 
 
 def write_tables(ablation: Ablation, out: Path, keys: Sequence[str] | None = None) -> list[Path]:
@@ -287,18 +299,24 @@ def runs_frame(ablation: Ablation) -> pd.DataFrame:
 
 
 def effects_frame(effects: Sequence[MarginalEffect]) -> pd.DataFrame:
-    """The marginal effects in full precision: one row per change and reading."""
+    """The marginal effects in full precision: one row per change and reading.
+
+    `resolved` is by `p_holm` where there is one. `relative_variance` is that of an average, relative to an
+    orthogonal design.
+    """
     records = []
     for effect in effects:
-        for reading in READINGS:
+        for reading in effect.of:
             record: dict[str, Any] = {"step": effect.step, "reading": reading, "n": effect.n[reading]}
             if found := effect.of[reading]:
                 record |= {
                     "delta": found.value,
                     "delta_margin_95": found.margin,
-                    "resolved": found.resolved,
+                    "resolved": effect.resolved(reading),
+                    "p": found.p,
+                    "p_holm": effect.p_holm.get(reading),
+                    "relative_variance": effect.variance if reading == AVERAGE else None,
                 }
             records.append(record)
-    return pd.DataFrame(
-        records, columns=["step", "reading", "n", "delta", "delta_margin_95", "resolved"]
-    ).convert_dtypes()
+    columns = ["step", "reading", "n", "delta", "delta_margin_95", "resolved", "p", "p_holm"]
+    return pd.DataFrame(records, columns=[*columns, "relative_variance"]).convert_dtypes()
