@@ -419,11 +419,6 @@ class RunConfig(Spec):
         return self
 
     @property
-    def randomizes(self) -> bool:
-        """Whether a training image differs from epoch to epoch before it reaches a batch."""
-        return self.recipe.augments or self.data.fresh_noise
-
-    @property
     def hash(self) -> str:
         """Eight hex digits over all that can change a result except the seed; runs with the same hash are
         averaged.

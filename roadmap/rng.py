@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 SAMPLE, STEP, ORDER, INIT, CHECK = "sample", "step", "order", "init", "check"
-RANDAUGMENT, ERASE, MIX = "randaugment", "erase", "mix"
+RANDAUGMENT, ERASE, MIX, NOISE = "randaugment", "erase", "mix", "noise"
 
 
 def seed_of(purpose: str, *counters: int) -> int:

@@ -32,11 +32,18 @@ def load_digits(data: DataSpec, split: Split) -> tuple[NDArray[np.uint8], NDArra
     images, labels = datasets.load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=1 / 3, random_state=SPLIT_SEED, stratify=labels)
     gray, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
-    gray = np.repeat(gray / 16.0, data.copies, axis=0)
-    if split == "val" or not data.fresh_noise:
-        gray = gray + data.noise * np.random.default_rng(NOISE_SEED[split]).standard_normal(gray.shape)
-    pixels = np.clip(np.rint(BLACK + GRAY_RANGE * gray), 0, 255).astype(np.uint8)
-    return pixels.reshape(-1, 8, 8), np.repeat(labels, data.copies).astype(np.int64)
+    pixels = BLACK + GRAY_RANGE * np.repeat(gray / 16.0, data.copies, axis=0).reshape(-1, 8, 8)
+    fresh = split == "train" and data.fresh_noise
+    noisy = add_noise(pixels, 0.0 if fresh else data.noise, np.random.default_rng(NOISE_SEED[split]))
+    return noisy, np.repeat(labels, data.copies).astype(np.int64)
+
+
+def add_noise(pixels: NDArray[Any], noise: float, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """The pixel values with Gaussian noise of `noise` gray ranges, rounded and clipped."""
+    import numpy as np
+
+    noisy = pixels + GRAY_RANGE * noise * generator.standard_normal(pixels.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def logistic_regression(data: DataSpec) -> float:

@@ -34,7 +34,6 @@ from roadmap.data.iterable_style import Stream
 from roadmap.data.locate import STREAMS, kind_of
 from roadmap.data.map_style import MapStyleFeed, check_label
 from roadmap.data.preflight import check_cache
-from roadmap.data.synthetic import FreshNoise
 from roadmap.data.tensor_decoder import for_tensors
 from roadmap.data.workers import shared_bytes, workers_in, workers_of
 from roadmap.errors import ConfigError, config_error
@@ -375,7 +374,5 @@ def build_transform(config: RunConfig, training: bool) -> Transform:
         edge = config.data.image_size
         resize = Resize(edge, str_to_interp_mode(recipe.train_interpolation))
         stages[:1] = [resize, RandomCrop(edge, padding=recipe.crop_padding)]  # in place of timm's crop
-    if training and config.data.fresh_noise:
-        stages.insert(0, FreshNoise(config.data.noise))
     composed: Transform = Compose(stages)
     return composed

@@ -86,6 +86,16 @@ class CachedDataset(Samples):
         return self.memory[index]
 
 
+class NoisyDigits(Samples):
+    """Samples of digits with fresh noise in each epoch."""
+
+    source: Digits
+
+    def _transformed(self, epoch: int, index: int) -> tuple[Tensor, int]:
+        self.source.draw_noise(epoch)
+        return super()._transformed(epoch, index)
+
+
 class TrainingBatches(Sampler[list[Key]]):
     """Keys of a process's micro-batches: its part of each complete global batch of the shuffled epoch."""
 
@@ -163,11 +173,13 @@ class MapStyleFeed:
             self.numbers = self.batches.indices
         self.iterations = self.batches.iterations
         self.batch = plan.micro if training else config.system.eval_batch
-        seed = config.seed if training and config.randomizes else None
+        seed = config.seed if training and config.recipe.augments else None
         blank = make_decoder(config, split).convert(
             Image.new(image_mode(config), (config.data.image_size,) * 2)
         )
-        kind = CachedDataset if isinstance(source, Digits) and seed is None else Samples
+        kind: type[Samples] = Samples
+        if isinstance(source, Digits) and (source.fresh or seed is None):
+            kind = NoisyDigits if source.fresh else CachedDataset
         self.samples = kind(source, transform, augmentation, seed, self.corrupt, blank, training)
 
     @property

@@ -113,9 +113,9 @@ def check_cache(config: RunConfig) -> None:
     if kind_of(config.data) in STREAMS:
         what = f"'{cache}' is unavailable for '{config.data.dataset}', a stream, whose images have no numbers"
         raise config_error("system.cache", f"{what}; --set system.cache=none")
-    if cache == "device" and config.data.fresh_noise:
-        what = "'device' is unavailable with data.fresh_noise, which the workers draw"
-        raise config_error("system.cache", f"{what}; --set system.cache=host")
+    if config.data.fresh_noise:
+        what = f"'{cache}' is unavailable with data.fresh_noise, which changes the images in each epoch"
+        raise config_error("system.cache", f"{what}; --set system.cache=none (digits are in memory anyway)")
     if cache == "device" and config.recipe.pipeline == "pillow" and config.recipe.augments:
         what = (
             "'device' is unavailable where Pillow transforms images at random, which it does in the workers"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from roadmap.config import RunConfig
-from roadmap.data.digits import BLACK, CLASSES, GRAY_RANGE, Split, load_digits
+from roadmap.data.digits import BLACK, CLASSES, GRAY_RANGE, Split, add_noise, load_digits
 from roadmap.data.images import Picture, make_decoder
 from roadmap.data.listing import listing_digest
+from roadmap.rng import NOISE, seed_of
 
 PATTERN = 8  # pixels across a class's pattern
 NOISE_BANK = 1 << 20
@@ -18,10 +16,15 @@ PATTERN_SEED, NOISE_SEED = 3, {"train": 4, "val": 5}
 
 
 class Digits:
-    """The digits of `roadmap.data.digits` as 8x8 gray images."""
+    """The digits of `roadmap.data.digits` as 8x8 gray images; with `data.fresh_noise`, those for training
+    have that of the epoch for which `draw_noise` was called last.
+    """
 
     def __init__(self, config: RunConfig, split: Split) -> None:
         self.images, self.labels = load_digits(config.data, split)
+        self.fresh = split == "train" and config.data.fresh_noise
+        self._clean, self._noise, self._seed = self.images, config.data.noise, config.seed
+        self._epoch: int | None = None
         self.num_classes = CLASSES
         self.decoder = make_decoder(config, split)
         self.class_names = [str(digit) for digit in range(CLASSES)]
@@ -39,21 +42,13 @@ class Digits:
     def name(self, number: int) -> str:
         return f"digit {number}"
 
-
-class FreshNoise:
-    """A transform that adds Gaussian noise of `noise` gray ranges by PyTorch's global generator: to digits
-    without noise as the split's decoder makes them, with the rounding and clipping of `load_digits`.
-    """
-
-    def __init__(self, noise: float) -> None:
-        self.noise = noise
-
-    def __call__(self, picture: Picture) -> Picture:
-        """A uint8 tensor (C, H, W), or an image of Pillow's of one channel, as it is given."""
-        pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
-        noisy = pixels + GRAY_RANGE * self.noise * torch.randn(pixels.shape)
-        found = noisy.round_().clamp_(0, 255).to(torch.uint8)
-        return found if isinstance(picture, Tensor) else Image.fromarray(found.numpy())
+    def draw_noise(self, epoch: int) -> None:
+        """Gives each image its noise of an epoch, which depends on the run's seed, the epoch and the image
+        alone.
+        """
+        if self.fresh and epoch != self._epoch:
+            generator = np.random.default_rng(seed_of(NOISE, self._seed, epoch))
+            self.images, self._epoch = add_noise(self._clean, self._noise, generator), epoch
 
 
 class Synthetic:
