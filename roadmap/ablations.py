@@ -49,7 +49,7 @@ def ablate(
     else:
         known = (
             f"{LEAVE_ONE_OUT}, {ONE_AT_A_TIME} (either with :STEP), {ORDER}:SEED, such as {ORDER}:0, and"
-            f" {FACTORIAL}:N or {FACTORIAL}:N:SEED, such as {FACTORIAL}:32"
+            f" {FACTORIAL}:N or {FACTORIAL}:N:SEED with N up to 999, such as {FACTORIAL}:32"
         )
         raise config_error("--ablate", f"unknown ablation '{ablation}'; there are {known}")
     return _grow(roadmap, list(variants), ablation, title, choices)

@@ -240,7 +240,10 @@ class RecipeSpec(Spec):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
         if self.crop_scale is not None and self.crop_padding is not None:
-            raise ValueError("crop_scale and crop_padding are two kinds of random crops; one must be null")
+            raise ValueError(
+                "crop_padding and crop_scale are two kinds of random crops; one must be null, such as by"
+                " --set recipe.crop_scale=null"
+            )
         if self.augments and not self.crops:
             raise ValueError(
                 "crop_scale null without crop_padding trains on the evaluation's crop without augmentation;"

@@ -30,8 +30,9 @@ def check_limits(arguments: argparse.Namespace, precision: Precision | None) -> 
         message = "limits the seeds that --precision W asks for; give both"
         problems = [Problem(name, message) for name, value in given.items() if value is not None]
     else:
-        if arguments.max_seeds is not None and arguments.max_seeds < precision.first:
-            message = f"must be at least --seeds, {precision.first}, not {arguments.max_seeds}"
+        most = arguments.max_seeds
+        if most is not None and not precision.first <= most <= MOST_SEEDS:
+            message = f"must be from --seeds, {precision.first}, to {MOST_SEEDS:,}, not {most:,}"
             problems.append(Problem("--max-seeds", message))
         if arguments.budget is not None and not 0 <= arguments.budget < math.inf:
             message = f"must be a number of hours, 0 or more, not {arguments.budget:g}"

@@ -18,7 +18,7 @@ from roadmap.errors import ConfigError
 from roadmap.records import run_dir_of
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from slurm.cluster import Cluster
-from slurm.submission import plan
+from slurm.submission import plan, with_seeds
 from slurm.submit import parser
 from tests.helpers import commands
 
@@ -251,7 +251,8 @@ def test_a_submission_plans_the_combinations_and_shares_the_paths_runs(tmp_path:
     def planned(*words: str) -> set[str]:
         options = ["--runs", str(tmp_path / "runs"), "--profile", "digits", "--seeds", "2", *words]
         arguments = parser().parse_args(options)
-        configs = plan(select(arguments), arguments, Cluster(scheduler="local"))
+        steps = plan(select(arguments), arguments, Cluster(scheduler="local"))
+        configs = with_seeds(steps, dict.fromkeys((config.step for config in steps), arguments.seeds))
         return {run_dir_of(tmp_path, config).name for config in configs}
 
     path, ablation = planned(), planned("--ablate", "leave-one-out")

@@ -295,13 +295,13 @@ def test_diff_shows_only_the_values_that_differ(call: Call) -> None:
             [
                 "dw7 bn relu pw(4w) bn relu pw(1w) bn + relu",
                 "0.434 M",
-                "0.0062 GMACs",
-                "3 epochs, batch 64, adamw at lr 0.003",
+                "0.0034 GMACs",
+                "2 epochs, batch 64, adamw at lr 0.006",
             ],
         ),
         (
             "multiscale_depthwise",
-            ["ms(3,7,7d3) ln pw(4w) gelu pw(1w) +", "0.469 M", "0.0064 GMACs", "3 epochs of 4,792 images"],
+            ["ms(3,7,7d3) ln pw(4w) gelu pw(1w) +", "0.469 M", "0.0019 GMACs", "2 epochs of 8,386 images"],
         ),
     ],
 )
@@ -354,9 +354,9 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
     assert "30 s at 479 images/s (n = 1, one core)" in done.out
     assert "\ndata " not in done.out
     done = call(
-        "run_step", "gelu", "--plan", "--profile", "digits_noisy", "--set", "recipe.global_batch=8192"
+        "run_step", "gelu", "--plan", "--profile", "digits_noisy", "--set", "recipe.global_batch=16384"
     )
-    words = "4,792 training images, less than a batch of 8,192: training will not start"
+    words = "8,386 training images, less than a batch of 16,384: training will not start"
     assert (done.code, done.err) == (0, "")
     assert f"\ndata        {words}\n" in done.out
 
@@ -433,7 +433,7 @@ def assert_refused(done: Outcome, said: Sequence[str], folder: Path) -> None:
         case("run_step", "gelu", *RUN, "--set", "model.num_classes=5",
              said=["^dataset 'digits' has 10 classes, the model 5"]),
         case("submit", *RUN, "--set", "recipe.global_batch=128000",
-             said=["has 4792 training images, less than a batch of 128000"]),
+             said=["has 8386 training images, less than a batch of 128000"]),
         case("run_step", "gelu", *RUN, "--set", "system.workers=many", said=[
             r"^--set system\.workers: input should be 'auto' or an integer from 0 on, not 'many'$"]),
         case("run_step", "gelu", *RUN, "--set", "system.workers=-1", said=["from 0 on, not -1$"]),

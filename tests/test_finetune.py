@@ -35,7 +35,7 @@ from roadmap.training.optim import build_optimizer, build_schedule, layer_groups
 from roadmap.weight_files import digest_of
 from roadmap.weights import DIALECTS, copy_weights, load_weights, read_state_dict
 from slurm.cluster import Cluster
-from slurm.submission import plan
+from slurm.submission import plan, with_seeds
 from slurm.submit import parser
 from tests.helpers.stopping import StopAt
 from tests.test_timm_parity import randomize
@@ -718,7 +718,8 @@ def test_a_submission_plans_runs_that_start_from_weights(
     monkeypatch.chdir(tmp_path)
     words = ["--steps", *LINE, "--init-from", "w.pth", "--seeds", "2"]
     arguments = parser().parse_args(words)
-    configs = plan(select(arguments), arguments, Cluster(scheduler="local"))
+    steps = plan(select(arguments), arguments, Cluster(scheduler="local"))
+    configs = with_seeds(steps, dict.fromkeys(LINE, 2))
     assert {config.hash for config in configs} == {digits(system__init_from=str(tmp_path / "w.pth")).hash}
     monkeypatch.chdir("/")  # a worker may be anywhere
     assert [(config.seed, config.system.init_from) for config in configs] == [

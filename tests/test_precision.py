@@ -357,7 +357,8 @@ BAD = {
     "--precision inf": "--precision must be more than 0 points, not inf",
     "--precision 1 --seeds 1": "--seeds must be at least 2 with --precision, not 1: the first stage measures"
     " the spread",
-    "--precision 1 --max-seeds 2": "--max-seeds must be at least --seeds, 3, not 2",
+    "--precision 1 --max-seeds 2": "--max-seeds must be from --seeds, 3, to 1,000, not 2",
+    "--precision 1 --max-seeds 2000": "--max-seeds must be from --seeds, 3, to 1,000, not 2,000",
     "--precision 1 --budget -1": "--budget must be a number of hours, 0 or more, not -1",
     "--precision 1 --budget nan": "--budget must be a number of hours, 0 or more, not nan",
     "--max-seeds 4": "--max-seeds limits the seeds that --precision W asks for; give both",

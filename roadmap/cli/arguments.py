@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roadmap.ablations import FACTORIAL
 from roadmap.cli.options import SEEDS, WHOLE_IMAGE
 from roadmap.config import RunConfig, flatten
 from roadmap.deltas import Roadmap, Setting, Settings, parse_overrides, resolve, trace, validate
@@ -88,6 +89,9 @@ def read_precision(arguments: argparse.Namespace) -> Precision | None:
     seeds = SEEDS if arguments.seeds is None else arguments.seeds
     if not 0 < width < math.inf:
         raise config_error("--precision", f"must be more than 0 points, not {width:g}")
+    if (arguments.ablate or "").startswith(FACTORIAL):
+        message = f"is about differences of a step to its parent; the averages of --ablate {arguments.ablate}"
+        raise config_error("--precision", f"{message} gain from more networks instead")
     if seeds < 2:
         message = f"must be at least 2 with --precision, not {seeds}: the first stage measures the spread"
         raise config_error("--seeds", message)

@@ -63,6 +63,9 @@ def data_dir(config: RunConfig) -> Path:
     """The folder of the data; ConfigError if the configuration names none."""
     if config.system.data_dir is None:
         data = config.data
+        if kind_of(data) == "torch" and not is_image_folder(data):
+            fetch = "--set system.data_dir=FOLDER, and --set system.download=true to fetch it once"
+            raise config_error("system.data_dir", f"is not set: where is {data.dataset}? {fetch}")
         what = f"where are {data.train_split} and {data.val_split}? --set system.data_dir=/data/imagenet"
         raise config_error("system.data_dir", f"is not set: {what}")
     return Path(config.system.data_dir)

@@ -336,7 +336,7 @@ def _measured(
         ema=summarize([result.ema_top1 for result in mine if result.ema_top1 is not None]),
         gap=top1.mean - theirs.mean if top1 and theirs else None,
         gap_z=z_score(top1, theirs) if top1 and theirs else None,
-        mixed=_mixed([*mine, *before]),
+        mixed=_mixed([*mine, *before]) if mine else (),
     )
 
 

@@ -62,7 +62,9 @@ def average_effects(
     terms = [*changes, *map(":".join, interactions)]
     lost = not_estimable(matrix) if seen else range(1, len(terms) + 1)
     if lost:
-        names = "any effect" if len(lost) == len(terms) else _list([terms[column - 1] for column in lost])
+        names = _list([terms[column - 1] for column in lost])
+        if len(lost) == len(terms):
+            names = "any effect" + (" or interaction" if interactions else "")
         notes.insert(0, f"No averages: {len(seen)} of {len(contexts)} networks cannot estimate {names}.")
         return AverageEffects({}, {}, len(seen), notes)
     scales = np.array([EFFECT] * len(changes) + [INTERACTION] * len(interactions))
