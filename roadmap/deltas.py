@@ -216,8 +216,8 @@ def change_of(
     """
     parent = roadmap.tree[step].parent
     if parent is None:
-        whole = roadmap.whole or roadmap
-        return "the base" if step not in whole.tree or whole.tree[step].parent is None else "all changes"
+        there = (roadmap.whole or roadmap).tree.get(step)
+        return "the base" if there is None or there.parent is None else "all changes"
     if step in roadmap.contexts:
         return ", ".join(roadmap.contexts[step])
     before, after = (trace(roadmap, name, profile=profile, overrides=overrides) for name in (parent, step))

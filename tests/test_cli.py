@@ -259,14 +259,14 @@ def test_explain_names_who_set_each_value_and_where(call: Call) -> None:
         "model.block.norm.kind": ["bn", "base"],
         "model.width": ["96", "step 'increase_width'"],
         "model.block.spatial.kernel": ["7", "step 'kernel_7'"],
-        "data.copies": ["4", "profile 'digits_noisy'"],
+        "data.copies": ["7", "profile 'digits_noisy'"],
         "data.noise": ["0.0", "profile 'digits'"],
         "recipe.epochs": ["9", "--set"],
         "recipe.clip_grad": ["0.5", "--set"],
     }.items() <= {key: cells[:2] for key, cells in table.items()}.items()
     for key, text in (
         ("model.width", "set: {model.width: 96}"),
-        ("data.copies", "copies: 4"),
+        ("data.copies", "copies: 7"),
         ("data.noise", "data.noise: 0.0"),
     ):
         assert table[key][2].split(":")[-2] == str(line_of(text))
@@ -351,7 +351,7 @@ def test_a_plan_forecasts_from_finished_runs(call: Call, tmp_path: Path) -> None
         json.dumps({**texts, **counts, **unknown, **known, **measured}), encoding="utf-8"
     )
     done = call("run_step", "gelu", "--plan", "--profile", "digits_noisy")
-    assert "30 s at 479 images/s (n = 1, one core)" in done.out
+    assert "35 s at 479 images/s (n = 1, one core)" in done.out
     assert "\ndata " not in done.out
     done = call(
         "run_step", "gelu", "--plan", "--profile", "digits_noisy", "--set", "recipe.global_batch=16384"

@@ -469,6 +469,7 @@ def test_a_result_of_another_run_is_not_counted(collect: Any, tmp_path: Path) ->
     )
     finish(other, "resnet50", 0, 81.234)
     other.result.replace(run.result)  # as if files had been copied by hand
+    finish(write_run(tmp_path / "runs", "gelu", 0, overrides=SMALL), "gelu", 0, 75.0)
     done = collect("runs", "--out", "out", "--tables-only", *SET_SMALL)
     assert "81.23" not in done.out
     assert "enhanced_recipe/seed0" in done.out
@@ -547,7 +548,7 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "finished runs of another configuration",
         one_run,
         ["runs", "--set", "recipe.epochs=7"],
-        ["holds no finished run of these configurations (1 done in all)", "leave --set out to collect them"],
+        ["holds no finished run of these configurations (1 done in all)", "leave --set out to collect it"],
     ),
     ("no RUNS", nothing, [], ["either a folder of RUNS, or two, or --paper"]),
     ("RUNS and --paper", one_run, ["runs", "--paper"], ["either a folder of RUNS, or two, or --paper"]),
@@ -597,7 +598,7 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "--check of digits",
         one_run,
         ["runs", "--check", "1", *SET_SMALL],
-        ["data set 'digits', 32 px", "--against"],
+        ["data set 'digits', 20 px", "--against"],
     ),
     ("--paper and --holm", nothing, ["--paper", "--holm"], ["--paper takes no --holm"]),
     (

@@ -322,7 +322,7 @@ def test_evaluating_a_run_yields_the_metrics_of_its_training(
     assert average.loss != scores.loss
     assert evaluate_run(digits(), runs_of(finished)) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "iteration 36, after epoch 2 of 2: 599 images of 32 px, crop 1 center",
+        "iteration 36, after epoch 2 of 2: 599 images of 20 px, crop 1 center",
         f"weights: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, loss {scores.loss:.4f}",
         f"EMA: top-1 {average.top1:.2f} %, top-5 {average.top5:.2f} %, loss {average.loss:.4f}",
     ]

@@ -92,6 +92,7 @@ NEEDS_TORCH = {
     "roadmap.data.loader",
     "roadmap.data.datasets",
     "roadmap.data.map_style",
+    "roadmap.data.synthetic",
     "roadmap.data.iterable_style",
     "roadmap.data.tensor_decoder",
     "roadmap.training.optim",

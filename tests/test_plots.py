@@ -86,7 +86,7 @@ def test_missing_rows_show_the_reason() -> None:
     [
         ("published", 0, ["76.13", "1", "4.09"]),
         ("published", 1, ["78.82 ± 0.07", "3", "4.09"]),
-        ("two seeds of three", 0, ["77.70 ± 0.40", "2/3", "0.0055"]),
+        ("two seeds of three", 0, ["77.70 ± 0.40", "2/3", "0.0030"]),
         ("both regimes", 1, ["78.82", "3", "4.09"]),
     ],
 )

@@ -658,6 +658,7 @@ TINY = {
     "recipe.ema": 0.9,
     "model.depths": [1, 1, 2, 1],
     "model.stem.stride": 4,
+    "data.image_size": 32,
     "model.block.layer_scale": 0.5,
 }
 
