@@ -548,7 +548,7 @@ REFUSED: list[tuple[str, Any, Sequence[str], Sequence[str]]] = [
         "finished runs of another configuration",
         one_run,
         ["runs", "--set", "recipe.epochs=7"],
-        ["holds no finished run of these configurations (1 done in all)", "leave --set out to collect it"],
+        ["holds no finished run of these configurations (1 done in all)", "1 run of another configuration"],
     ),
     ("no RUNS", nothing, [], ["either a folder of RUNS, or two, or --paper"]),
     ("RUNS and --paper", one_run, ["runs", "--paper"], ["either a folder of RUNS, or two, or --paper"]),

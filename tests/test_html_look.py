@@ -268,4 +268,4 @@ def test_what_a_step_sets_without_effect_is_marked(tmp_path: Path) -> None:
     found: Any = re.search(
         r"<code>recipe.epochs</code> <small>([^<]*)</small></th><td>\d+</td><td>300</td>", text
     )
-    assert unescape(found[1]) == "without effect here: profile 'digits_noisy' sets 3"
+    assert unescape(found[1]) == "without effect here: profile 'digits_noisy' sets 2"

@@ -172,5 +172,5 @@ def test_a_stream_of_its_own_makes_the_transfers(folder: Path, monkeypatch: pyte
     loader = Loader(config, "train", CPU)
     loader._loader.stream = "transfers"
     assert same(list(loader.epoch()), batches(config))
-    each = [("on", "transfers"), ("wait", "transfers"), *[training] * 7]
+    each = [("on", "transfers"), ("wait", "transfers"), *[training] * 8]
     assert calls == each * len(loader)

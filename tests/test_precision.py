@@ -266,7 +266,8 @@ def test_a_dry_run_shows_the_plan_and_its_cost_and_writes_nothing(call: Call, tm
         "stage_ratio": ["enhanced_recipe", "0.10", "3", "3", "yes", "0.25", "3", "0.00"],
     }
     assert "second stage: 32 runs after seed 2, 16.00 device-hours" in output
-    assert "41 runs: 32 pending, 9 done\nestimate: " in output
+    assert "41 runs: 32 pending, 9 done; " in output
+    assert "\nestimate: " in output
     capped = dry_run(call, "--max-seeds", "10")
     assert [cells[-2] for cells in plan_of(capped).values()] == ["10", "10", "3"]
     assert "not to ± 1: enhanced_recipe (± 1.36)\n" in capped

@@ -87,7 +87,7 @@ def test_a_design_holds_different_valid_networks_within_the_cost_cap(name: str, 
     matrix = matrix_of(design)
     assert matrix.shape == (len(design.steps), len(whole.trunk))
     assert np.linalg.matrix_rank(matrix) == len(whole.trunk)
-    assert load_roadmap(name=name, ablation=how, profile="digits_noisy").steps == design.steps
+    assert load_roadmap(name=name, ablation=how, profile="cifar10_small").steps == design.steps
 
 
 def test_a_network_has_the_changes_of_its_id_and_those_that_a_later_one_overrides() -> None:
@@ -191,7 +191,8 @@ SHORT = (
 )
 REFUSED = {
     "factorial": "--ablate: unknown ablation 'factorial'; there are leave-one-out, one-at-a-time (either with"
-    " :STEP), order:SEED, such as order:0, and factorial:N or factorial:N:SEED, such as factorial:32",
+    " :STEP), order:SEED, such as order:0, and factorial:N or factorial:N:SEED with N up to 999, such as"
+    " factorial:32",
     "factorial:0": "unknown ablation 'factorial:0'",
     "factorial:32:": "unknown ablation 'factorial:32:'",
     "factorial:32:x": "unknown ablation 'factorial:32:x'",

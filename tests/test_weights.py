@@ -808,7 +808,12 @@ def test_the_command_lines_write_a_run_and_report_whether_a_file_fits(
     model = config.model
     values: dict[str, Any] = {"depths": model.depths, "width": model.width, "width_mult": model.width_mult}
     values |= {"stem.stride": model.stem.stride, "block.layer_scale": model.block.layer_scale}
-    like = ["--profile", "digits", *(f"--set=model.{path}={show(value)}" for path, value in values.items())]
+    like = [
+        "--profile",
+        "digits",
+        "--set=data.image_size=32",
+        *(f"--set=model.{path}={show(value)}" for path, value in values.items()),
+    ]
     fits = roadmap_command("weights", "separate_downsampling", exported, *like)
     assert (fits.returncode, fits.stderr) == (0, ""), fits.stdout + fits.stderr
     assert fits.stdout.startswith(f"{exported} fits: ")
