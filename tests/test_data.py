@@ -372,6 +372,13 @@ def test_fresh_noise_depends_on_seed_epoch_and_image_alone(pipeline: str) -> Non
     assert load_digits(configs[0].data, "val")[0].tobytes() == load_digits(spec(copies=2), "val")[0].tobytes()
 
 
+def test_chosen_digits_have_fresh_noise_too() -> None:
+    given = {"data.classes": ["3", "8"], "model.num_classes": 2, "recipe.global_batch": 60, "data.copies": 1}
+    loader = Loader(resolve(ROADMAP, "gelu", profile="digits_noisy", overrides=given), "train", CPU)
+    epochs = [torch.cat([images for images, *_ in loader.epoch(epoch)]) for epoch in range(2)]
+    assert len({image.numpy().tobytes() for image in torch.cat(epochs)}) == 2 * len(epochs[0])
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_digits_reach_the_network_normalized(split: Split) -> None:
     config = resolve(ROADMAP, "resnet50", profile="digits_noisy", overrides={"system.device": "cpu"})

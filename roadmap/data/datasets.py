@@ -381,6 +381,11 @@ class ClassSubset:
     def digest(self) -> str:
         return listing_digest(self._source.digest, self._numbers, self.labels)
 
+    def draw_noise(self, epoch: int) -> None:
+        """As digits do, if it has some."""
+        if isinstance(self._source, Digits):
+            self._source.draw_noise(epoch)
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -13,7 +13,7 @@ from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
 from roadmap.data.augmentation import Augmentation, TransformedSample
 from roadmap.data.corrupt import LEFT_OUT, Corrupt
-from roadmap.data.datasets import Source, make_source
+from roadmap.data.datasets import ClassSubset, Source, make_source
 from roadmap.data.digits import Split
 from roadmap.data.images import Picture, Transform, Unreadable, image_mode, make_decoder
 from roadmap.data.synthetic import Digits
@@ -89,7 +89,7 @@ class CachedDataset(Samples):
 class NoisyDigits(Samples):
     """Samples of digits with fresh noise in each epoch."""
 
-    source: Digits
+    source: Digits | ClassSubset
 
     def _transformed(self, epoch: int, index: int) -> tuple[Tensor, int]:
         self.source.draw_noise(epoch)
@@ -178,8 +178,10 @@ class MapStyleFeed:
             Image.new(image_mode(config), (config.data.image_size,) * 2)
         )
         kind: type[Samples] = Samples
-        if isinstance(source, Digits) and (source.fresh or seed is None):
-            kind = NoisyDigits if source.fresh else CachedDataset
+        if training and config.data.fresh_noise and isinstance(source, Digits | ClassSubset):
+            kind = NoisyDigits
+        elif isinstance(source, Digits) and seed is None:
+            kind = CachedDataset
         self.samples = kind(source, transform, augmentation, seed, self.corrupt, blank, training)
 
     @property
