@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,11 @@ class Result(Spec):
     commit: str | None
     attempts: int
     finished: str
+
+
+def accuracies(results: Iterable[Result]) -> dict[int, float]:
+    """Top-1 in % by seed, without the runs that diverged."""
+    return {result.seed: result.top1 for result in results if result.top1 is not None}
 
 
 class DamagedResult(ValueError):

@@ -14,7 +14,7 @@ from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap
 from roadmap.errors import ConfigError, Problem, config_error
 from roadmap.estimate import finished_results
-from roadmap.records import Result
+from roadmap.records import Result, accuracies
 from roadmap.report.precision import Allocation, Contrast, Precision, allocate
 from roadmap.report.stats import MOST_SEEDS
 from roadmap.terminal import console, count, table
@@ -68,7 +68,7 @@ def plan_seeds(
         )
         return dict.fromkeys(stages.results, precision.first)
     plan = allocate(stages.contrasts.values(), stages.hours, precision, max_seeds, budget)
-    _check_number(plan, max_seeds)
+    _check_number(plan)
     console().print(table(HEADS, stages.rows(plan), f"Differences to ± {precision.width:g} points"))
     for line in stages.notes(plan):
         console().print(line, soft_wrap=True)
@@ -79,9 +79,9 @@ def _results(config: RunConfig, runs: Path) -> dict[int, Result]:
     return {result.seed: result for result in finished_results(config, runs)}
 
 
-def _check_number(plan: Allocation, max_seeds: int | None) -> None:
+def _check_number(plan: Allocation) -> None:
     step, seeds = max(plan.seeds.items(), key=lambda item: item[1])
-    if max_seeds is None and seeds > MOST_SEEDS:
+    if seeds > MOST_SEEDS:
         message = (
             f"needs {seeds:,} seeds of '{step}', more than {MOST_SEEDS:,}; give a larger one, or --max-seeds"
         )
@@ -134,7 +134,7 @@ class Stages:
 
     def top1(self, step: str) -> dict[int, float]:
         """Accuracies by seed, without runs that diverged."""
-        return {seed: one.top1 for seed, one in self.results[step].items() if one.top1 is not None}
+        return accuracies(self.results[step].values())
 
     def finished(self, contrast: Contrast) -> int:
         """The finished pairs of those that a difference needs."""

@@ -13,7 +13,7 @@ from typing import Any
 from blocks import Complexity, complexity
 from roadmap.config import RunConfig
 from roadmap.deltas import Roadmap, change_of, resolve
-from roadmap.records import WAITING, Result, Status
+from roadmap.records import WAITING, Result, Status, accuracies
 from roadmap.report.marginal import MarginalEffect
 from roadmap.report.precision import Precision, TwoStage, two_stage
 from roadmap.report.stats import (
@@ -191,11 +191,6 @@ class Ablation:
 
     def row(self, step: str) -> AblationRow:
         return next(row for row in self.rows if row.step == step)
-
-
-def accuracies(results: Sequence[Result]) -> dict[int, float]:
-    """Top-1 in % by seed, without the runs that diverged."""
-    return {result.seed: result.top1 for result in results if result.top1 is not None}
 
 
 def published(roadmap: Roadmap) -> Ablation:

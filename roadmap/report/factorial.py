@@ -15,7 +15,7 @@ import numpy as np
 
 from roadmap.deltas import Roadmap
 from roadmap.errors import config_error, one_of_these
-from roadmap.records import Result
+from roadmap.records import Result, accuracies
 from roadmap.report.stats import CONFIDENCE, ROUNDING, Difference, Summary, summarize
 from roadmap.screening import Matrix, model_matrix, not_estimable, relative_variances
 from roadmap.terminal import count
@@ -52,11 +52,11 @@ def average_effects(
     Each network counts once, with its mean over seeds: its runs share what the model leaves out of its
     interactions, so that they are not independent observations of it.
     """
-    top1 = {
-        network: {result.seed: result.top1 for result in results.get(network, ()) if result.top1 is not None}
+    seen = {
+        network: found
         for network in contexts
+        if (found := summarize(list(accuracies(results.get(network, ())).values())))
     }
-    seen = {network: found for network in contexts if (found := summarize(list(top1[network].values())))}
     notes = _missing(contexts, seen, results)
     matrix = model_matrix([contexts[network] for network in seen], changes, interactions)
     terms = [*changes, *map(":".join, interactions)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from roadmap.deltas import Roadmap, resolve
 from roadmap.errors import ConfigError
-from roadmap.records import Result, Status
+from roadmap.records import Result, Status, accuracies
 from roadmap.report.factorial import AverageEffects
 from roadmap.report.stats import CONFIDENCE, Difference, difference, holm
 
@@ -164,8 +164,5 @@ def readings_of(effects: Sequence[MarginalEffect]) -> list[str]:
 
 def _compare(child: Sequence[Result], parent: Sequence[Result]) -> tuple[Difference | None, int]:
     """Child minus parent, and the number of seeds that both have at least."""
-    ours, theirs = (
-        {result.seed: result.top1 for result in results if result.top1 is not None}
-        for results in (child, parent)
-    )
+    ours, theirs = accuracies(child), accuracies(parent)
     return difference(ours, theirs), min(len(ours), len(theirs))
