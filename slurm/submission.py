@@ -83,7 +83,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
             return 0
         runs = [run_dir_of(arguments.runs, config) for config in configs]
     if arguments.dry_run:
-        return dry_run(arguments, cluster, configs, runs)
+        return dry_run(arguments, cluster, configs, runs, devices)
     runs = [prepare(arguments.runs, config) for config in configs]
     for run in runs:
         run.renew()
@@ -215,12 +215,19 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
 
 
 def dry_run(
-    arguments: argparse.Namespace, cluster: Cluster, configs: Sequence[RunConfig], runs: Sequence[RunDir]
+    arguments: argparse.Namespace,
+    cluster: Cluster,
+    configs: Sequence[RunConfig],
+    runs: Sequence[RunDir],
+    devices: Sequence[str],
 ) -> int:
-    """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing."""
+    """Prints the plan, Slurm's scripts and an estimate; writes and submits nothing. `devices` are the GPUs of
+    this machine that local runs may use.
+    """
     found = [status(run) for run in runs]
+    at_once = cluster.parallel
     if cluster.scheduler == "local":
-        devices = gpus_for(configs)
+        at_once = worker_count(arguments.workers, devices, cluster.runs_per_gpu)
         console().print(plan_workers(found, arguments.workers, devices, cluster.runs_per_gpu).text)
     else:
         console().print(f"{count(len(runs), 'run')}: {tally(state.state for state in found)}")
@@ -246,9 +253,6 @@ def dry_run(
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    at_once = cluster.parallel
-    if cluster.scheduler == "local":
-        at_once = worker_count(arguments.workers, gpus_for(configs), cluster.runs_per_gpu)
     for line in estimate(cluster, unfinished, arguments.runs, at_once) if unfinished else ():
         console().print(line, highlight=False)
     return 0
