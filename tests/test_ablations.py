@@ -13,7 +13,7 @@ import pytest
 from roadmap import ROOT
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import select
-from roadmap.deltas import Roadmap, changes, trace
+from roadmap.deltas import Roadmap, change_of, changes, trace
 from roadmap.errors import ConfigError
 from roadmap.records import run_dir_of
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
@@ -263,6 +263,8 @@ def test_a_submission_plans_the_combinations_and_shares_the_paths_runs(tmp_path:
         "separate_downsampling",
     }
     assert {name.split("/")[:2] == ["convnext_t", "digits"] for name in ablation} == {True}
+    design = load_roadmap(ablation="leave-one-out")
+    assert change_of(design, design.steps[0]) == "all changes"
     assert planned("--steps", "resnet50+gelu") == planned(
         "--steps", "resnet50+gelu", "--ablate", "one-at-a-time"
     )

@@ -170,6 +170,8 @@ def test_padded_crops_are_those_of_torchvision(folders: dict[str, Path]) -> None
     assert 0 < seen.eq(0).all(dim=1).float().mean() < 0.3  # black from the padding
     with pytest.raises(ConfigError, match="'device' pads images of 32 x 32 pixels, and these have 36 x 44"):
         Loader(with_cache("device", config_of(folders["equal"], **padded, **TENSOR)), "train", CPU)
+    with pytest.raises(ConfigError, match=r"two kinds of random crops; .*--set recipe\.crop_scale=null"):
+        config_of(None, recipe__crop_padding=4)
     larger = batches(config_of(folders["unequal"], **padded), "train")
     assert {batch.images.shape[2:] for batch in larger} == {(32, 32)}
 

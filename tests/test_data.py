@@ -260,6 +260,9 @@ def test_a_split_without_images_is_named(folder: Path, tmp_path: Path) -> None:
 def test_a_missing_data_folder_is_reported_with_how_to_set_it() -> None:
     with pytest.raises(ConfigError, match=r"system\.data_dir is not set.*--set system\.data_dir="):
         Loader(config_of(None), "train", CPU)
+    config = resolve(ROADMAP, "gelu", profile="cifar10_small")
+    with pytest.raises(ConfigError, match=r"where is torch/cifar10\? .*--set system\.download=true"):
+        Loader(config, "train", CPU)
 
 
 def test_fewer_images_than_a_batch_are_refused(folder: Path) -> None:

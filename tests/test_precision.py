@@ -362,6 +362,8 @@ BAD = {
     "--precision 1 --max-seeds 2000": "--max-seeds must be from --seeds, 3, to 1,000, not 2,000",
     "--precision 1 --budget -1": "--budget must be a number of hours, 0 or more, not -1",
     "--precision 1 --budget nan": "--budget must be a number of hours, 0 or more, not nan",
+    "--precision 1 --ablate factorial:32": "--precision is about differences of a step to its parent; the"
+    " averages of --ablate factorial:32 gain from more networks instead",
     "--max-seeds 4": "--max-seeds limits the seeds that --precision W asks for; give both",
     "--budget 4": "--budget limits the seeds that --precision W asks for; give both",
     "--precision 1 --steps gelu kernel_9": "--steps selects no step together with its parent; add kernel_7,"
@@ -380,6 +382,7 @@ def test_bad_input_is_refused_and_touches_nothing(call: Call, tmp_path: Path) ->
     for words, message in {
         "--precision 0": "--precision must be more than 0 points, not 0",
         "--precision 1 --seeds 1": BAD["--precision 1 --seeds 1"],
+        "--precision 1 --ablate factorial:32": BAD["--precision 1 --ablate factorial:32"],
         "--seeds 4": "--seeds is the size of the first stage of --precision W; give both",
         "runs --precision 1": "--precision takes one folder of RUNS",
     }.items():

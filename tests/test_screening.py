@@ -397,7 +397,9 @@ def test_unfinished_and_diverged_networks_are_left_out_and_named() -> None:
     lost = average_effects(DESIGN.contexts, CHANGES, few)
     assert (lost.of, lost.n) == ({}, 10)
     assert lost.notes[0].startswith("No averages: 10 of 32 networks cannot estimate ")
-    assert average_effects(DESIGN.contexts, CHANGES, {}).notes[0].startswith("No averages: 0 of 32 networks")
+    for pairs, nothing in (((), "any effect"), ([(CHANGES[0], CHANGES[1])], "any effect or interaction")):
+        (note, *_) = average_effects(DESIGN.contexts, CHANGES, {}, pairs).notes
+        assert note == f"No averages: 0 of 32 networks cannot estimate {nothing}."
 
 
 @pytest.fixture(scope="module")
