@@ -21,7 +21,16 @@ from roadmap import ROOT
 from roadmap.records import find_runs, prepare, status
 from roadmap.report.figures.marginal_effects import MARKS, effects_figure
 from roadmap.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN
-from roadmap.report.marginal import ALONE, IN_PLACE, LAST, NAMES, READINGS, MarginalEffect, marginal_effects
+from roadmap.report.marginal import (
+    ALONE,
+    IN_PLACE,
+    LAST,
+    NAMES,
+    READINGS,
+    MarginalEffect,
+    marginal_effects,
+    results_by_step,
+)
 from roadmap.report.stats import Difference
 from roadmap.steps import load_roadmap, resolve
 from tests.helpers import commands
@@ -62,8 +71,13 @@ def of(found: list[MarginalEffect], step: str) -> MarginalEffect:
     return next(worth for worth in found if worth.step == step)
 
 
+def effects_of(runs: Path, end: str) -> list[MarginalEffect]:
+    there = [status(run) for run in find_runs(runs)]
+    return marginal_effects(ROADMAP, end, results_by_step(ROADMAP, "digits_noisy", {}, there))
+
+
 def test_each_reading_is_the_difference_that_it_names(runs: Path) -> None:
-    found = marginal_effects(ROADMAP, END, "digits_noisy", {}, [status(run) for run in find_runs(runs)])
+    found = effects_of(runs, END)
     assert [worth.step for worth in found] == list(ROADMAP.trunk[1:-1])
     recipe, gelu, kernel, separate = (
         of(found, step) for step in ("enhanced_recipe", "gelu", "kernel_7", END)
@@ -86,9 +100,7 @@ def value(worth: MarginalEffect, reading: str) -> float:
 
 
 def test_an_overridden_change_has_no_effect_left_out_of_the_final_model(runs: Path) -> None:
-    found = marginal_effects(
-        ROADMAP, "multiscale_depthwise", "digits_noisy", {}, [status(run) for run in find_runs(runs)]
-    )
+    found = effects_of(runs, "multiscale_depthwise")
     assert of(found, "depthwise_conv").of[LAST] is None
 
 

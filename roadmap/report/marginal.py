@@ -15,6 +15,7 @@ from roadmap.records import Result, Status, accuracies
 from roadmap.report.factorial import AverageEffects
 from roadmap.report.stats import CONFIDENCE, Difference, difference, holm
 
+ResultsOf = Callable[[str], tuple[str | None, list[Result]]]  # a step's or combination's hash and results
 # as in the CSV file
 ALONE, IN_PLACE, LAST = READINGS = ("alone", "in place", "last")
 AVERAGE = "average"  # of a screening design
@@ -65,11 +66,8 @@ class MarginalEffect:
         return found.resolved if found else None
 
 
-def marginal_effects(
-    roadmap: Roadmap, end: str, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]
-) -> list[MarginalEffect]:
-    """The effect of each change on the way to `end`, from finished runs filed under any step."""
-    results_of = results_by_step(roadmap, profile, overrides, runs)
+def marginal_effects(roadmap: Roadmap, end: str, results_of: ResultsOf) -> list[MarginalEffect]:
+    """The effect of each change on the way to `end`, from what `results_by_step` finds."""
     effects = []
     root, *deltas = roadmap.lineage(end)
     before = root.name
@@ -96,7 +94,7 @@ def marginal_effects(
 
 def results_by_step(
     roadmap: Roadmap, profile: str | None, overrides: Mapping[str, Any], runs: Sequence[Status]
-) -> Callable[[str], tuple[str | None, list[Result]]]:
+) -> ResultsOf:
     """A function from a step or combination to its hash and results, which may be filed under any step.
 
     The hash is None for a combination without meaning, which `ablate` reports.

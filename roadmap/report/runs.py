@@ -124,10 +124,10 @@ class Experiment:
         end = self.whole.trunk[-1] if contexts else end_of(self.whole, self.kind) if self.kind else None
         if end is None:
             return [], []
-        effects = marginal_effects(self.whole, end, self.profile, self.overrides, self.all_runs)
+        results_of = results_by_step(self.whole, self.profile, self.overrides, self.all_runs)
+        effects = marginal_effects(self.whole, end, results_of)
         notes: Sequence[str] = []
         if contexts:
-            results_of = results_by_step(self.whole, self.profile, self.overrides, self.all_runs)
             results = {step: results_of(step)[1] for step in contexts}
             average = average_effects(contexts, changes_of(self.roadmap), results, self.interactions)
             effects = with_average(effects, average, list(chain.from_iterable(results.values())))
