@@ -18,7 +18,7 @@ from rich.text import Text
 
 from roadmap.cli.options import shown
 
-WIDE = 240
+WIDE = 10_000  # columns of an output that is not a terminal: no cell is wrapped or cut
 
 
 def console(file: TextIO | None = None) -> Console:

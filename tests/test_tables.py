@@ -94,6 +94,14 @@ def test_chosen_columns_come_in_their_order_and_once() -> None:
     assert not any("same in all rows" in note for note in table.notes)
 
 
+def test_every_column_and_its_key_are_documented() -> None:
+    page = (ROOT / "docs/reports.md").read_text(encoding="utf-8")
+    tables = "".join(line for line in page.splitlines(keepends=True) if line.startswith("| "))
+    for key, column in COLUMNS.items():
+        assert f"`{key}`" in tables
+        assert column.head in tables
+
+
 def test_the_note_on_differences_is_below_tables_that_have_them() -> None:
     noted = [
         any(note.startswith("Δ ") for note in ablation_table(of_runs(), keys).notes)
