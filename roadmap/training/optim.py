@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimiz
         "adamw": {"opt": "adamw", "betas": recipe.betas, "eps": recipe.eps},
     }
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model if recipe.layer_decay == 1 else scaled_groups(recipe, model),
+        model if recipe.layer_decay == 1 else _decayed(recipe, model),
         lr=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_norm_and_bias,
@@ -59,26 +60,42 @@ def _position(name: str, by: str) -> tuple[int, int]:
     return int(inside[1]), int(inside[2] or 0) // BLOCKS_PER_GROUP if by == "layer" else 0
 
 
-def scaled_groups(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters in groups that share learning rate and weight decay; timm's schedules multiply the
-    rate by `lr_scale`.
+def _decayed(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
+    return scaled_groups(
+        model.named_parameters(),
+        layer_groups(model, recipe.layer_decay_by),
+        layer_decay=recipe.layer_decay,
+        weight_decay=recipe.weight_decay,
+        decay_norm_and_bias=recipe.decay_norm_and_bias,
+    )
+
+
+def scaled_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    numbers: Mapping[str, int],
+    *,
+    layer_decay: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool = False,
+) -> list[dict[str, Any]]:
+    """Parameters in groups that share learning rate and weight decay, where `numbers` has the group of each
+    name as in `layer_groups`; timm's schedules multiply the rate by `lr_scale`.
 
     The head's, whose scale is 1, come first, because the first group's learning rate is the one
     that is reported.
     """
-    numbers = layer_groups(model, recipe.layer_decay_by)
     last = max(numbers.values())
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if parameter.requires_grad:
             # timm's rule
-            decays = recipe.decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))
+            decays = decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))
             groups.setdefault((last - numbers[name], decays), []).append(parameter)
     return [
         {
             "params": groups[below, decays],
-            "weight_decay": recipe.weight_decay * decays,
-            "lr_scale": recipe.layer_decay**below,
+            "weight_decay": weight_decay * decays,
+            "lr_scale": layer_decay**below,
         }
         for below, decays in sorted(groups)
     ]
