@@ -1,20 +1,34 @@
-"""Every step as the backbone of detection and segmentation: pyramids at strides 4 to 32, and heads that learn
-on them.
+"""Every step as the backbone of detection and segmentation: pyramids at strides 4 to 32, heads that learn on
+them, and the programs in examples/.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped]
 
+from examples import detection, segmentation
+from roadmap import ROOT, downstream
+from roadmap.data.masks import labeled_images, read_mask
+from roadmap.errors import ConfigError
+from roadmap.records import prepare
 from roadmap.timm_models import registered
+from roadmap.train import train
+from roadmap.training.checkpoint import Checkpoints
+from roadmap.weights import DIALECTS
+from tests.helpers.images import config_of, write_folder
 
 BACKBONES = [name for name, config in registered.items() if config.roadmap in ("convnext_t", "convnext_b")]
 STRIDES = [4, 8, 16, 32]
@@ -78,3 +92,281 @@ def test_upernet_learns_to_segment(name: str) -> None:
         losses.append(loss.item())
     assert torch.tensor(losses).isfinite().all()
     assert losses[-1] < 0.6 * losses[0]
+
+
+# The programs in examples/, on generated shapes.
+
+CLASSES = ("disk", "square")
+COLORS = ((230, 60, 40), (40, 80, 230))
+# a network of 1/6 width for images that are small
+NARROW = ["--set", "width=16", "--set", "depths=[1,1,2,1]", "--drop-path", "0", "--channels", "32"]
+ONE_EPOCH = ["--epochs", "1", "--warmup", "0.1", "--workers", "0", "--device", "cpu"]
+
+
+def write_shapes(root: Path, split: str, count: int, size: int, *, objects: bool, seed: int = 0) -> None:
+    """Noise with 1 to 3 disks and squares in each image; masks of their classes, or of 16 bits with each of
+    the `objects`.
+    """
+    random = np.random.default_rng([seed, len(split)])
+    y, x = np.mgrid[:size, :size]
+    for folder in ("images", "masks"):
+        (root / split / folder).mkdir(parents=True)
+    for number in range(count):
+        image = random.normal(110, 25, (size, size, 3))
+        mask = np.zeros((size, size), dtype=np.uint16 if objects else np.uint8)
+        for index in range(random.integers(1, 4)):
+            kind, radius = int(random.integers(2)), random.uniform(size / 8, size / 4)
+            away = np.abs([axis - random.uniform(radius, size - radius) for axis in (y, x)])
+            inside = (away.max(0) if kind else np.hypot(*away)) < radius
+            image[inside] = COLORS[kind] + random.normal(0, 25, (inside.sum(), 3))
+            mask[inside] = 1000 * kind + index + 1 if objects else kind + 1
+        pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
+        pixels.save(root / split / "images" / f"{number}.jpg", quality=90)
+        Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
+
+
+def shapes(root: Path, train: int, val: int, size: int, *, objects: bool = False) -> Path:
+    write_shapes(root, "train", train, size, objects=objects)
+    write_shapes(root, "val", val, size, objects=objects)
+    names = CLASSES if objects else ("background", *CLASSES)
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    return root
+
+
+def test_the_parameters_in_the_docs_are_counted_and_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    segmentation.run(segmentation.parser().parse_args(["parameters"]))
+    table = capsys.readouterr().out
+    assert table in (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+    assert len(rows) == 5
+    for _, *parts, total, paper in rows:
+        assert sum(map(float, parts)) == pytest.approx(float(total), abs=0.03)
+        assert round(float(total)) == int(paper)
+
+
+# Weights and learning rates.
+
+TINY = {"width_mult": 0.125, "depths": [1, 1, 1, 1]}
+BUILDERS: Mapping[str, Callable[..., torch.nn.Module]] = {
+    "segmentation": lambda **values: segmentation.UPerNet(
+        segmentation.Segmentation(channels=8, network=TINY, **values), 2
+    ),
+    "detection": lambda **values: detection.build(detection.Detection(channels=8, network=TINY, **values), 2),
+}
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_rates_decay_from_the_heads_down_to_the_stem(build: Callable[..., torch.nn.Module]) -> None:
+    network = build()
+    groups = downstream.parameter_groups(network, layer_decay=0.5, by="layer", weight_decay=0.1)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    scales = {names[id(each)]: group["lr_scale"] for group in groups for each in group["params"]}
+    assert scales.keys() == set(names.values())
+    prefix, backbone = downstream.backbone_in(network)
+    assert len(backbone.stages) == 4
+    for name, scale in scales.items():
+        inside = name.removeprefix(prefix)
+        if inside == name:
+            assert scale == 1
+        elif inside.startswith("stem"):
+            assert scale == 0.5**5
+        else:
+            assert scale == 0.5 ** (4 - int(inside.split(".")[1])), name
+    decayed = {names[id(each)] for group in groups if group["weight_decay"] for each in group["params"]}
+    assert decayed == {
+        name for name, parameter in network.named_parameters() if parameter.ndim > 1 and "bias" not in name
+    }
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of this project, and a file as the original repository's."""
+    folder = tmp_path_factory.mktemp("sources")
+    config = config_of(write_folder(folder / "images"))
+    run = prepare(folder / "runs", config)
+    train(config, run.path)
+    network = timm.create_model(downstream.FineTuning().backbone, **TINY)
+    rename = DIALECTS["original_convnext"].rename
+    released = {"model": {rename(name): value for name, value in network.state_dict().items()}}
+    torch.save(released, folder / "released.pth")
+    return {"run": run.path, "released": folder / "released.pth"}
+
+
+@pytest.mark.parametrize("source", ["run", "released"])
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_a_backbone_starts_from_trained_weights(
+    source: str, build: Callable[..., torch.nn.Module], sources: dict[str, Path]
+) -> None:
+    path = sources[source]
+    settings = downstream.FineTuning(init_from=str(path), network=TINY)
+    network = downstream.initialize(settings, build)
+    if source == "run":
+        checkpoint = Checkpoints(path / "checkpoint").newest()
+        assert checkpoint is not None
+        there = checkpoint["engine"]["model"]
+    else:
+        rename = DIALECTS["original_convnext"].rename
+        tensors = torch.load(path, weights_only=True)["model"]
+        there = {name: tensors[rename(name)] for name in downstream.backbone_in(network)[1].state_dict()}
+    _, backbone = downstream.backbone_in(network)
+    state = backbone.state_dict()
+    assert len(state) > 20
+    for name, tensor in state.items():
+        assert torch.equal(tensor, there[name]), name
+
+
+def test_weights_of_another_width_are_refused(sources: dict[str, Path]) -> None:
+    settings = segmentation.Segmentation(init_from=str(sources["run"]), channels=8)
+    with pytest.raises(ConfigError, match="does not fit"):
+        downstream.initialize(settings, lambda: segmentation.UPerNet(settings, 2))
+
+
+# Errors.
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shapes(tmp_path_factory.mktemp("few") / "data", 4, 2, 64)
+
+
+def run_segmentation(data: Path, *words: str) -> int:
+    options = [*NARROW, *ONE_EPOCH, "--image-size", "64", "--batch-size", "2", "--out", str(data / "out")]
+    return segmentation.run(segmentation.parser().parse_args(["train", str(data), *options, *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--backbone", "roadmap_gleu"],
+            "--backbone: unknown step 'roadmap_gleu'; did you mean 'roadmap_gelu'",
+        ),
+        (["--backbone", "roadmap_family_isotropic_s"], "no feature maps at strides"),
+        (["--set", "witdh=8"], "unknown keyword 'witdh'; did you mean 'width'"),
+        (["--batch-size", "5"], "--batch-size is 5, and there are 4 images"),
+        (["--batch-size", "0", "--lr", "fast"], "(?s)--batch-size: .*--lr: "),
+        (["--precision", "fp8"], "--precision: .*fp8"),
+        (["--device", "cuda:99"], "--device 'cuda:99' is unavailable"),
+        (["--init-from", "nowhere.pth"], "nowhere.pth cannot be read"),
+    ],
+)
+def test_a_bad_option_is_named(words: list[str], message: str, few: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_segmentation(few, *words)
+
+
+def damage_sizes(data: Path) -> None:
+    Image.new("L", (32, 64)).save(data / "val/masks/1.png")
+
+
+def damage_values(data: Path) -> None:
+    Image.new("L", (64, 64), 7).save(data / "val/masks/1.png")
+
+
+def damage_modes(data: Path) -> None:
+    Image.new("RGB", (64, 64)).save(data / "val/masks/1.png")
+
+
+def damage_losses(data: Path) -> None:
+    (data / "val/masks/1.png").unlink()
+    Image.new("L", (64, 64)).save(data / "val/masks/1.jpg")
+
+
+def damage_names(data: Path) -> None:
+    (data / "val/masks/1.png").rename(data / "val/masks/01.png")
+
+
+def damage_image(data: Path) -> None:
+    path = data / "train/images/0.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def damage_folder(data: Path) -> None:
+    (data / "val/masks").rename(data / "val/mask")
+
+
+DAMAGES: Mapping[Callable[[Path], None], str] = {
+    damage_sizes: r"masks/1.png is 32x64 pixels, and its image 64x64",
+    damage_values: r"masks/1.png holds the value 7, and the 3 classes are 0 to 2",
+    damage_modes: r"masks/1.png .*one channel, and its mode is RGB",
+    damage_losses: r"masks/1.jpg .*JPEG changes the values",
+    damage_names: r"masks has no mask of 1.jpg",
+    damage_image: r"images/0.jpg is not an image that can be read",
+    damage_folder: r"has no folder val/masks",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_bad_data_is_named_before_training(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    data = shapes(tmp_path / "data", 4, 2, 64)
+    damage(data)
+    with pytest.raises(ConfigError, match=DAMAGES[damage]):
+        run_segmentation(data)
+    assert not (data / "out").exists()
+
+
+def test_folders_as_ade20k_has_them_are_found(tmp_path: Path) -> None:
+    data = shapes(tmp_path / "data", 2, 2, 64)
+    for split, name in (("train", "training"), ("val", "validation")):
+        for kind, other in (("images", "images"), ("masks", "annotations")):
+            (data / other).mkdir(exist_ok=True)
+            (data / split / kind).rename(data / other / name)
+    (pair, _) = labeled_images(data, "val")
+    assert pair.image == data / "images/validation/0.jpg"
+    assert pair.mask == data / "annotations/validation/0.png"
+
+
+def test_an_ignored_value_is_no_class() -> None:
+    labels = segmentation.Labels(2, ignore=0)
+    assert labels.of(np.array([[0, 1, 2]])).tolist() == [[segmentation.IGNORED, 0, 1]]
+    labels = segmentation.Labels(2, ignore=255)
+    assert labels.of(np.array([[0, 1, 255]])).tolist() == [[0, 1, segmentation.IGNORED]]
+
+
+def test_a_detection_is_matched_once() -> None:
+    masks = torch.zeros(3, 1, 10, dtype=torch.uint8)
+    masks[0, 0, :6] = masks[1, 0, :5] = masks[2, 0, 9:] = 1
+    matches = detection.Matches()
+    matches.add(masks, masks[:1])
+    matches.add(masks[:0], masks[:1])
+    assert matches.summary == {"recall": 0.5, "precision": pytest.approx(1 / 3), "mask_iou": 1.0}
+
+
+def test_annotations_in_cocos_format_become_masks(tmp_path: Path) -> None:
+    """80 classes, whose values need more than 16 bits; a smaller object over a larger one, and a crowd."""
+    square = [2, 2, 11, 2, 11, 11, 2, 11]
+    inner = [4, 4, 6, 4, 6, 6, 4, 6]
+    common = {"image_id": 7, "iscrowd": 0}
+    annotations = [
+        common | {"id": 1, "category_id": 90, "area": 9, "segmentation": [inner]},
+        common | {"id": 2, "category_id": 11, "area": 100, "segmentation": [square, [0, 15, 1, 15, 1, 14]]},
+        common | {"id": 3, "category_id": 12, "area": 50, "segmentation": {"counts": [1]}, "iscrowd": 1},
+    ]
+    document = {
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "width": 20, "height": 16},
+            {"id": 8, "file_name": "b.jpg", "width": 4, "height": 5},
+        ],
+        "categories": [{"id": number, "name": f"c{number}"} for number in range(11, 91)],
+        "annotations": annotations,
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    words = ["coco", str(path), str(tmp_path / "data"), "train"]
+    assert detection.run(detection.parser().parse_args(words)) == 0
+    mask = read_mask(tmp_path / "data/train/masks/a.tif")
+    expected = np.zeros((16, 20), dtype=np.int32)
+    expected[2:12, 2:12], expected[4:7, 4:7] = 1, 79002
+    expected[15, :2] = expected[14, 1] = 1
+    assert mask.tolist() == expected.tolist()
+    assert not read_mask(tmp_path / "data/train/masks/b.png").any()
+    names = (tmp_path / "data/classes.txt").read_text(encoding="utf-8").split()
+    assert names == [f"c{number}" for number in range(11, 91)]
+    found = detection.objects_in(mask)
+    assert found["labels"].tolist() == [1, 80]
+    assert found["boxes"].tolist() == [[0, 2, 12, 16], [4, 4, 7, 7]]
+
+    del document["categories"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"instances.json is not in COCO's format .*categories"):
+        detection.run(detection.parser().parse_args(words))

@@ -54,6 +54,7 @@ FLOORS = {
     "roadmap.training.trainer": 4,
     "roadmap.training.evaluate": 4,
     "roadmap.train": 4,
+    "roadmap.downstream": 4,
     "roadmap.weights": 3,
     "roadmap.export": 3,
     "roadmap.timm_models": 3,
@@ -79,6 +80,7 @@ FLOORS = {
     "run_step": 5,
     "collect": 5,
     "slurm.*": 5,
+    "examples.*": 5,
 }
 NEEDS_TORCH = {
     "blocks.model",
@@ -119,6 +121,9 @@ NEEDS_TORCH = {
     "roadmap.doctor.device",
     "roadmap.doctor.speed",
     "roadmap.doctor.training_runs",
+    "roadmap.downstream",
+    "examples.detection",
+    "examples.segmentation",
 }
 HEAVY = ("torch", "timm", "sklearn")
 
@@ -127,7 +132,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-PATTERNS = ("*.py", "blocks/**/*.py", "roadmap/**/*.py", "slurm/**/*.py")
+PATTERNS = ("*.py", "blocks/**/*.py", "roadmap/**/*.py", "slurm/**/*.py", "examples/*.py")
 MODULES = {name_of(path): path for pattern in PATTERNS for path in sorted(ROOT.glob(pattern))}
 PACKAGES = {name.partition(".")[0] for name in MODULES}
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from blocks.layers import kinds
+from examples import detection, segmentation
 from roadmap import ROOT, STEPS_YAML
 from roadmap.__main__ import parser as parser_of_roadmap
 from roadmap.cli import collect, run
@@ -39,6 +40,8 @@ SCRIPTS: dict[str, Any] = {
     "slurm/status.py": status,
     "slurm/logs.py": logs,
     "slurm/cancel.py": cancel,
+    "examples/segmentation.py": segmentation,
+    "examples/detection.py": detection,
 }
 BLOCKS: list[tuple[str, str]] = [
     block for text in TEXTS.values() for block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)

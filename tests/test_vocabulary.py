@@ -44,7 +44,7 @@ BANNED = {
 ALLOWED = r'worth\.(?:md|csv|png)|"worth"|"said":|\.tell\(\)'
 FILES = "|".join(
     (
-        r"(roadmap|slurm|blocks)/.+\.(py|ya?ml|js|css|j2|html)",
+        r"(roadmap|slurm|blocks|examples)/.+\.(py|ya?ml|js|css|j2|html)",
         r"tests/benchmark_\w+\.py",
         r"[a-z_]+\.(py|yaml)",
         r"README\.md|docs/.+\.md",
