@@ -1,5 +1,5 @@
-"""What a depthwise convolution and its gradients take with PyTorch's own gradients and with ours: `python -m
-tests.benchmark_depthwise`.
+"""What a depthwise convolution takes with PyTorch's algorithms and with ours, with gradients and without:
+`python -m tests.benchmark_depthwise`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def convolution(kind: type[nn.Conv2d], shape: Shape) -> nn.Conv2d:
 
 
 def step(conv: nn.Conv2d, shape: Shape, dtype: torch.dtype) -> Callable[[], None]:
-    """One forward and backward pass as in training."""
+    """One forward pass, and in training a backward pass."""
     conv = conv.to(dtype)
     x = torch.randn(shape.batch, shape.channels, shape.size, shape.size, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -69,12 +69,17 @@ def step(conv: nn.Conv2d, shape: Shape, dtype: torch.dtype) -> Callable[[], None
     def run() -> None:
         torch.autograd.grad(conv(x), [x, *conv.parameters()], grad)
 
-    return run
+    @torch.inference_mode()
+    def infer() -> None:
+        conv(x)
+
+    return run if conv.training else infer
 
 
-def row(shape: Shape, dtype: torch.dtype, seconds: float) -> str:
+def row(shape: Shape, dtype: torch.dtype, seconds: float, train: bool) -> str:
     """Medians, and the median of the rounds' ratios with their IQR."""
-    runs = [step(convolution(kind, shape), shape, dtype) for kind in (nn.Conv2d, DepthwiseConv2d)]
+    convs = [convolution(kind, shape).train(train) for kind in (nn.Conv2d, DepthwiseConv2d)]
+    runs = [step(conv, shape, dtype) for conv in convs]
     for run in runs:
         run()
     measurements = [partial(seconds_each, run, torch.device("cpu"), 1) for run in runs]
@@ -91,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each shape and type")
+    parser.add_argument("--inference", action="store_true", help="without gradients, dilated ones only")
     parser.add_argument(
         "--everywhere", action="store_true", help="ours even where the rules leave a convolution to PyTorch"
     )
@@ -98,11 +104,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_memory()
     if options.everywhere:
-        depthwise.custom_backward_is_faster = lambda *_: True
+        depthwise.custom_backward_is_faster = depthwise.dilated_is_faster = lambda *_: True
     print("   dtype    N    C    H    k    s    d    plain     fast   fast / plain (IQR)")
     for dtype in (torch.float32, torch.bfloat16):
         for shape in shapes():
-            print(row(shape, dtype, options.seconds), flush=True)
+            if not options.inference or shape.dilation > 1:
+                print(row(shape, dtype, options.seconds, not options.inference), flush=True)
 
 
 if __name__ == "__main__":

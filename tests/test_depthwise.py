@@ -186,6 +186,142 @@ def test_the_rule_chooses_by_shape_and_type(
     assert depthwise.custom_backward_is_faster(dtype, torch.Size(shape), *geometry) == paid
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "geometry", "paid"),
+    [
+        (torch.float32, (16, 24, 56, 56), (7, 1, 3), True),
+        (torch.bfloat16, (16, 24, 56, 56), (7, 1, 3), True),
+        (torch.bfloat16, (64, 6, 8, 8), (7, 1, 3), True),  # 2 of the 7 rows of weights see only padding
+        (torch.bfloat16, (64, 3, 16, 16), (7, 1, 3), False),
+        (torch.bfloat16, (16, 24, 56, 56), (7, 1, 1), False),
+        (torch.bfloat16, (16, 24, 56, 56), (7, 2, 3), False),
+        (torch.float64, (16, 24, 56, 56), (7, 1, 3), False),
+    ],
+)
+def test_a_rule_chooses_how_an_output_without_gradients_is_computed(
+    dtype: torch.dtype, shape: tuple[int, ...], geometry: tuple[int, int, int], paid: bool
+) -> None:
+    assert depthwise.dilated_is_faster(dtype, torch.Size(shape), *geometry) == paid
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", ERRORS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "geometry", [*(each for each in GEOMETRIES if each[-1] > 1), (14, 13, 7, 1, 3), (2, 3, 7, 1, 3)], ids=str
+)
+@pytest.mark.usefixtures("path")
+def test_an_output_without_gradients_is_that_of_conv2d_to_rounding(
+    geometry: tuple[int, ...], layout: str, dtype: torch.dtype, train: bool
+) -> None:
+    *_, stride, dilation = geometry
+    x, weight, bias = (tensor.detach() for tensor in tensors((3, 6), geometry, dtype, layout))
+    ours = depthwise_conv2d(x, weight, bias, stride, dilation, train)
+    ideal = conv2d_reference(x.double(), weight.double(), bias.double(), stride, dilation)
+    assert (ours.dtype, ours.shape) == (dtype, ideal.shape)
+    assert (ours - ideal).norm() <= ERRORS[dtype] * ideal.norm()
+    assert torch.equal(depthwise_conv2d(x, weight, bias, stride, dilation, train), ours)
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of the fast dilated convolution without gradients, on maps of any size."""
+    made: list[Any] = []
+    compute = depthwise.dilated
+
+    def counting(*inputs: Any) -> Any:
+        made.append(inputs)
+        return compute(*inputs)
+
+    monkeypatch.setattr(depthwise, "dilated", counting)
+    monkeypatch.setattr(depthwise, "SMALL_MAP", 1)
+    return made
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_dilated_convolution_without_gradients_is_the_fast_one(
+    outputs: list[Any], train: bool, inference: bool
+) -> None:
+    conv = module(dilation=3).train(train)
+    with torch.inference_mode() if inference else torch.no_grad():
+        conv(images())
+    assert len(outputs) == 1
+    conv.requires_grad_(False)(images())
+    assert len(outputs) == 2
+
+
+@pytest.mark.parametrize("learning", ["x", "weight", "bias"])
+def test_a_network_in_eval_has_gradients_of_whatever_learns(outputs: list[Any], learning: str) -> None:
+    conv, x = module(dilation=3).eval().requires_grad_(False), images()
+    learns = x if learning == "x" else getattr(conv, learning)
+    learns.requires_grad_()
+    (ours,) = torch.autograd.grad(conv(x).square().sum(), learns)
+    (theirs,) = torch.autograd.grad(conv2d_reference(x, conv.weight, conv.bias, 1, 3).square().sum(), learns)
+    assert torch.equal(ours, theirs)
+    assert outputs == []
+
+
+def in_eval_compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    torch.compiler.reset()
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model, backend="aot_eager", fullgraph=True)
+    return compiled
+
+
+def in_eval_exported(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    exported = torch.export.export(model, (images(3),))
+    assert "convnext_roadmap" not in str(exported.graph)
+    return exported.module()
+
+
+def in_eval_scripted(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    scripted: Callable[[Tensor], Tensor] = torch.jit.script(model)
+    return scripted
+
+
+def in_eval_traced(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    traced: Any = torch.jit.trace(model, images(3))  # type: ignore[no-untyped-call]
+    assert "convnext_roadmap" not in str(traced.inlined_graph)
+    return traced  # type: ignore[no-any-return]
+
+
+def in_eval_traced_by_fx(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.fx.symbolic_trace(model)
+
+
+def in_eval_vectorized(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.func.vmap(lambda image: model(image.unsqueeze(0)).squeeze(0))(x)
+
+
+def in_eval_as_tangent(model: nn.Sequential) -> Callable[[Tensor], Tensor]:
+    """The derivative along x of what is linear but for the biases, which the value at zero is."""
+    linear = nn.Sequential(*(part for part in model if isinstance(part, nn.Conv2d)))
+    zero = linear(torch.zeros_like(images(3)))
+    return lambda x: torch.func.jvp(linear, (x,), (x,))[1] + zero
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        in_eval_compiled,
+        in_eval_exported,
+        in_eval_scripted,
+        in_eval_traced,
+        in_eval_traced_by_fx,
+        in_eval_vectorized,
+        in_eval_as_tangent,
+    ],
+)
+@pytest.mark.usefixtures("outputs")
+@torch.no_grad()
+def test_a_dilated_convolution_in_eval_takes_part_in_everything(
+    wrap: Callable[[nn.Sequential], Callable[[Tensor], Tensor]],
+) -> None:
+    model = network(5, 1, 3).eval()
+    model[2] = nn.Identity()
+    torch.testing.assert_close(wrap(model)(images(3)), model(images(3)), rtol=1e-4, atol=1e-5)
+
+
 def frozen(conv: nn.Conv2d) -> None:
     conv.requires_grad_(False)(images())
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -180,6 +181,60 @@ def test_multiscale_splits_its_channels_1_2_1(channels: int, sizes: list[int], s
     scales = [((3, 3), (1, 1)), ((7, 7), (1, 1)), ((7, 7), (3, 3))]
     assert convs == [(size, size, *scale) for size, scale in zip(sizes, scales, strict=True)]
     assert split(torch.randn(2, channels, 9, 9)).shape == (2, channels, op.out_size(9), op.out_size(9))
+
+
+def composed(split: SplitChannels, x: Tensor) -> Tensor:
+    """The same by PyTorch's split, conv2d and concatenation in the type of x."""
+    parts = []
+    for conv, part in zip(split.branches, torch.split(x, split.sizes, dim=1), strict=True):
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        weight, bias = conv.weight.to(x.dtype), conv.bias.to(x.dtype)
+        parts.append(
+            functional.conv2d(part, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        )
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float64, 1e-14)], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "height", "width"),
+    [(8, 1, 2), (22, 7, 7), (16, 14, 13), (64, 19, 20), (96, 29, 28)],  # some large enough for each rule
+)
+def test_multiscale_is_the_composition_of_its_branches_to_rounding(
+    channels: int,
+    height: int,
+    width: int,
+    stride: int,
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+    error: float,
+) -> None:
+    torch.manual_seed(0)
+    op = Op("spatial", "multiscale", channels, channels, kernel=7, stride=stride, padding=3, bias=True)
+    split: Any = LAYERS["multiscale"].build(op).to(dtype)
+    x = torch.randn(3, channels, height, width, dtype=dtype).contiguous(memory_format=layout)
+    exact = x.double().requires_grad_()
+    x.requires_grad_()
+    wanted = composed(split, exact)
+    grad = torch.randn_like(wanted)
+    with torch.no_grad():
+        inferred = split.eval()(x)
+    trained = split.train()(x)
+    learn = list(split.parameters())
+    pairs = [(inferred, wanted), (trained, wanted)]
+    pairs += zip(
+        torch.autograd.grad(trained, [x, *learn], grad.to(dtype)),
+        torch.autograd.grad(wanted, [exact, *learn], grad.to(dtype).double()),
+        strict=True,
+    )
+    for found, right in pairs:
+        assert (found.dtype, found.shape) == (dtype, right.shape)
+        assert (found - right).norm() <= error * right.norm()
 
 
 def test_multiscale_at_a_width_that_four_does_not_divide() -> None:
