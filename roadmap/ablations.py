@@ -150,7 +150,9 @@ def _grow(
         notes.append(
             f"The last network is not {end}: some changes set the same values, and the later one wins."
         )
-    return replace(roadmap, title=title, tree=tree, ablation=ablation, notes=tuple(notes), whole=roadmap)
+    return replace(
+        roadmap, title=title, tree=tree, references={}, ablation=ablation, notes=tuple(notes), whole=roadmap
+    )
 
 
 def _values(settings: Settings) -> frozenset[tuple[str, bool, Any]]:

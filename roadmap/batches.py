@@ -74,7 +74,7 @@ def plan_batches(config: RunConfig, world: int = 1) -> BatchPlan:
     """
     recipe, system = config.recipe, config.system
     group, share = recipe.group, recipe.global_batch // world
-    bn = config.model.block.norm.kind == "bn"
+    bn = config.has_batch_norm
 
     def refusal(message: str) -> ConfigError:
         return config_error(

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -20,8 +23,9 @@ from pydantic import (
 )
 
 from blocks.cost import complexity
-from blocks.spec import Count, ModelSpec, Spec
-from roadmap.errors import ConfigError, Problem, keyed_message, relative
+from blocks.plan import describe
+from blocks.spec import Count, ModelSpec, Rate, Spec
+from roadmap.errors import MODEL_TAGS, ConfigError, Problem, keyed_message, relative
 from roadmap.strict_yaml import read_yaml, write_yaml
 
 Positive = Annotated[float, Field(gt=0)]
@@ -67,6 +71,13 @@ def _one_error(wanted: str) -> WrapValidator:
 def _compile_mode(value: Any) -> Any:
     """A truth value as the mode that it once was; YAML 1.1 reads `off` as one."""
     return {False: "off", True: "default"}[value] if isinstance(value, bool) else value
+
+
+def _immutable(value: Any) -> Any:
+    """A value of YAML or JSON with tuples for its lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _immutable(item) for key, item in value.items()}
+    return tuple(map(_immutable, value)) if isinstance(value, list | tuple) else value
 
 
 class RecipeSpec(Spec):
@@ -391,6 +402,57 @@ class SystemSpec(Spec):
     )
 
 
+class TimmSpec(Spec):
+    """A network of timm, in place of one of ours: the `model` of a reference step."""
+
+    timm: str = Field(description="timm's name for the model.")
+    args: Annotated[dict[str, Any], AfterValidator(_immutable)] = Field(
+        description=(
+            "Keywords of timm's `create_model` beyond those that follow from the configuration: `in_chans`,"
+            " `num_classes`, `drop_path_rate`, and `img_size` where the model takes it."
+        )
+    )
+    batch_norm: bool = Field(
+        description=(
+            "Whether the model has BN, whose batches are then those of `recipe.local_batch` as in our"
+            " networks. false is checked when the model is built."
+        )
+    )
+    in_chans: Count = Field(description="Channels of an image: 3 for RGB, 1 for gray.")
+    num_classes: Count = Field(description="Number of classes, which is the classifier's number of outputs.")
+    drop_path: Rate = Field(description="Stochastic depth rate: timm's `drop_path_rate`.")
+
+    @model_validator(mode="after")
+    def _check_args(self) -> Self:
+        if taken := [key for key in self.args if key in FROM_CONFIG]:
+            key = taken[0]
+            raise ValueError(f"args: {key} follows from the configuration; set {FROM_CONFIG[key]}")
+        return self
+
+
+# timm's keywords that a configuration decides, with its keys
+FROM_CONFIG = {
+    "in_chans": "model.in_chans",
+    "num_classes": "model.num_classes",
+    "drop_path_rate": "model.drop_path",
+    "img_size": "data.image_size",
+    "pretrained": "system.init_from, by --init-from",
+    "checkpoint_path": "system.init_from, by --init-from",
+}
+
+
+def _tag_of_model(value: Any) -> str:
+    """Which of MODEL_TAGS a model is."""
+    is_timm = "timm" in value if isinstance(value, Mapping) else isinstance(value, TimmSpec)
+    return MODEL_TAGS[is_timm]
+
+
+Model = Annotated[
+    Annotated[ModelSpec, Tag(MODEL_TAGS[0])] | Annotated[TimmSpec, Tag(MODEL_TAGS[1])],
+    Discriminator(_tag_of_model),
+]
+
+
 class RunConfig(Spec):
     """The configuration of one run."""
 
@@ -402,7 +464,7 @@ class RunConfig(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         description="Seed of all random numbers; runs that differ only in it have the same hash."
     )
-    model: ModelSpec = Field(description="The network.")
+    model: Model = Field(description="The network.")
     recipe: RecipeSpec = Field(description="How the network is trained.")
     data: DataSpec = Field(description="What it is trained and evaluated on.")
     system: SystemSpec = Field(description="Where and how the run executes.")
@@ -416,10 +478,32 @@ class RunConfig(Spec):
                     f"data.{name} holds {given} values for model.in_chans = {self.model.in_chans}"
                 )
         try:
-            complexity(self.model, self.data.image_size)
+            if isinstance(self.model, ModelSpec):
+                complexity(self.model, self.data.image_size)
         except ValueError as error:
             raise ValueError(f"data.image_size: {error}") from error
         return self
+
+    @property
+    def ours(self) -> ModelSpec:
+        """The network where it is one of ours; ConfigError for a model of timm."""
+        if isinstance(self.model, TimmSpec):
+            raise ConfigError([Problem(self.step, f"is a reference, timm's {self.model.timm}")])
+        return self.model
+
+    @property
+    def architecture(self) -> str:
+        """The network in one line: the block's sentence, or timm's name with its keywords."""
+        if isinstance(self.model, ModelSpec):
+            return describe(self.model.block)
+        words = [self.model.timm, *(f"{key}={value!r}" for key, value in self.model.args.items())]
+        return f"timm: {', '.join(words)}"
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network normalizes over the images of a batch."""
+        model = self.model
+        return model.batch_norm if isinstance(model, TimmSpec) else model.block.norm.kind == "bn"
 
     @property
     def hash(self) -> str:

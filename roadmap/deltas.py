@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from blocks.cost import Complexity, complexity, training_macs
 from blocks.layers import did_you_mean
-from roadmap.config import RunConfig
+from blocks.spec import ModelSpec
+from roadmap.config import RunConfig, TimmSpec
 from roadmap.errors import (
     ConfigError,
     Mark,
     Problem,
     config_error,
     format_validation_error,
+    keys_of,
     one_of_these,
     relative,
 )
@@ -63,13 +66,32 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class ReferenceStep(Delta):
+    """A step with a model of timm, outside the tree: what it sets over the configuration of the path's end.
+
+    `profile_args` are its keywords in some profiles, over those among its settings.
+    """
+
+    profile_args: Mapping[str, Setting] = field(default_factory=dict)
+
+    def args_in(self, profiles: Iterable[Delta]) -> Settings:
+        """The model's keywords in a profile, which is given by its ancestors and itself."""
+        own = self.settings["model.args"]
+        for profile in profiles:
+            if more := self.profile_args.get(profile.name):
+                own = replace(more, value=own.value | more.value)
+        return {"model.args": own}
+
+
+@dataclass(frozen=True)
 class Roadmap:
     """A tree of steps over a base, and the profiles that any step can be run with; `path` is their file.
 
     `source` names where the paper's results are printed. `ablation` is set where the steps are combinations
     of the path's deltas instead of the path; `notes` are sentences about those that were left out, and
     `whole` is the roadmap that it was made of. `contexts` are the path's changes that are on in each step of
-    a screening design. `end` is the last step of the path, by default the file's.
+    a screening design. `end` is the last step of the path, by default the file's. `references` are the steps
+    outside the tree.
     """
 
     name: str
@@ -86,6 +108,7 @@ class Roadmap:
     whole: Roadmap | None = None
     contexts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     end: str | None = None
+    references: Mapping[str, ReferenceStep] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -101,6 +124,10 @@ class Roadmap:
             return self.steps
         return tuple(step.name for step in self.lineage(self.end or self.steps[-1]))
 
+    def delta(self, step: str) -> Delta:
+        """A step of the tree, or a reference; KeyError for others."""
+        return self.references[step] if step in self.references else self.tree[step]
+
     def branches_off(self, step: str) -> bool:
         """Whether the parent of a step is another than the step before it."""
         parent, index = self.tree[step].parent, self.steps.index(step)
@@ -113,6 +140,8 @@ class Roadmap:
         """
         if self.whole is not None and step not in self.tree:
             return self.whole.lineage(step)
+        if step in self.references:
+            return (*self.lineage(self.trunk[-1]), self.references[step])
         if step in self.tree or not re.search("[+@-]", step):
             return self._ancestry("step", self.tree, step)
         return self._ordered(step) if "@" in step else self._combined(step)
@@ -174,7 +203,11 @@ class Roadmap:
 
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
-            raise config_error(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, known)}")
+            if what == "step" and name in self.references:
+                message = f"{name} is a reference, not a step that changes could be added to"
+                raise config_error(relative(self.path), message)
+            names = [*known, *self.references] if what == "step" else known
+            raise config_error(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, names)}")
         path = [known[name]]
         while (parent := path[-1].parent) is not None:
             path.append(known[parent])
@@ -197,14 +230,55 @@ def resolve(
     return validate(settings, roadmap=roadmap.name, step=step, profile=profile, seed=seed)
 
 
+def known_cost(roadmap: Roadmap, config: RunConfig) -> Complexity | None:
+    """The cost of a configuration's network by arithmetic.
+
+    That of a reference is as counted in the steps file, if the network is the one there; None if it is not.
+    """
+    if isinstance(config.model, ModelSpec):
+        return complexity(config.model, config.data.image_size)
+    step = (roadmap.whole or roadmap).references.get(config.step)
+    if step is None or step.counted is None:
+        return None
+    own = resolve(roadmap, config.step)
+    model = config.model.model_copy(update={"drop_path": own.model.drop_path})
+    if (model, config.data.image_size) != (own.model, own.data.image_size):
+        return None
+    return Complexity(round(step.counted.params * 1e6), round(step.counted.gmacs * 1e9))
+
+
+def known_training_macs(roadmap: Roadmap, config: RunConfig) -> int | None:
+    """Multiply-adds of a forward and backward pass for one image, where the cost is known: in a model of
+    timm, three times those of the forward pass.
+    """
+    if isinstance(config.model, ModelSpec):
+        return training_macs(config.model, config.data.image_size)
+    cost = known_cost(roadmap, config)
+    return None if cost is None else 3 * cost.macs
+
+
 def trace(
     roadmap: Roadmap, step: str, *, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Every key of a configuration with what set it, the latest set last; parameters as in `resolve`."""
-    deltas = [*roadmap.lineage(step), *roadmap.profile(profile)]
-    return merge(
-        roadmap.base, *(delta.settings for delta in deltas), overriding(roadmap.base, overrides or {})
-    )
+    """Every key of a configuration with what set it, the latest set last; parameters as in `resolve`.
+
+    Of the keys of our networks, a reference step has those that a model of timm has, too.
+    """
+    deltas, profiles = roadmap.lineage(step), roadmap.profile(profile)
+    given = overriding(roadmap.base, overrides or {})
+    layers = [roadmap.base, *(delta.settings for delta in (*deltas, *profiles)), given]
+    if isinstance(reference := deltas[-1], ReferenceStep):
+        layers.append(reference.args_in(profiles))
+    merged = merge(*layers)
+    if isinstance(reference, ReferenceStep):
+        merged = {path: setting for path, setting in merged.items() if is_key_of_timm(path)}
+    return merged
+
+
+def is_key_of_timm(path: str) -> bool:
+    """Whether a key is one of a configuration whose model is timm's."""
+    section, _, key = path.partition(".")
+    return section != "model" or key in TimmSpec.model_fields
 
 
 def change_of(
@@ -214,6 +288,8 @@ def change_of(
 
     In a screening design, these are the names of the changes that are on.
     """
+    if step in roadmap.references:
+        return f"a reference: timm's {roadmap.references[step].settings['model.timm'].value}"
     parent = roadmap.tree[step].parent
     if parent is None:
         there = (roadmap.whole or roadmap).tree.get(step)
@@ -257,7 +333,7 @@ def validate(settings: Settings, **identity: Any) -> RunConfig:
 
 def _blame(settings: Settings, error: Any) -> Problem:
     """The setting behind a pydantic error; for a rule over several keys, the last set of those it names."""
-    parts, message = [str(part) for part in error["loc"]], format_validation_error(error)
+    parts, message = keys_of(error), format_validation_error(error)
     for end in range(len(parts), -1, -1):
         path = ".".join(parts[:end])
         prefix = f"{path}." if path else ""

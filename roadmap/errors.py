@@ -11,6 +11,8 @@ from typing import Any
 
 from blocks.layers import did_you_mean
 
+# pydantic's names for the two kinds of models in the places of errors; the spaces keep them from being keys
+MODEL_TAGS = ("model of ours", "model of timm")
 NOT_FINITE = {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}  # from JSON to YAML
 
 
@@ -72,9 +74,14 @@ def one_of_these(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "")
 
 
+def keys_of(error: Any) -> list[str]:
+    """The keys that lead to the place of one of pydantic's errors."""
+    return [str(part) for part in error["loc"] if part not in MODEL_TAGS]
+
+
 def keyed_message(error: Any) -> str:
     """The message of one of pydantic's errors, after the key that it is about."""
-    key = ".".join(map(str, error["loc"]))
+    key = ".".join(keys_of(error))
     return f"{key}: {format_validation_error(error)}" if key else format_validation_error(error)
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from blocks.spec import ModelSpec
-from roadmap.config import RunConfig
+from roadmap.config import RunConfig, TimmSpec
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import write_atomic, write_errors
+from roadmap.networks import timm_arguments
 from roadmap.records import RunDir
 from roadmap.strict_yaml import parse_yaml, show
 from roadmap.training.checkpoint import Checkpoints
@@ -114,6 +115,17 @@ def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     return (name, kwargs) if name else (other, size | kwargs)
 
 
+def loadable(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """The name and keyword arguments with which `timm.create_model` builds a configuration's network, as
+    `timm_model` for one of ours.
+    """
+    if not isinstance(config.model, TimmSpec):
+        return timm_model(config.model)
+    kwargs = timm_arguments(config)
+    kwargs.pop("drop_path_rate", None)  # it is for training
+    return config.model.timm, kwargs
+
+
 def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of `timm_model(spec)` with our tensors; ConfigError as there."""
     is_convnext = _architecture(spec) == "ConvNeXt"
@@ -139,9 +151,12 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
             relative(run.path),
             "is not a run's folder, such as runs/convnext_t/imagenet/gelu/seed0-0123abcd: no config.yaml",
         )
-    spec = RunConfig.read(run.config).model
+    config = RunConfig.read(run.config)
+    is_reference = isinstance(config.model, TimmSpec)
+    if is_reference and names == "ours":
+        raise config_error("--names", f"ours is for our networks; {config.step} has timm's names")
     try:
-        model, kwargs = timm_model(spec) if names == "timm" else ("", {})
+        model, kwargs = loadable(config) if names == "timm" else ("", {})
     except ConfigError as error:
         hint = Problem("--names", "ours writes the weights under this project's names, without timm's")
         raise ConfigError([*error.problems, hint]) from error
@@ -152,7 +167,8 @@ def export(run_dir: Path, out: Path, *, ema: bool = False, names: Literal["timm"
     state = engine["ema" if ema else "model"]
     if state is None:
         raise config_error(relative(run.path), "has no EMA of its weights: its recipe.ema is null")
-    state = {name: value.contiguous() for name, value in (to_timm(spec, state) if model else state).items()}
+    renamed = to_timm(config.ours, state) if model and not is_reference else state
+    state = {name: value.contiguous() for name, value in renamed.items()}
     classes: list[str] | None = checkpoint.get("data", {}).get("classes")
     with write_errors(out):
         write_atomic(out, _safetensors(state, classes) if out.suffix == ".safetensors" else _pickled(state))

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
-from blocks import complexity, describe
+from blocks import Complexity, ModelSpec, complexity
 from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
@@ -33,26 +33,42 @@ EXIT_BUSY = 75  # EX_TEMPFAIL: nothing is wrong, but another process works on th
 
 def print_plan(config: RunConfig, runs: Path) -> int:
     """Prints the network, its cost, and an estimate of its training; writes nothing."""
-    model, recipe = config.model, config.recipe
-    cost = complexity(model, config.data.image_size)
-    widths = [model.stage_width(stage) for stage in range(len(model.depths))]
+    recipe, (cost, macs) = config.recipe, _costs(config)
     identity = f"{config.step} of {config.roadmap}, profile {config.profile or 'none'}, seed {config.seed}"
     optimizer = f"{recipe.optimizer} at lr {recipe.peak_lr:g}, {recipe.precision}"
     rows = [
         ("step", f"{identity}, configuration {config.hash}"),
-        ("block", describe(model.block)),
-        ("stages", f"depths {list(model.depths)}, widths {widths}"),
+        *_network(config),
         ("parameters", f"{cost.params / 1e6:.3f} M"),
         ("forward", f"{cost.gmacs:.4f} GMACs an image of {config.data.image_size} px"),
         ("budget", f"{count(recipe.epochs, 'epoch')}, batch {recipe.global_batch}, {optimizer}"),
         ("processes", f"{'; '.join(_batch_plans(config))} (gradient accumulation x micro-batch of each)"),
-        *_estimates(config, runs),
+        *_estimates(config, runs, macs),
         *([("loading", rate)] if (rate := expected_rate(config)) else []),
         ("run", relative(run_dir_of(runs, config).path)),
     ]
     for name, text in rows:
         print(f"{name:<11} {text}")
     return 0
+
+
+def _costs(config: RunConfig) -> tuple[Complexity, int]:
+    """The network's cost, and the multiply-adds of training for one image; those of timm's are counted."""
+    if isinstance(config.model, ModelSpec):
+        size = config.data.image_size
+        return complexity(config.model, size), training_macs(config.model, size)
+    from roadmap.networks import cost_of, training_macs_of
+
+    return cost_of(config), training_macs_of(config)
+
+
+def _network(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """The network in words."""
+    model = config.model
+    yield "block" if isinstance(model, ModelSpec) else "network", config.architecture
+    if isinstance(model, ModelSpec):
+        widths = [model.stage_width(stage) for stage in range(len(model.depths))]
+        yield "stages", f"depths {list(model.depths)}, widths {widths}"
 
 
 def _batch_plans(config: RunConfig) -> Iterator[str]:
@@ -65,9 +81,10 @@ def _batch_plans(config: RunConfig) -> Iterator[str]:
         yield f"{world}: {plan.accumulation} x {count(plan.micro, 'image')}"
 
 
-def _estimates(config: RunConfig, runs: Path) -> Iterator[tuple[str, str]]:
-    """The cost of training, and its time at the speed of the finished runs of this configuration."""
-    macs = training_macs(config.model, config.data.image_size)
+def _estimates(config: RunConfig, runs: Path, macs: int) -> Iterator[tuple[str, str]]:
+    """The cost of training at `macs` an image, and its time at the speed of the finished runs of this
+    configuration.
+    """
     images, epochs = training_images(config), config.recipe.epochs
     if images is None:
         image = f"{macs / 1e9:.4f} GMACs a training image (forward and backward)"
@@ -144,7 +161,7 @@ def _print_start(console: Console, config: RunConfig, run: RunDir) -> None:
             else ""
         )
         console.print(f"the run is finished already{elsewhere}", highlight=False, soft_wrap=True)
-    console.print(f"{config.step} seed {config.seed}: {describe(config.model.block)}", highlight=False)
+    console.print(f"{config.step} seed {config.seed}: {config.architecture}", highlight=False)
 
 
 def _explained(error: Exception) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from roadmap.config import RunConfig
+from roadmap.config import RunConfig, TimmSpec
 from roadmap.deltas import Setting, Settings, unknown_keys
 from roadmap.errors import ConfigError
 from roadmap.steps_file import StepsFile
@@ -24,6 +24,11 @@ The defaults are those of `base` in [`steps.yaml`](../steps.yaml). Values are YA
 
 `python -m roadmap schema --markdown --out docs/config.md` generates this file.
 `python -m roadmap explain --keys` prints the same, and `explain STEP` prints the values of a step."""
+OF_A_REFERENCE = "model of a reference step"
+ABOUT_REFERENCES = """\
+The `config.yaml` of a step with a model of timm has these keys in `model`; `--set` and the `set` of a profile
+or step reach the last three of them. See [reference models](models.md#reference-models).
+"""
 ONLY_IN_A_RUN = "in config.yaml only"
 OF_A_RUN = """\
 A run's `config.yaml` has all of the above, and these keys, which `--set` does not accept.
@@ -50,9 +55,18 @@ def _dereferenced(schema: Schema, definitions: Schema) -> Schema:
     return definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
+def _schema_of_runs() -> Schema:
+    """The schema of a run's configuration, whose model is one of ours."""
+    schema = RunConfig.model_json_schema()
+    ours, _ = schema["properties"]["model"].pop("oneOf")
+    schema["properties"]["model"] |= ours
+    del schema["$defs"][TimmSpec.__name__]
+    return schema
+
+
 def describe_keys(names: Iterable[str]) -> list[Key]:
     """The keys of a run's configuration that have these dotted names."""
-    schema = RunConfig.model_json_schema()
+    schema = _schema_of_runs()
     found = {name: property_at(name, schema, schema["$defs"]) for name in names}
     return [Key(name, accepted_values(each), each["description"]) for name, each in found.items()]
 
@@ -112,13 +126,13 @@ def _range(schema: Schema) -> str:
 
 def config_markdown(base: Settings) -> str:
     """All keys with their values in `base`, a table for each section."""
-    schema = RunConfig.model_json_schema()
+    schema = _schema_of_runs()
     sections: dict[str, list[str]] = {}
     for name in base:
         sections.setdefault(name.rpartition(".")[0], []).append(name)
     links = [
         f"- [{title}](#{re.sub(r'[^a-z-]', '', title.replace(' ', '-'))})"
-        for title in (*sections, ONLY_IN_A_RUN)
+        for title in (*sections, OF_A_REFERENCE, ONLY_IN_A_RUN)
     ]
     lines = [TITLE, "", *links, "", INTRODUCTION]
     for section, names in sections.items():
@@ -131,6 +145,12 @@ def config_markdown(base: Settings) -> str:
                 for key in describe_keys(names)
             ],
         )
+    timm = TimmSpec.model_json_schema()["properties"]
+    lines += ["", f"## {OF_A_REFERENCE}", "", ABOUT_REFERENCES]
+    lines += _table(
+        ["key", "values", "description"],
+        [[f"`{name}`", accepted_values(each), each["description"]] for name, each in timm.items()],
+    )
     sections_of_base = {path.partition(".")[0] for path in base}
     of_a_run = [name for name in RunConfig.model_fields if name not in sections_of_base]
     lines += ["", f"## {ONLY_IN_A_RUN}", "", OF_A_RUN]
@@ -152,7 +172,7 @@ def steps_schema(base: Settings) -> Schema:
     It has keys, types and ranges; only loading the file checks that deltas change something and parents
     exist.
     """
-    schema, config = StepsFile.model_json_schema(), RunConfig.model_json_schema()
+    schema, config = StepsFile.model_json_schema(), _schema_of_runs()
     definitions: Schema = schema.pop("$defs") | config["$defs"]
     sections = {path.partition(".")[0]: config["properties"][path.partition(".")[0]] for path in base}
     for entry in ("StepEntry", "ProfileEntry"):

@@ -13,8 +13,11 @@ from roadmap.ablations import ablate
 from roadmap.deltas import (
     NO_PROFILE,
     Delta,
+    ReferenceStep,
     Roadmap,
+    Setting,
     Settings,
+    is_key_of_timm,
     merge,
     parse_overrides,
     resolve,
@@ -112,9 +115,14 @@ class _Builder:
         like = self._earlier(name, "like", entry.like) if entry.like else None
         if base is None or (entry.like and like is None):
             return None
-        steps = self._build_steps(name, entry, like)
+        built = self._build_steps(name, entry, like)
+        references = {step.name: step for step in built.values() if isinstance(step, ReferenceStep)}
+        steps = {step: delta for step, delta in built.items() if step not in references}
         nodes = self._step_nodes(name)
-        if not self._check_parents(steps, nodes, "step"):
+        if not steps:
+            message = "has references only; a roadmap needs a step without `model`"
+            self._add(self._at(name).key, f"roadmap '{name}': {message}")
+        if not steps or not self._check_parents(steps, nodes, "step"):
             return None
         for step in entry.throughput.steps if entry.throughput else ():
             if step not in steps:
@@ -131,6 +139,7 @@ class _Builder:
             entry.reference,
             entry.source,
             entry.throughput,
+            references=references,
         )
         return replace(roadmap, end=self._end_of(roadmap, entry, nodes))
 
@@ -197,10 +206,14 @@ class _Builder:
                 where = f"in line {first.line}" if first.file == place.file else f"at {first}"
                 self._add(place, f"step '{written.name}' is defined twice, first {where}")
                 continue
-            steps[written.name] = self._build_step(written, node, like, list(steps))
             places[written.name] = place
+            if written.model is not None:
+                steps[written.name] = self._build_reference(written, node)
+                continue
+            before = [step.name for step in steps.values() if not isinstance(step, ReferenceStep)]
+            steps[written.name] = self._build_step(written, node, like, before)
             is_shared = like is not None and (written.name in like.tree or written.title is None)
-            if len(steps) > 1 and _sets_nothing(node) and not is_shared:
+            if before and _sets_nothing(node) and not is_shared:
                 self._add(place, f"step '{written.name}': changes nothing: `set` is empty")
         return steps
 
@@ -226,6 +239,37 @@ class _Builder:
             self._add(node.key, f"step '{written.name}': 'title' is missing{why}")
         parent = parent or (before[-1] if before else None)
         return Delta(written.name, title or written.name, parent, settings, written.paper, written.counted)
+
+    def _build_reference(self, written: StepEntry, node: Node) -> ReferenceStep:
+        """A step with a model of timm; of our networks' keys, it can only set those that timm's have, too."""
+        source, model = f"step '{written.name}'", written.model
+        assert model is not None
+        if written.parent is not None:
+            message = "has a model of timm, and so no parent: its recipe is that of the path's last step"
+            self._add(node.at("parent").key, f"{source}: {message}")
+        if written.title is None:
+            self._add(node.key, f"{source}: 'title' is missing")
+        settings = self._read_set(node, source)
+        for path, setting in settings.items():
+            if not is_key_of_timm(path):
+                message = f"'{path}' is a key of our networks; those of timm's model are in model.args"
+                self.problems.append(setting.problem(message))
+        place = node.at("model").key
+        settings |= {
+            f"model.{key}": Setting(getattr(model, key), source, place)
+            for key in ("timm", "args", "batch_norm")
+        }
+        of_profiles = {
+            name: Setting(args, source, node.at("model", "profiles", name).key)
+            for name, args in model.profiles.items()
+        }
+        for name in model.profiles.keys() - self.document.written.profiles.keys():
+            hint = one_of_these(name, self.document.written.profiles)
+            self.problems.append(of_profiles[name].problem(f"unknown profile '{name}'{hint}"))
+        title = written.title or written.name
+        return ReferenceStep(
+            written.name, title, None, settings, written.paper, written.counted, profile_args=of_profiles
+        )
 
     def _read_set(self, node: Node, source: str) -> Settings:
         """What a delta sets; keys that the base does not have become problems, and the rest is checked."""
@@ -265,6 +309,9 @@ def _check_steps(roadmap: Roadmap) -> list[Problem]:
         before = trace(roadmap, step.parent) if step.parent else roadmap.base
         problems += _check_changes(step, [before])
         problems += _check_values(roadmap, step.name, None)
+    for reference in roadmap.references.values():
+        problems += _check_changes(reference, [trace(roadmap, roadmap.trunk[-1])])
+        problems += _check_values(roadmap, reference.name, None)
     return problems
 
 
@@ -283,7 +330,7 @@ def _check_steps_in_profiles(roadmap: Roadmap) -> list[Problem]:
     return [
         problem
         for name in roadmap.profiles
-        for step in roadmap.steps
+        for step in (*roadmap.steps, *roadmap.references)
         for problem in _check_values(roadmap, step, name)
     ]
 
@@ -292,7 +339,7 @@ def _check_changes(delta: Delta, before: list[Settings]) -> list[Problem]:
     return [
         setting.problem(f"'{path}' changes nothing: it already is {show(setting.value)}")
         for path, setting in delta.settings.items()
-        if all(same(settings[path].value, setting.value) for settings in before)
+        if all(path in settings and same(settings[path].value, setting.value) for settings in before)
     ]
 
 

@@ -76,16 +76,37 @@ class Throughput(Spec):
     references: tuple[ReferenceSpeed, ...] = Field(default=(), description="Other models of the same table.")
 
 
+class TimmEntry(Spec):
+    """A model of timm, which a reference step trains in place of one of our networks."""
+
+    timm: str = Field(description="timm's name for the model, such as `swin_tiny_patch4_window7_224`.")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="More keywords of timm's `create_model` for it."
+    )
+    batch_norm: bool = Field(
+        default=True,
+        description="Whether the model has BN, whose batches are then those of `recipe.local_batch`.",
+    )
+    profiles: dict[Name, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Keywords in a profile and those that it is the parent of, over `args`.",
+    )
+
+
 class StepEntry(Spec):
     """One step: a change of a few values of its parent.
 
-    In a roadmap that is `like` another one, what is missing comes from the step of the same name there.
+    In a roadmap that is `like` another one, what is missing comes from the step of the same name there. With
+    `model`, it is a reference step: outside the tree, with the recipe of the path's last step.
     """
 
     name: Name = Field(description="The step's id.")
     title: str | None = Field(default=None, description="The step's name in tables and figures.")
     parent: Name | None = Field(
         default=None, description="The step that this one changes; by default the one before it."
+    )
+    model: TimmEntry | None = Field(
+        default=None, description="A model of timm, which makes this a reference step, without a parent."
     )
     set: dict[str, Any] = Field(
         default_factory=dict, description="The keys that the step changes, nested or dotted."
@@ -145,8 +166,8 @@ class StepsFile(Spec):
 
 
 ENTRIES: tuple[type[Spec], ...] = (
-    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, PaperResult, CountedCost, Reference, Throughput,
-    ReferenceSpeed,
+    StepsFile, RoadmapEntry, ProfileEntry, StepEntry, TimmEntry, PaperResult, CountedCost, Reference,
+    Throughput, ReferenceSpeed,
 )  # fmt: skip
 
 

@@ -56,13 +56,13 @@ def register(path: str | Path = STEPS_YAML) -> tuple[str, ...]:
             registered[name] = config
             default_cfgs.update(generate_default_cfgs({name: _default_cfg(config)}))
             # timm adds the name to this module's __all__
-            globals()[name] = register_model(_entrypoint(name, config.model))
+            globals()[name] = register_model(_entrypoint(name, config.ours))
     return tuple(configs)
 
 
 def _default_cfg(config: RunConfig) -> dict[str, Any]:
     """timm's configuration of a model, without an address, because no weights are published."""
-    model, data, recipe = config.model, config.data, config.recipe
+    model, data, recipe = config.ours, config.data, config.recipe
     positions = data.image_size // (model.stem.stride << len(model.depths) - 1)
     return {
         "input_size": (model.in_chans, data.image_size, data.image_size),

@@ -55,7 +55,7 @@ def plan_seeds(
     """
     stages = Stages(roadmap, {config.step: _results(config, runs) for config in steps}, precision)
     if not stages.pairs:
-        parents = dict.fromkeys(filter(None, (roadmap.tree[step].parent for step in stages.results)))
+        parents = dict.fromkeys(filter(None, (roadmap.delta(step).parent for step in stages.results)))
         add = f"; add {', '.join(parents)}" if parents else ""
         raise config_error("--steps", f"selects no step together with its parent{add}")
     for line in stages.unpaired():
@@ -105,7 +105,7 @@ class Stages:
     @cached_property
     def pairs(self) -> dict[str, str]:
         """The parent of each selected step whose parent is selected, too."""
-        parents = {step: self.roadmap.tree[step].parent for step in self.results}
+        parents = {step: self.roadmap.delta(step).parent for step in self.results}
         return {step: parent for step, parent in parents.items() if parent and parent in self.results}
 
     @cached_property
@@ -144,7 +144,7 @@ class Stages:
     def unpaired(self) -> Iterator[str]:
         """A line for each step whose parent is not selected."""
         for step in self.results:
-            if step not in self.pairs and (parent := self.roadmap.tree[step].parent):
+            if step not in self.pairs and (parent := self.roadmap.delta(step).parent):
                 yield f"{step}: its parent, {parent}, is not selected; no seeds for their difference"
 
     def rows(self, plan: Allocation) -> Iterator[list[str]]:

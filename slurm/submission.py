@@ -8,16 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import Selection, read_overrides, read_precision, select
 from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
-from roadmap.deltas import NO_PROFILE
+from roadmap.deltas import NO_PROFILE, Roadmap, known_training_macs
 from roadmap.errors import ConfigError, Problem, config_error
 from roadmap.estimate import finished_results, makespan, training_images, training_seconds
 from roadmap.lease import Lease, LeaseHeld
 from roadmap.records import RunDir, Status, find_runs, prepare, run_dir_of, status
+from roadmap.references import check_references
 from roadmap.steps import load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, tally
@@ -83,7 +83,7 @@ def submit_runs(arguments: argparse.Namespace) -> int:
             return 0
         runs = [run_dir_of(arguments.runs, config) for config in configs]
     if arguments.dry_run:
-        return dry_run(arguments, cluster, configs, runs, devices)
+        return dry_run(arguments, selection.roadmap, cluster, configs, runs, devices)
     runs = [prepare(arguments.runs, config) for config in configs]
     for run in runs:
         run.renew()
@@ -142,10 +142,11 @@ def check_step_names(
     """ConfigError if the cluster's entry names a step that no roadmap of the steps file has."""
     if not cluster.steps:
         return
-    known = set(selection.roadmap.steps)
+    known = {*selection.roadmap.steps, *selection.roadmap.references}
     if not cluster.steps.keys() <= known:  # steps of another roadmap, or misspelled
         others = load_roadmaps(arguments.steps_file).values()
-        check_steps(name, arguments.cluster_file, known.union(*(roadmap.steps for roadmap in others)))
+        everywhere = known.union(*((*other.steps, *other.references) for other in others))
+        check_steps(name, arguments.cluster_file, everywhere)
 
 
 def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) -> list[RunConfig]:
@@ -153,10 +154,12 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
 
     It is resolved and checked once for all seeds.
     """
-    steps = dict.fromkeys(arguments.steps or selection.roadmap.steps)
+    more = selection.roadmap.references if arguments.references else ()
+    steps = dict.fromkeys([*(arguments.steps or selection.roadmap.steps), *more])
     configs = [with_init_digest(selection.resolve(step)) for step in steps]
     if not arguments.dry_run:  # which may run where the data is unavailable
         check_data(*configs, here=cluster.scheduler == "local")
+        check_references(configs)
     for config in configs:
         if not arguments.dry_run:
             check_init(config)
@@ -216,6 +219,7 @@ def warn_changed_configs(runs: Sequence[RunDir]) -> None:
 
 def dry_run(
     arguments: argparse.Namespace,
+    roadmap: Roadmap,
     cluster: Cluster,
     configs: Sequence[RunConfig],
     runs: Sequence[RunDir],
@@ -253,13 +257,14 @@ def dry_run(
             print("# the job that collects when all have ended")
             print(collecting_script(cluster, jobs, source))
     unfinished = [config for config, state in zip(configs, found, strict=True) if state.result is None]
-    for line in estimate(cluster, unfinished, arguments.runs, at_once) if unfinished else ():
+    lines = estimate(roadmap, cluster, unfinished, arguments.runs, at_once) if unfinished else ()
+    for line in lines:
         console().print(line, highlight=False)
     return 0
 
 
 def estimate(
-    cluster: Cluster, configs: Sequence[RunConfig], runs: Path, at_once: int | None
+    roadmap: Roadmap, cluster: Cluster, configs: Sequence[RunConfig], runs: Path, at_once: int | None
 ) -> Iterator[str]:
     """The device-hours of a plan, and the hours until its end with `at_once` runs at a time (None: all), as
     far as they can be estimated.
@@ -273,7 +278,7 @@ def estimate(
         resources, data = cluster.of(config.step), (config.data, config.system)
         if data not in images:
             images[data] = training_images(config)
-        steps[config.step] = resources, _hours(resources, config, runs, images[data])
+        steps[config.step] = resources, _hours(roadmap, resources, config, runs, images[data])
     known = [hours for config in configs if (hours := steps[config.step][1]) is not None]
     on_gpus = cluster.gpus_per_node or (cluster.scheduler == "local" and gpus())
     device = "GPU" if on_gpus else "process"
@@ -302,7 +307,9 @@ def estimate(
     )
 
 
-def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int | None) -> float | None:
+def _hours(
+    roadmap: Roadmap, cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int | None
+) -> float | None:
     """The hours of a run: at the speed of finished runs on as many processes, each with as large a share of a
     GPU, or at the cluster's tflops.
     """
@@ -311,8 +318,9 @@ def _hours(cluster: Cluster, config: RunConfig, runs: Path, epoch_images: int | 
     results = [one for one in finished_results(config, runs) if (one.processes, one.runs_per_gpu) == wanted]
     seconds = training_seconds(images, results)
     if seconds is None and cluster.tflops is not None and cluster.gpus:
-        macs = training_macs(config.model, config.data.image_size)
-        seconds = 2 * macs * images * cluster.runs_per_gpu / (1e12 * cluster.tflops * cluster.gpus)
+        flops = 1e12 * cluster.tflops * cluster.gpus / cluster.runs_per_gpu
+        macs = known_training_macs(roadmap, config)
+        seconds = None if macs is None else 2 * macs * images / flops
     return None if seconds is None else seconds / 3600
 
 

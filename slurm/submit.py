@@ -21,6 +21,11 @@ def parser() -> argparse.ArgumentParser:
     add_config_options(options)
     options.add_argument("--steps", nargs="+", metavar="STEP", help="train these steps only (default: all)")
     options.add_argument(
+        "--references",
+        action="store_true",
+        help="train the roadmap's reference steps, too: models of timm, with the final recipe",
+    )
+    options.add_argument(
         "--seeds",
         type=int,
         default=SEEDS,

@@ -22,7 +22,7 @@ from roadmap.training.optim import build_optimizer
 
 def stepping(config: RunConfig, fused: bool) -> Callable[[], float]:
     """A measurement of the recipe's optimizer on the step's parameters, in seconds a step."""
-    model = build_model(config.model)
+    model = build_model(config.ours)
     optimizer = build_optimizer(config.recipe, model)
     for group in optimizer.param_groups:
         group |= {"fused": fused, "foreach": False}

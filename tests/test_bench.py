@@ -133,13 +133,13 @@ def test_rounds_continue_until_the_time_is_over() -> None:
 
 
 def test_training_is_three_forward_passes_without_the_gradient_of_the_images() -> None:
-    resnet, convnext = (resolve(load_roadmap(), step).model for step in ("resnet50", "separate_downsampling"))
+    resnet, convnext = (resolve(load_roadmap(), step).ours for step in ("resnet50", "separate_downsampling"))
     assert training_macs(resnet) == 3 * complexity(resnet).macs - 112**2 * 64 * 3 * 7**2
     assert training_macs(convnext, 64) == 3 * complexity(convnext, 64).macs - 16**2 * 96 * 3 * 4**2
 
 
 def test_torch_counts_the_same_where_no_convolution_is_depthwise() -> None:
-    spec = resolve(load_roadmap(), "resnet50").model
+    spec = resolve(load_roadmap(), "resnet50").ours
     with torch.device("meta"):
         network, images = build_model(spec).train(), torch.randn(2, 3, 64, 64)
     with FlopCounterMode(display=False) as counter:
@@ -595,7 +595,7 @@ def test_networks_are_measured_beside_timms(monkeypatch: pytest.MonkeyPatch, tmp
         load_roadmap(),
         "separate_downsampling",
         overrides={"model.depths": (1, 1, 1, 1), "model.num_classes": 10},
-    ).model
+    ).ours
     assert ours.gmacs == pytest.approx(training_macs(spec, 32) / 1e9)
     assert path.with_suffix(".md").exists()
 

@@ -267,7 +267,7 @@ def test_some_of_the_classes_are_evaluated_among_their_outputs(
     if train == "without":
         shutil.copytree(root / "hard", tmp_path / "data" / "hard")
     data = root if train == "with" else tmp_path / "data"
-    network = build_model(config_of(root).model)
+    network = build_model(config_of(root).ours)
     copy_weights(network, read_weights(run.path).states["raw"], "")
     classifier: Any = network.get_classifier()
     ten, two, other = (PLAIN.index(name) for name in ("10", "2", "1"))
@@ -496,7 +496,7 @@ def test_a_classifier_of_other_classes_of_the_same_number_is_kept(
     classes: list[str] | None, said: str | None, run: RunDir, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = with_init_digest(config_of(root, system__init_from=str(run.path)))
-    network = build_model(config.model)
+    network = build_model(config.ours)
     initialize_from(network, config, classes)
     state = read_weights(run.path).states["raw"]
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())

@@ -656,7 +656,7 @@ def test_the_estimate_has_an_array_wait_for_the_one_before(tmp_path: Path) -> No
         for step, seeds in (("resnet50", 3), ("gelu", 4))
         for seed in range(seeds)
     ]
-    lines = "\n".join(estimate(given, plan, tmp_path, given.parallel))
+    lines = "\n".join(estimate(load_roadmap(), given, plan, tmp_path, given.parallel))
     found = re.search(r"([\d.]+) hours with up to 4 runs at a time; a run takes ([\d.]+) to ([\d.]+)", lines)
     assert found
     end, shortest, longest = map(float, found.groups())
@@ -668,7 +668,7 @@ def test_the_estimate_counts_the_hours_of_a_gpu_that_runs_share_once(tmp_path: P
 
     def numbers(share: int) -> list[float]:
         given = cluster(gpus_per_node=1, tflops=17, runs_per_gpu=share)
-        lines = "\n".join(estimate(given, plan, tmp_path, 8))
+        lines = "\n".join(estimate(load_roadmap(), given, plan, tmp_path, 8))
         found = re.search(r"([\d,.]+) GPU-hours.*?([\d,.]+) hours.*takes ([\d,.]+) to", lines, re.DOTALL)
         assert found
         return [float(number.replace(",", "")) for number in found.groups()]
@@ -684,7 +684,7 @@ def test_the_estimate_is_from_runs_that_shared_a_gpu_alike(tmp_path: Path) -> No
     assert result
     run.result.write_text(result.model_dump_json(), encoding="utf-8")
     known, unknown = (
-        list(estimate(cluster(gpus_per_node=1, runs_per_gpu=share), [config], tmp_path, None))
+        list(estimate(load_roadmap(), cluster(gpus_per_node=1, runs_per_gpu=share), [config], tmp_path, None))
         for share in (4, 2)
     )
     assert "GPU-hours for 1 run" in known[0]

@@ -498,8 +498,8 @@ def test_recipe_is_the_papers(step: str) -> None:
 
 def test_a_delta_that_is_left_out_changes_nothing() -> None:
     gelu, without = resolve(ROADMAP, "gelu"), resolve(ROADMAP, "gelu-kernel_7")
-    assert (gelu.model.block.spatial.kernel, without.model.block.spatial.kernel) == (7, 3)
-    block = gelu.model.block.model_copy(update={"spatial": without.model.block.spatial})
+    assert (gelu.ours.block.spatial.kernel, without.ours.block.spatial.kernel) == (7, 3)
+    block = gelu.ours.block.model_copy(update={"spatial": without.ours.block.spatial})
     model = gelu.model.model_copy(update={"block": block})
     assert without == gelu.model_copy(update={"step": "gelu-kernel_7", "model": model})
 
@@ -517,13 +517,13 @@ def test_overrides_win_over_the_profile_and_the_profile_over_the_step() -> None:
         resolve(ROADMAP, "kernel_7", profile="digits_noisy"),
         resolve(ROADMAP, "kernel_7", profile="digits_noisy", overrides=overrides),
     )
-    assert (step.recipe.epochs, step.model.num_classes, step.model.block.spatial.kernel) == (300, 1000, 7)
+    assert (step.recipe.epochs, step.ours.num_classes, step.ours.block.spatial.kernel) == (300, 1000, 7)
     assert profiled.recipe.epochs < 300
-    assert (profiled.model.num_classes, profiled.model.block.spatial.kernel) == (10, 7)
+    assert (profiled.ours.num_classes, profiled.ours.block.spatial.kernel) == (10, 7)
     assert (
         overridden.recipe.epochs,
         overridden.model.num_classes,
-        overridden.model.block.spatial.kernel,
+        overridden.ours.block.spatial.kernel,
     ) == (7, 10, 5)
 
 

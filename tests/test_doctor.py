@@ -157,7 +157,7 @@ def test_a_wrong_weight_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest
     assert not errors(findings_of("forward", tmp_path, monkeypatch, LAST))
     right = correctness.copied
 
-    network = build_model(resolve(ROADMAP, LAST, overrides=correctness.SHALLOW).model)
+    network = build_model(resolve(ROADMAP, LAST, overrides=correctness.SHALLOW).ours)
     name = next(name for name, tensor in network.named_parameters() if tensor.ndim == 4)
 
     def wrong_copy(network: nn.Module, device: torch.device) -> nn.Module:

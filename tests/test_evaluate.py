@@ -86,7 +86,7 @@ def config_of(root: Path, **more: Any) -> RunConfig:
 
 def network_of(config: RunConfig, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    network = build_model(config.model)
+    network = build_model(config.ours)
     randomize(network)
     return network
 

@@ -42,7 +42,7 @@ def test_a_step_is_added_to_a_roadmap_of_the_project(tmp_path: Path) -> None:
     mine = load_roadmap(write(tmp_path, MORE_STEPS))
     assert mine.steps == (*SHIPPED["convnext_t"].steps, "hard_swish")
     assert mine.tree["hard_swish"].parent == "separate_downsampling"
-    assert resolve(mine, "hard_swish").model.block.act.kind == "hard_swish"
+    assert resolve(mine, "hard_swish").ours.block.act.kind == "hard_swish"
     for step in SHIPPED["convnext_t"].steps:
         assert resolve(mine, step) == resolve(SHIPPED["convnext_t"], step)
 
@@ -112,7 +112,7 @@ roadmaps:
         ("gelu", "GELU now", "kernel_7"),
     ]
     assert narrow.tree["stage_ratio"].paper is None
-    assert resolve(narrow, "stage_ratio").model.depths == (1, 1, 5, 1)
+    assert resolve(narrow, "stage_ratio").ours.depths == (1, 1, 5, 1)
     assert resolve(narrow, "gelu", profile="flowers").recipe.epochs == 50
     assert resolve(mine["after"], "start").model == resolve(narrow, "gelu").model
     assert (

@@ -52,7 +52,7 @@ def config_of(
 
 def network_of(config: RunConfig) -> Network:
     torch.manual_seed(0)
-    return build_model(config.model)
+    return build_model(config.ours)
 
 
 def groups_of(config: RunConfig, by: Any = "layer") -> dict[str, int]:
@@ -576,7 +576,7 @@ def test_a_run_stands_for_the_weights_or_the_ema_of_its_newest_checkpoint(
 ) -> None:
     config = digits(system__init_from=str(source.path), **({"recipe__init_weights": kind} if kind else {}))
     assert config.recipe.init_digest == sha(newest(source))
-    network = build_model(config.model)
+    network = build_model(config.ours)
     initialize_from(network, config)
     there = engine_of(source)
     assert all(torch.equal(value, there[part][name]) for name, value in network.state_dict().items())

@@ -47,7 +47,7 @@ def small(step: str, roadmap: str = "convnext_t") -> ModelSpec:
     """A network of a sixth to an eighth of the width and at most three blocks a stage, for images of 32
     pixels.
     """
-    depths = resolve(ROADMAPS[roadmap], step).model.depths
+    depths = resolve(ROADMAPS[roadmap], step).ours.depths
     stride = 16 if len(depths) == 1 else 2
     # the rates of the largest would leave some block no image of so few
     shrunk = SMALL | {
@@ -55,7 +55,7 @@ def small(step: str, roadmap: str = "convnext_t") -> ModelSpec:
         "model.stem.stride": stride,
         "model.drop_path": 0.0,
     }
-    return resolve(ROADMAPS[roadmap], step, overrides=shrunk).model
+    return resolve(ROADMAPS[roadmap], step, overrides=shrunk).ours
 
 
 def counted(spec: ModelSpec, image_size: int) -> Complexity:
@@ -79,10 +79,10 @@ def test_networks_match_the_golden_file() -> None:
     for name, roadmap in ROADMAPS.items():
         for step in roadmap.steps:
             config = resolve(roadmap, step)
-            cost = complexity(config.model, config.data.image_size)
+            cost = complexity(config.ours, config.data.image_size)
             size = str(config.data.image_size)
             figures = {
-                "sentence": describe(config.model.block),
+                "sentence": describe(config.ours.block),
                 "size": size,
                 "params": str(cost.params),
                 "macs": str(cost.macs),
@@ -106,7 +106,7 @@ def test_every_network_has_the_cost_that_was_counted_elsewhere() -> None:
 @each_network
 def test_arithmetic_counts_the_modules_at_full_size(roadmap: str, step: str) -> None:
     config = resolve(ROADMAPS[roadmap], step)
-    assert complexity(config.model, config.data.image_size) == counted(config.model, config.data.image_size)
+    assert complexity(config.ours, config.data.image_size) == counted(config.ours, config.data.image_size)
 
 
 @each_network
@@ -138,7 +138,7 @@ def drop_rates(network: Network) -> list[float]:
 )
 def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks: int) -> None:
     expected = torch.linspace(0, rate, blocks, dtype=torch.float64).tolist()
-    assert drop_rates(build_model(resolve(ROADMAP, step, overrides=SMALL).model)) == pytest.approx(expected)
+    assert drop_rates(build_model(resolve(ROADMAP, step, overrides=SMALL).ours)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
@@ -146,7 +146,7 @@ def test_drop_path_rises_linearly_over_all_blocks(step: str, rate: float, blocks
 def test_the_sum_of_a_block_is_exact_to_rounding(rate: float, scale: float | None) -> None:
     """Against timm's drop path of the scaled body, in training and not, with the same random numbers."""
     block = BlockSpec.model_validate(
-        resolve(ROADMAP, "kernel_7").model.block.model_dump() | {"layer_scale": scale}
+        resolve(ROADMAP, "kernel_7").ours.block.model_dump() | {"layer_scale": scale}
     )
     residual = Residual(plan_block(block, 16, 16, 1), rate)
     x = torch.randn(8, 16, 9, 9).contiguous(memory_format=torch.channels_last)
@@ -273,7 +273,7 @@ def test_gelu_of_channels_last_is_left_to_onednn() -> None:
 
 
 def test_norms_between_the_stages_can_be_left_out() -> None:
-    spec = resolve(ROADMAP, "separate_downsampling", overrides=SMALL | {"model.downsample_norm": False}).model
+    spec = resolve(ROADMAP, "separate_downsampling", overrides=SMALL | {"model.downsample_norm": False}).ours
     names = [name for name, _ in build_model(spec).named_parameters() if "downsample" in name]
     assert names == [
         f"stages.{stage}.downsample.conv.{part}" for stage in (1, 2, 3) for part in ("weight", "bias")

@@ -286,7 +286,7 @@ def test_any_deltas_of_all_roadmaps_in_any_order_are_a_network(
     merged = merge(ROADMAP.base, *(ROADMAPS[name].tree[step].settings for name, step in chosen), RECIPE)
     config = validate(merged, roadmap="any", step="any", profile=None, seed=0)
     event(f"{len(chosen) // 10 * 10} deltas or more")
-    check_training(*shrunk(config.model, positions))
+    check_training(*shrunk(config.ours, positions))
 
 
 @plain

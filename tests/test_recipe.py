@@ -231,7 +231,7 @@ def drop_path(step: str, roadmap: str = "convnext_t") -> str:
     from blocks.residual import Residual
 
     with torch.device("meta"):
-        network = build_model(config_of(step, roadmap).model)
+        network = build_model(config_of(step, roadmap).ours)
     rates = [
         getattr(module.drop_path, "drop_prob", 0.0)
         for module in network.modules()

@@ -74,7 +74,7 @@ def test_a_design_holds_different_valid_networks_within_the_cost_cap(name: str, 
         config = resolve(design, step)
         assert config == resolve(whole, step)
         costs[config.hash] = complexity(config.model, config.data.image_size).macs
-        block = config.model.block
+        block = config.ours.block
         assert (block.spatial.kind, block.spatial.kernel, block.hidden, block.order[0]) != (
             "conv",
             7,

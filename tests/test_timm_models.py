@@ -35,14 +35,14 @@ from tests.helpers import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: list[str] = timm.list_models("roadmap_*")
-ISOTROPIC = [name for name in MODELS if len(registered[name].model.depths) == 1]
+ISOTROPIC = [name for name in MODELS if len(registered[name].ours.depths) == 1]
 
 
 def at_small_size(name: str) -> ModelSpec:
     """What a model shares with those from which it differs in width, depth and the rate of stochastic depth
     only.
     """
-    spec = registered[name].model
+    spec = registered[name].ours
     depths = (2, 1)[: len(spec.depths)]
     return spec.model_copy(update={"width": 8, "depths": depths, "drop_path": min(spec.drop_path, 0.1)})
 
@@ -59,7 +59,7 @@ each_kind = pytest.mark.parametrize("name", KINDS)
 def small(name: str, deepest: int = 2, **kwargs: Any) -> Any:
     """A narrow and shallow `name`, in evaluation mode, with weights under which its blocks do something."""
     torch.manual_seed(0)
-    depths = [min(depth, deepest) for depth in registered[name].model.depths]
+    depths = [min(depth, deepest) for depth in registered[name].ours.depths]
     model = timm.create_model(name, **{"width": 8, "depths": depths} | kwargs)
     for key, value in model.state_dict().items():
         if key.endswith(("gamma", "running_var")):  # a layer scale of 1e-6 would hide the block behind it
@@ -195,7 +195,7 @@ def test_a_new_classifier_has_the_place_the_type_and_the_spread_of_the_old_one()
 
 @each_kind
 def test_features_only(name: str) -> None:
-    spec, model = registered[name].model, small(name, features_only=True)
+    spec, model = registered[name].ours, small(name, features_only=True)
     maps = model(images())
     assert model.feature_info.channels() == [x.shape[1] for x in maps]
     assert (
@@ -499,8 +499,8 @@ def test_there_are_no_published_weights() -> None:
 
 @each_model
 def test_the_model_is_the_one_that_is_trained(name: str) -> None:
-    spec = registered[name].model.model_copy(
-        update={"depths": (1,) * len(registered[name].model.depths), "width": 8}
+    spec = registered[name].ours.model_copy(
+        update={"depths": (1,) * len(registered[name].ours.depths), "width": 8}
     )
     torch.manual_seed(0)
     expected = build_model(spec)

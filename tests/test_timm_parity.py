@@ -95,7 +95,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 
 def spec_of(network: str) -> ModelSpec:
     step, overrides, _ = NETWORKS[network]
-    return resolve(load_roadmap(), step, overrides=overrides).model
+    return resolve(load_roadmap(), step, overrides=overrides).ours
 
 
 def hollow(build: Callable[[], nn.Module]) -> nn.Module:
@@ -274,19 +274,19 @@ FIXED = [
 def test_a_value_that_timm_does_not_have_is_refused_alone(
     step: str, key: str, value: Any, message: str
 ) -> None:
-    assert refusals(resolve(load_roadmap(), step, overrides={f"model.{key}": value}).model) == [
+    assert refusals(resolve(load_roadmap(), step, overrides={f"model.{key}": value}).ours) == [
         f"model.{key} {message}"
     ]
 
 
 def test_all_values_in_the_way_to_the_nearest_network_are_named() -> None:
-    assert refusals(resolve(load_roadmap(), "patchify_stem").model) == [
+    assert refusals(resolve(load_roadmap(), "patchify_stem").ours) == [
         "model.stem.kind is patchify; timm's ResNet has resnet",
         "model.stem.norm is false; timm's ResNet has true",
     ]
-    assert len(refusals(resolve(load_roadmap(), "fewer_norms").model)) == 4
+    assert len(refusals(resolve(load_roadmap(), "fewer_norms").ours)) == 4
 
 
 def test_the_order_of_places_is_nothing_to_refuse() -> None:
     overrides = {"model.block.norm.after": ["pw2", "pw1", "spatial"]}
-    assert timm_model(resolve(load_roadmap(), RESNET, overrides=overrides).model) == ("resnet50", {})
+    assert timm_model(resolve(load_roadmap(), RESNET, overrides=overrides).ours) == ("resnet50", {})

@@ -44,7 +44,7 @@ def spec_of(**model: Any) -> ModelSpec:
     """A small ConvNeXt."""
     small = {"model.depths": [1, 2, 2, 1], "model.width": 16, "model.num_classes": 7}
     overrides = small | {f"model.{key.replace('__', '.')}": value for key, value in model.items()}
-    return resolve(load_roadmap(), "separate_downsampling", overrides=overrides).model
+    return resolve(load_roadmap(), "separate_downsampling", overrides=overrides).ours
 
 
 def copy_of(network: nn.Module) -> dict[str, Tensor]:
@@ -625,7 +625,7 @@ def test_only_a_1x1_at_the_end_may_differ(name: str, reshape: Any, is_harmless: 
 
 def test_counts_of_batches_may_be_absent_but_statistics_may_not(tmp_path: Path) -> None:
     network = build_model(
-        resolve(load_roadmap(), "resnet50", overrides={"model.width": 8, "model.depths": [1, 1, 1, 1]}).model
+        resolve(load_roadmap(), "resnet50", overrides={"model.width": 8, "model.depths": [1, 1, 1, 1]}).ours
     )
     counts = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
     assert counts
@@ -680,7 +680,7 @@ def newest(run: RunDir) -> Path:
 
 
 def ours_of(config: RunConfig, run: RunDir, part: str) -> nn.Module:
-    network = build_model(config.model)
+    network = build_model(config.ours)
     network.load_state_dict(torch.load(newest(run), weights_only=True)["engine"][part])
     return network
 
@@ -724,7 +724,7 @@ def test_an_export_comes_back(trained: tuple[RunConfig, RunDir], tmp_path: Path)
         dict(sorted(read_state_dict(tmp_path / "ours.safetensors").items())), dict(sorted(expected.items()))
     )
     export(run.path, tmp_path / "timm.pth")
-    network = build_model(config.model)
+    network = build_model(config.ours)
     assert load_weights(network, tmp_path / "timm.pth").dialect == "timm_convnext"
     assert_equal(network.state_dict(), expected)
     assert load_weights(network, newest(run), ema=True).fits
@@ -782,7 +782,7 @@ def test_a_step_that_timm_does_not_have_goes_out_under_our_names_only(tmp_path: 
     )
     sentence = export(run.path, tmp_path / "x.pth", names="ours")
     assert f"; roadmap.weights.load_weights(network, '{tmp_path / 'x.pth'}') loads it; " in sentence
-    network = build_model(config.model)
+    network = build_model(config.ours)
     assert load_weights(network, tmp_path / "x.pth").dialect == "ours"
     assert_equal(network.state_dict(), ours_of(config, run, "model").state_dict())
 
@@ -805,7 +805,7 @@ def test_the_command_lines_write_a_run_and_report_whether_a_file_fits(
     done = roadmap_command("export", run.path, exported)
     assert (done.returncode, done.stderr) == (0, "")
     assert "timm.create_model('convnext_tiny'" in done.stdout
-    model = config.model
+    model = config.ours
     values: dict[str, Any] = {"depths": model.depths, "width": model.width, "width_mult": model.width_mult}
     values |= {"stem.stride": model.stem.stride, "block.layer_scale": model.block.layer_scale}
     like = [

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from blocks.cost import complexity, training_macs
 from roadmap.bench.config import check_options, config_of, overrides_of
 from roadmap.bench.figure import throughput_figure
 from roadmap.bench.interleave import LEAST, SHORTEST, interleave, ratio_of, spread_of, timed
@@ -44,6 +43,7 @@ from roadmap.deltas import Roadmap
 from roadmap.errors import config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.lease import now
+from roadmap.networks import cost_of, training_macs_of
 from roadmap.provenance import commit
 from roadmap.report.figures.style import save
 from roadmap.steps import load_roadmaps
@@ -158,9 +158,7 @@ class Meter:
         other: str,
     ) -> Measurement:
         recipe, size, took = config.recipe, config.data.image_size, spread_of(times[name])
-        macs = (
-            complexity(config.model, size).macs if mode == "inference" else training_macs(config.model, size)
-        )
+        macs = cost_of(config).macs if mode == "inference" else training_macs_of(config)
         rates = [2e-12 * macs * recipe.global_batch / seconds for seconds in times[name]]
         found = self.place | _against(times, name, other, recipe.precision) | _peak(rates, peaks)
         return Measurement.model_validate(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from blocks.spec import ModelSpec
 from roadmap import ROOT
 from roadmap.bench.workloads import build, free
 from roadmap.config import RunConfig
@@ -99,14 +100,12 @@ def forget_peak() -> None:
 
 
 def small(config: RunConfig) -> RunConfig:
-    """The configuration with one block per stage and few images."""
+    """The configuration with few images, and one block per stage of a network of ours."""
     model, recipe = config.model, config.recipe
-    return config.model_copy(
-        update={
-            "model": model.model_copy(update={"depths": tuple(1 for _ in model.depths)}),
-            "recipe": recipe.model_copy(update={"global_batch": FIRST, "local_batch": FIRST}),
-        }
-    )
+    if isinstance(model, ModelSpec):
+        model = model.model_copy(update={"depths": tuple(1 for _ in model.depths)})
+    few = recipe.model_copy(update={"global_batch": FIRST, "local_batch": FIRST})
+    return config.model_copy(update={"model": model, "recipe": few})
 
 
 def grown_mb(subject: str, mode: str, config: RunConfig, device: torch.device) -> float:

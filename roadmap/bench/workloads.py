@@ -17,7 +17,6 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blocks.model import build_model
 from roadmap.bench.interleave import SHORTEST, batch_errors, seconds_each
 from roadmap.bench.results import BARE, LOOP, OURS, TIMM_DEFAULTS
 from roadmap.config import RecipeSpec, RunConfig
@@ -26,6 +25,7 @@ from roadmap.data.loader import Loader
 from roadmap.data.staging import stage
 from roadmap.errors import ConfigError
 from roadmap.export import timm_model
+from roadmap.networks import build_network, checkpoint_activations
 from roadmap.training.compiled import (
     CompilerFailed,
     GradientCheck,
@@ -45,9 +45,9 @@ FEWEST = 10  # iterations of a window
 
 
 def has_timm(config: RunConfig) -> bool:
-    """Whether timm has this network."""
+    """Whether timm has this network of ours; a reference's is timm's own."""
     try:
-        return bool(timm_model(config.model))
+        return bool(timm_model(config.ours))
     except ConfigError:
         return False
 
@@ -89,7 +89,7 @@ def ours_trained(config: RunConfig, device: torch.device) -> Run:
 
 def ours_inferring(config: RunConfig, device: torch.device) -> Run:
     """Evaluation of a batch by our network."""
-    return inferring(_prepared(build_model(config.model), config, device), config, device)
+    return inferring(_prepared(build_network(config), config, device), config, device)
 
 
 def inferring(
@@ -160,14 +160,15 @@ def theirs_trained(config: RunConfig, device: torch.device, defaults: bool) -> R
 
 def timm_network(config: RunConfig, device: torch.device, defaults: bool) -> nn.Module:
     """timm's network with the same shape and stochastic depth rate."""
-    name, kwargs = timm_model(config.model)
+    name, kwargs = timm_model(config.ours)
     model: nn.Module = create_model(name, **kwargs, drop_path_rate=config.model.drop_path)
     return model.to(device) if defaults else _prepared(model, config, device)
 
 
 def _prepared(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
     prepared: Any = model.to(device).to(memory_format=torch.channels_last)
-    prepared.set_grad_checkpointing(config.system.grad_checkpointing)
+    if config.system.grad_checkpointing:
+        checkpoint_activations(prepared, config)
     found: nn.Module = prepared
     return found
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from rich.padding import Padding
 
-from blocks import build_model, describe
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import load_config, read_overrides, select
 from roadmap.deltas import Settings, change_of, changes, resolve
@@ -27,9 +26,7 @@ def print_steps(arguments: argparse.Namespace) -> int:
     rows = []
     for name in roadmap.steps:
         branch = "" if name in roadmap.trunk else "└ "
-        rows.append(
-            (f"{branch}{name}", change_of(roadmap, name), describe(resolve(roadmap, name).model.block))
-        )
+        rows.append((f"{branch}{name}", change_of(roadmap, name), resolve(roadmap, name).architecture))
     title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
     if branches := len(rows) - len(roadmap.trunk):
         title += f", {branches} on side branches"
@@ -80,7 +77,7 @@ def print_explain(arguments: argparse.Namespace) -> int:
         table(
             ["key", "value", "set by", "at"],
             rows,
-            f"{arguments.step}: {describe(config.model.block)}, {config.hash}",
+            f"{arguments.step}: {config.architecture}, {config.hash}",
         )
     )
     return 0
@@ -142,12 +139,13 @@ def print_schema(arguments: argparse.Namespace) -> int:
 def print_weights(arguments: argparse.Namespace) -> int:
     """Which of the file's weights fit; nothing is changed."""
     config = load_config(arguments)
+    from roadmap.networks import build_network
     from roadmap.weights import TAKEN, Kind, copy_weights, read_state_dicts, select
 
     states = read_state_dicts(arguments.source)
     kind: Kind = arguments.kind or "raw"
     report = copy_weights(
-        build_model(config.model), select(states, kind, arguments.source), arguments.source, strict=False
+        build_network(config), select(states, kind, arguments.source), arguments.source, strict=False
     )
     print(report)
     if len(states) > 1:

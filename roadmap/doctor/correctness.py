@@ -92,7 +92,7 @@ def forward(machine: Machine) -> None:
         config = resolve(roadmap, step, overrides=given | {"model.drop_path": 0.0})
         set_up(config, device)
         torch.manual_seed(0)
-        network = build_model(config.model)
+        network = build_model(config.ours)
         smooth(network)
         with randomized(network):
             found = copied(network, device)
@@ -208,7 +208,7 @@ def compiled_gradients(machine: Machine) -> None:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         torch.manual_seed(0)
-        network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
+        network = build_model(config.ours).to(device).to(memory_format=torch.channels_last)
         began = time.perf_counter()
         compiled = compile_network(network, "default")
         check = check_gradients(network, network, compiled, images, labels, PRECISIONS[precision])

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from blocks import Complexity, complexity
+from blocks import Complexity
 from roadmap.config import RunConfig
-from roadmap.deltas import Roadmap, change_of, resolve
+from roadmap.deltas import Roadmap, change_of, known_cost, resolve
 from roadmap.records import WAITING, Result, Status, accuracies
 from roadmap.report.marginal import MarginalEffect
 from roadmap.report.precision import Precision, TwoStage, two_stage
@@ -51,7 +51,8 @@ class AblationRow:
     `planned` counts the runs that the row should have. `gap` is our mean minus
     the paper's in percentage points and `gap_z` the same in standard errors; both are None on other data than
     the paper's. `mixed` names what differs between the row's runs, or between them and the parent's: code,
-    versions or hardware.
+    versions or hardware. A reference, a model of timm, has no parent and is no side branch. `cost` is None
+    for one whose cost is unknown until a run has a result.
     """
 
     step: str
@@ -61,7 +62,7 @@ class AblationRow:
     parent: str | None
     is_side_branch: bool
     planned: int
-    cost: Complexity
+    cost: Complexity | None
     top1: Summary | None
     delta: Difference | None
     paper: Summary | None
@@ -75,6 +76,7 @@ class AblationRow:
     p_holm: float | None = None
     two_stage: TwoStage | None = None
     mixed: tuple[str, ...] = ()
+    is_reference: bool = False
 
     @cached_property
     def results(self) -> list[Result]:
@@ -228,18 +230,23 @@ def measured(
     """The ablation of our own runs; notes name runs of other configurations, which are skipped.
 
     With `adjusted`, the p-values of all steps are adjusted together with Holm's method. With `precision`, the
-    differences to the parents and their intervals are those of the two-stage procedure.
+    differences to the parents and their intervals are those of the two-stage procedure. References have a row
+    if they have a run.
     """
-    configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in roadmap.steps}
+    tried = {run.run.step for run in runs}
+    shown = (*roadmap.steps, *(name for name in roadmap.references if name in tried))
+    configs = {name: resolve(roadmap, name, profile=profile, overrides=overrides) for name in shown}
     by_hash: dict[str, list[Status]] = {}
     for run in runs:
         by_hash.setdefault(run.run.hash, []).append(run)
     present = {name: _one_per_seed(name, by_hash.get(config.hash, [])) for name, config in configs.items()}
-    planned = max(map(len, present.values()))
+    present = {name: found for name, found in present.items() if found or name not in roadmap.references}
+    planned = max(len(present[name]) for name in roadmap.steps)
     rows = []
-    for name, config in configs.items():
-        row = _measured(roadmap, config, present, planned)
-        row = _two_stage(row, present, precision) if precision else row
+    for name in present:
+        is_reference = name in roadmap.references
+        row = _measured(roadmap, configs[name], present, len(present[name]) if is_reference else planned)
+        row = _two_stage(row, present, precision) if precision and not is_reference else row
         rows.append(replace(row, change=change_of(roadmap, name, profile=profile, overrides=overrides)))
     rows = _adjust(rows) if adjusted else rows
     here = [run.run for run in runs if run.run.step in configs]
@@ -257,6 +264,7 @@ def measured(
         *_caveats(rows, reference, adjusted, precision),
         *_test_set(rows, max(config.data.copies for config in configs.values())),
         *origins([result for row in rows for result in row.results]),
+        *_about_references(rows),
         *_agreement(agreement),
         *roadmap.notes,
         *notes,
@@ -287,7 +295,7 @@ def _one_per_seed(step: str, runs: Sequence[Status]) -> tuple[Status, ...]:
 
 def _printed(roadmap: Roadmap, name: str) -> AblationRow:
     """The row of a step with the publication's values."""
-    step, config = roadmap.tree[name], resolve(roadmap, name)
+    step, config = roadmap.delta(name), resolve(roadmap, name)
     top1, before = _paper(roadmap, name), _paper(roadmap, step.parent)
     delta = welch(top1, before) if top1 and before else None
     return AblationRow(
@@ -296,15 +304,16 @@ def _printed(roadmap: Roadmap, name: str) -> AblationRow:
         title=step.title,
         change=change_of(roadmap, name),
         parent=step.parent,
-        is_side_branch=name not in roadmap.trunk,
+        is_side_branch=name not in roadmap.trunk and name not in roadmap.references,
         planned=top1.n if top1 else 0,
         top1=top1,
         delta=delta,
-        cost=complexity(config.model, config.data.image_size),
+        cost=known_cost(roadmap, config),
         paper=top1,
         paper_delta=delta,
         paper_gmacs=step.paper.gmacs if step.paper else None,
         gmacs_note=step.paper.gmacs_note if step.paper else None,
+        is_reference=name in roadmap.references,
     )
 
 
@@ -312,7 +321,7 @@ def _measured(
     roadmap: Roadmap, config: RunConfig, present: Mapping[str, Sequence[Status]], planned: int
 ) -> AblationRow:
     """The row of a step with our values and the publication's."""
-    name, parent = config.step, roadmap.tree[config.step].parent
+    name, parent = config.step, roadmap.delta(config.step).parent
     printed = _printed(roadmap, name)
     mine, before = (
         [run.result for run in present.get(step or "", ()) if run.result is not None]
@@ -324,7 +333,7 @@ def _measured(
         printed,
         hash=config.hash,
         planned=planned,
-        cost=complexity(config.model, config.data.image_size),
+        cost=known_cost(roadmap, config) or _recorded_cost(mine),
         top1=top1,
         delta=difference(accuracies(mine), accuracies(before)) if parent else None,
         runs=tuple(present[name]),
@@ -345,6 +354,11 @@ def _two_stage(
     return replace(row, two_stage=found, delta=found.delta if found else None, planned=planned)
 
 
+def _recorded_cost(results: Sequence[Result]) -> Complexity | None:
+    """The cost that runs counted on their network."""
+    return Complexity(results[0].params, results[0].macs) if results else None
+
+
 def same_task(one: RunConfig, other: RunConfig) -> bool:
     """Whether two configurations share test images and classes, so that their accuracies are comparable."""
     return (one.data, one.model.num_classes) == (other.data, other.model.num_classes)
@@ -361,7 +375,7 @@ def _mixed(results: Sequence[Result]) -> tuple[str, ...]:
 
 
 def _paper(roadmap: Roadmap, step: str | None) -> Summary | None:
-    printed = roadmap.tree[step].paper if step else None
+    printed = roadmap.delta(step).paper if step else None
     return Summary(printed.top1, printed.std, printed.n) if printed else None
 
 
@@ -445,6 +459,13 @@ def origins(results: Sequence[Result]) -> list[str]:
         for what, values in found.items()
         if values
     ]
+
+
+def _about_references(rows: Sequence[AblationRow]) -> list[str]:
+    """The note on references, if there are any."""
+    names = [row.step for row in rows if row.is_reference]
+    what = "timm's models, trained here with the recipe of the path's last step; they are in no test of steps"
+    return [f"References: {', '.join(names)}: {what}."] if names else []
 
 
 def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Agreement:

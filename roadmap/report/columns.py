@@ -93,8 +93,10 @@ def _has_content(column: Column, rows: Sequence[AblationRow]) -> bool:
     return bool(texts) and not (column.folds and len(texts) == 1)
 
 
-def gmacs(value: float) -> str:
+def gmacs(value: float | None) -> str:
     """Two decimals, four for the small networks of small images."""
+    if value is None:
+        return NONE
     return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
@@ -265,14 +267,18 @@ ALL_COLUMNS = (
         " differences (Bonferroni).",
     ),
     Column(
-        "gmacs", "GMACs", "GMACs an image", text=lambda row: gmacs(row.cost.gmacs), value=_at("cost.gmacs")
+        "gmacs",
+        "GMACs",
+        "GMACs an image",
+        text=lambda row: gmacs(_at("cost.gmacs")(row)),
+        value=_at("cost.gmacs"),
     ),
     Column(
         "params",
         "params (M)",
         "parameters (M)",
-        text=lambda row: f"{row.cost.params / 1e6:.3f}",
-        value=lambda row: row.cost.params / 1e6,
+        text=lambda row: f"{row.cost.params / 1e6:.3f}" if row.cost else NONE,
+        value=lambda row: row.cost.params / 1e6 if row.cost else None,
     ),
     Column(
         "images_per_s",

@@ -64,7 +64,7 @@ class Experiment:
         """The same with the present state of the runs."""
         name = (self.whole.name, self.profile or NO_PROFILE)
         mine = [status(run) for run in find_runs(self.folder) if run.experiment == name]
-        steps = self.roadmap.steps
+        steps = (*self.roadmap.steps, *self.roadmap.references)
         place = {step: index for index, step in enumerate(steps)}
         runs, copies = _skip_copies(mine, run_tree(self.folder))
         runs.sort(
@@ -80,10 +80,11 @@ class Experiment:
             for step in self.roadmap.steps
         }
         unknown = {step for step in {run.run.step for run in self.all_runs} if not self.whole.knows(step)}
+        mine = {*self.roadmap.tree, *self.roadmap.references}
         return [
             run
             for run in self.all_runs
-            if run.run.step in self.roadmap.tree or run.run.hash in hashes or run.run.step in unknown
+            if run.run.step in mine or run.run.hash in hashes or run.run.step in unknown
         ]
 
     @cached_property

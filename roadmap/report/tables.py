@@ -183,8 +183,8 @@ def _record(row: AblationRow) -> dict[str, Any]:
     values["delta_resolved"] = row.resolved
     values |= _pairs(row)
     values |= {
-        "macs": row.cost.macs,
-        "params": row.cost.params,
+        "macs": row.cost and row.cost.macs,
+        "params": row.cost and row.cost.params,
         "images_per_s": row.images_per_s,
         "paper_gmacs": row.paper_gmacs,
     }
@@ -235,8 +235,8 @@ def _tree(row: AblationRow) -> dict[str, Any]:
         "top1": _summary(row.top1),
         "ema_top1": _summary(row.ema),
         "delta": delta and delta | {"p_holm": row.p_holm, "resolved": row.resolved} | _pairs(row),
-        "macs": row.cost.macs,
-        "params": row.cost.params,
+        "macs": row.cost and row.cost.macs,
+        "params": row.cost and row.cost.params,
         **{key: getattr(row, key) for key in ("images_per_s", "device_hours", "peak_memory_mb")},
         **{key: COLUMNS[key].value(row) for key in COMMON},
         "paper": {

@@ -10,8 +10,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from roadmap.config import RunConfig
-from roadmap.deltas import Roadmap, resolve, same
+from roadmap.config import RunConfig, TimmSpec
+from roadmap.deltas import Roadmap, is_key_of_timm, resolve, same
 from roadmap.errors import ConfigError, config_error, relative
 from roadmap.records import RunDir
 from roadmap.strict_yaml import show
@@ -107,7 +107,14 @@ class _StepsFile:
         if now.hash == digest:
             return {}
         then = RunConfig.read(run.config)
-        keys = [key for key in self.roadmap.base if not key.startswith("system.")]
+        is_timm = isinstance(now.model, TimmSpec)
+        keys = [
+            key
+            for key in self.roadmap.base
+            if not key.startswith("system.") and (is_key_of_timm(key) or not is_timm)
+        ]
+        if isinstance(then.model, TimmSpec) != is_timm:
+            raise config_error(relative(run.config), "is of another kind of network")
         values = {key: _value(then, key) for key in keys if not same(_value(then, key), _value(now, key))}
         if not self._given_by(values, [group]):
             raise config_error(relative(run.config), f"gives another hash than {digest}")

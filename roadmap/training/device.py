@@ -201,7 +201,7 @@ def oom_suggestions(config: RunConfig, micro: int) -> list[str]:
     suggestions = [] if system.grad_checkpointing else ["--set system.grad_checkpointing=true"]
     if micro % (4 if recipe.mixes else 2) == 0:
         # BN would see fewer images at once, which makes it another recipe
-        bn = config.model.block.norm.kind == "bn"
+        bn = config.has_batch_norm
         value = f"recipe.local_batch={recipe.group // 2}" if bn else f"system.micro_batch={half}"
         suggestions.append(f"--set {value}, {half} images at a time")
     return suggestions

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import Mixup
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blocks.model import Network, build_model
 from roadmap.batches import BatchPlan, plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.augmentation import Batch
 from roadmap.errors import config_error
+from roadmap.networks import build_network, checkpoint_activations
 from roadmap.rng import CHECK, INIT, MIX, STEP, reseed, seed_of
 from roadmap.training.checkpoint import state_bytes
 from roadmap.training.compiled import REPLAYED, CompilerFailed, calls_of, check_gradients, compile_network
@@ -55,10 +56,12 @@ class Engine:
         self.world = world or Distributed()
         self.plan = plan or plan_batches(config, self.world.size)
         reseed(INIT, config.seed)
-        self.model: Network = build_model(config.model).to(device).to(memory_format=torch.channels_last)
-        self.model.set_grad_checkpointing(system.grad_checkpointing)
+        # ours or timm's, with timm's methods
+        self.model: Any = build_network(config).to(device).to(memory_format=torch.channels_last)
+        if system.grad_checkpointing:
+            checkpoint_activations(self.model, config)
         if system.sync_bn:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+            self.model = convert_sync_batchnorm(self.model)  # also timm's norms with an activation
         self.optimizer = build_optimizer(recipe, self.model)
         self.schedule = build_schedule(recipe, self.optimizer, iterations_per_epoch)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")

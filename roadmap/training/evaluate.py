@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blocks.model import build_model
 from roadmap.batches import BatchPlan
 from roadmap.config import RunConfig
 from roadmap.data.corrupt import CorruptImages
@@ -27,6 +26,7 @@ from roadmap.data.locate import STREAMS, class_names, data_dir, is_remote, kind_
 from roadmap.data.staging import stage
 from roadmap.errors import ConfigError, config_error, relative
 from roadmap.files import temporary_path, write_atomic, write_errors
+from roadmap.networks import build_network
 from roadmap.records import RunDir, check_config, run_dir_of
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import select_device, set_up
@@ -197,7 +197,7 @@ def evaluate_found(
     ImageNet-A, the other outputs do not count.
     """
     states = found.of(kind)
-    networks = [build_model(view.model) for _ in states]
+    networks = [build_network(view) for _ in states]
     for network, state in zip(networks, states.values(), strict=True):
         copy_weights(network, state, found.where)  # to fail before the data is read
     view, labels = match_classes(found, view, data)

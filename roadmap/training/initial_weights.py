@@ -23,9 +23,7 @@ from roadmap.weight_files import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from blocks.model import Network
 
-CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +72,7 @@ def check_init(config: RunConfig) -> None:
         raise config_error(f"{config.step}: recipe.layer_decay", f"{message}; {fix}")
 
 
-def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] | None = None) -> None:
+def initialize_from(network: nn.Module, config: RunConfig, classes: Sequence[str] | None = None) -> None:
     """Initializes a fresh network for training: scales its classifier, and loads the weights of
     `system.init_from` if there are any.
 
@@ -83,7 +81,9 @@ def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] 
     ConfigError as in `check_init`, and if anything else does not fit.
     """
     check_init(config)
-    classifier, source = network.get_classifier(), config.system.init_from
+    from roadmap.networks import classifier_of
+
+    classifier, source = classifier_of(network), config.system.init_from
     scale = config.recipe.head_init_scale
     if scale != 1:
         for parameter in classifier.parameters():
@@ -93,8 +93,10 @@ def initialize_from(network: Network, config: RunConfig, classes: Sequence[str] 
     from roadmap.weights import TAKEN, copy_weights, read_weights, select
 
     weights, kind = read_weights(source), config.recipe.init_weights
+    own = set(classifier.parameters())
+    may_differ = [name for name, parameter in network.named_parameters() if parameter in own]
     report = copy_weights(
-        network, select(weights.states, kind, name_of(source)), name_of(source), may_differ=CLASSIFIER
+        network, select(weights.states, kind, name_of(source)), name_of(source), may_differ=may_differ
     )
     if len(weights.states) > 1:
         logger.warning("%s: training starts from %s", report.source, TAKEN[kind])

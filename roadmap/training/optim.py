@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from blocks.model import Network
 from roadmap.config import RecipeSpec
 
 STEM, HEAD = (-1, 0), (1_000_000, 0)  # their positions, in the numbering of stages
@@ -41,12 +43,18 @@ def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimiz
 
 
 def layer_groups(model: nn.Module, by: Literal["layer", "stage"]) -> dict[str, int]:
-    """The group of each parameter of one of our networks, by its name: 0 is the stem, the last one the head.
+    """The group of each parameter of a network, by its name: 0 is the stem, the last one the head.
+
+    The groups of timm's networks are timm's own, coarse for stages. Those of ours follow ConvNeXt.
 
     Between them a group is a stage, or by `layer` up to three blocks of a stage in a row; the layers that
     lead into a stage belong to its first group. For stages of 3, 3, 27 and 3 blocks, they are the groups of
     the original ConvNeXt's fine-tuning.
     """
+    if not isinstance(model, Network):
+        matcher: Any = model.group_matcher
+        numbers: dict[str, int] = group_parameters(model, matcher(coarse=by == "stage"), reverse=True)
+        return numbers
     positions = {name: _position(name, by) for name, _ in model.named_parameters()}
     groups = {position: group for group, position in enumerate(sorted(set(positions.values())))}
     return {name: groups[position] for name, position in positions.items()}
@@ -67,6 +75,7 @@ def _decayed(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
         layer_decay=recipe.layer_decay,
         weight_decay=recipe.weight_decay,
         decay_norm_and_bias=recipe.decay_norm_and_bias,
+        exempt=getattr(model, "no_weight_decay", set)(),
     )
 
 
@@ -77,9 +86,11 @@ def scaled_groups(
     layer_decay: float,
     weight_decay: float,
     decay_norm_and_bias: bool = False,
+    exempt: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Parameters in groups that share learning rate and weight decay, where `numbers` has the group of each
-    name as in `layer_groups`; timm's schedules multiply the rate by `lr_scale`.
+    name as in `layer_groups`; timm's schedules multiply the rate by `lr_scale`. `exempt` are names of
+    parameters without weight decay beside those of norms and biases.
 
     The head's, whose scale is 1, come first, because the first group's learning rate is the one
     that is reported.
@@ -89,7 +100,8 @@ def scaled_groups(
     for name, parameter in parameters:
         if parameter.requires_grad:
             # timm's rule
-            decays = decay_norm_and_bias or (parameter.ndim > 1 and not name.endswith(".bias"))
+            is_matrix = parameter.ndim > 1 and not name.endswith(".bias")
+            decays = decay_norm_and_bias or (is_matrix and name not in exempt)
             groups.setdefault((last - numbers[name], decays), []).append(parameter)
     return [
         {

@@ -14,7 +14,6 @@ from typing import Any, Self, TypeVar
 
 from torch.utils.data import Dataset
 
-from blocks.cost import complexity
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.augmentation import Batch
@@ -25,6 +24,7 @@ from roadmap.data.staging import stage
 from roadmap.errors import config_error, relative
 from roadmap.files import JsonLines, write_json
 from roadmap.lease import Lease, now
+from roadmap.networks import cost_of
 from roadmap.provenance import provenance
 from roadmap.records import FORMAT, WAITING, Result, RunDir
 from roadmap.signals import ENDS, Stopped, StopSignals
@@ -449,7 +449,7 @@ class Trainer:
             raise config_error(where, f"{position} ({'; '.join(differ)}); {fix}")
 
     def _result(self, status: str, speed: dict[str, float]) -> Result:
-        config, cost = self.config, complexity(self.config.model, self.config.data.image_size)
+        config, cost = self.config, cost_of(self.config, self.engine.model)
         last = self.last if status == "done" else {}
         return Result.model_validate(
             {

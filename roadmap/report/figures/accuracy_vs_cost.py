@@ -149,6 +149,8 @@ class CostPlot:
         return "GMACs" if self.cost.key == "params" else "M parameters"
 
     def _quantity(self, row: AblationRow) -> float:
+        if row.cost is None:  # of a reference without results
+            return 0.0
         return row.cost.gmacs if self.cost.key == "params" else row.cost.params / 1e6
 
     @property

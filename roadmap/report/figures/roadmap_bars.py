@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from roadmap.report.ablation import Ablation, AblationRow
-from roadmap.report.columns import COLUMNS, gmacs
+from roadmap.report.columns import COLUMNS
 from roadmap.report.figures.legend import Entry, add_legend
 from roadmap.report.figures.panels import RowPanel, add_row_texts, frame_rows, row_panels
 from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, style
@@ -56,7 +56,7 @@ def _draw_bars(panel: RowPanel) -> None:
     columns = {
         "top-1 (%)": [_mean(row, has_spread=has_spread) for row in panel.rows],
         "n": ["" if row is None else COLUMNS["n"].text(row) for row in panel.rows],
-        "GMACs": ["" if row is None else gmacs(row.cost.gmacs) for row in panel.rows],
+        "GMACs": ["" if row is None else COLUMNS["gmacs"].text(row) for row in panel.rows],
     }
     add_row_texts(panel, columns)
 

@@ -155,7 +155,7 @@ def _place(roadmap: Roadmap, step: str) -> int:
     """The number of steps between the root and this one."""
     if step in roadmap.trunk:
         return roadmap.trunk.index(step)
-    parent = roadmap.tree[step].parent
+    parent = roadmap.delta(step).parent
     return 1 + _place(roadmap, parent) if parent else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from blocks import describe
 from roadmap.deltas import changes, resolve, trace
 from roadmap.records import Status
 from roadmap.report.ablation import Ablation, AblationRow
@@ -58,7 +57,7 @@ def details(ablation: Ablation, row: AblationRow) -> StepDetails:
     config = resolve(ablation.roadmap, row.step, profile=ablation.profile, overrides=ablation.overrides)
     found = list(_changes(ablation, row))
     return StepDetails(
-        block=describe(config.model.block),
+        block=config.architecture,
         values=tuple(_values(row)),
         network=tuple(change for change in found if not change.path.startswith("recipe.")),
         recipe=tuple(change for change in found if change.path.startswith("recipe.")),
@@ -75,7 +74,7 @@ def _changes(ablation: Ablation, row: AblationRow) -> Iterator[ChangedKey]:
         trace(ablation.roadmap, step, profile=ablation.profile, overrides=ablation.overrides)
         for step in (row.parent, row.step)
     )
-    differences, own = changes(before, after), ablation.roadmap.tree[row.step].settings
+    differences, own = changes(before, after), ablation.roadmap.delta(row.step).settings
     for path in ablation.roadmap.base:
         if path in differences:
             old, new = differences[path]

@@ -205,12 +205,12 @@ def _lines(ablation: Ablation, columns: Sequence[Column]) -> Iterator[PageRow]:
 
 def _way(ablation: Ablation, row: AblationRow, numbers: dict[str, int]) -> list[int]:
     """The numbers of the rows from the root to this one, without ancestors that have no row."""
-    way, step = [], ablation.roadmap.tree[row.step]
+    way, step = [], ablation.roadmap.delta(row.step)
     while True:
         way += [numbers[step.name]] if step.name in numbers else []
         if step.parent is None:
             return way[::-1]
-        step = ablation.roadmap.tree[step.parent]
+        step = ablation.roadmap.delta(step.parent)
 
 
 def _cell(column: Column, row: AblationRow) -> PageCell:
