@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add_roadmap_options(check)
     check.add_argument("--all", action="store_true", help="all roadmaps of the file")
+    check.add_argument(
+        "--references", action="store_true", help="instead, the reference steps, counted in timm's networks"
+    )
     explain = commands.add_parser(
         "explain",
         help="the resolved configuration of a step, and what set each value; or what each key means",

@@ -126,7 +126,8 @@ class Roadmap:
 
     def delta(self, step: str) -> Delta:
         """A step of the tree, or a reference; KeyError for others."""
-        return self.references[step] if step in self.references else self.tree[step]
+        references = (self.whole or self).references
+        return references[step] if step in references else self.tree[step]
 
     def branches_off(self, step: str) -> bool:
         """Whether the parent of a step is another than the step before it."""

@@ -82,13 +82,14 @@ def cost_of(config: RunConfig, network: nn.Module | None = None) -> Complexity:
     return Complexity(params, counter.get_total_flops() // 2)
 
 
-def training_macs_of(config: RunConfig) -> int:
-    """Multiply-adds of a forward and backward pass for one image: in a model of timm, three times those of
-    the forward pass.
+def costs_of(config: RunConfig) -> tuple[Complexity, int]:
+    """The cost, and the multiply-adds of a forward and backward pass for one image: in a model of timm,
+    three times those of the forward pass.
     """
+    cost = cost_of(config)
     if isinstance(config.model, ModelSpec):
-        return training_macs(config.model, config.data.image_size)
-    return 3 * cost_of(config).macs
+        return cost, training_macs(config.model, config.data.image_size)
+    return cost, 3 * cost.macs
 
 
 def timm_arguments(config: RunConfig, image_size: int | None = None) -> dict[str, Any]:
@@ -125,7 +126,8 @@ def _create(config: RunConfig, image_size: int) -> nn.Module:
 
 
 def _forward(network: nn.Module, config: RunConfig, image_size: int) -> None:
-    """Evaluates one blank image; ValueError if that does not give logits."""
+    """Evaluates one blank image; ValueError if patches do not cover it, or that does not give logits."""
+    _check_patches(network, image_size)
     model, training = config.model, network.training
     device = next(network.parameters()).device
     image = torch.zeros(1, model.in_chans, image_size, image_size, device=device)
@@ -137,6 +139,17 @@ def _forward(network: nn.Module, config: RunConfig, image_size: int) -> None:
         network.train(training)
     if not isinstance(logits, Tensor) or logits.shape != (1, model.num_classes):
         raise ValueError(f"it does not return logits of {model.num_classes} classes")
+
+
+def _check_patches(network: nn.Module, image_size: int) -> None:
+    """ValueError where timm would silently ignore a border that is narrower than a patch."""
+    embedding = getattr(network, "patch_embed", None)
+    patches = getattr(embedding, "proj", None)
+    if not isinstance(patches, nn.Conv2d) or getattr(embedding, "dynamic_img_pad", False):
+        return
+    side, _ = patches.stride
+    if patches.kernel_size == patches.stride and (left := image_size % side):
+        raise ValueError(f"patches of {side} px leave out a border of {left} px")
 
 
 def _size_error(config: RunConfig, error: Exception) -> ConfigError:

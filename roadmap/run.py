@@ -57,9 +57,9 @@ def _costs(config: RunConfig) -> tuple[Complexity, int]:
     if isinstance(config.model, ModelSpec):
         size = config.data.image_size
         return complexity(config.model, size), training_macs(config.model, size)
-    from roadmap.networks import cost_of, training_macs_of
+    from roadmap.networks import costs_of
 
-    return cost_of(config), training_macs_of(config)
+    return costs_of(config)
 
 
 def _network(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -166,7 +166,7 @@ class _Networks:
             try:
                 settings = self._rest | self._settings(row)
                 config = validate(settings, roadmap="", step="", profile=None, seed=0)
-                self._macs[row] = complexity(config.model, config.data.image_size).macs
+                self._macs[row] = complexity(config.ours, config.data.image_size).macs
             except ConfigError:
                 self._macs[row] = None
         return self._macs[row]

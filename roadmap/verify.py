@@ -67,9 +67,19 @@ def verify(roadmap: Roadmap) -> list[VerifiedStep]:
     rows = []
     for name, step in roadmap.tree.items():
         config = resolve(roadmap, name)
-        cost = complexity(config.model, config.data.image_size)
+        cost = complexity(config.ours, config.data.image_size)
         rows.append(VerifiedStep(name, step.title, cost, step.paper, step.counted))
     return rows
+
+
+def verify_references(roadmap: Roadmap) -> list[VerifiedStep]:
+    """All references of a roadmap, without a profile: their cost is counted again in timm's networks."""
+    from roadmap.networks import cost_of  # which needs PyTorch
+
+    return [
+        VerifiedStep(name, step.title, cost_of(resolve(roadmap, name)), step.paper, step.counted)
+        for name, step in roadmap.references.items()
+    ]
 
 
 def summary(rows: list[VerifiedStep]) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
-from roadmap.cli.arguments import Selection, read_overrides, read_precision, select
-from roadmap.config import DataSpec, RunConfig, SystemSpec
+from roadmap.cli.arguments import Selection, check_used, read_overrides, read_precision, select
+from roadmap.config import DataSpec, RunConfig, SystemSpec, TimmSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE, Roadmap, known_training_macs
 from roadmap.errors import ConfigError, Problem, config_error
@@ -154,9 +154,11 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
 
     It is resolved and checked once for all seeds.
     """
-    more = selection.roadmap.references if arguments.references else ()
+    more = _references(selection) if arguments.references else ()
     steps = dict.fromkeys([*(arguments.steps or selection.roadmap.steps), *more])
     configs = [with_init_digest(selection.resolve(step)) for step in steps]
+    if all(isinstance(config.model, TimmSpec) for config in configs):
+        check_used(selection.overrides, configs)
     if not arguments.dry_run:  # which may run where the data is unavailable
         check_data(*configs, here=cluster.scheduler == "local")
         check_references(configs)
@@ -166,6 +168,17 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
         check_trackers(config)
         plan_batches(config, cluster.of(config.step).world)
     return configs
+
+
+def _references(selection: Selection) -> Sequence[str]:
+    """The roadmap's references; ConfigError where a table could not have them, or there are none."""
+    roadmap = selection.roadmap
+    if roadmap.ablation is not None:
+        message = "cannot be used with --ablate, whose table has no references; name them with --steps"
+        raise config_error("--references", message)
+    if not roadmap.references:
+        raise config_error("--references", f"selects none: roadmap {roadmap.name} has no reference steps")
+    return tuple(roadmap.references)
 
 
 def with_seeds(steps: Sequence[RunConfig], seeds: Mapping[str, int]) -> list[RunConfig]:

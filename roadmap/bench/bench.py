@@ -43,7 +43,7 @@ from roadmap.deltas import Roadmap
 from roadmap.errors import config_error, relative
 from roadmap.files import write_atomic, write_errors
 from roadmap.lease import now
-from roadmap.networks import cost_of, training_macs_of
+from roadmap.networks import costs_of
 from roadmap.provenance import commit
 from roadmap.report.figures.style import save
 from roadmap.steps import load_roadmaps
@@ -158,7 +158,8 @@ class Meter:
         other: str,
     ) -> Measurement:
         recipe, size, took = config.recipe, config.data.image_size, spread_of(times[name])
-        macs = cost_of(config).macs if mode == "inference" else training_macs_of(config)
+        cost, training = costs_of(config)
+        macs = cost.macs if mode == "inference" else training
         rates = [2e-12 * macs * recipe.global_batch / seconds for seconds in times[name]]
         found = self.place | _against(times, name, other, recipe.precision) | _peak(rates, peaks)
         return Measurement.model_validate(

@@ -113,7 +113,8 @@ def _group(
     for row in rows:
         if row.subject in (OURS, LOOP):
             place = (row.step, row.mode, row.batch, row.image_size)
-            title = roadmap.tree[row.step].title if roadmap and row.step in roadmap.tree else row.step
+            named = {**roadmap.tree, **roadmap.references} if roadmap else {}
+            title = named[row.step].title if row.step in named else row.step
             entry = StepMeasurements(
                 title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS))
             )

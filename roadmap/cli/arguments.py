@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roadmap.ablations import FACTORIAL
 from roadmap.cli.options import SEEDS, WHOLE_IMAGE
-from roadmap.config import RunConfig, flatten
-from roadmap.deltas import Roadmap, Setting, Settings, parse_overrides, resolve, trace, validate
-from roadmap.errors import config_error
+from roadmap.config import RunConfig, TimmSpec, flatten
+from roadmap.deltas import (
+    Roadmap,
+    Setting,
+    Settings,
+    is_key_of_timm,
+    parse_overrides,
+    resolve,
+    trace,
+    validate,
+)
+from roadmap.errors import ConfigError, Problem, config_error
 from roadmap.report.precision import Precision
 from roadmap.steps import load_roadmap
 from roadmap.training.initial_weights import with_init_digest
@@ -39,7 +48,20 @@ class Selection:
 
 def load_config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration of the run that the command line describes."""
-    return with_init_digest(select(arguments).resolve(arguments.step, getattr(arguments, "seed", 0)))
+    selection = select(arguments)
+    config = selection.resolve(arguments.step, getattr(arguments, "seed", 0))
+    if isinstance(config.model, TimmSpec):
+        check_used(selection.overrides, [config])
+    return with_init_digest(config)
+
+
+def check_used(overrides: Mapping[str, Any], configs: Iterable[RunConfig]) -> None:
+    """ConfigError for overrides of our networks' keys where all networks are timm's."""
+    names = [config.step for config in configs if isinstance(config.model, TimmSpec)]
+    message = f"is a key of our networks, and has no effect on {', '.join(names)}, of timm; leave it out"
+    problems = [Problem(f"--set {key}", message) for key in overrides if not is_key_of_timm(key)]
+    if problems:
+        raise ConfigError(problems)
 
 
 def select(arguments: argparse.Namespace) -> Selection:

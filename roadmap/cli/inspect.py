@@ -10,14 +10,14 @@ from rich.padding import Padding
 
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import load_config, read_overrides, select
-from roadmap.deltas import Settings, change_of, changes, resolve
+from roadmap.deltas import ReferenceStep, Settings, change_of, changes, resolve
 from roadmap.errors import config_error
 from roadmap.files import write_atomic, write_errors
 from roadmap.schema import config_markdown, keys_below, steps_schema
 from roadmap.steps import load_roadmap, load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
-from roadmap.verify import VerifiedStep, summary, verify
+from roadmap.verify import VerifiedStep, summary, verify, verify_references
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -30,10 +30,22 @@ def print_steps(arguments: argparse.Namespace) -> int:
     title = f"{roadmap.name}: {roadmap.title}, {count(len(rows), 'step')}"
     if branches := len(rows) - len(roadmap.trunk):
         title += f", {branches} on side branches"
+    if roadmap.references:
+        title += f"; {count(len(roadmap.references), 'reference')}"
+        rows += [
+            (name, f"a reference{_counted(step)}", resolve(roadmap, name).architecture)
+            for name, step in roadmap.references.items()
+        ]
     console().print(table(["step", "changes", "block (w = stage width)"], rows, title))
     for note in roadmap.notes:
         console().print(f"- {note}", soft_wrap=True)
     return 0
+
+
+def _counted(step: ReferenceStep) -> str:
+    if step.counted is None:
+        return ""
+    return f": {step.counted.params:.3f} M parameters, {step.counted.gmacs:.2f} GMACs"
 
 
 def print_verify(arguments: argparse.Namespace) -> int:
@@ -41,11 +53,17 @@ def print_verify(arguments: argparse.Namespace) -> int:
     roadmaps = (
         list(load_roadmaps(arguments.steps_file).values()) if arguments.all else [select(arguments).roadmap]
     )
+    if arguments.references and arguments.ablate is not None:
+        raise config_error("--references", "cannot be used with --ablate, which has no references")
+    if arguments.references:
+        roadmaps = [roadmap for roadmap in roadmaps if roadmap.references]
+        if not roadmaps:
+            raise config_error("--references", "selects none: the roadmap has no reference steps")
     if arguments.all and arguments.ablate is not None:
         roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
     wrong = False
     for roadmap in roadmaps:
-        rows = verify(roadmap)
+        rows = verify_references(roadmap) if arguments.references else verify(roadmap)
         cells = [
             (row.step, f"{row.cost.params / 1e6:.3f}", f"{row.cost.gmacs:.4f}", _printed(row), row.verdict)
             for row in rows

@@ -78,6 +78,11 @@ class AblationRow:
     mixed: tuple[str, ...] = ()
     is_reference: bool = False
 
+    @property
+    def is_beside_path(self) -> bool:
+        """Whether the path does not lead through it: a side branch, or a reference."""
+        return self.is_side_branch or self.is_reference
+
     @cached_property
     def results(self) -> list[Result]:
         """The results of finished and diverged runs, by seed."""
@@ -464,8 +469,8 @@ def origins(results: Sequence[Result]) -> list[str]:
 def _about_references(rows: Sequence[AblationRow]) -> list[str]:
     """The note on references, if there are any."""
     names = [row.step for row in rows if row.is_reference]
-    what = "timm's models, trained here with the recipe of the path's last step; they are in no test of steps"
-    return [f"References: {', '.join(names)}: {what}."] if names else []
+    what = "models of timm, trained with the recipe of the path's last step, without a parent to compare with"
+    return [f"References ({', '.join(names)}): {what}."] if names else []
 
 
 def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Agreement:

@@ -188,6 +188,7 @@ def _record(row: AblationRow) -> dict[str, Any]:
         "images_per_s": row.images_per_s,
         "paper_gmacs": row.paper_gmacs,
     }
+    values |= {"reference": True} if row.is_reference else {}
     return values | {
         "p": row.delta.p if row.delta else None,
         "p_holm": row.p_holm,
@@ -230,6 +231,7 @@ def _tree(row: AblationRow) -> dict[str, Any]:
     return {
         **{key: getattr(row, key) for key in ("step", "title", "change", "parent")},
         "side_branch": row.is_side_branch,
+        **({"reference": True} if row.is_reference else {}),
         "hash": row.hash,
         **{key: getattr(row, key) for key in ("planned", "diverged", "states", "mixed")},
         "top1": _summary(row.top1),

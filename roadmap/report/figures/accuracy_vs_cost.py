@@ -55,6 +55,8 @@ STAR: Any = {
 }
 REFERENCE: Any = {"color": DARK, "linestyle": ":", "linewidth": 1.0}
 DOT: Any = {"linestyle": "none", "marker": "o", "markersize": 4.5}
+DIAMOND = "D"  # of references
+DIAMOND_SHARE = 0.5  # of the square around it
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,8 @@ class CostPlot:
                     continue
                 bubble, stds = self._quantity(row), (self.cost.std(row) or 0.0, row.top1.std or 0.0)
                 series = SERIES[index % len(SERIES)]
+                if row.is_reference:
+                    series = replace(series, marker=DIAMOND, share=DIAMOND_SHARE)
                 side = self.size.small * max(SMALLEST, math.sqrt(BUBBLE * bubble / largest / series.share))
                 found[index].append(Bubble(row, str(number), series, x, row.top1.mean, *stds, bubble, side))
         return found
@@ -170,9 +174,9 @@ def accuracy_vs(
 ) -> Figure | None:
     """Accuracy against one of `COSTS`: arrows from parent to child, error bars of one standard deviation.
 
-    Numbers refer to the steps in the legend; side branches are hollow. The area of a bubble is the number of
-    parameters, or GMACs where parameters are the cost. `width` is in inches. None if no row has both an
-    accuracy and this cost; rows that lack one are skipped.
+    Numbers refer to the steps in the legend; side branches are hollow, and references are hollow diamonds.
+    The area of a bubble is the number of parameters, or GMACs where parameters are the cost. `width` is in
+    inches. None if no row has both an accuracy and this cost; rows that lack one are skipped.
     """
     plot = CostPlot(ablations, COSTS[x], font_sizes(width))
     if not plot.all_bubbles:
@@ -271,7 +275,7 @@ def _draw_bubble(axes: Axes, bubble: Bubble) -> None:
         fmt="none", ecolor=color, capsize=1.5, linewidth=0.8, capthick=0.8, zorder=2.5,
     )  # fmt: skip
     # an edge that separates it from those below
-    face, edge = ("white", color) if bubble.row.is_side_branch else (color, "white")
+    face, edge = ("white", color) if bubble.row.is_beside_path else (color, "white")
     marker: Any = {"marker": bubble.style.marker, "facecolor": face, "edgecolor": edge, "linewidth": 0.4}
     axes.scatter([bubble.x], [bubble.y], s=bubble.side**2, zorder=3, **marker)
 
@@ -339,7 +343,10 @@ def _place_labels(figure: Figure, axes: Axes, plot: CostPlot, lines: Sequence[Se
 
 
 def _note(plot: CostPlot) -> str:
-    return "Hollow: a side branch." if any(bubble.row.is_side_branch for bubble in plot.all_bubbles) else ""
+    rows = [bubble.row for bubble in plot.all_bubbles]
+    notes = ["Hollow: a side branch."] if any(row.is_side_branch for row in rows) else []
+    notes += ["Diamond: a reference, a model of timm."] if any(row.is_reference for row in rows) else []
+    return " ".join(notes)
 
 
 def _legend(plot: CostPlot) -> list[Entry]:
@@ -352,8 +359,9 @@ def _legend(plot: CostPlot) -> list[Entry]:
         rows = [row for row in same.rows if row]
         missing = "not measured" if any(row.top1 for row in rows) else "no result"
         why = "" if str(number) in drawn else f" ({missing})"
-        hollow = any(row.is_side_branch for row in rows)
-        mark = Line2D([], [], color=color, markerfacecolor="white" if hollow else color, **DOT)
+        hollow = any(row.is_beside_path for row in rows)
+        shape = DOT | ({"marker": DIAMOND} if any(row.is_reference for row in rows) else {})
+        mark = Line2D([], [], color=color, markerfacecolor="white" if hollow else color, **shape)
         entries.append((mark, f"{number} {same.title}{why}"))
     if several:
         for series, ablation in zip(SERIES, plot.ablations, strict=False):

@@ -82,7 +82,7 @@ def _accuracies(ablation: Ablation, of: Mapping[str, int]) -> list[ComparedStep]
             row.top1.std or 0.0,
         )
         for row in ablation.rows
-        if row.top1 and row.paper
+        if row.top1 and row.paper and not row.is_reference
     ]
 
 
@@ -98,7 +98,11 @@ def _changes(ablation: Ablation, of: Mapping[str, int]) -> list[ComparedStep]:
 
 
 def _draw_accuracies(axes: Axes, ablation: Ablation, points: Sequence[ComparedStep], width: float) -> None:
-    rows = [(row.top1, row.paper, row.gap) for row in ablation.rows if row.top1 and row.paper]
+    rows = [
+        (row.top1, row.paper, row.gap)
+        for row in ablation.rows
+        if row.top1 and row.paper and not row.is_reference
+    ]
     same_task = all(gap is not None for _, _, gap in rows)
     x, y = (
         _limits([(point.x, point.x_error) for point in points]),

@@ -24,10 +24,12 @@ DASHES: tuple[Dash, ...] = (":", "--", "-.", (0, (1, 3)))  # of the references' 
 REFERENCE: Any = {"color": DARK, "linewidth": 1.2}
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 SIDE_BRANCH: Any = {"facecolor": "white", "hatch": "////"}
+MEASURED_REFERENCE: Any = {"facecolor": "white", "hatch": "...."}
 
 
 def roadmap_bars(ablations: Sequence[Ablation], width: float = DOUBLE_COLUMN) -> Figure:
-    """A bar per step from top to bottom, with an error bar of one standard deviation; side branches hatched.
+    """A bar per step from top to bottom, with an error bar of one standard deviation; side branches hatched,
+    and references dotted.
 
     Mean, n and GMACs are right of the bars. Each ablation's reference is a line. `width` is in inches.
     """
@@ -67,7 +69,9 @@ def _draw_bar(axes: Axes, height: int, row: AblationRow, low: float, color: str)
         text: Any = {"va": "center", "color": DARK, "style": "italic", "bbox": PAPER, "zorder": 4}
         axes.annotate(words, (low, height), (4, 0), textcoords="offset points", **text)
         return
-    bar: Any = SIDE_BRANCH if row.is_side_branch else {"facecolor": color}
+    bar: Any = {"facecolor": color}
+    if row.is_beside_path:
+        bar = SIDE_BRANCH if row.is_side_branch else MEASURED_REFERENCE
     axes.barh(height, row.top1.mean - low, left=low, height=0.72, linewidth=0.8, edgecolor=color, **bar)
     if row.top1.std is not None:
         axes.errorbar(row.top1.mean, height, xerr=row.top1.std, color=DARK, capsize=2, linewidth=1)
@@ -98,6 +102,8 @@ def _legend(ablations: Sequence[Ablation], dashes: Mapping[tuple[str, float], Da
     ]
     if any(row.is_side_branch for row in rows):
         entries.append((Patch(**SIDE_BRANCH, edgecolor=DARK), "side branch"))
+    if any(row.is_reference for row in rows):
+        entries.append((Patch(**MEASURED_REFERENCE, edgecolor=DARK), "reference, a model of timm"))
     if any(row.top1 and row.top1.std is not None for row in rows):
         error_bar = Line2D([], [], color=DARK, marker="|", markersize=5, linewidth=1)
         entries.append((error_bar, "mean ± std over n seeds"))

@@ -86,12 +86,12 @@ def _lanes(rows: Sequence[AblationRow | None]) -> dict[int, float]:
 
 def _draw_row(axes: Axes, height: int, row: AblationRow, lanes: Mapping[int, float], color: str) -> None:
     dots: dict[str, Any] = {
-        "marker": "o",
+        "marker": "D" if row.is_reference else "o",
         "markersize": 3.6 if len(lanes) <= 2 * MOST_JOINED else 2.4,
         "markeredgewidth": 0.8,
         "linestyle": "none",
         "color": color,
-        "markerfacecolor": "white" if row.is_side_branch else color,
+        "markerfacecolor": "white" if row.is_beside_path else color,
     }
     at = [height + lanes[seed] for seed in row.seeds]
     axes.plot(list(row.seeds.values()), at, zorder=3, label=row.step, **dots)
@@ -158,6 +158,10 @@ def _legend(figure: Figure, ablations: Sequence[Ablation]) -> list[Entry]:
         (
             any(row.is_side_branch and row.seeds for row in rows),
             (Line2D([], [], markerfacecolor="white", **dot), "of a side branch"),
+        ),
+        (
+            any(row.is_reference and row.seeds for row in rows),
+            (Line2D([], [], markerfacecolor="white", **dot | {"marker": "D"}), "of a reference"),
         ),
         (any(row.top1 for row in rows), (Line2D([], [], **MEAN), "mean")),
         (

@@ -21,7 +21,7 @@ from roadmap.report.ablation import Ablation
 from roadmap.report.curves import Curve, Series, curves_of
 from roadmap.report.figures.legend import Entry, add_legend
 from roadmap.report.figures.panels import number_steps, paired_panels, seed_count
-from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, font_sizes, style
+from roadmap.report.figures.style import DARK, DOUBLE_COLUMN, GRAY, font_sizes, style
 
 COLORS = mpl.colormaps["viridis"]
 BRIGHTEST = 0.88  # of the color map, whose end is too pale for a line on white
@@ -137,14 +137,18 @@ def _line(
 
 
 def _styles(ablations: Sequence[Ablation]) -> dict[int, LineStyle]:
-    """Colors by place on the path, the same in all panels; side branches are dashed in a sibling's color."""
+    """Colors by place on the path, the same in all panels; side branches are dashed in a sibling's color, and
+    references in gray.
+    """
     styles: dict[int, LineStyle] = {}
     for ablation, of in zip(ablations, number_steps(ablations).of, strict=True):
         trunk, dashes = ablation.roadmap.trunk, 0
         for row in ablation.rows:
             share = _place(ablation.roadmap, row.step) / max(1, len(trunk) - 1)
             line = {"color": to_hex(COLORS(BRIGHTEST * min(1.0, share))), "linestyle": "-"}
-            if row.is_side_branch:
+            if row.is_reference:
+                line["color"] = GRAY
+            if row.is_beside_path:
                 line["linestyle"] = DASHES[dashes % len(DASHES)]
                 dashes += 1
             styles.setdefault(of[row.step], line)

@@ -225,7 +225,7 @@ def _states(row: AblationRow) -> Iterator[str]:
         yield "complete" if set(row.states) <= {"done", "diverged"} else "incomplete"
     if row.states.keys() & {"diverged", "failed"}:
         yield "trouble"
-    yield "side" if row.is_side_branch else "path"
+    yield "side" if row.is_beside_path else "path"
 
 
 def _facts(ablation: Ablation) -> Iterator[tuple[str, str]]:

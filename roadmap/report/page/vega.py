@@ -49,7 +49,7 @@ def _point(number: int, row: AblationRow, parent: int | None) -> dict[str, Any]:
         "step": row.step,
         "title": row.title,
         "parent": parent,
-        "side": row.is_side_branch,
+        "side": row.is_beside_path,
         "top1": top1,
         "low": None if top1 is None else top1 - spread,
         "high": None if top1 is None else top1 + spread,
