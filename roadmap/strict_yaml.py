@@ -193,6 +193,8 @@ def show(value: Any) -> str:
     """A value on one line, as `--set` accepts it; `parse_yaml` reads it back equal, lists as tuples."""
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {show(item)}' for key, item in value.items())}}}"
     if isinstance(value, str):
         return _shown_text(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -10,7 +10,7 @@ from rich.padding import Padding
 
 from roadmap.ablations import ablate
 from roadmap.cli.arguments import load_config, read_overrides, select
-from roadmap.deltas import ReferenceStep, Settings, change_of, changes, resolve
+from roadmap.deltas import ReferenceStep, Roadmap, Setting, Settings, change_of, changes, resolve
 from roadmap.errors import config_error
 from roadmap.files import write_atomic, write_errors
 from roadmap.schema import config_markdown, keys_below, steps_schema
@@ -18,6 +18,8 @@ from roadmap.steps import load_roadmap, load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.verify import VerifiedStep, summary, verify, verify_references
+
+ABSENT = "–"  # stands for the value of a key that one of two steps lacks
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -90,7 +92,8 @@ def print_explain(arguments: argparse.Namespace) -> int:
         return _print_keys(arguments)
     selection = select(arguments)
     config, settings = selection.resolve(arguments.step), selection.trace(arguments.step)
-    rows = [(key, show(settings[key].value), *_origin(settings, key)) for key in selection.roadmap.base]
+    keys = _ordered(selection.roadmap, settings)
+    rows = [(key, show(settings[key].value), *_origin(settings, key)) for key in keys]
     console().print(
         table(
             ["key", "value", "set by", "at"],
@@ -120,13 +123,15 @@ def print_diff(arguments: argparse.Namespace) -> int:
     one, other = (selection.trace(step) for step in (arguments.one, arguments.other))
     for step in (arguments.one, arguments.other):
         selection.resolve(step)
-    differences = changes(one, other)
+    lacking = Setting(ABSENT, "", "")  # of our networks in a reference, and the other way around
+    both = [dict.fromkeys({**one, **other}, lacking) | settings for settings in (one, other)]
+    differences = changes(*both)
     if not differences:
         print(f"'{arguments.one}' and '{arguments.other}' have the same values")
         return 0
     rows = [
-        (key, *map(show, differences[key]), _origin(one, key)[0], _origin(other, key)[0])
-        for key in selection.roadmap.base
+        (key, *map(show, differences[key]), *(_origin(settings, key)[0] for settings in both))
+        for key in _ordered(selection.roadmap, both[0])
         if key in differences
     ]
     columns = [
@@ -179,8 +184,15 @@ def print_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _ordered(roadmap: Roadmap, settings: Settings) -> list[str]:
+    """The keys in the base's order, and then those of a model of timm."""
+    return [key for key in {**roadmap.base, **settings} if key in settings]
+
+
 def _origin(settings: Settings, key: str) -> tuple[str, str]:
     setting = settings[key]
+    if setting.value is ABSENT:
+        return ABSENT, ""
     return setting.source or "--set", str(setting.where) if setting.source else ""
 
 
