@@ -14,7 +14,9 @@ from blocks.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Complexity:
-    """`params`: learnable parameters; `macs`: multiply-adds of convolutions and linear layers per image."""
+    """`params`: learnable parameters; `macs`: multiply-adds of convolutions, linear layers and attention per
+    image.
+    """
 
     params: int
     macs: int
@@ -32,9 +34,10 @@ def _count(ops: Iterable[Op], size: int) -> tuple[Complexity, int]:
     """The cost of a sequence of layers on an input of height `size`, and the height of its output."""
     params, macs = 0, 0
     for op in ops:
-        layer, size = LAYERS[op.kind], op.out_size(size)
+        layer = LAYERS[op.kind]
         params += layer.params(op)
-        macs += layer.macs_per_position(op) * size**2
+        macs += layer.macs(op, size)
+        size = op.out_size(size)
     return Complexity(params, macs), size
 
 

@@ -66,33 +66,57 @@ def plan_block(spec: BlockSpec, c_in: int, width: int, stride: int) -> tuple[Op,
 
 
 def _plan_body(spec: BlockSpec, c_in: int, width: int, stride: int) -> Iterator[Op]:
-    bias, channels = _biased(spec), c_in
+    channels = c_in
     for place in spec.order:
-        name = f"{BODY}.{place}"
-        if place == "spatial":
-            op = _conv(
-                name,
-                spec.spatial.kind,
-                channels,
-                channels,
-                kernel=spec.spatial.kernel,
-                stride=stride,
-                bias=bias,
-            )
-        else:
-            factor = spec.hidden if place == "pw1" else spec.out
-            op = _conv(name, "pointwise", channels, factor * width, bias=bias)
+        op = _mixer(spec, place, channels, width, stride)
         yield op
-        channels = op.c_out
-        if place in spec.norm.after:
-            yield _norm(f"{name}_norm", spec.norm.kind, channels)
-        if place in spec.act.after:
-            yield Op(f"{name}_act", spec.act.kind, channels, channels)
+        yield from _after(spec, op, gated=spec.gate and place == "pw1")
+        channels = gated_channels(spec, width) if spec.gate and place == "pw1" else op.c_out
+
+
+def gated_channels(spec: BlockSpec, width: int) -> int:
+    """Channels of a gated block after the product: two thirds of the hidden ones, so that the three matrices
+    of `pw1` and `pw2` have the parameters of two without a gate; at least 4, as of a stage.
+    """
+    return max(2 * spec.hidden * width // 3, 4)
+
+
+def _mixer(spec: BlockSpec, place: str, c_in: int, width: int, stride: int) -> Op:
+    """The convolution at a place of the body, or what mixes the positions instead of one."""
+    name, bias = f"{BODY}.{place}", _biased(spec)
+    if place == "spatial":
+        spatial = spec.spatial
+        return _conv(name, spatial.kind, c_in, c_in, kernel=spatial.kernel, stride=stride, bias=bias)
+    c_out = (spec.hidden if place == "pw1" else spec.out) * width
+    if place == "pw1" and spec.gate:
+        c_out = 2 * gated_channels(spec, width)
+    return _conv(name, "pointwise", c_in, c_out, bias=bias)
+
+
+def _after(spec: BlockSpec, mixer: Op, *, gated: bool) -> Iterator[Op]:
+    """What follows a convolution of the body."""
+    name, channels = mixer.name, mixer.c_out
+    place = name.removeprefix(f"{BODY}.")
+    normed, activated = place in spec.norm.after, place in spec.act.after
+    if normed:
+        yield _norm(f"{name}_norm", spec.norm.kind, channels)
+    # an activation must not overwrite the input of the block, nor half of a tensor
+    overwrites = not gated and (normed or not LAYERS[mixer.kind].passes_input)
+    kept = channels // 2 if gated else channels
+    act = Op(f"{name}_act", spec.act.kind, kept, kept, inplace=overwrites) if activated else None
+    if gated:
+        yield Op(f"{name}_gate", "gate", channels, kept, within=act)
+    elif act is not None:
+        yield act
+    if place == "pw1" and spec.grn:
+        yield Op(f"{name}_grn", "grn", kept, kept)
+    if place == "spatial" and spec.squeeze_excite is not None:
+        yield Op(f"{name}_se", "squeeze_excite", kept, kept, value=spec.squeeze_excite)
 
 
 def describe(spec: BlockSpec) -> str:
     """The block as a sentence, w being the stage width: 'pw(1w) bn relu conv3 bn relu pw(4w) bn + relu'."""
-    width = 64
+    width = 192  # a multiple of 3, for two thirds of the channels
     words: dict[str, list[str]] = {BODY: [], SHORTCUT: [], SUM: []}
     for op in plan_block(spec, c_in=spec.out * width, width=width, stride=1):
         words[op.name.split(".")[0]].append(LAYERS[op.kind].label(op, width))
@@ -102,6 +126,11 @@ def describe(spec: BlockSpec) -> str:
 def _plan_stem(stem: StemSpec, block: BlockSpec, c_in: int, width: int) -> Iterator[Op]:
     if stem.kind == "patchify":
         yield _conv("conv", "conv", c_in, width, kernel=stem.stride, stride=stem.stride, padding=0, bias=True)
+    elif stem.kind == "overlapping":
+        for number in range(1, stem.stride.bit_length()):
+            name = "conv" if number == 1 else f"conv{number}"
+            yield _conv(name, "conv", c_in, width, kernel=3, stride=2, bias=True)
+            c_in = width
     else:
         yield _conv(
             "conv",

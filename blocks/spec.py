@@ -44,15 +44,16 @@ class Spec(BaseModel):
 
 
 class SpatialSpec(Spec):
-    """The convolution of a block that mixes positions."""
+    """The layer of a block that mixes positions: a convolution, or what replaces it."""
 
     kind: Annotated[str, _kind("spatial"), _names("spatial")] = Field(
         description=(
-            "`conv` is dense, `depthwise` has one group per channel. `multiscale` is depthwise on 1/4, 1/2"
-            " and 1/4 of the channels: 3x3, k x k, and k x k with dilation 3."
+            "Dense `conv`, or `depthwise`: k x k; `decomposed`: 5 x k plus k x 5; `multiscale`: 3x3, k x k,"
+            " and dilated by 3; `inception`: 3x3, 1 x k, k x 1, and none. `pooling` is the mean minus the"
+            " input, `identity` mixes nothing, `window_attention` attends within k x k."
         )
     )
-    kernel: Kernel = Field(description="Side of the kernel in pixels, an odd number.")
+    kernel: Kernel = Field(description="Side k of the kernel or the window in positions, an odd number.")
 
 
 class NormSpec(Spec):
@@ -60,8 +61,8 @@ class NormSpec(Spec):
 
     kind: Annotated[str, _kind("norm"), _names("norm")] = Field(
         description=(
-            "`bn` is batch normalization, `ln` LayerNorm over the channels at each position. All norms of"
-            " the network are of this kind."
+            "`bn` is batch normalization, `ln` LayerNorm over the channels at each position, `rms` the same"
+            " without mean and shift. All norms of the network are of this kind."
         )
     )
     after: Annotated[tuple[Conv, ...], AfterValidator(_distinct)] = Field(
@@ -97,6 +98,24 @@ class BlockSpec(Spec):
     spatial: SpatialSpec = Field(description="The block's spatial mixer.")
     norm: NormSpec = Field(description="The normalization, and where it is in the block.")
     act: ActSpec = Field(description="The activation, and where it is in the block.")
+    gate: bool = Field(
+        description=(
+            "Whether `pw1` makes two tensors of 2/3 of the hidden channels, so that parameters stay, and the"
+            " first one, after an activation on `pw1`, multiplies the second; `silu` makes it SwiGLU."
+        )
+    )
+    grn: bool = Field(
+        description=(
+            "Whether global response normalization, as in ConvNeXt V2, follows `pw1`, its activation and"
+            " gate."
+        )
+    )
+    squeeze_excite: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        description=(
+            "Channels between the two layers of squeeze-and-excitation, as a fraction; it follows the spatial"
+            " mixer, its norm and activation. null is none."
+        )
+    )
     layer_scale: Annotated[float, Field(gt=0)] | None = Field(
         description=(
             "Initial value of a learnable factor per channel at the end of the block's body; null is none."
@@ -115,16 +134,16 @@ class BlockSpec(Spec):
 class StemSpec(Spec):
     """The layers before the first stage."""
 
-    kind: Literal["resnet", "patchify"] = Field(
+    kind: Literal["resnet", "patchify", "overlapping"] = Field(
         description=(
             "`resnet` is a 7x7 convolution, activation and max pool; `patchify` is one convolution without"
-            " overlap."
+            " overlap; `overlapping` is a 3x3 convolution of stride 2 for each factor 2 of the stride."
         )
     )
     stride: Annotated[int, Field(ge=2)] = Field(
         description=(
             "Factor by which the stem reduces the image, and the side of a `patchify` patch in pixels. It is"
-            " even for `resnet`, whose max pool halves the image."
+            " even for `resnet`, whose max pool halves the image, and a power of two for `overlapping`."
         )
     )
     norm: bool = Field(description="Whether a norm follows the stem's convolution.")
@@ -135,6 +154,11 @@ class StemSpec(Spec):
             raise ValueError(
                 "the max pool of a resnet stem halves the image, so the stem's stride must be even, not"
                 f" {self.stride}"
+            )
+        if self.kind == "overlapping" and self.stride & (self.stride - 1):
+            raise ValueError(
+                "each convolution of an overlapping stem halves the image, so the stem's stride must be a"
+                f" power of two, not {self.stride}"
             )
         return self
 

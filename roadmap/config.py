@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -42,13 +42,16 @@ DatasetName = Annotated[
 ]
 CompileMode = Literal["off", "default", "max-autotune", "reduce-overhead", "try"]
 # Keys that the first runs did not have, with their behavior then: such runs keep their hashes.
-ADDED = (
-    ("recipe", "pipeline", "pillow"),
-    ("recipe", "init_weights", "raw"),
-    ("recipe", "crop_padding", None),
-    ("data", "fresh_noise", False),
-    ("system", "cache", "none"),
-)
+ADDED: dict[str, Any] = {
+    "model.block.gate": False,
+    "model.block.grn": False,
+    "model.block.squeeze_excite": None,
+    "recipe.pipeline": "pillow",
+    "recipe.init_weights": "raw",
+    "recipe.crop_padding": None,
+    "data.fresh_noise": False,
+    "system.cache": "none",
+}
 AROUND_SEED = (
     {"roadmap", "step", "profile"},
     {"model", "recipe", "data", "system"},
@@ -511,9 +514,9 @@ class RunConfig(Spec):
         averaged.
         """
         sections = self.model_dump(mode="json", include={"model", "recipe", "data"})
-        for section, key, before in ADDED:
-            if section in sections and sections[section][key] == before:
-                del sections[section][key]
+        for section, key, before in _added_in(sections):
+            if section.get(key, ...) == before:
+                del section[key]
         return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:8]
 
     def to_yaml(self) -> str:
@@ -525,14 +528,24 @@ class RunConfig(Spec):
     def read(cls, path: Path) -> RunConfig:
         """The configuration in a `config.yaml`; ConfigError if it is not one."""
         document = read_yaml(path).plain()
-        for section, key, before in ADDED:
-            if isinstance(document, dict) and isinstance(document.get(section), dict):
-                document[section].setdefault(key, before)
+        for section, key, before in _added_in(document):
+            section.setdefault(key, before)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
             problems = [Problem(relative(path), keyed_message(item)) for item in error.errors()]
             raise ConfigError(problems) from error
+
+
+def _added_in(document: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The sections of a document that have keys of ADDED, each with the key and its value before."""
+    for path, before in ADDED.items():
+        *parents, key = path.split(".")
+        section = document
+        for name in parents:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            yield section, key, before
 
 
 def flatten(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,12 +25,14 @@ from roadmap.training.checkpoint import Checkpoints
 from roadmap.weight_files import class_map_beside, to_class_map
 from roadmap.weights import DIALECTS
 
-# The values that timm's architectures fix; others may vary.
+# The values that timm's architectures fix, or the alternatives that they have; others may vary.
 TIMM = {
     "ResNet": (
         """
 stem: {kind: resnet, stride: 4, norm: true}
-block: {order: [pw1, spatial, pw2], hidden: 1, out: 4, spatial: {kind: conv, kernel: 3}, layer_scale: null}
+block:
+  {order: [pw1, spatial, pw2], hidden: 1, out: 4, spatial: {kind: conv, kernel: 3},
+   gate: false, grn: false, squeeze_excite: null, layer_scale: null}
 block.norm: {kind: bn, after: [pw1, spatial, pw2]}
 block.act.after: [pw1, spatial, sum]
 downsample: block
@@ -39,9 +41,10 @@ head_norm: false
     ),
     "ConvNeXt": (
         """
-stem: {kind: patchify, stride: 4, norm: true}
-block: {order: [spatial, pw1, pw2], hidden: 4, out: 1, spatial.kind: depthwise}
-block.norm: {kind: ln, after: [spatial]}
+stem: {kind: [patchify, overlapping], stride: 4, norm: true}
+block:
+  {order: [spatial, pw1, pw2], hidden: 4, out: 1, spatial.kind: depthwise, gate: false, squeeze_excite: null}
+block.norm: {kind: [ln, rms], after: [spatial]}
 block.act.after: [pw1]
 downsample: separate
 downsample_norm: true
@@ -62,15 +65,26 @@ CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 3, 27, 3), 192): "convnext_large",
     ((3, 3, 27, 3), 256): "convnext_xlarge",
 }
+CONVNEXTS_V2: dict[tuple[tuple[int, ...], int], str] = {
+    ((3, 3, 9, 3), 96): "convnextv2_tiny",
+    ((3, 3, 27, 3), 96): "convnextv2_small",
+    ((3, 3, 27, 3), 128): "convnextv2_base",
+    ((3, 3, 27, 3), 192): "convnextv2_large",
+    ((3, 3, 27, 3), 352): "convnextv2_huge",
+}
 
 
 def _differences(spec: ModelSpec, architecture: str) -> Iterator[Problem]:
     """Why `spec` is not an architecture of timm."""
     for path, node in parse_yaml(TIMM[architecture], architecture).flatten():
         here, there = attrgetter(path)(spec), node.plain()
-        same = set(here) == set(there) if path.endswith("after") else here == there
+        if path.endswith("after"):
+            same = set(here) == set(there)
+        else:
+            same = here == there or (isinstance(here, str) and here in there)
         if not same:
-            yield Problem(f"model.{path}", f"is {show(here)}; timm's {architecture} has {show(there)}")
+            has = " or ".join(there) if isinstance(here, str) and not isinstance(there, str) else show(there)
+            yield Problem(f"model.{path}", f"is {show(here)}; timm's {architecture} has {has}")
     if len(spec.depths) != 4:
         yield Problem("model.depths", f"is {show(spec.depths)}; timm's {architecture} has four stages")
     if architecture == "ResNet" and spec.stage_width(0) != 64:
@@ -103,14 +117,20 @@ def timm_model(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         name, other, size = RESNETS.get(depths), "resnet50", {"layers": depths}
         usual |= {"act_layer": "relu"}
     else:
-        name, other = CONVNEXTS.get((depths, spec.stage_width(0))), "convnext_tiny"
+        # create_model drops a None, but the second version has no layer scale anyway
+        second = block.layer_scale is None
+        names, other = (CONVNEXTS_V2, "convnextv2_tiny") if second else (CONVNEXTS, "convnext_tiny")
+        name = names.get((depths, spec.stage_width(0)))
         size = {"depths": depths, "dims": tuple(spec.stage_width(stage) for stage in range(4))}
-        wanted |= {"kernel_sizes": block.spatial.kernel, "ls_init_value": block.layer_scale}
-        usual |= {"act_layer": "gelu", "kernel_sizes": 7, "ls_init_value": 1e-6}
-        # create_model drops a None, but its second version has no layer scale anyway
-        if block.layer_scale is None:
-            name, other = None, "convnextv2_tiny"
-            wanted["use_grn"], usual["use_grn"], usual["ls_init_value"] = False, True, None
+        wanted |= {
+            "kernel_sizes": block.spatial.kernel,
+            "ls_init_value": block.layer_scale,
+            "use_grn": block.grn,
+            "norm_layer": {"ln": None, "rms": "rmsnorm2d"}[block.norm.kind],
+            "stem_type": {"patchify": "patch", "overlapping": "overlap"}[spec.stem.kind],
+        }
+        usual |= {"act_layer": "gelu", "kernel_sizes": 7, "norm_layer": None, "stem_type": "patch"}
+        usual |= {"ls_init_value": None if second else 1e-6, "use_grn": second}
     kwargs = {key: value for key, value in wanted.items() if value != usual[key]}
     return (name, kwargs) if name else (other, size | kwargs)
 
@@ -129,7 +149,8 @@ def loadable(config: RunConfig) -> tuple[str, dict[str, Any]]:
 def to_timm(spec: ModelSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of `timm_model(spec)` with our tensors; ConfigError as there."""
     is_convnext = _architecture(spec) == "ConvNeXt"
-    dialect = DIALECTS["timm_convnext" if is_convnext else "timm_resnet"]
+    convnext = "timm_convnext" if spec.stem.kind == "patchify" else "timm_convnext_ols"
+    dialect = DIALECTS[convnext if is_convnext else "timm_resnet"]
     # the 1x1 convolutions of timm's ConvNeXt are linear layers
     flat = {name: is_convnext and re.search(r"\.body\.pw\d\.weight$", name) for name in state}
     return {dialect.rename(name): value.flatten(1) if flat[name] else value for name, value in state.items()}

@@ -36,17 +36,18 @@ LONGEST_HEADER = 100_000_000
 
 # Dialects as pairs of words: a pattern in our names, and its replacement in theirs.
 ORIGINAL_BLOCK = r"""
+    \.body\.pw1_grn\.weight$ .grn.gamma  \.body\.pw1_grn\.bias$ .grn.beta
     \.body\.spatial\.     .dwconv.  \.body\.spatial_norm\. .norm.  \.body\.pw(\d)\.    .pwconv\1.
     \.body\.gamma\.gamma$ .gamma    ^head_norm\.norm\.     norm.   ^head\.classifier\. head."""
-TABLES = {
-    "ours": "",
-    "timm_convnext": (
-        r"""
+TIMM_CONVNEXT = r"""
     ^stem\.conv\.         stem.0.    \.downsample\.norm\.   .downsample.0.  ^head_norm\.norm\.  head.norm.
-    ^stem\.norm\.         stem.1.    \.downsample\.conv\.   .downsample.1.  ^head\.classifier\. head.fc.
+    \.body\.pw1_grn\.     .mlp.grn.  \.downsample\.conv\.   .downsample.1.  ^head\.classifier\. head.fc.
     \.body\.spatial\.     .conv_dw.  \.body\.spatial_norm\. .norm.          \.body\.pw(\d)\.    .mlp.fc\1.
     \.body\.gamma\.gamma$ .gamma"""
-    ),
+TABLES = {
+    "ours": "",
+    "timm_convnext": r"^stem\.norm\. stem.1." + TIMM_CONVNEXT,
+    "timm_convnext_ols": r"^stem\.conv2\. stem.1. ^stem\.norm\. stem.2." + TIMM_CONVNEXT,
     "timm_resnet": (
         r"""
     ^stem\.conv\.        conv1.   ^stem\.norm\.          bn1.            ^head\.classifier\.  fc.
@@ -210,6 +211,11 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
     return content if isinstance(content, Mapping) else {}, None
 
 
+def _axes(shape: tuple[int, ...]) -> list[int]:
+    """The axes that are longer than 1: a linear layer fits a 1x1 convolution, and (1, 1, 1, C) fits (C,)."""
+    return [length for length in shape if length > 1]
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """How a file's tensors fit a network: `missing` are our names, and `unexpected` are the file's.
@@ -273,10 +279,7 @@ def copy_weights(
     names = {name: dialect.rename(name) for name in here}
     found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
     pairs = {name: (tuple(tensor.shape), tuple(here[name].shape)) for name, tensor in found.items()}
-    # a linear layer fits a 1x1 convolution
-    misshaped = tuple(
-        (name, a, b) for name, (a, b) in pairs.items() if b not in (a, (*a, 1, 1)) and a != (*b, 1, 1)
-    )
+    misshaped = tuple((name, a, b) for name, (a, b) in pairs.items() if _axes(a) != _axes(b))
     fitting = found.keys() - {name for name, *_ in misshaped}
     missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
     unexpected = tuple(name for name in there if name not in names.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,17 @@ import pytest
 from roadmap import STEPS_YAML
 from roadmap.config import RunConfig
 from roadmap.errors import ConfigError
-from roadmap.steps import load_roadmap, parse_overrides, resolve
+from roadmap.steps import load_roadmap, load_roadmaps, parse_overrides, resolve
 
-ROADMAP = load_roadmap()
+ROADMAPS = load_roadmaps()
+ROADMAP = ROADMAPS["convnext_t"]
 KERNEL_7 = "set: {model.block.spatial.kernel: 7}"
 GELU = "set: {model.block.act.kind: gelu}"
 WIDTH = "set: {model.width: 96}"
 RATIO = "set: {model.depths: [3, 3, 9, 3]}"
 Edit = tuple[str, str]
+# without the roadmaps that build on the last step of the first, where a wrong step is an error more than once
+TEXT = STEPS_YAML.read_text(encoding="utf-8").partition("\n  beyond:\n")[0] + "\n"
 
 
 def edited(text: str, edits: list[Edit]) -> str:
@@ -184,8 +188,8 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
         [("spatial.kind: depthwise", "spatial.kind: dephtwise")],
         [
             "@<set: {^model.block.spatial.kind: dephtwise> step 'depthwise_conv': model.block.spatial.kind:"
-            " unknown spatial kind 'dephtwise', not one of conv, depthwise, multiscale; did you mean"
-            " 'depthwise'?"
+            " unknown spatial kind 'dephtwise', not one of conv, depthwise, multiscale, inception,"
+            " decomposed, pooling, identity, window_attention; did you mean 'depthwise'?"
         ],
     ),
     "unknown place": (
@@ -235,7 +239,8 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
             "@<^model.width: 64> step 'increase_width': 'model.width' changes nothing: it already is 64",
             (
                 "@<^model.block.act.kind: gleu> step 'gelu': model.block.act.kind: "
-                "unknown act kind 'gleu', not one of relu, gelu, silu, hard_swish; did you mean 'gelu'?"
+                "unknown act kind 'gleu', not one of relu, relu6, gelu, silu, hard_swish; did you mean"
+                " 'gelu'?"
             ),
         ],
     ),
@@ -258,7 +263,7 @@ BAD_FILES: dict[str, tuple[list[Edit], list[str]]] = {
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_steps_file(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edits, messages = BAD_FILES[case]
-    text = edited(STEPS_YAML.read_text(encoding="utf-8"), edits)
+    text = edited(TEXT, edits)
     monkeypatch.chdir(tmp_path)
     Path("steps.yaml").write_text(text, encoding="utf-8")
     assert errors(lambda: load_roadmap("steps.yaml")) == [expected(text, message) for message in messages]
@@ -322,7 +327,7 @@ def test_a_roadmap_without_steps_is_an_error_at_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = STEPS_YAML.read_text(encoding="utf-8")
+    text = TEXT
     Path("steps.yaml").write_text(text[: text.index("    steps:\n")] + "    steps: []\n", encoding="utf-8")
     (message,) = errors(lambda: load_roadmap("steps.yaml"))
     assert "roadmaps.convnext_t.steps" in message
@@ -614,17 +619,32 @@ def test_runs_made_before_a_leaf_was_added_are_still_the_same(tmp_path: Path) ->
         ("recipe.init_weights", "raw", "ema"),
         ("recipe.crop_padding", "null", 4),
         ("data.fresh_noise", "false", True),
+        ("model.block.gate", "false", True),
+        ("model.block.grn", "false", True),
+        ("model.block.squeeze_excite", "null", 0.25),
     )
     text = config.to_yaml()
     for key, before, other in added:
         changed = resolve(ROADMAP, "gelu", profile="digits_noisy", overrides=first | {key: other})
         assert changed.hash != config.hash
-        line = f"  {key.partition('.')[2]}: {before}\n"
+        line = f"{'  ' * key.count('.')}{key.rpartition('.')[2]}: {before}\n"
         assert text.count(line) == 1
         text = text.replace(line, "")
     written = tmp_path / "config.yaml"
     written.write_text(text, encoding="utf-8")
     assert RunConfig.read(written) == config
+
+
+def test_hashes_of_all_steps_stay_what_they_were() -> None:
+    """A new key must not rename the folders of finished runs; ADDED keeps its default out of the hash."""
+    with (Path(__file__).parent / "golden" / "hashes.csv").open(encoding="utf-8", newline="") as file:
+        golden = list(csv.DictReader(file))
+    assert len(golden) == 52
+    for row in golden:
+        roadmap = ROADMAPS[row["roadmap"]]
+        for profile in ("paper", "digits_noisy"):
+            found = resolve(roadmap, row["step"], profile=profile).hash
+            assert found == row[profile], f"{row['roadmap']}/{row['step']} in {profile}"
 
 
 def test_hash_is_eight_hex_digits() -> None:
@@ -665,7 +685,7 @@ def problems_of(text: str, tmp_path: Path) -> list[str]:
 
 
 def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) -> None:
-    text = STEPS_YAML.read_text(encoding="utf-8")
+    text = TEXT
     one, other = "set: {model.head_norm: true}", "set: {model.init: default}"
     more = "".join(
         f"      - {{name: {name}, title: {name}, {more}}}\n"
@@ -679,7 +699,7 @@ def test_a_cycle_behind_a_step_that_is_defined_twice_is_found(tmp_path: Path) ->
 
 def test_a_wrong_value_and_a_wrong_key_are_reported_together(tmp_path: Path) -> None:
     text = edited(
-        STEPS_YAML.read_text(encoding="utf-8"),
+        TEXT,
         [("top1: 80.62", "top1: high"), (KERNEL_7, "set: {model.block.spatial.kernal: 7}")],
     )
     said = problems_of(text, tmp_path)
@@ -689,7 +709,7 @@ def test_a_wrong_value_and_a_wrong_key_are_reported_together(tmp_path: Path) -> 
 
 
 def test_the_name_for_running_without_a_profile_is_taken(tmp_path: Path) -> None:
-    text = edited(STEPS_YAML.read_text(encoding="utf-8"), [("  imagenet:\n", "  paper:\n")])
+    text = edited(TEXT, [("  imagenet:\n", "  paper:\n")])
     assert problems_of(text, tmp_path)[0].endswith(
         "profile 'paper': the name stands for running without a profile; choose another"
     )

@@ -82,7 +82,7 @@ def test_the_page_has_a_row_for_every_key() -> None:
         ("model.depths", "list of integers >= 1"),
         ("model.width_mult", "number in (0, 64]"),
         ("model.head_norm", "true or false"),
-        ("model.stem.kind", "resnet or patchify"),
+        ("model.stem.kind", "resnet, patchify or overlapping"),
         ("model.block.order", "list of 3 of pw1, spatial, pw2"),
         ("model.block.spatial.kernel", "odd integer >= 1"),
         ("recipe.betas", "list of 2 numbers in [0, 1)"),

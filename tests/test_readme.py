@@ -23,6 +23,7 @@ from roadmap.__main__ import parser as parser_of_roadmap
 from roadmap.cli import collect, run
 from roadmap.deltas import NO_PROFILE, Roadmap, parse_overrides
 from roadmap.steps import load_roadmap, resolve
+from roadmap.strict_yaml import show
 from slurm import cancel, logs, status, submit
 from slurm.cluster import load_cluster
 from slurm.testbed.__main__ import parser as parser_of_testbed
@@ -174,15 +175,9 @@ def test_the_axes_of_a_block_are_those_of_the_configuration() -> None:
         values: dict[str, object] = {}
         for key, value in block.items():
             values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        shown = {
-            key: "null"
-            if value is None
-            else f"[{', '.join(value)}]"
-            if isinstance(value, tuple)
-            else str(value)
-            for key, value in values.items()
+        assert {row[0].strip("`"): row[place] for row in rows} == {
+            key: show(value) for key, value in values.items()
         }
-        assert {row[0].strip("`"): row[place] for row in rows} == shown
     for role in ("spatial", "norm", "act"):
         (named,) = [row[1] for row in rows if row[0] == f"`{role}.kind`"]
         assert tuple(re.findall(r"`(\w+)`", named)) == kinds(role)

@@ -69,7 +69,7 @@ def test_every_key_has_a_description_wherever_it_may_be_written() -> None:
     ]
     assert silent == []
     said = changes["Change"]["properties"]["model.block.spatial.kernel"]["description"]
-    assert said.startswith("Side of the kernel in pixels")
+    assert said.startswith("Side k of the kernel")
     assert changes["Change.model.block"]["properties"]["spatial.kernel"]["description"] == said
 
 

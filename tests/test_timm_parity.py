@@ -20,6 +20,7 @@ from roadmap.weights import load_weights
 
 RESNET, CONVNEXT = "resnet50", "separate_downsampling"
 ATTO = {"model.depths": [2, 2, 6, 2], "model.width": 40}
+GRN = {"model.block.grn": True, "model.block.layer_scale": None}
 NARROW = {"model.depths": [1, 2, 2, 1], "model.width": 12}
 # Ours as a step and overrides, and what timm calls it.
 NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]]]] = {
@@ -85,11 +86,46 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], tuple[str, dict[str, Any]]]] = {
             },
         ),
     ),
+    "grn": (CONVNEXT, GRN, ("convnextv2_tiny", {})),
+    "convnextv2_atto": (
+        CONVNEXT,
+        {**ATTO, **GRN},
+        ("convnextv2_tiny", {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)}),
+    ),
+    "convnextv2_base": (
+        CONVNEXT,
+        {**GRN, "model.depths": [3, 3, 27, 3], "model.width": 128},
+        ("convnextv2_base", {}),
+    ),
+    "grn with layer scale": (
+        CONVNEXT,
+        {**NARROW, "model.block.grn": True},
+        ("convnext_tiny", {"depths": (1, 2, 2, 1), "dims": (12, 24, 48, 96), "use_grn": True}),
+    ),
+    "rms_norm": (CONVNEXT, {"model.block.norm.kind": "rms"}, ("convnext_tiny", {"norm_layer": "rmsnorm2d"})),
+    "overlapping_stem": (
+        CONVNEXT,
+        {"model.stem.kind": "overlapping"},
+        ("convnext_tiny", {"stem_type": "overlap"}),
+    ),
+    "convnext_nano_ols": (
+        CONVNEXT,
+        {"model.depths": [2, 2, 8, 2], "model.width": 80, "model.stem.kind": "overlapping"},
+        ("convnext_tiny", {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640), "stem_type": "overlap"}),
+    ),
+    "convnext_atto_rms": (
+        CONVNEXT,
+        {**ATTO, "model.block.norm.kind": "rms"},
+        ("convnext_tiny", {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "norm_layer": "rmsnorm2d"}),
+    ),
 }
 SIZES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(["resnet50", "convnext_tiny"], (224, 160, 97)),
+    **dict.fromkeys(["resnet50", "convnext_tiny", "grn", "rms_norm", "overlapping_stem"], (224, 160, 97)),
+    **dict.fromkeys(["convnextv2_atto", "grn with layer scale", "convnext_nano_ols"], (96, 65)),
+    **dict.fromkeys(["convnext_atto_rms"], (96, 65)),
     **dict.fromkeys(["small resnet", "stage_ratio", "convnext_atto", "kernel 5", "kernel 11"], (96, 65)),
     **dict.fromkeys(["resnet101", "resnet200", "convnext_small", "convnext_base", "convnext_large"], (64,)),
+    "convnextv2_base": (64,),
 }
 
 
@@ -174,7 +210,7 @@ def test_the_network_has_its_name_and_shapes_in_timm(network: str) -> None:
     }
 
 
-@pytest.mark.parametrize("network", ["resnet50", "convnext_tiny"])
+@pytest.mark.parametrize("network", ["resnet50", "convnext_tiny", "grn", "rms_norm", "overlapping_stem"])
 def test_a_change_of_any_weight_shows_in_the_logits(network: str) -> None:
     ours, _ = cached_pair(network)
     image = images(1, 3, 64)
@@ -199,6 +235,10 @@ def test_a_change_of_any_weight_shows_in_the_logits(network: str) -> None:
         ("small resnet", None, "timm_resnet"),
         ("convnext_atto", None, "timm_convnext"),
         ("convnext_atto", "convnext_atto", "timm_convnext"),
+        ("convnextv2_atto", None, "timm_convnext"),
+        ("convnextv2_atto", "convnextv2_atto", "timm_convnext"),
+        ("convnext_atto_rms", "convnext_atto_rms", "timm_convnext"),
+        ("convnext_nano_ols", "convnext_nano_ols", "timm_convnext_ols"),
     ],
 )
 def test_timms_files_load(network: str, name: str | None, dialect: str, tmp_path: Path) -> None:
@@ -240,6 +280,9 @@ FIXED = [
     (RESNET, "block.out", 2, "is 2; timm's ResNet has 4"),
     (RESNET, "block.spatial.kind", "depthwise", "is depthwise; timm's ResNet has conv"),
     (RESNET, "block.spatial.kernel", 5, "is 5; timm's ResNet has 3"),
+    (RESNET, "block.gate", True, "is true; timm's ResNet has false"),
+    (RESNET, "block.grn", True, "is true; timm's ResNet has false"),
+    (RESNET, "block.squeeze_excite", 0.5, "is 0.5; timm's ResNet has null"),
     (RESNET, "block.layer_scale", 0.1, "is 0.1; timm's ResNet has null"),
     (RESNET, "block.norm.kind", "ln", "is ln; timm's ResNet has bn"),
     (RESNET, "block.norm.after", ["pw1", "pw2"], "is [pw1, pw2]; timm's ResNet has [pw1, spatial, pw2]"),
@@ -248,7 +291,7 @@ FIXED = [
     (RESNET, "head_norm", True, "is true; timm's ResNet has false"),
     (RESNET, "depths", [3, 4, 6], "is [3, 4, 6]; timm's ResNet has four stages"),
     (RESNET, "width", 96, "x width_mult is 96; timm's ResNet has 64"),
-    (CONVNEXT, "stem.kind", "resnet", "is resnet; timm's ConvNeXt has patchify"),
+    (CONVNEXT, "stem.kind", "resnet", "is resnet; timm's ConvNeXt has patchify or overlapping"),
     (CONVNEXT, "stem.stride", 2, "is 2; timm's ConvNeXt has 4"),
     (CONVNEXT, "stem.norm", False, "is false; timm's ConvNeXt has true"),
     (
@@ -260,7 +303,9 @@ FIXED = [
     (CONVNEXT, "block.hidden", 2, "is 2; timm's ConvNeXt has 4"),
     (CONVNEXT, "block.out", 2, "is 2; timm's ConvNeXt has 1"),
     (CONVNEXT, "block.spatial.kind", "multiscale", "is multiscale; timm's ConvNeXt has depthwise"),
-    (CONVNEXT, "block.norm.kind", "bn", "is bn; timm's ConvNeXt has ln"),
+    (CONVNEXT, "block.gate", True, "is true; timm's ConvNeXt has false"),
+    (CONVNEXT, "block.squeeze_excite", 0.25, "is 0.25; timm's ConvNeXt has null"),
+    (CONVNEXT, "block.norm.kind", "bn", "is bn; timm's ConvNeXt has ln or rms"),
     (CONVNEXT, "block.norm.after", ["pw1", "spatial"], "is [pw1, spatial]; timm's ConvNeXt has [spatial]"),
     (CONVNEXT, "block.act.after", ["pw1", "sum"], "is [pw1, sum]; timm's ConvNeXt has [pw1]"),
     (CONVNEXT, "downsample", "block", "is block; timm's ConvNeXt has separate"),
