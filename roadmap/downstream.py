@@ -94,7 +94,7 @@ class FineTuning(Spec):
             raise config_error(
                 "--backbone", f"unknown step '{self.backbone}'{one_of_these(self.backbone, registered)}"
             )
-        model = registered[self.backbone].model
+        model = registered[self.backbone].ours
         if tuple(model.stem.stride << stage for stage in range(len(model.depths))) != STRIDES:
             raise config_error("--backbone", f"{self.backbone} has no feature maps at strides {STRIDES}")
         return {"feature_cls": "getter", "drop_path_rate": self.drop_path, **self.network}

@@ -27,7 +27,7 @@ from blocks import LAYERS, Op, build_model
 from blocks.modules import PositionBias, position_matrix
 from roadmap.errors import ConfigError
 from roadmap.steps import load_roadmaps, resolve
-from roadmap.training.optim import scaled_groups
+from roadmap.training.optim import decayed_groups
 from roadmap.verify import verify
 from roadmap.weights import DIALECTS
 from tests.test_timm_parity import assert_same_logits, images, randomize
@@ -156,7 +156,7 @@ def test_each_step_is_compared() -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_logits_are_those_with_timms_layer(step: str) -> None:
     size = 224 if step == "window_attention" else 97  # no map is smaller than a window
-    ours, reference = build_model(resolve(ROADMAP, step).model), theirs(step)
+    ours, reference = build_model(resolve(ROADMAP, step).ours), theirs(step)
     randomize(ours)
     reference.load_state_dict(dict(as_theirs(step, *item) for item in ours.state_dict().items()))
     # gates and response norms multiply what depends on the image, which magnifies the rounding of float32
@@ -179,7 +179,7 @@ def test_costs_are_counted_on_timms_network(step: str) -> None:
 def test_the_family_v2_has_the_shapes_and_costs_of_timms(name: str) -> None:
     (row,) = (row for row in verify(ROADMAPS["family_v2"]) if row.step == name)
     with torch.device("meta"):
-        ours = build_model(resolve(ROADMAPS["family_v2"], name).model)
+        ours = build_model(resolve(ROADMAPS["family_v2"], name).ours)
         model, image = timm.create_model(name).eval(), torch.empty(1, 3, 224, 224)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         model(image)
@@ -304,7 +304,7 @@ def test_a_gate_keeps_the_parameters_of_the_two_matrices(step: str) -> None:
     weights = [
         sum(
             value.numel()
-            for name, value in build_model(resolve(ROADMAP, each).model).named_parameters()
+            for name, value in build_model(resolve(ROADMAP, each).ours).named_parameters()
             if value.ndim > 1
         )
         for each in ("convnext_t", step)
@@ -314,12 +314,12 @@ def test_a_gate_keeps_the_parameters_of_the_two_matrices(step: str) -> None:
 
 def test_new_layers_start_as_published() -> None:
     torch.manual_seed(0)
-    grn: Any = build_model(resolve(ROADMAP, "grn").model)
+    grn: Any = build_model(resolve(ROADMAP, "grn").ours)
     block = grn.stages[0].blocks[0].body
     assert not any(parameter.any() for parameter in block.pw1_grn.parameters())
     x = torch.randn(2, 384, 5, 5)
     assert torch.equal(block.pw1_grn(x), x)
-    attention: Any = build_model(resolve(ROADMAP, "window_attention").model)
+    attention: Any = build_model(resolve(ROADMAP, "window_attention").ours)
     bias = attention.stages[3].blocks[0].body.spatial.position.bias
     assert bias.std().item() == pytest.approx(0.02, rel=0.05)
 
@@ -327,10 +327,10 @@ def test_new_layers_start_as_published() -> None:
 @pytest.mark.parametrize("step", ["grn", "rms_norm", "window_attention", "squeeze_excite"])
 def test_norms_biases_and_positions_do_not_decay(step: str) -> None:
     recipe = resolve(ROADMAP, step, overrides={"recipe.layer_decay": 0.9}).recipe
-    network = build_model(resolve(ROADMAP, step, overrides={"model.width_mult": 0.125}).model)
+    network = build_model(resolve(ROADMAP, step, overrides={"model.width_mult": 0.125}).ours)
     decaying = {
         id(parameter)
-        for group in scaled_groups(recipe, network)
+        for group in decayed_groups(recipe, network)
         if group["weight_decay"]
         for parameter in group["params"]
     }
@@ -377,7 +377,7 @@ def test_an_activation_does_not_overwrite_what_an_identity_passes_on() -> None:
         "model.block.act.kind": "relu",
         "model.block.act.after": ["spatial"],
     }
-    network: Any = build_model(resolve(ROADMAP, "identity_mixer", overrides=overrides).model)
+    network: Any = build_model(resolve(ROADMAP, "identity_mixer", overrides=overrides).ours)
     x = torch.randn(2, 96, 4, 4)
     kept = x.clone()
     network.stages[0].blocks[0](x)

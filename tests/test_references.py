@@ -34,7 +34,7 @@ from roadmap.report.runs import read_experiment
 from roadmap.report.tables import ablation_table, to_frame, to_json
 from roadmap.steps import load_roadmap, load_roadmaps, resolve
 from roadmap.train import train
-from roadmap.training.optim import layer_groups, scaled_groups
+from roadmap.training.optim import decayed_groups, layer_groups
 from roadmap.verify import verify_references
 from tests.helpers import commands
 from tests.helpers.processes import finish, start, train_together
@@ -389,7 +389,7 @@ def test_training_starts_from_weights_with_layer_decay(run: RunDir, mine: Roadma
     assert groups["layers.1.blocks.0.mlp.fc1.weight"] < groups["head.fc.weight"] == max(groups.values())
     decayed = {
         id(parameter): bool(group["weight_decay"])
-        for group in scaled_groups(config.recipe, network)
+        for group in decayed_groups(config.recipe, network)
         for parameter in group["params"]
     }
     table = network.get_parameter("layers.0.blocks.0.attn.relative_position_bias_table")

@@ -32,7 +32,7 @@ def build_optimizer(recipe: RecipeSpec, model: nn.Module) -> torch.optim.Optimiz
         "adamw": {"opt": "adamw", "betas": recipe.betas, "eps": recipe.eps},
     }
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model if recipe.layer_decay == 1 else _decayed(recipe, model),
+        model if recipe.layer_decay == 1 else decayed_groups(recipe, model),
         lr=recipe.peak_lr,
         weight_decay=recipe.weight_decay,
         filter_bias_and_bn=not recipe.decay_norm_and_bias,
@@ -68,7 +68,8 @@ def _position(name: str, by: str) -> tuple[int, int]:
     return int(inside[1]), int(inside[2] or 0) // BLOCKS_PER_GROUP if by == "layer" else 0
 
 
-def _decayed(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
+def decayed_groups(recipe: RecipeSpec, model: nn.Module) -> list[dict[str, Any]]:
+    """The groups of a network by a recipe, for `recipe.layer_decay` below 1."""
     return scaled_groups(
         model.named_parameters(),
         layer_groups(model, recipe.layer_decay_by),
