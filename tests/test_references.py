@@ -32,7 +32,7 @@ from roadmap.report.figures.measured_vs_paper import measured_vs_paper
 from roadmap.report.figures.roadmap_bars import MEASURED_REFERENCE, roadmap_bars
 from roadmap.report.runs import read_experiment
 from roadmap.report.tables import ablation_table, to_frame, to_json
-from roadmap.steps import load_roadmap, load_roadmaps, resolve
+from roadmap.steps import flat_text, load_roadmap, load_roadmaps, resolve
 from roadmap.train import train
 from roadmap.training.optim import decayed_groups, layer_groups
 from roadmap.verify import verify_references
@@ -116,7 +116,7 @@ def changed(config: RunConfig, **values: Any) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=values)})
 
 
-def test_references_are_outside_the_tree(mine: Roadmap) -> None:
+def test_references_are_outside_the_tree(mine: Roadmap, steps_file: Path, tmp_path: Path) -> None:
     assert len(ROADMAP.steps) == 19
     assert mine.steps == ROADMAP.steps
     assert mine.trunk == ROADMAP.trunk
@@ -125,6 +125,9 @@ def test_references_are_outside_the_tree(mine: Roadmap) -> None:
         ablated = ablate(mine, kind)
         assert not ablated.references
         assert not set(mine.references) & set(ablated.steps)
+    flat = tmp_path / "flat.yaml"
+    flat.write_text(flat_text(steps_file), encoding="utf-8")
+    assert resolve(load_roadmap(flat), "tiny_swin") == resolve(mine, "tiny_swin")
     assert mine.knows("swin_t")
     for combination in ("swin_t+gelu", "gelu+swin_t"):
         with pytest.raises(ConfigError, match="swin_t is a reference"):
@@ -422,7 +425,7 @@ def test_a_reference_is_benchmarked(steps_file: Path, config: RunConfig, tmp_pat
     assert {row.subject for row in read_rows(path)} == {"ours"}
 
 
-def test_a_submission_has_references_only_if_it_is_told(tmp_path: Path) -> None:
+def test_a_submission_has_references_only_on_request(tmp_path: Path) -> None:
     def plan(*words: str) -> Any:
         command = [sys.executable, str(ROOT / "slurm/submit.py"), "--dry-run", "--cluster", "local"]
         command += ["--profile", "digits_noisy", "--runs", str(tmp_path), "--seeds", "1"]
