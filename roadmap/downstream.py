@@ -84,12 +84,8 @@ class FineTuning(Spec):
     )
     seed: int = Field(0, ge=0, description="seed of initialization, order and augmentation")
 
-    @property
-    def backbone_arguments(self) -> dict[str, Any]:
-        """Keywords for timm.create_model, of which features_only is one more where timm is called directly.
-
-        ConfigError if `backbone` is not a step with feature maps at strides 4 to 32.
-        """
+    def check_backbone(self) -> None:
+        """ConfigError if `backbone` is not a step with feature maps at strides 4 to 32."""
         if self.backbone not in registered:
             raise config_error(
                 "--backbone", f"unknown step '{self.backbone}'{one_of_these(self.backbone, registered)}"
@@ -97,6 +93,10 @@ class FineTuning(Spec):
         model = registered[self.backbone].ours
         if tuple(model.stem.stride << stage for stage in range(len(model.depths))) != STRIDES:
             raise config_error("--backbone", f"{self.backbone} has no feature maps at strides {STRIDES}")
+
+    @property
+    def backbone_arguments(self) -> dict[str, Any]:
+        """Keywords for timm.create_model; where it is called directly, features_only=True is one more."""
         return {"feature_cls": "getter", "drop_path_rate": self.drop_path, **self.network}
 
     @property
@@ -148,8 +148,9 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def read_settings(arguments: argparse.Namespace, settings: type[Settings]) -> Settings:
     """The settings on a command line; ConfigError names each option with a bad value."""
     values = {name: getattr(arguments, name) for name in settings.model_fields}
+    values["network"] = parse_overrides(values["network"])
     try:
-        return settings.model_validate(values | {"network": parse_overrides(values["network"])}, strict=False)
+        read = settings.model_validate(values, strict=False)
     except ValidationError as error:
         raise ConfigError(
             [
@@ -157,6 +158,8 @@ def read_settings(arguments: argparse.Namespace, settings: type[Settings]) -> Se
                 for item in error.errors()
             ]
         ) from error
+    read.check_backbone()
+    return read
 
 
 def select_device(name: str) -> torch.device:

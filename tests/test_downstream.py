@@ -5,6 +5,9 @@ them, and the programs in examples/.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +32,7 @@ from roadmap.timm_models import registered
 from roadmap.train import train
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.weights import DIALECTS
+from tests.helpers import commands
 from tests.helpers.images import config_of, write_folder
 
 BACKBONES = [name for name, config in registered.items() if config.roadmap in ("convnext_t", "convnext_b")]
@@ -131,6 +136,75 @@ def shapes(root: Path, train: int, val: int, size: int, *, objects: bool = False
     names = CLASSES if objects else ("background", *CLASSES)
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     return root
+
+
+def example(name: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = commands.run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *map(str, words)], cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def metrics_of(folder: Path) -> Any:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def masks_in(folder: Path) -> dict[str, NDArray[np.int32]]:
+    return {path.stem: read_mask(path) for path in sorted(folder.glob("*.png"))}
+
+
+def iou(one: NDArray[Any], other: NDArray[Any]) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+def test_a_upernet_segments_shapes_after_an_epoch(tmp_path: Path) -> None:
+    shapes(tmp_path / "data", 512, 40, 64)
+    words = [*NARROW, *ONE_EPOCH, "--batch-size", 8, "--lr", 3e-3, "--image-size", 64]
+    done = example("segmentation", "train", "data", *words, "--out", "out", cwd=tmp_path)
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["miou"] >= 0.8
+    assert list(metrics["iou"]) == ["background", *CLASSES]
+    for name, value in metrics["iou"].items():
+        assert f"{name:24} IoU {value:.4f}" in done.stdout
+
+    example("segmentation", "predict", "out", "data/val/images", "predicted", cwd=tmp_path)
+    there, predicted = masks_in(tmp_path / "data/val/masks"), masks_in(tmp_path / "predicted")
+    assert there.keys() == predicted.keys()
+    one, other = (np.stack(list(masks.values())) for masks in (there, predicted))
+    measured = [iou(one == value, other == value) for value in range(3)]
+    assert measured == pytest.approx(list(metrics["iou"].values()))
+    assert np.mean(measured) == pytest.approx(metrics["miou"])
+
+
+TINY_RUNS: Mapping[str, Any] = {"segmentation": [], "detection": ["--regions", "16"]}
+
+
+@pytest.mark.parametrize("name", TINY_RUNS)
+def test_a_killed_run_resumes_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    """In bf16, and with an image without objects."""
+    shapes(tmp_path / "data", 8, 2, 64, objects=name == "detection")
+    Image.new("L", (64, 64)).save(tmp_path / "data/train/masks/0.png")
+    words = [*NARROW, *ONE_EPOCH, *TINY_RUNS[name], "--image-size", "64", "--batch-size", "4"]
+    words += ["--epochs", "3", "--precision", "bf16", "--drop-path", "0.2"]
+    command = [sys.executable, str(ROOT / f"examples/{name}.py"), "train", str(tmp_path / "data"), *words]
+    assert commands.run([*command, "--out", "straight"], cwd=tmp_path).returncode == 0
+    stopped = commands.Command([*command, "--out", "killed"], cwd=tmp_path)
+    checkpoints = Checkpoints(tmp_path / "killed/checkpoint")
+    deadline = time.monotonic() + 60
+    while not checkpoints.files() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.wait(60)
+    done = commands.run([*command, "--out", "killed"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch" in done.stdout
+    one, other = (Checkpoints(tmp_path / out / "checkpoint").newest() for out in ("straight", "killed"))
+    assert one is not None
+    assert other is not None
+    assert one["epoch"] == other["epoch"] == 3
+    assert one["network"].keys() == other["network"].keys()
+    for key, tensor in one["network"].items():
+        assert torch.equal(tensor, other["network"][key]), key
+    assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "killed")
 
 
 def test_the_parameters_in_the_docs_are_counted_and_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +377,17 @@ def test_bad_data_is_named_before_training(damage: Callable[[Path], None], tmp_p
     with pytest.raises(ConfigError, match=DAMAGES[damage]):
         run_segmentation(data)
     assert not (data / "out").exists()
+
+
+def test_another_run_is_not_resumed(tmp_path: Path) -> None:
+    data = shapes(tmp_path / "data", 4, 2, 64)
+    with pytest.raises(ConfigError, match="out has no checkpoint; train it first"):
+        segmentation.run(segmentation.parser().parse_args(["predict", str(data / "out"), "images", "masks"]))
+    assert run_segmentation(data) == 0
+    with pytest.raises(ConfigError, match=r"lr was 0\.0001 and is 0\.1; give another folder to --out"):
+        run_segmentation(data, "--lr", "0.1")
+    with pytest.raises(ConfigError, match="has a checkpoint of another program"):
+        detection.run(detection.parser().parse_args(["predict", str(data / "out"), "images", "masks"]))
 
 
 def test_folders_as_ade20k_has_them_are_found(tmp_path: Path) -> None:
