@@ -314,7 +314,7 @@ def differs(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of random values are from different distributions, by six standard errors."""
     (one_mean, one_std, count), (mean, std, _) = moments(tensor.detach()), moments(other.detach())
     error = 6 * std / count**0.5 + 1e-7
-    return abs(one_mean - mean) > 2**0.5 * error or abs(one_std - std) > error
+    return bool(abs(one_mean - mean) > 2**0.5 * error or abs(one_std - std) > error)
 
 
 def test_initial_weights_are_drawn_as_ours_but_for_the_last_norm_of_a_resnets_block() -> None:
