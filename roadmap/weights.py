@@ -211,9 +211,11 @@ def _read(path: Path, where: str) -> tuple[Mapping[str, Any], str | None]:
     return content if isinstance(content, Mapping) else {}, None
 
 
-def _axes(shape: tuple[int, ...]) -> list[int]:
-    """The axes that are longer than 1: a linear layer fits a 1x1 convolution, and (1, 1, 1, C) fits (C,)."""
-    return [length for length in shape if length > 1]
+def _fits(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether a tensor's shape is ours, a linear layer in place of a 1x1 convolution or the reverse, or
+    (1, 1, 1, C) for (C,), as for networks whose channels are the last axis.
+    """
+    return theirs in (ours, (*ours, 1, 1), (1, 1, 1, *ours)) or (*theirs, 1, 1) == ours
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def copy_weights(
     names = {name: dialect.rename(name) for name in here}
     found = {name: there[theirs] for name, theirs in names.items() if theirs in there}
     pairs = {name: (tuple(tensor.shape), tuple(here[name].shape)) for name, tensor in found.items()}
-    misshaped = tuple((name, a, b) for name, (a, b) in pairs.items() if _axes(a) != _axes(b))
+    misshaped = tuple((name, a, b) for name, (a, b) in pairs.items() if not _fits(a, b))
     fitting = found.keys() - {name for name, *_ in misshaped}
     missing = tuple(name for name in here if name not in found and not name.endswith("num_batches_tracked"))
     unexpected = tuple(name for name in there if name not in names.values())

@@ -242,7 +242,7 @@ BAD = {
         MORE_STEPS.replace("kind: hard_swish", "kind: hard_swich"),
         [
             "my.yaml:5:84: step 'hard_swish': model.block.act.kind: unknown act kind 'hard_swich', "
-            "not one of relu, gelu, silu, hard_swish; did you mean 'hard_swish'?"
+            "not one of relu, relu6, gelu, silu, hard_swish; did you mean 'hard_swish'?"
         ],
     ),
     "unknown parent": (

@@ -165,8 +165,8 @@ def test_the_groups_of_a_deep_convnext_are_the_original_repositorys() -> None:
     assert groups == {name: original_layer(rename(name)) for name in groups}
 
 
-def test_a_parameter_of_another_network_has_no_group() -> None:
-    with pytest.raises(KeyError):
+def test_a_network_that_is_neither_ours_nor_timms_has_no_groups() -> None:
+    with pytest.raises(AttributeError, match="group_matcher"):
         layer_groups(nn.ModuleDict({"neck": nn.Linear(2, 2)}), "layer")
 
 

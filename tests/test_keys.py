@@ -13,7 +13,7 @@ import blocks.spec
 import roadmap.config
 from blocks.spec import Spec
 from roadmap import ROOT
-from roadmap.config import RunConfig
+from roadmap.config import RunConfig, TimmSpec
 from roadmap.schema import config_markdown, describe_keys
 from roadmap.steps import load_roadmap
 from slurm.cluster import Cluster
@@ -66,7 +66,7 @@ def test_the_committed_page_is_the_one_that_is_written(tmp_path: Path) -> None:
 def test_the_page_has_a_row_for_every_key() -> None:
     page = COMMITTED.read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) == sorted(
-        [*BASE, "roadmap", "step", "profile", "seed"]
+        [*BASE, *TimmSpec.model_fields, "roadmap", "step", "profile", "seed"]
     )
     columns = {len(re.split(r"(?<!\\)\|", line)) for line in page.splitlines() if line.startswith("| `model")}
     assert columns == {6}

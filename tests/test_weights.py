@@ -604,6 +604,7 @@ def test_a_fit_is_one_line(tmp_path: Path) -> None:
     [
         ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(1), True),
         ("stages.0.blocks.0.body.gamma.gamma", lambda w: w[:, None, None], True),
+        ("stages.0.blocks.0.body.gamma.gamma", lambda w: w[None, None, None], True),
         ("head.classifier.weight", lambda w: w[:, :, None, None], True),
         ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(1).T, False),
         ("stages.0.blocks.0.body.pw1.weight", lambda w: w.flatten(), False),
