@@ -123,6 +123,8 @@ def write_shapes(root: Path, split: str, count: int, size: int, *, objects: bool
             kind, radius = int(random.integers(2)), random.uniform(size / 8, size / 4)
             away = np.abs([axis - random.uniform(radius, size - radius) for axis in (y, x)])
             inside = (away.max(0) if kind else np.hypot(*away)) < radius
+            if mask[inside].any():  # objects do not overlap
+                continue
             image[inside] = COLORS[kind] + random.normal(0, 25, (inside.sum(), 3))
             mask[inside] = 1000 * kind + index + 1 if objects else kind + 1
         pixels = Image.fromarray(image.clip(0, 255).astype(np.uint8))
@@ -173,6 +175,41 @@ def test_a_upernet_segments_shapes_after_an_epoch(tmp_path: Path) -> None:
     measured = [iou(one == value, other == value) for value in range(3)]
     assert measured == pytest.approx(list(metrics["iou"].values()))
     assert np.mean(measured) == pytest.approx(metrics["miou"])
+
+
+def test_a_mask_r_cnn_finds_shapes_after_an_epoch(tmp_path: Path) -> None:
+    shapes(tmp_path / "data", 512, 40, 96, objects=True)
+    words = [*NARROW, *ONE_EPOCH, "--batch-size", 2, "--lr", 2e-3, "--image-size", 96, "--regions", 64]
+    example("detection", "train", "data", *words, "--out", "out", cwd=tmp_path)
+    metrics = metrics_of(tmp_path / "out")
+    assert list(metrics) == [*CLASSES, "all"]
+    assert metrics["all"]["mask_iou"] >= 0.8
+    assert metrics["all"]["recall"] >= 0.8
+
+    example("detection", "predict", "out", "data/val/images", "found", cwd=tmp_path)
+    there, found = masks_in(tmp_path / "data/val/masks"), masks_in(tmp_path / "found")
+    assert there.keys() == found.keys()
+    hits = [
+        any(
+            iou(there[name] == value, found[name] == other) >= 0.5 for other in same_class(found[name], value)
+        )
+        for name in there
+        for value in objects_of(there[name])
+    ]
+    # where detections overlap, the mask shows the better one
+    assert np.mean(hits) == pytest.approx(metrics["all"]["recall"], abs=0.05)
+    for name, mask in found.items():
+        listed = json.loads((tmp_path / "found" / f"{name}.json").read_text(encoding="utf-8"))
+        assert set(objects_of(mask)) <= {each["value"] for each in listed}
+        assert all(each["class"] == CLASSES[each["value"] // 1000] for each in listed)
+
+
+def objects_of(mask: NDArray[np.int32]) -> list[int]:
+    return [value for value in np.unique(mask).tolist() if value]
+
+
+def same_class(mask: NDArray[np.int32], value: int) -> list[int]:
+    return [other for other in objects_of(mask) if other // 1000 == value // 1000]
 
 
 TINY_RUNS: Mapping[str, Any] = {"segmentation": [], "detection": ["--regions", "16"]}
