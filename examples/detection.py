@@ -44,7 +44,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool  # type: ig
 from blocks.spec import Count
 from roadmap import downstream
 from roadmap.cli.options import Parser, main_of
-from roadmap.data.listing import images_in
 from roadmap.data.masks import (
     CLASS_NAMES,
     LabeledImage,
@@ -52,6 +51,7 @@ from roadmap.data.masks import (
     labeled_images,
     read_image,
     read_mask,
+    readable_images,
     values_in,
 )
 from roadmap.errors import config_error, relative
@@ -167,6 +167,10 @@ def classes_of(root: Path, found: dict[str, dict[int, Path]]) -> list[str]:
                     f"holds the value {value}, of class {value // PER_CLASS}, and the {len(names)} classes"
                 )
                 raise config_error(relative(path), f"{message} are 0 to {len(names) - 1}")
+    if len(names) > 1 and largest == 0:
+        message = f"are all below {PER_CLASS}, of class 0, and {CLASS_NAMES} has {len(names)} classes"
+        fix = f"objects of class 1 are {PER_CLASS + 1}, {PER_CLASS + 2}, and so on"
+        raise config_error(relative(root), f"has masks whose values {message}; {fix}")
     return names
 
 
@@ -287,13 +291,18 @@ def predict(arguments: argparse.Namespace) -> int:
     network = build(settings, len(names))
     network.load_state_dict(weights)
     network.to(device).eval()
+    paths, count = readable_images(arguments.images), 0
     with write_errors(arguments.objects):
         arguments.objects.mkdir(parents=True, exist_ok=True)
-        for name in sorted(images_in(arguments.images)):
-            image = read_image(arguments.images / name)
-            write_objects(
-                detect(network, image, settings, arguments.score), image, names, arguments.objects / name
-            )
+        for path in paths:
+            image = read_image(path)
+            found = detect(network, image, settings, arguments.score)
+            write_objects(found, image, names, arguments.objects / path.name)
+            count += len(found["scores"])
+    print(
+        f"{count} objects with a score of {arguments.score:g} and more in {len(paths)} images, written to"
+        f" {relative(arguments.objects)}"
+    )
     return 0
 
 

@@ -28,8 +28,15 @@ from blocks.spec import Count
 from roadmap import downstream
 from roadmap.cli.options import Parser, main_of
 from roadmap.config import NonNegative
-from roadmap.data.listing import images_in
-from roadmap.data.masks import LabeledImage, class_names, labeled_images, read_image, read_mask, values_in
+from roadmap.data.masks import (
+    LabeledImage,
+    class_names,
+    labeled_images,
+    read_image,
+    read_mask,
+    readable_images,
+    values_in,
+)
 from roadmap.errors import config_error, relative
 from roadmap.files import write_errors, write_json
 from roadmap.rng import SAMPLE, seed_of
@@ -44,6 +51,9 @@ PAPERS = {"t": 60, "s": 82, "b": 122, "l": 235, "xl": 391}  # millions of parame
 class Segmentation(downstream.FineTuning):
     """How a UPerNet is trained; the defaults are the paper's for ConvNeXt-T on ADE20K."""
 
+    image_size: Count = Field(
+        512, multiple_of=32, description="pixels of an image's shorter side, a multiple of 32"
+    )
     channels: Count = Field(512, description="channels of the decoder")
     auxiliary: NonNegative = Field(0.4, description="weight of the auxiliary head's loss")
     ignore: int = Field(255, ge=0, description="value of pixels without a class; for ADE20K's masks 0")
@@ -242,12 +252,14 @@ def predict(arguments: argparse.Namespace) -> int:
     network.to(device).eval()
     values = np.array(Labels(len(names), settings.ignore).values, dtype=np.uint8)
     palette = np.random.default_rng(0).integers(0, 256, 768).tolist()
+    paths = readable_images(arguments.images)
     with write_errors(arguments.masks):
         arguments.masks.mkdir(parents=True, exist_ok=True)
-        for name in sorted(images_in(arguments.images)):
-            mask = Image.fromarray(values[segment(network, read_image(arguments.images / name), settings)])
+        for path in paths:
+            mask = Image.fromarray(values[segment(network, read_image(path), settings)])
             mask.putpalette(palette)
-            mask.save(arguments.masks / f"{Path(name).stem}.png")
+            mask.save(arguments.masks / f"{path.stem}.png")
+    print(f"{len(paths)} masks in {relative(arguments.masks)}")
     return 0
 
 

@@ -205,7 +205,7 @@ class Roadmap:
     def _ancestry(self, what: str, known: Mapping[str, Delta], name: str) -> tuple[Delta, ...]:
         if name not in known:
             if what == "step" and name in self.references:
-                message = f"{name} is a reference, not a step that changes could be added to"
+                message = f"'{name}': a reference is a model of timm, which changes cannot be added to"
                 raise config_error(relative(self.path), message)
             names = [*known, *self.references] if what == "step" else known
             raise config_error(relative(self.path), f"unknown {what} '{name}'{one_of_these(name, names)}")

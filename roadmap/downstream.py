@@ -26,7 +26,7 @@ from roadmap.deltas import parse_overrides
 from roadmap.errors import ConfigError, Problem, config_error, format_validation_error, one_of_these, relative
 from roadmap.files import write_errors
 from roadmap.rng import INIT, STEP, permutation, reseed
-from roadmap.timm_models import registered
+from roadmap.timm_models import changed_spec, registered
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import oom_hint
 from roadmap.training.optim import layer_groups, scaled_groups
@@ -85,14 +85,15 @@ class FineTuning(Spec):
     seed: int = Field(0, ge=0, description="seed of initialization, order and augmentation")
 
     def check_backbone(self) -> None:
-        """ConfigError if `backbone` is not a step with feature maps at strides 4 to 32."""
+        """ConfigError if `backbone` is no step, or its network has no feature maps at strides 4 to 32."""
         if self.backbone not in registered:
             raise config_error(
                 "--backbone", f"unknown step '{self.backbone}'{one_of_these(self.backbone, registered)}"
             )
-        model = registered[self.backbone].ours
+        model = changed_spec(self.backbone, registered[self.backbone].ours, self.network)
         if tuple(model.stem.stride << stage for stage in range(len(model.depths))) != STRIDES:
-            raise config_error("--backbone", f"{self.backbone} has no feature maps at strides {STRIDES}")
+            strides = ", ".join(map(str, STRIDES))
+            raise config_error("--backbone", f"{self.backbone} has no feature maps at strides {strides} here")
 
     @property
     def backbone_arguments(self) -> dict[str, Any]:

@@ -105,13 +105,13 @@ def _build(
     """The network of `spec` with other `values`; as in timm, one with 0 classes has no classifier."""
     if "drop_path_rate" in values:
         values["drop_path"] = values.pop("drop_path_rate")
-    network = build_model(_changed(name, spec, {**values, "num_classes": num_classes or 1}), drop_rate)
+    network = build_model(changed_spec(name, spec, {**values, "num_classes": num_classes or 1}), drop_rate)
     if num_classes == 0 or global_pool != "avg":
         network.reset_classifier(num_classes, global_pool)
     return network
 
 
-def _changed(name: str, spec: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
+def changed_spec(name: str, spec: ModelSpec, values: Mapping[str, Any]) -> ModelSpec:
     """`spec` with other `values`; ConfigError names all that are unknown or invalid."""
     try:
         return ModelSpec.model_validate(_merge(spec.model_dump(), values))

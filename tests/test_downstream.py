@@ -25,7 +25,7 @@ from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped
 
 from examples import detection, segmentation
 from roadmap import ROOT, downstream
-from roadmap.data.masks import labeled_images, read_mask
+from roadmap.data.masks import labeled_images, read_mask, readable_images
 from roadmap.errors import ConfigError
 from roadmap.records import prepare
 from roadmap.timm_models import registered
@@ -354,6 +354,9 @@ def run_segmentation(data: Path, *words: str) -> int:
         ),
         (["--backbone", "roadmap_family_isotropic_s"], "no feature maps at strides"),
         (["--set", "witdh=8"], "unknown keyword 'witdh'; did you mean 'width'"),
+        (["--set", "depth=3"], "unknown keyword 'depth'; did you mean 'depths'"),
+        (["--set", "stem.stride=2"], "no feature maps at strides 4, 8, 16, 32"),
+        (["--image-size", "50"], "--image-size: .*multiple of 32"),
         (["--batch-size", "5"], "--batch-size is 5, and there are 4 images"),
         (["--batch-size", "0", "--lr", "fast"], "(?s)--batch-size: .*--lr: "),
         (["--precision", "fp8"], "--precision: .*fp8"),
@@ -364,6 +367,25 @@ def run_segmentation(data: Path, *words: str) -> int:
 def test_a_bad_option_is_named(words: list[str], message: str, few: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run_segmentation(few, *words)
+
+
+def test_masks_of_one_class_are_no_masks_of_several(few: Path) -> None:
+    """As those of segmentation would be, whose values are classes."""
+    values = {"train": {0: few / "a.png", 2: few / "b.png"}}
+    assert detection.classes_of(few / "nowhere", values) == ["0"]
+    with pytest.raises(ConfigError, match=r"all below 1000, of class 0, .* has 3 classes; .*1001"):
+        detection.classes_of(few, values)
+
+
+def test_images_that_cannot_be_read_are_named_before_any_is_written(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert readable_images(tmp_path) == [tmp_path / "a.png"]
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(ConfigError, match=r"b.png is not an image that can be read"):
+        readable_images(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="none has no images"):
+        readable_images(tmp_path / "none")
 
 
 def damage_sizes(data: Path) -> None:

@@ -452,7 +452,7 @@ def test_a_table_has_the_references_that_have_runs(run: RunDir, config: RunConfi
     assert row.cost == cost_of(config), "the run's own"
     table = ablation_table(found, ["change", "delta"])
     assert table.rows[-1] == ["a reference: timm's swin_tiny_patch4_window7_224", "–"]
-    assert any(note.startswith("References (tiny_swin)") for note in found.notes)
+    assert any(note.startswith("Reference steps (tiny_swin)") for note in found.notes)
     assert json.loads(to_json(found))["rows"][-1]["reference"] is True
     assert to_frame(found)["reference"].tolist()[-1]
 

@@ -71,6 +71,22 @@ def read_image(path: Path) -> Image.Image:
         return in_mode(ImageOps.exif_transpose(open_image(file)), "RGB")
 
 
+def readable_images(folder: Path) -> list[Path]:
+    """The images in a folder, by name; ConfigError if there are none, or one of them cannot be read.
+
+    It reads every file, so that not a part of them is written.
+    """
+    paths = [folder / name for name in sorted(images_in(folder))]
+    if not paths:
+        raise config_error(relative(folder), "has no images")
+    for path in paths:
+        try:
+            read_image(path)
+        except OSError as error:
+            raise config_error("", str(error)) from error
+    return paths
+
+
 def read_mask(path: Path) -> NDArray[np.int32]:
     """The values of a mask, (H, W); Unreadable unless it is an image of one channel without loss."""
     with reading(relative(path)), path.open("rb") as file:

@@ -470,7 +470,7 @@ def _about_references(rows: Sequence[AblationRow]) -> list[str]:
     """The note on references, if there are any."""
     names = [row.step for row in rows if row.is_reference]
     what = "models of timm, trained with the recipe of the path's last step, without a parent to compare with"
-    return [f"References ({', '.join(names)}): {what}."] if names else []
+    return [f"Reference steps ({', '.join(names)}): {what}."] if names else []
 
 
 def agreement_of(roadmap: Roadmap, rows: Sequence[AblationRow]) -> Agreement:
