@@ -237,6 +237,8 @@ def parsed(words: list[str]) -> argparse.Namespace | None:
             assert target in phony[1].split()
         case ["pip", "install", source]:
             assert source.startswith(".")
+        case ["tar", "xJf", archive, "-C", _]:
+            assert (ROOT / archive).is_file()
         case _:
             assert words == ["source", ".venv/bin/activate"]
     return None
