@@ -187,20 +187,23 @@ class Decomposed(Layer):
 
     role = "spatial"
 
+    def short(self, op: Op) -> int:
+        """The short side of both kernels."""
+        return min(op.kernel, 5)
+
     def label(self, op: Op, width: int) -> str:
-        short = min(op.kernel, 5)
-        return f"dec({short}x{op.kernel},{op.kernel}x{short})"
+        return f"dec({self.short(op)}x{op.kernel},{op.kernel}x{self.short(op)})"
 
     def params(self, op: Op) -> int:
         return self.macs_per_position(op) + op.c_out * op.bias
 
     def macs_per_position(self, op: Op) -> int:
-        return 2 * op.c_out * min(op.kernel, 5) * op.kernel
+        return 2 * op.c_out * self.short(op) * op.kernel
 
     def build(self, op: Op) -> nn.Module:
         from blocks.modules import DecomposedConv2d
 
-        return DecomposedConv2d(op.c_in, min(op.kernel, 5), op.kernel, op.stride, op.bias)
+        return DecomposedConv2d(op.c_in, self.short(op), op.kernel, op.stride, op.bias)
 
 
 class Pooling(Layer):

@@ -69,9 +69,10 @@ def _plan_body(spec: BlockSpec, c_in: int, width: int, stride: int) -> Iterator[
     channels = c_in
     for place in spec.order:
         op = _mixer(spec, place, channels, width, stride)
+        gated = spec.gate and place == "pw1"
+        channels = op.c_out // 2 if gated else op.c_out
         yield op
-        yield from _after(spec, op, gated=spec.gate and place == "pw1")
-        channels = gated_channels(spec, width) if spec.gate and place == "pw1" else op.c_out
+        yield from _after(spec, place, op, gated=gated)
 
 
 def gated_channels(spec: BlockSpec, width: int) -> int:
@@ -93,10 +94,9 @@ def _mixer(spec: BlockSpec, place: str, c_in: int, width: int, stride: int) -> O
     return _conv(name, "pointwise", c_in, c_out, bias=bias)
 
 
-def _after(spec: BlockSpec, mixer: Op, *, gated: bool) -> Iterator[Op]:
-    """What follows a convolution of the body."""
+def _after(spec: BlockSpec, place: str, mixer: Op, *, gated: bool) -> Iterator[Op]:
+    """What follows the layer at a place of the body."""
     name, channels = mixer.name, mixer.c_out
-    place = name.removeprefix(f"{BODY}.")
     normed, activated = place in spec.norm.after, place in spec.act.after
     if normed:
         yield _norm(f"{name}_norm", spec.norm.kind, channels)

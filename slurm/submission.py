@@ -10,7 +10,7 @@ from pathlib import Path
 
 from roadmap.batches import plan_batches
 from roadmap.cli.arguments import Selection, check_used, read_overrides, read_precision, select
-from roadmap.config import DataSpec, RunConfig, SystemSpec, TimmSpec
+from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE, Roadmap, known_training_macs
 from roadmap.errors import ConfigError, Problem, config_error
@@ -157,8 +157,7 @@ def plan(selection: Selection, arguments: argparse.Namespace, cluster: Cluster) 
     more = _references(selection) if arguments.references else ()
     steps = dict.fromkeys([*(arguments.steps or selection.roadmap.steps), *more])
     configs = [with_init_digest(selection.resolve(step)) for step in steps]
-    if all(isinstance(config.model, TimmSpec) for config in configs):
-        check_used(selection.overrides, configs)
+    check_used(selection.overrides, configs)
     if not arguments.dry_run:  # which may run where the data is unavailable
         check_data(*configs, here=cluster.scheduler == "local")
         check_references(configs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,15 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     """The configuration of the run that the command line describes."""
     selection = select(arguments)
     config = selection.resolve(arguments.step, getattr(arguments, "seed", 0))
-    if isinstance(config.model, TimmSpec):
-        check_used(selection.overrides, [config])
+    check_used(selection.overrides, [config])
     return with_init_digest(config)
 
 
-def check_used(overrides: Mapping[str, Any], configs: Iterable[RunConfig]) -> None:
+def check_used(overrides: Mapping[str, Any], configs: Sequence[RunConfig]) -> None:
     """ConfigError for overrides of our networks' keys where all networks are timm's."""
     names = [config.step for config in configs if isinstance(config.model, TimmSpec)]
+    if len(names) < len(configs):
+        return
     message = f"is a key of our networks, and has no effect on {', '.join(names)}, of timm; leave it out"
     problems = [Problem(f"--set {key}", message) for key in overrides if not is_key_of_timm(key)]
     if problems:
