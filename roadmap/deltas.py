@@ -124,6 +124,11 @@ class Roadmap:
             return self.steps
         return tuple(step.name for step in self.lineage(self.end or self.steps[-1]))
 
+    @property
+    def with_references(self) -> tuple[str, ...]:
+        """The ids of all steps of the tree, and of the references behind them."""
+        return (*self.tree, *self.references)
+
     def delta(self, step: str) -> Delta:
         """A step of the tree, or a reference; KeyError for others."""
         references = (self.whole or self).references

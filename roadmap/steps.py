@@ -330,7 +330,7 @@ def _check_steps_in_profiles(roadmap: Roadmap) -> list[Problem]:
     return [
         problem
         for name in roadmap.profiles
-        for step in (*roadmap.steps, *roadmap.references)
+        for step in roadmap.with_references
         for problem in _check_values(roadmap, step, name)
     ]
 

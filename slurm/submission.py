@@ -142,10 +142,10 @@ def check_step_names(
     """ConfigError if the cluster's entry names a step that no roadmap of the steps file has."""
     if not cluster.steps:
         return
-    known = {*selection.roadmap.steps, *selection.roadmap.references}
+    known = set(selection.roadmap.with_references)
     if not cluster.steps.keys() <= known:  # steps of another roadmap, or misspelled
         others = load_roadmaps(arguments.steps_file).values()
-        everywhere = known.union(*((*other.steps, *other.references) for other in others))
+        everywhere = known.union(*(other.with_references for other in others))
         check_steps(name, arguments.cluster_file, everywhere)
 
 

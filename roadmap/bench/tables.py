@@ -113,8 +113,8 @@ def _group(
     for row in rows:
         if row.subject in (OURS, LOOP):
             place = (row.step, row.mode, row.batch, row.image_size)
-            named = {**roadmap.tree, **roadmap.references} if roadmap else {}
-            title = named[row.step].title if row.step in named else row.step
+            is_known = roadmap is not None and row.step in roadmap.with_references
+            title = roadmap.delta(row.step).title if roadmap and is_known else row.step
             entry = StepMeasurements(
                 title, row, of.get((*place, SAME[row.mode])), of.get((*place, TIMM_DEFAULTS))
             )

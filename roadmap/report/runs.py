@@ -64,7 +64,7 @@ class Experiment:
         """The same with the present state of the runs."""
         name = (self.whole.name, self.profile or NO_PROFILE)
         mine = [status(run) for run in find_runs(self.folder) if run.experiment == name]
-        steps = (*self.roadmap.steps, *self.roadmap.references)
+        steps = self.roadmap.with_references
         place = {step: index for index, step in enumerate(steps)}
         runs, copies = _skip_copies(mine, run_tree(self.folder))
         runs.sort(
@@ -80,7 +80,7 @@ class Experiment:
             for step in self.roadmap.steps
         }
         unknown = {step for step in {run.run.step for run in self.all_runs} if not self.whole.knows(step)}
-        mine = {*self.roadmap.tree, *self.roadmap.references}
+        mine = set(self.roadmap.with_references)
         return [
             run
             for run in self.all_runs
