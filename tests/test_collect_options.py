@@ -10,12 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from roadmap import ROOT
+from roadmap.config import RunConfig
 from roadmap.records import RunDir, prepare
 from roadmap.report.stats import holm
 from roadmap.steps import load_roadmap, resolve
@@ -190,3 +192,55 @@ def test_runs_of_a_later_version_are_named_and_not_counted(tmp_path: Path) -> No
     )
     assert "99.5" not in said
     assert [row["state"] for row in table(tmp_path / "out", "runs") if row["step"] == "gelu"] == ["newer"]
+
+
+def records(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as opened:
+        members = opened.getmembers()
+        assert {(member.uid, member.gid, member.uname, member.mtime) for member in members} == {(0, 0, "", 0)}
+        return {member.name: opened.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+
+
+def test_from_the_records_the_same_report_is_made_without_paths_and_unfinished_runs(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    fill(runs)
+    finish(runs, "gelu", 0, None)
+    overrides = {"system.data_dir": "/home/me/images", "system.init_from": "weights.pth"}
+    prepare(runs, resolve(load_roadmap(), "kernel_7", profile="cifar10"))
+    config = resolve(load_roadmap(), "kernel_9", profile="cifar10", overrides=overrides)
+    done = finish(runs, "kernel_9", 0, 87.0)
+    done.config.write_text(config.to_yaml(), encoding="utf-8")
+    done.metrics.write_text('{"kind": "epoch", "epoch": 1, "top1": 87.0}\n', encoding="utf-8")
+    done.checkpoints.mkdir()
+    (done.checkpoints / "last.pt").write_bytes(b"weights")
+
+    printed = collect(tmp_path, "runs", "--records")
+    assert "records: out/records.tar.xz" in printed
+    found = records(tmp_path / "out/records.tar.xz")
+    assert len([name for name in found if name.endswith("/result.json")]) == sum(map(len, TOP1.values())) + 2
+    assert {name.rpartition("/")[2] for name in found} == {"config.yaml", "metrics.jsonl", "result.json"}
+    assert found[f"{done.name}/metrics.jsonl"] == done.metrics.read_bytes()
+    assert b"/home/me" not in b"".join(found.values())
+    before = (tmp_path / "out/records.tar.xz").read_bytes()
+    collect(tmp_path, "runs", "--records")
+    assert (tmp_path / "out/records.tar.xz").read_bytes() == before
+
+    other = tmp_path / "elsewhere"
+    with tarfile.open(tmp_path / "out/records.tar.xz") as archive:
+        archive.extractall(other / "runs", filter="data")
+    assert collect(other, "runs", "--records") == printed
+    for path in (tmp_path / "out").glob("ablation.*"):
+        assert path.read_bytes() == (other / "out" / path.name).read_bytes(), path.name
+    finished = [row for row in table(tmp_path / "out", "runs") if row["step"] != "kernel_7"]
+    assert table(other / "out", "runs") == finished
+    assert RunConfig.read(other / "runs" / f"{done.name}/config.yaml").hash == config.hash
+
+
+@pytest.mark.parametrize("words", [["runs", "runs"], ["runs", "--watch"]])
+def test_records_are_those_of_one_folder(words: Sequence[str], tmp_path: Path) -> None:
+    fill(tmp_path / "runs")
+    command = [sys.executable, str(ROOT / "collect.py"), *words, "--records", "--out", "out"]
+    done = commands.run(command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--records takes one folder of RUNS and no --watch" in done.stderr
+    assert not (tmp_path / "out").exists()

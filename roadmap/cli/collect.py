@@ -77,6 +77,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY,...",
         help="also draw accuracy against these costs, one figure each (always: gmacs)",
     )
+    options.add_argument(
+        "--records",
+        action="store_true",
+        help=(
+            "also write records.tar.xz: configuration, metrics and result of each finished run of the roadmap"
+            " and profile, from which the same report can be made"
+        ),
+    )
     options.add_argument("--tables-only", action="store_true", help="no figures and no page")
     options.add_argument(
         "--watch",

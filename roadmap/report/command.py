@@ -12,6 +12,7 @@ from roadmap.cli.arguments import read_overrides, read_precision
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these, relative
 from roadmap.report.ablation import Ablation, published
 from roadmap.report.columns import ALL, COLUMNS
+from roadmap.report.records_archive import write_records
 from roadmap.report.runs import Experiment, read_experiment
 from roadmap.report.tolerance import check, published_top1, read_expected
 from roadmap.report.write import AblationReport
@@ -21,7 +22,7 @@ from roadmap.terminal import console, count, live_text, repeat, tally
 OUT_OF_TOLERANCE = 3
 RUNS_ONLY = (
     "profile", "overrides", "init_from", "kind", "as_trained", "holm", "watch", "check", "against",
-    "precision", "interactions",
+    "precision", "interactions", "records",
 )  # fmt: skip
 
 
@@ -33,14 +34,16 @@ def make_report(arguments: argparse.Namespace) -> int:
     if arguments.watch is not None:
         return _watch(arguments, columns, costs)
     expected = read_expected(arguments.against) if arguments.against else None
-    if arguments.paper is not None:
-        ablations = [_published(arguments.steps_file, name) for name in _paper_names(arguments)]
-    else:
-        ablations = [_collected(experiment) for experiment in _experiments(arguments)]
+    experiments = _experiments(arguments)
+    ablations = [_collected(experiment) for experiment in experiments] or [
+        _published(arguments.steps_file, name) for name in _paper_names(arguments)
+    ]
     if arguments.check is not None and expected is None:
         expected = published_top1(ablations[0])
     report = AblationReport(ablations, columns)
     files = report.write(arguments.out, costs, tables_only=arguments.tables_only)
+    if arguments.records:
+        files["records"] = [write_records(experiments[0].all_runs, arguments.out)]
     report.show()
     for kind, paths in files.items():
         console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True)
@@ -87,6 +90,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         problems.append(Problem("--against", "is the table for --check TOLERANCE; give both"))
     if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
         problems.append(Problem("--check", "takes one folder of RUNS and no --watch"))
+    if arguments.records and (len(arguments.runs) > 1 or arguments.watch is not None):
+        problems.append(Problem("--records", "takes one folder of RUNS and no --watch"))
     if arguments.precision is not None and len(arguments.runs) > 1:
         problems.append(Problem("--precision", "takes one folder of RUNS"))
     if arguments.precision is None and arguments.seeds is not None:
