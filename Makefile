@@ -14,9 +14,10 @@ unexport PIP_PREFIX PIP_TARGET PIP_USER
 
 .PHONY: demo test test-lowest test-newest slurm-test slurm-chaos check lint clean
 
-# All steps of the roadmap with three seeds on this machine, then the table and the figures.
+# All steps of the roadmap with SEEDS seeds on this machine, then the table and the figures.
+SEEDS ?= 3
 demo: $(INSTALLED)
-	$(BIN)/python slurm/submit.py --cluster local --profile digits_noisy --seeds 3
+	$(BIN)/python slurm/submit.py --cluster local --profile digits_noisy --seeds $(SEEDS)
 	$(BIN)/python collect.py runs --profile digits_noisy --out reports/digits_noisy
 
 test: $(INSTALLED)

@@ -18,8 +18,8 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def take(page_file: Path, out: Path) -> list[Path]:
-    """A picture for each of `LOOKS`; on a desktop with a step chosen, so that its details can be seen."""
+def take(page_file: Path, out: Path, step: str = "gelu") -> list[Path]:
+    """A picture for each of `LOOKS`; on a desktop with `step` chosen, so that its details can be seen."""
     out.mkdir(parents=True, exist_ok=True)
     made = []
     with sync_playwright() as playwright:
@@ -29,7 +29,7 @@ def take(page_file: Path, out: Path) -> list[Path]:
             page.goto(page_file.resolve().as_uri())
             page.wait_for_selector("html[data-ready]")
             if name != "phone":
-                page.locator('[data-chart=accuracy] path[aria-label^="gelu,"]').first.click()
+                page.locator(f'[data-chart=accuracy] path[aria-label^="{step},"]').first.click()
                 page.mouse.move(0, 0)  # or the tooltip would hide half of the chart
                 page.locator("#tip").wait_for(state="hidden")
             made.append(out / f"{page_file.parent.name}_{name}.png")
@@ -43,8 +43,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("page", type=Path, help="a report.html")
     options.add_argument("out", type=Path, help="where the pictures go")
+    options.add_argument("step", nargs="?", default="gelu", help="the step whose details are shown")
     arguments = options.parse_args()
-    for path in take(arguments.page, arguments.out):
+    for path in take(arguments.page, arguments.out, arguments.step):
         print(path)
 
 
