@@ -22,12 +22,15 @@ from roadmap import ROOT, STEPS_YAML
 from roadmap.__main__ import parser as parser_of_roadmap
 from roadmap.cli import collect, run
 from roadmap.deltas import NO_PROFILE, Roadmap, parse_overrides
+from roadmap.report.records_archive import NAME
 from roadmap.steps import load_roadmap, resolve
 from roadmap.strict_yaml import show
 from slurm import cancel, logs, status, submit
 from slurm.cluster import load_cluster
 from slurm.testbed.__main__ import parser as parser_of_testbed
 from tests.helpers import commands
+from tests.helpers.committed_reports import REPORTS
+from tests.helpers.committed_reports import collect as collect_again
 
 MAX_LINES, MAX_WORDS = 190, 1500  # of the README
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -287,31 +290,59 @@ def test_a_page_begins_with_its_purpose_and_its_contents(path: Path) -> None:
         assert contents.splitlines() == [f"- [{section}](#{anchor(section)})" for section in sections]
 
 
+def table_of(report: str) -> list[dict[str, str]]:
+    """The rows of a committed report's table, by column."""
+    text = (ROOT / "reports" / report / "ablation.md").read_text(encoding="utf-8")
+    head, *rows = rows_of(text, "step")
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def resolved_in(report: str) -> str:
+    """How many differences a committed report's table resolves, in words."""
+    verdicts = [row["resolved?"] for row in table_of(report) if row["resolved?"] != "–"]
+    return f"resolve {verdicts.count('yes')} of the {len(verdicts)} differences"
+
+
 def test_the_demo_table_is_the_one_that_collect_wrote() -> None:
     report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
     table = [line for line in report.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(load_roadmap().steps)
-    assert "\n".join(table) in PAGES[ROOT / "docs/demo.md"]
+    page = PAGES[ROOT / "docs/demo.md"]
+    assert "\n".join(table) in page
+    assert resolved_in("digits_noisy") in page
 
 
 def test_the_rows_in_the_readme_are_those_of_the_report() -> None:
-    head, *rows = rows_of((ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8"), "step")
-    full = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    full = {row["step"]: row for row in table_of("cifar10_small")}
     shown_head, *shown = rows_of(README, "step")
     assert len(shown) == 6
     for row in shown:
         assert dict(zip(shown_head, row, strict=True)).items() <= full[row[0]].items()
-    verdicts = [row["resolved?"] for row in full.values()]
-    words = f"resolve {verdicts.count('yes')} of the {len(verdicts) - 1} differences"
-    assert words in README
-    assert words in PAGES[ROOT / "docs/demo.md"]
+    assert resolved_in("cifar10_small") in README
+    assert resolved_in("cifar10_small") in PAGES[ROOT / "docs/cifar10.md"]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_committed_report_follows_from_its_records(report: str, tmp_path: Path) -> None:
+    collect_again(report, tmp_path / "report", tmp_path, "--tables-only", "--records")
+    made, committed = tmp_path / "report", ROOT / "reports" / report
+    for path in made.iterdir():
+        if path.name != NAME:
+            assert path.read_text("utf-8") == (committed / path.name).read_text("utf-8"), path.name
+    assert {path.name for path in made.iterdir()} == {
+        path.name for path in committed.iterdir() if path.suffix in (".csv", ".json", ".md", ".tex", ".xz")
+    } | {"ablation.html"}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_a_committed_report_is_of_finished_runs_that_are_alike(report: str) -> None:
+    text = (ROOT / "reports" / report / "ablation.md").read_text(encoding="utf-8")
+    assert re.search(r"^- (\d+) of \1 runs;", text, re.MULTILINE) or report == "digits_noisy_factorial"
+    assert "Hardware:" in text
+    assert "MIXED" not in text
 
 
 def test_the_committed_reports_are_complete() -> None:
-    report = (ROOT / "reports/digits_noisy/ablation.md").read_text(encoding="utf-8")
-    assert "57 of 57 runs" in report
-    assert "Hardware:" in report
-    assert "MIXED" not in report
     tables = {"ablation.md", "ablation.csv", "ablation.json", "ablation.tex", "ablation.html"}
     figures = {
         f"{name}.{kind}" for name in ("roadmap", "accuracy_vs_gmacs") for kind in ("png", "svg", "pdf")
@@ -322,6 +353,6 @@ def test_the_committed_reports_are_complete() -> None:
         tables == {path.name for path in (paper / roadmap).iterdir()}
         for roadmap in ("convnext_t", "convnext_b")
     )
-    assert tables | figures | {"report.html", "runs.csv"} <= {
-        path.name for path in (ROOT / "reports/digits_noisy").iterdir()
-    }
+    for report in REPORTS:
+        files = {path.name for path in (ROOT / "reports" / report).iterdir()}
+        assert figures | {"report.html", "runs.csv", NAME} <= files

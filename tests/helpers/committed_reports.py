@@ -1,0 +1,34 @@
+"""The reports in reports/ that are of runs: `python -m tests.helpers.committed_reports` makes them again from
+the records beside them, such as after a change of a table or figure.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from roadmap import ROOT
+from roadmap.report.records_archive import NAME
+
+# by folder, the options of collect.py
+REPORTS = {
+    "cifar10_small": "--profile cifar10_small --set data.dataset=folder --set data.val_split=val",
+}
+
+
+def collect(report: str, out: Path, folder: Path, *options: str) -> None:
+    """Makes a report from its records, which are unpacked into `folder`."""
+    with tarfile.open(ROOT / "reports" / report / NAME) as archive:
+        archive.extractall(folder / "runs", filter="data")
+    words = ["runs", "--out", str(out), *shlex.split(REPORTS[report]), *options]
+    subprocess.run([sys.executable, str(ROOT / "collect.py"), *words], cwd=folder, check=True, timeout=600)
+
+
+if __name__ == "__main__":
+    for name in REPORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            collect(name, ROOT / "reports" / name, Path(folder), "--records")
