@@ -2,165 +2,36 @@
 weights, and layer-wise learning rates. The programs in `examples/` show how to use it.
 
 A network's backbone stays one module, with our names, where timm creates it with the keywords of
-`FineTuning.backbone_arguments`.
+`FineTuning.backbone_arguments`. The settings and their options are in `roadmap.downstream_options`.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import roadmap.timm_models  # noqa: F401  # registers the backbones in timm
 from blocks.model import Network
-from blocks.spec import Count, Spec
-from roadmap.config import Fraction, NonNegative, Positive, Probability
-from roadmap.deltas import parse_overrides
-from roadmap.errors import ConfigError, Problem, config_error, format_validation_error, one_of_these, relative
+from roadmap.downstream_options import FineTuning, Settings
+from roadmap.errors import config_error, relative
 from roadmap.files import write_errors
 from roadmap.rng import INIT, STEP, permutation, reseed
-from roadmap.timm_models import changed_spec, registered
 from roadmap.training.checkpoint import Checkpoints
 from roadmap.training.device import oom_hint
 from roadmap.training.optim import layer_groups, scaled_groups
 from roadmap.weight_files import name_of
 from roadmap.weights import copy_weights, read_state_dict
 
-STRIDES = (4, 8, 16, 32)
 LOG_EVERY = 50  # iterations
 Key = tuple[int, int]  # of a sample: the epoch, which its augmentation depends on, and its number in the data
-
-
-LayerDecay = Annotated[
-    Fraction,
-    Field(
-        description="factor of the learning rate from each group of the backbone's layers to the one below;"
-        " without --init-from it is 1"
-    ),
-]
-LayerDecayBy = Annotated[
-    Literal["layer", "stage"],
-    Field(description="whether a group is a stage, or up to three blocks of one: stage, layer"),
-]
-Epochs = Annotated[Count, Field(description="times that training sees each image")]
-
-
-class FineTuning(Spec):
-    """How a network is fine-tuned; each field is an option of the command line, with its description."""
-
-    backbone: str = Field(
-        "roadmap_separate_downsampling",
-        description="timm's name of a step, such as roadmap_family_convnext_s",
-    )
-    network: dict[str, Any] = Field(
-        {},
-        description="another value of the backbone, as timm.create_model takes it: width_mult=0.5,"
-        " depths=[2,2,6,2]",
-    )
-    init_from: str | None = Field(
-        None, description="trained weights: a run's folder, an exported file, or a released checkpoint"
-    )
-    ema: bool = Field(False, description="start from the EMA of these weights")
-    image_size: Count = Field(512, description="pixels of an image's shorter side")
-    epochs: Epochs = 100
-    batch_size: Count = Field(16, description="images per iteration")
-    lr: Positive = Field(1e-4, description="peak learning rate of the heads")
-    layer_decay: LayerDecay = 0.9
-    layer_decay_by: LayerDecayBy = "stage"
-    weight_decay: NonNegative = Field(0.05, description="weight decay, of all but biases and norms")
-    warmup: float = Field(
-        0.01, ge=0, lt=1, description="part of the iterations that warms up; then the rate decays linearly"
-    )
-    drop_path: Probability = Field(0.4, description="stochastic depth of the backbone's last block")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="of the operations that autocast covers: auto is bf16 on CUDA, else fp32"
-    )
-    seed: int = Field(0, ge=0, description="seed of initialization, order and augmentation")
-
-    def check_backbone(self) -> None:
-        """ConfigError if `backbone` is no step, or its network has no feature maps at strides 4 to 32."""
-        if self.backbone not in registered:
-            raise config_error(
-                "--backbone", f"unknown step '{self.backbone}'{one_of_these(self.backbone, registered)}"
-            )
-        model = changed_spec(self.backbone, registered[self.backbone].ours, self.network)
-        if tuple(model.stem.stride << stage for stage in range(len(model.depths))) != STRIDES:
-            strides = ", ".join(map(str, STRIDES))
-            raise config_error("--backbone", f"{self.backbone} has no feature maps at strides {strides} here")
-
-    @property
-    def backbone_arguments(self) -> dict[str, Any]:
-        """Keywords for timm.create_model; where it is called directly, features_only=True is one more."""
-        return {"feature_cls": "getter", "drop_path_rate": self.drop_path, **self.network}
-
-    @property
-    def normalization(self) -> dict[str, tuple[float, ...]]:
-        """The mean and standard deviation per channel with which the backbone's step is trained."""
-        data = registered[self.backbone].data
-        return {"mean": data.mean, "std": data.std}
-
-
-Settings = TypeVar("Settings", bound=FineTuning)
-
-
-def add_options(parser: argparse.ArgumentParser, settings: type[FineTuning]) -> None:
-    """An option for each field of `settings`, and --out, --device, and --workers."""
-    for name, field in settings.model_fields.items():
-        option, shown = option_of(name), f"{field.description} (default: %(default)s)"
-        if name == "network":
-            parser.add_argument(
-                option,
-                dest=name,
-                action="append",
-                default=[],
-                metavar="KEY=VALUE",
-                help=field.description,
-            )
-        elif field.annotation is bool:
-            parser.add_argument(option, action="store_true", help=field.description)
-        else:
-            parser.add_argument(option, default=field.default, metavar="VALUE", help=shown)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of checkpoints and metrics"
-    )
-    add_device_options(parser)
-
-
-def option_of(name: str) -> str:
-    """The option of a field."""
-    return "--set" if name == "network" else f"--{name.replace('_', '-')}"
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """--device and --workers."""
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 ...; auto is CUDA where there is one"
-    )
-    parser.add_argument("--workers", type=int, default=4, help="processes that load images (default: 4)")
-
-
-def read_settings(arguments: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """The settings on a command line; ConfigError names each option with a bad value."""
-    values = {name: getattr(arguments, name) for name in settings.model_fields}
-    values["network"] = parse_overrides(values["network"])
-    try:
-        read = settings.model_validate(values, strict=False)
-    except ValidationError as error:
-        raise ConfigError(
-            [
-                Problem(f"{option_of(str(item['loc'][0]))}:", format_validation_error(item))
-                for item in error.errors()
-            ]
-        ) from error
-    read.check_backbone()
-    return read
 
 
 def select_device(name: str) -> torch.device:
@@ -244,8 +115,6 @@ class ShuffledBatches:
         self.settings = settings
         self.first_epoch = first_epoch
         self.per_epoch = length // settings.batch_size
-        if not self.per_epoch:
-            raise config_error("--batch-size", f"is {settings.batch_size}, and there are {length} images")
 
     def __len__(self) -> int:
         return self.per_epoch * (self.settings.epochs - self.first_epoch)
@@ -280,8 +149,13 @@ def fine_tune(
     """Trains `network`, on its device, to lower `loss_of(batch)`; AdamW.
 
     A checkpoint in `out` after each epoch is what the same call resumes from, as if it had not been stopped.
-    ConfigError for one of other settings, and where the loss is no longer finite.
+    ConfigError, before `out` is made, for fewer samples than a batch and a bad number of workers; later for a
+    checkpoint of other settings, and where the loss is no longer finite.
     """
+    if len(samples) < settings.batch_size:
+        raise config_error("--batch-size", f"is {settings.batch_size}, and there are {len(samples)} images")
+    if workers < 0:
+        raise config_error("--workers", f"must be at least 0, not {workers}")
     device = next(network.parameters()).device
     layer_decay = settings.layer_decay if settings.init_from else 1.0
     groups = parameter_groups(
@@ -372,10 +246,13 @@ def _log(
         raise config_error("the loss", "is no longer finite; a lower --lr or a longer --warmup helps")
 
 
-def read_trained(out: Path, settings: type[Settings]) -> tuple[Settings, list[str], dict[str, Tensor]]:
-    """The settings, the classes and the network's weights of the newest checkpoint in `out`.
+def load_trained(
+    out: Path, settings: type[Settings], build: Callable[[Settings, int], nn.Module], device: str
+) -> tuple[Settings, list[str], nn.Module]:
+    """The settings, the names of the classes and the network of the newest checkpoint in `out`, to evaluate
+    on the device of an option; `build` makes the network of some settings for a number of classes.
 
-    ConfigError if there is none, or it is of another program.
+    ConfigError if there is none, it is of another program, or the device is unavailable.
     """
     checkpoint = Checkpoints(out / "checkpoint").newest()
     if checkpoint is None:
@@ -384,4 +261,7 @@ def read_trained(out: Path, settings: type[Settings]) -> tuple[Settings, list[st
         read = settings.model_validate(checkpoint["settings"], strict=False)
     except (KeyError, ValidationError) as error:
         raise config_error(relative(out), "has a checkpoint of another program") from error
-    return read, checkpoint["classes"], checkpoint["network"]
+    place, classes = select_device(device), checkpoint["classes"]
+    network = build(read, len(classes))
+    network.load_state_dict(checkpoint["network"])
+    return read, classes, network.to(place).eval()

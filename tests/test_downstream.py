@@ -5,27 +5,33 @@ them, and the programs in examples/.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import detection
+import mask_rcnn
 import numpy as np
 import pytest
+import segmentation
 import segmentation_models_pytorch as smp  # type: ignore[import-untyped]
 import timm
 import torch
+import upernet
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork  # type: ignore[import-untyped]
 
-from examples import detection, segmentation
 from roadmap import ROOT, downstream
 from roadmap.data.masks import labeled_images, read_mask, readable_images
+from roadmap.downstream_options import FineTuning
 from roadmap.errors import ConfigError
 from roadmap.records import prepare
 from roadmap.timm_models import registered
@@ -259,10 +265,10 @@ def test_the_parameters_in_the_docs_are_counted_and_the_papers(capsys: pytest.Ca
 
 TINY = {"width_mult": 0.125, "depths": [1, 1, 1, 1]}
 BUILDERS: Mapping[str, Callable[..., torch.nn.Module]] = {
-    "segmentation": lambda **values: segmentation.UPerNet(
+    "segmentation": lambda **values: upernet.UPerNet(
         segmentation.Segmentation(channels=8, network=TINY, **values), 2
     ),
-    "detection": lambda **values: detection.build(detection.Detection(channels=8, network=TINY, **values), 2),
+    "detection": lambda **values: mask_rcnn.build(detection.Detection(channels=8, network=TINY, **values), 2),
 }
 
 
@@ -296,7 +302,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     config = config_of(write_folder(folder / "images"))
     run = prepare(folder / "runs", config)
     train(config, run.path)
-    network = timm.create_model(downstream.FineTuning().backbone, **TINY)
+    network = timm.create_model(FineTuning().backbone, **TINY)
     rename = DIALECTS["original_convnext"].rename
     released = {"model": {rename(name): value for name, value in network.state_dict().items()}}
     torch.save(released, folder / "released.pth")
@@ -309,7 +315,7 @@ def test_a_backbone_starts_from_trained_weights(
     source: str, build: Callable[..., torch.nn.Module], sources: dict[str, Path]
 ) -> None:
     path = sources[source]
-    settings = downstream.FineTuning(init_from=str(path), network=TINY)
+    settings = FineTuning(init_from=str(path), network=TINY)
     network = downstream.initialize(settings, build)
     if source == "run":
         checkpoint = Checkpoints(path / "checkpoint").newest()
@@ -329,7 +335,7 @@ def test_a_backbone_starts_from_trained_weights(
 def test_weights_of_another_width_are_refused(sources: dict[str, Path]) -> None:
     settings = segmentation.Segmentation(init_from=str(sources["run"]), channels=8)
     with pytest.raises(ConfigError, match="does not fit"):
-        downstream.initialize(settings, lambda: segmentation.UPerNet(settings, 2))
+        downstream.initialize(settings, lambda: upernet.UPerNet(settings, 2))
 
 
 # Errors.
@@ -358,6 +364,7 @@ def run_segmentation(data: Path, *words: str) -> int:
         (["--set", "stem.stride=2"], "no feature maps at strides 4, 8, 16, 32"),
         (["--image-size", "50"], "--image-size: .*multiple of 32"),
         (["--batch-size", "5"], "--batch-size is 5, and there are 4 images"),
+        (["--workers", "-1"], "--workers must be at least 0, not -1"),
         (["--batch-size", "0", "--lr", "fast"], "(?s)--batch-size: .*--lr: "),
         (["--precision", "fp8"], "--precision: .*fp8"),
         (["--device", "cuda:99"], "--device 'cuda:99' is unavailable"),
@@ -367,14 +374,71 @@ def run_segmentation(data: Path, *words: str) -> int:
 def test_a_bad_option_is_named(words: list[str], message: str, few: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run_segmentation(few, *words)
+    assert not (few / "out").exists()
+
+
+@pytest.mark.parametrize("program", [segmentation, detection])
+def test_help_names_the_values_of_options(
+    program: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        program.parser().parse_args(["train", "--help"])
+    text = capsys.readouterr().out
+    for words in ("--init-from WEIGHTS", "--image-size PX", "--precision {auto,bf16,fp32}", "--out DIR"):
+        assert re.search(rf"^  {re.escape(words)}(\s|$)", text, re.MULTILINE), words
+    assert "VALUE" not in text.replace("--set KEY=VALUE", "")
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("program", ["segmentation", "detection"])
+def test_help_does_not_wait_for_pytorch(program: str) -> None:
+    script = str(ROOT / "examples" / f"{program}.py")
+    words = [sys.executable, "-X", "importtime", script, "train", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "pydantic" in imported
+    assert imported & {"torch", "timm", "torchvision", "numpy", "PIL"} == set()
+
+
+def test_an_image_that_scaling_would_leave_nothing_of_is_named(tmp_path: Path) -> None:
+    settings = detection.Detection(network=TINY, channels=8, image_size=64)
+    transform: Any = mask_rcnn.build(settings, 2).eval().transform
+    paths = {width: tmp_path / f"{width}.png" for width in (107, 108)}
+    for width, path in paths.items():
+        Image.new("RGB", (width, 1)).save(path)
+    mask_rcnn.check_sides([paths[107]], settings)
+    transform([torch.zeros(3, 1, 107)])
+    with pytest.raises(RuntimeError, match="should be greater than 0"):
+        transform([torch.zeros(3, 1, 108)])
+    with pytest.raises(ConfigError, match=r"108.png is 108x1 pixels; .* up to 107 times the other: crop it"):
+        mask_rcnn.check_sides(paths.values(), settings)
+
+
+def test_a_narrow_image_is_named_before_training_and_segmented(tmp_path: Path) -> None:
+    data = shapes(tmp_path / "data", 4, 2, 64, objects=True)
+    Image.new("RGB", (900, 3)).save(data / "train/images/0.jpg")
+    Image.new("L", (900, 3)).save(data / "train/masks/0.png")
+    (data / "classes.txt").unlink()
+    words = ["train", str(data), *NARROW, *ONE_EPOCH, "--image-size", "64", "--out", str(data / "out")]
+    with pytest.raises(ConfigError, match=r"images/0.jpg is 900x3 pixels; .*crop it"):
+        detection.run(detection.parser().parse_args(words))
+    settings = segmentation.Segmentation(network=TINY, channels=8, image_size=64)
+    network = upernet.UPerNet(settings, 2).eval()
+    assert upernet.segment(network, Image.new("RGB", (900, 3)), settings).shape == (3, 900)
 
 
 def test_masks_of_one_class_are_no_masks_of_several(few: Path) -> None:
     """As those of segmentation would be, whose values are classes."""
     values = {"train": {0: few / "a.png", 2: few / "b.png"}}
-    assert detection.classes_of(few / "nowhere", values) == ["0"]
+    assert mask_rcnn.classes_of(few / "nowhere", values) == ["0"]
     with pytest.raises(ConfigError, match=r"all below 1000, of class 0, .* has 3 classes; .*1001"):
-        detection.classes_of(few, values)
+        mask_rcnn.classes_of(few, values)
 
 
 def test_images_that_cannot_be_read_are_named_before_any_is_written(tmp_path: Path) -> None:
@@ -461,16 +525,16 @@ def test_folders_as_ade20k_has_them_are_found(tmp_path: Path) -> None:
 
 
 def test_an_ignored_value_is_no_class() -> None:
-    labels = segmentation.Labels(2, ignore=0)
-    assert labels.of(np.array([[0, 1, 2]])).tolist() == [[segmentation.IGNORED, 0, 1]]
-    labels = segmentation.Labels(2, ignore=255)
-    assert labels.of(np.array([[0, 1, 255]])).tolist() == [[0, 1, segmentation.IGNORED]]
+    labels = upernet.Labels(2, ignore=0)
+    assert labels.of(np.array([[0, 1, 2]])).tolist() == [[upernet.IGNORED, 0, 1]]
+    labels = upernet.Labels(2, ignore=255)
+    assert labels.of(np.array([[0, 1, 255]])).tolist() == [[0, 1, upernet.IGNORED]]
 
 
 def test_a_detection_is_matched_once() -> None:
     masks = torch.zeros(3, 1, 10, dtype=torch.uint8)
     masks[0, 0, :6] = masks[1, 0, :5] = masks[2, 0, 9:] = 1
-    matches = detection.Matches()
+    matches = mask_rcnn.Matches()
     matches.add(masks, masks[:1])
     matches.add(masks[:0], masks[:1])
     assert matches.summary == {"recall": 0.5, "precision": pytest.approx(1 / 3), "mask_iou": 1.0}
@@ -506,7 +570,7 @@ def test_annotations_in_cocos_format_become_masks(tmp_path: Path) -> None:
     assert not read_mask(tmp_path / "data/train/masks/b.png").any()
     names = (tmp_path / "data/classes.txt").read_text(encoding="utf-8").split()
     assert names == [f"c{number}" for number in range(11, 91)]
-    found = detection.objects_in(mask)
+    found = mask_rcnn.objects_in(mask)
     assert found["labels"].tolist() == [1, 80]
     assert found["boxes"].tolist() == [[0, 2, 12, 16], [4, 4, 7, 7]]
 

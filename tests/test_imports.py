@@ -55,6 +55,7 @@ FLOORS = {
     "roadmap.training.evaluate": 4,
     "roadmap.train": 4,
     "roadmap.downstream": 4,
+    "roadmap.downstream_options": 4,
     "roadmap.weights": 3,
     "roadmap.export": 3,
     "roadmap.networks": 3,
@@ -125,8 +126,8 @@ NEEDS_TORCH = {
     "roadmap.doctor.speed",
     "roadmap.doctor.training_runs",
     "roadmap.downstream",
-    "examples.detection",
-    "examples.segmentation",
+    "examples.mask_rcnn",
+    "examples.upernet",
 }
 HEAVY = ("torch", "timm", "sklearn")
 

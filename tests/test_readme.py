@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import detection
 import pytest
+import segmentation
 import yaml
 
 from blocks.layers import kinds
-from examples import detection, segmentation
 from roadmap import ROOT, STEPS_YAML
 from roadmap.__main__ import parser as parser_of_roadmap
 from roadmap.cli import collect, run
