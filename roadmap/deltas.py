@@ -292,7 +292,8 @@ def change_of(
 ) -> str:
     """What a step changes against its parent, in one line; a profile may revert some of it.
 
-    In a screening design, these are the names of the changes that are on.
+    A side branch names its parent where that is not the step before it. In a screening design, these are the
+    names of the changes that are on.
     """
     if step in roadmap.references:
         return f"a reference: timm's {roadmap.references[step].settings['model.timm'].value}"
@@ -312,7 +313,8 @@ def change_of(
     ]
     if recipe:
         words.append(f"{len(recipe)} value{'s' * (len(recipe) > 1)} of the recipe")
-    return ", ".join(words) or "nothing here: the profile sets the same"
+    branch = f"from {parent}: " if step not in roadmap.trunk and roadmap.branches_off(step) else ""
+    return branch + (", ".join(words) or "nothing here: the profile sets the same")
 
 
 def merge(*layers: Settings) -> Settings:

@@ -202,6 +202,17 @@ def test_steps_lists_every_step_with_its_change_and_its_block(call: Call) -> Non
     assert re.findall(r"└ (\w+)", done.out) == ["kernel_5", "kernel_9", "kernel_11", "no_downsampling_norms"]
 
 
+def test_a_side_branch_that_is_not_below_its_parent_names_it(call: Call) -> None:
+    table = rows(call("roadmap", "steps").out)
+    assert table["kernel_5"][0] == "spatial.kernel 3 → 5"
+    assert table["kernel_9"][0] == "from move_up_depthwise: spatial.kernel 3 → 9"
+    assert table["no_downsampling_norms"][0].startswith("downsample_norm true → false")
+    table = rows(call("roadmap", "steps", "--roadmap", "beyond").out)
+    assert table["grn"][0].startswith("grn false → true")  # the path's second step
+    branches = [name for name in load_roadmap(name="beyond").steps if name not in ("convnext_t", "grn")]
+    assert all(table[name][0].startswith("from convnext_t: ") for name in branches)
+
+
 @pytest.mark.parametrize(
     ("prefix", "first", "last", "number"),
     [
