@@ -34,6 +34,7 @@ from roadmap.report.factorial import (
 )
 from roadmap.report.figures.marginal_effects import effects_figure
 from roadmap.report.marginal import AVERAGE, IN_PLACE, READINGS, MarginalEffect, adjust, with_average
+from roadmap.report.runs import read_experiment
 from roadmap.report.stats import Difference, holm
 from roadmap.screening import COST_CAP, Matrix, _ratios, model_matrix, relative_variances
 from roadmap.steps import load_roadmap, resolve
@@ -411,6 +412,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         top1 = 5.0 + sum(CHANGES.index(change) / 2 for change in changes) + float(random.normal(0, 0.2))
         finish(prepare(folder, resolve(DESIGN, step, profile="digits_noisy")), step, 0, top1)
     return folder
+
+
+def test_the_base_with_more_seeds_asks_for_none_of_the_networks(tmp_path: Path) -> None:
+    base, one, other, *_ = DESIGN.steps
+    for step, seed in ((base, 0), (base, 1), (base, 2), (one, 0), (other, 0)):
+        config = resolve(DESIGN, step, profile="digits_noisy", seed=seed)
+        finish(prepare(tmp_path, config), step, seed, 80.0)
+    ablation = read_experiment(tmp_path, kind="factorial:32").ablation
+    assert {row.step: row.planned for row in ablation.rows} == dict.fromkeys(DESIGN.steps, 1) | {base: 3}
+    assert ablation.notes[0].startswith("5 of 34 runs;")
 
 
 def test_a_design_is_submitted_and_collected(runs: Path, tmp_path: Path) -> None:

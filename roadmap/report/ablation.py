@@ -246,11 +246,11 @@ def measured(
         by_hash.setdefault(run.run.hash, []).append(run)
     present = {name: _one_per_seed(name, by_hash.get(config.hash, [])) for name, config in configs.items()}
     present = {name: found for name, found in present.items() if found or name not in roadmap.references}
-    planned = max(len(present[name]) for name in roadmap.steps)
+    planned = _planned(roadmap, {name: len(found) for name, found in present.items()})
     rows = []
     for name in present:
         is_reference = name in roadmap.references
-        row = _measured(roadmap, configs[name], present, len(present[name]) if is_reference else planned)
+        row = _measured(roadmap, configs[name], present, planned[name])
         row = _two_stage(row, present, precision) if precision and not is_reference else row
         rows.append(replace(row, change=change_of(roadmap, name, profile=profile, overrides=overrides)))
     rows = _adjust(rows) if adjusted else rows
@@ -275,6 +275,19 @@ def measured(
         *notes,
     ]
     return Ablation(title, tuple(rows), "measured", notes, roadmap, profile, overrides, reference, agreement)
+
+
+def _planned(roadmap: Roadmap, found: Mapping[str, int]) -> dict[str, int]:
+    """The runs that each row should have: as many as the row with the most, but a reference its own.
+
+    Steps that an ablation shares with the roadmap may have more seeds from there, and ask for none of others.
+    """
+    shared = roadmap.whole.tree if roadmap.whole else {}
+    most = max((found[name] for name in roadmap.steps if name not in shared), default=0)
+    most = most or max(found[name] for name in roadmap.steps)
+    return {
+        name: number if name in roadmap.references else max(number, most) for name, number in found.items()
+    }
 
 
 def _adjust(rows: Sequence[AblationRow]) -> list[AblationRow]:
