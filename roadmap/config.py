@@ -323,6 +323,15 @@ class DataSpec(Spec):
         )
     )
 
+    @model_validator(mode="after")
+    def _check_noise(self) -> Self:
+        if self.fresh_noise and self.dataset != "digits":
+            raise ValueError(
+                f"fresh_noise true is for digits, and dataset '{self.dataset}' has no such noise; set"
+                " data.fresh_noise to false"
+            )
+        return self
+
 
 class SystemSpec(Spec):
     """Where and how a run executes. It is not part of the hash; a result names its hardware."""
@@ -480,6 +489,12 @@ class RunConfig(Spec):
                 raise ValueError(
                     f"data.{name} holds {given} values for model.in_chans = {self.model.in_chans}"
                 )
+        padding, size = self.recipe.crop_padding or 0, self.data.image_size
+        if padding >= size:
+            raise ValueError(
+                f"recipe.crop_padding {padding} must be less than data.image_size {size}, or a crop may show"
+                " nothing of the image"
+            )
         try:
             if isinstance(self.model, ModelSpec):
                 complexity(self.model, self.data.image_size)

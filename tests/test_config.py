@@ -363,6 +363,20 @@ def command_line(*words: str) -> RunConfig:
             ],
         ),
         (["model.depths=[1"], ["--set model.depths:2:1: is not YAML: did not find expected ',' or ']'"]),
+        (
+            ["recipe.crop_scale=null", "recipe.crop_padding=224"],
+            [
+                "--set recipe.crop_padding 224 must be less than data.image_size 224, or a crop may show"
+                " nothing of the image"
+            ],
+        ),
+        (
+            ["data.fresh_noise=true"],
+            [
+                "--set data: fresh_noise true is for digits, and dataset 'folder' has no such noise; set"
+                " data.fresh_noise to false"
+            ],
+        ),
         (["recipe.warmup_epochs=300"], ["--set recipe: warmup_epochs 300 must be less than epochs 300"]),
         (["model.width=2"], ["--set model: width 2 x 1.0 is 2 channels; at least 4 are needed"]),
         (
