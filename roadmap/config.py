@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from blocks.cost import complexity
+from blocks.cost import Complexity, complexity, training_macs
 from blocks.plan import describe
 from blocks.spec import Count, ModelSpec, Rate, Spec
 from roadmap.errors import MODEL_TAGS, ConfigError, Problem, keyed_message, relative
@@ -508,6 +508,14 @@ class RunConfig(Spec):
         if isinstance(self.model, TimmSpec):
             raise ConfigError([Problem(self.step, f"is a reference, timm's {self.model.timm}")])
         return self.model
+
+    def training_macs(self, cost: Complexity) -> int:
+        """Multiply-adds of a forward and backward pass for one image, by the cost of the network: in a model
+        of timm, three times those of the forward pass.
+        """
+        if isinstance(self.model, ModelSpec):
+            return training_macs(self.model, self.data.image_size)
+        return 3 * cost.macs
 
     @property
     def architecture(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from blocks.cost import Complexity, complexity, training_macs
+from blocks.cost import Complexity, complexity
 from blocks.layers import did_you_mean
 from blocks.spec import ModelSpec
 from roadmap.config import RunConfig, TimmSpec
@@ -254,13 +254,9 @@ def known_cost(roadmap: Roadmap, config: RunConfig) -> Complexity | None:
 
 
 def known_training_macs(roadmap: Roadmap, config: RunConfig) -> int | None:
-    """Multiply-adds of a forward and backward pass for one image, where the cost is known: in a model of
-    timm, three times those of the forward pass.
-    """
-    if isinstance(config.model, ModelSpec):
-        return training_macs(config.model, config.data.image_size)
+    """Multiply-adds of a forward and backward pass for one image, where the cost is known."""
     cost = known_cost(roadmap, config)
-    return None if cost is None else 3 * cost.macs
+    return None if cost is None else config.training_macs(cost)
 
 
 def trace(

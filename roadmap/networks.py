@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import Complexity, ModelSpec, build_model, complexity
-from blocks.cost import training_macs
 from blocks.layers import did_you_mean
 from roadmap.config import RunConfig, TimmSpec
 from roadmap.errors import ConfigError, config_error
@@ -83,13 +82,9 @@ def cost_of(config: RunConfig, network: nn.Module | None = None) -> Complexity:
 
 
 def costs_of(config: RunConfig) -> tuple[Complexity, int]:
-    """The cost, and the multiply-adds of a forward and backward pass for one image: in a model of timm,
-    three times those of the forward pass.
-    """
+    """The cost, and the multiply-adds of a forward and backward pass for one image."""
     cost = cost_of(config)
-    if isinstance(config.model, ModelSpec):
-        return cost, training_macs(config.model, config.data.image_size)
-    return cost, 3 * cost.macs
+    return cost, config.training_macs(cost)
 
 
 def timm_arguments(config: RunConfig, image_size: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from blocks import Complexity, ModelSpec, complexity
-from blocks.cost import training_macs
 from roadmap.batches import plan_batches
 from roadmap.config import RunConfig
 from roadmap.data.preflight import check_data
@@ -55,8 +54,8 @@ def print_plan(config: RunConfig, runs: Path) -> int:
 def _costs(config: RunConfig) -> tuple[Complexity, int]:
     """The network's cost, and the multiply-adds of training for one image; those of timm's are counted."""
     if isinstance(config.model, ModelSpec):
-        size = config.data.image_size
-        return complexity(config.model, size), training_macs(config.model, size)
+        cost = complexity(config.model, config.data.image_size)
+        return cost, config.training_macs(cost)
     from roadmap.networks import costs_of
 
     return costs_of(config)
