@@ -9,7 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from roadmap.batches import plan_batches
-from roadmap.cli.arguments import Selection, check_used, read_overrides, read_precision, select
+from roadmap.cli.arguments import (
+    Selection,
+    check_used,
+    read_overrides,
+    read_precision,
+    select,
+    with_references,
+)
 from roadmap.config import DataSpec, RunConfig, SystemSpec
 from roadmap.data.preflight import check_data
 from roadmap.deltas import NO_PROFILE, Roadmap, known_training_macs
@@ -175,9 +182,7 @@ def _references(selection: Selection) -> Sequence[str]:
     if roadmap.ablation is not None:
         message = "cannot be used with --ablate, whose table has no references; name them with --steps"
         raise config_error("--references", message)
-    if not roadmap.references:
-        raise config_error("--references", f"selects none: roadmap {roadmap.name} has no reference steps")
-    return tuple(roadmap.references)
+    return tuple(with_references([roadmap])[0].references)
 
 
 def with_seeds(steps: Sequence[RunConfig], seeds: Mapping[str, int]) -> list[RunConfig]:

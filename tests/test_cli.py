@@ -295,6 +295,16 @@ def test_diff_shows_only_the_values_that_differ(call: Call) -> None:
         ["5", "11", "step 'kernel_5'", "step 'kernel_11'"]
     ]
     assert done.out.startswith("1 value")
+    reference = call("roadmap", "diff", "gelu", "swin_t").out
+    assert reference.startswith(
+        "swin_t is a reference (timm: swin_tiny_patch4_window7_224), which has no keys of"
+    )
+    assert (
+        "compared are model.in_chans, model.num_classes, model.drop_path, recipe, data, and sys" in reference
+    )
+    assert "1 value differs" in reference
+    assert "–" not in reference
+    assert "is a reference" not in call("roadmap", "diff", "swin_t", "resnet50_timm").out
     assert call("roadmap", "diff", "gelu", "gelu").out == "'gelu' and 'gelu' have the same values\n"
 
 

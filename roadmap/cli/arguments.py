@@ -65,6 +65,15 @@ def check_used(overrides: Mapping[str, Any], configs: Sequence[RunConfig]) -> No
         raise ConfigError(problems)
 
 
+def with_references(roadmaps: Sequence[Roadmap]) -> list[Roadmap]:
+    """The roadmaps that have references; ConfigError if there are none, for --references."""
+    found = [roadmap for roadmap in roadmaps if roadmap.references]
+    if not found:
+        names = ", ".join(roadmap.name for roadmap in roadmaps)
+        raise config_error("--references", f"selects none: {names} has no reference steps")
+    return found
+
+
 def select(arguments: argparse.Namespace) -> Selection:
     """What the command line selects; ConfigError for bad options, or for all that is wrong with the file."""
     profile: str | None = getattr(arguments, "profile", None)

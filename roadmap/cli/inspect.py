@@ -9,8 +9,9 @@ from collections.abc import Callable
 from rich.padding import Padding
 
 from roadmap.ablations import ablate
-from roadmap.cli.arguments import load_config, read_overrides, select
-from roadmap.deltas import ReferenceStep, Roadmap, Setting, Settings, change_of, changes, resolve
+from roadmap.cli.arguments import load_config, read_overrides, select, with_references
+from roadmap.config import TimmSpec
+from roadmap.deltas import ReferenceStep, Roadmap, Settings, change_of, changes, resolve
 from roadmap.errors import config_error
 from roadmap.files import write_atomic, write_errors
 from roadmap.schema import config_markdown, keys_below, steps_schema
@@ -18,8 +19,6 @@ from roadmap.steps import load_roadmap, load_roadmaps
 from roadmap.strict_yaml import show
 from roadmap.terminal import console, count, table
 from roadmap.verify import VerifiedStep, summary, verify, verify_references
-
-ABSENT = "–"  # stands for the value of a key that one of two steps lacks
 
 
 def print_steps(arguments: argparse.Namespace) -> int:
@@ -58,9 +57,7 @@ def print_verify(arguments: argparse.Namespace) -> int:
     if arguments.references and arguments.ablate is not None:
         raise config_error("--references", "cannot be used with --ablate, which has no references")
     if arguments.references:
-        roadmaps = [roadmap for roadmap in roadmaps if roadmap.references]
-        if not roadmaps:
-            raise config_error("--references", "selects none: the roadmap has no reference steps")
+        roadmaps = with_references(roadmaps)
     if arguments.all and arguments.ablate is not None:
         roadmaps = [ablate(roadmap, arguments.ablate) for roadmap in roadmaps]
     wrong = False
@@ -118,13 +115,20 @@ def _print_keys(arguments: argparse.Namespace) -> int:
 
 
 def print_diff(arguments: argparse.Namespace) -> int:
-    """The keys that differ, with both values and their origins."""
-    selection = select(arguments)
-    one, other = (selection.trace(step) for step in (arguments.one, arguments.other))
-    for step in (arguments.one, arguments.other):
-        selection.resolve(step)
-    lacking = Setting(ABSENT, "", "")  # of our networks in a reference, and the other way around
-    both = [dict.fromkeys({**one, **other}, lacking) | settings for settings in (one, other)]
+    """The keys that differ, with both values and their origins; of a step and a reference, those of both."""
+    selection, steps = select(arguments), (arguments.one, arguments.other)
+    traces = [selection.trace(step) for step in steps]
+    configs = [selection.resolve(step) for step in steps]
+    shared = traces[0].keys() & traces[1].keys()
+    for step, config, settings in zip(steps, configs, traces, strict=True):
+        if isinstance(config.model, TimmSpec) and not settings.keys() <= shared:
+            keys = ", ".join(key for key in settings if key in shared and key.startswith("model."))
+            console().print(
+                f"{step} is a reference ({config.architecture}), which has no keys of our networks; compared"
+                f" are {keys}, recipe, data, and system.",
+                soft_wrap=True,
+            )
+    both = [{key: settings[key] for key in settings if key in shared} for settings in traces]
     differences = changes(*both)
     if not differences:
         print(f"'{arguments.one}' and '{arguments.other}' have the same values")
@@ -191,8 +195,6 @@ def _ordered(roadmap: Roadmap, settings: Settings) -> list[str]:
 
 def _origin(settings: Settings, key: str) -> tuple[str, str]:
     setting = settings[key]
-    if setting.value is ABSENT:
-        return ABSENT, ""
     return setting.source or "--set", str(setting.where) if setting.source else ""
 
 
