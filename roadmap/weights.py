@@ -251,6 +251,8 @@ class LoadReport:
         }.items():
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             lines += [f"  {what}: {', '.join(names[:5])}{more}"] if names else []
+        if not self.loaded:
+            lines.append("  no tensor fits: these are the weights of another kind of network")
         return "\n".join(lines)
 
 

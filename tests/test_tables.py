@@ -21,7 +21,7 @@ from scipy import stats
 from roadmap import ROOT
 from roadmap.errors import ConfigError
 from roadmap.report.ablation import Ablation, measured, published
-from roadmap.report.columns import COLUMNS
+from roadmap.report.columns import COLUMNS, _folded
 from roadmap.report.stats import Difference
 from roadmap.report.tables import ablation_table, to_frame, to_json, write_tables
 from roadmap.steps import load_roadmap, resolve
@@ -166,6 +166,13 @@ def test_warnings_of_columns_that_are_not_shown_are_notes() -> None:
         " diverged); increase_width (3 diverged).",
     }
     assert found - set(table.notes) == set()
+
+
+def test_a_note_counts_one_epoch() -> None:
+    assert _folded(COLUMNS["epochs"], "10") == "10 epochs"
+    assert _folded(COLUMNS["epochs"], "1") == "1 epoch"
+    assert _folded(COLUMNS["val_images"], "1") == "1 test image"
+    assert _folded(COLUMNS["global_batch"], "1") == "global batch 1"
 
 
 def test_the_sampling_error_of_the_test_images_is_below_the_table() -> None:

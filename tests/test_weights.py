@@ -583,10 +583,11 @@ def test_a_long_list_is_cut(tmp_path: Path) -> None:
     network = build_model(spec_of())
     report = load_weights(network, tmp_path / "other.pth", strict=False)
     assert report.loaded == 0
-    head, missing, unexpected = str(report).splitlines()
+    head, missing, unexpected, hint = str(report).splitlines()
     assert head.startswith(f"{tmp_path / 'other.pth'} does not fit: 0 of {len(network.state_dict())} tensors")
     assert missing.endswith(f" and {len(network.state_dict()) - 5} more")
     assert unexpected == "  unexpected: w0, w1, w2, w3, w4 and 3 more"
+    assert hint == "  no tensor fits: these are the weights of another kind of network"
 
 
 def test_a_fit_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,11 +64,16 @@ def folded(ablation: Ablation, keys: Sequence[str] | None = None) -> list[str]:
         common, *others = sorted(steps, key=lambda text: -len(steps[text])) or [NONE]
         if others:
             exceptions = "; ".join(f"{', '.join(steps[text])} ({text})" for text in others)
-            phrase = column.folds.format(common)
+            phrase = _folded(column, common)
             varied.append(f"{phrase[0].upper()}{phrase[1:]}, except {exceptions}.")
         elif steps:
-            same.append(column.folds.format(common))
+            same.append(_folded(column, common))
     return ([f"The same in all rows: {'; '.join(same)}."] if same else []) + varied
+
+
+def _folded(column: Column, text: str) -> str:
+    """The phrase of a column with a text that rows share, in the singular where it counts one thing."""
+    return re.sub(r"^1 (.+)s$", r"1 \1", column.folds.format(text))
 
 
 def _steps_by_text(column: Column, rows: Sequence[AblationRow]) -> dict[str, list[str]]:
