@@ -80,6 +80,15 @@ def _batch_plans(config: RunConfig) -> Iterator[str]:
         yield f"{world}: {plan.accumulation} x {count(plan.micro, 'image')}"
 
 
+def _data_problems(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Why training on the data would not start on this machine."""
+    try:
+        check_data(config, here=False)  # which writes nothing
+    except ConfigError as error:
+        for problem in error.problems:
+            yield "data", f"{problem}: training will not start here"
+
+
 def _estimates(config: RunConfig, runs: Path, macs: int) -> Iterator[tuple[str, str]]:
     """The cost of training at `macs` an image, and its time at the speed of the finished runs of this
     configuration.
@@ -88,6 +97,8 @@ def _estimates(config: RunConfig, runs: Path, macs: int) -> Iterator[tuple[str, 
     if images is None:
         image = f"{macs / 1e9:.4f} GMACs a training image (forward and backward)"
         yield "cost", f"{image}; set system.data_dir for the total"
+        if config.system.data_dir is not None:
+            yield from _data_problems(config)
         return
     if images < (batch := config.recipe.global_batch):
         yield "data", f"{images:,} training images, less than a batch of {batch:,}: training will not start"

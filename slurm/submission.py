@@ -277,6 +277,10 @@ def dry_run(
     lines = estimate(roadmap, cluster, unfinished, arguments.runs, at_once) if unfinished else ()
     for line in lines:
         console().print(line, highlight=False)
+    try:
+        check_data(*unfinished, here=False)  # which writes nothing
+    except ConfigError as error:
+        print(f"warning: without --dry-run, this fails here:\n{error}")
     return 0
 
 

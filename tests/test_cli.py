@@ -288,6 +288,16 @@ def test_explain_names_who_set_each_value_and_where(call: Call) -> None:
     assert config.hash in done.out
 
 
+def test_a_plan_names_data_that_is_not_there(call: Call) -> None:
+    words = ("gelu", "--profile", "imagenet", "--plan", "--set")
+    done = call("run_step", *words, "system.data_dir=/nowhere")
+    assert done.code == 0
+    assert re.search(
+        r"^data +/nowhere does not exist; .*: training will not start here$", done.out, re.MULTILINE
+    )
+    assert not re.search(r"^data ", call("run_step", *words, "system.data_dir=null").out, re.MULTILINE)
+
+
 def test_diff_shows_only_the_values_that_differ(call: Call) -> None:
     done = call("roadmap", "diff", "kernel_5", "kernel_11")
     assert (done.code, done.err) == (0, "")

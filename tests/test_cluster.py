@@ -605,6 +605,19 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert re.search(r"estimate: [\d,]+\.\d GPU-hours for 57 runs", done.stdout)
 
 
+@pytest.mark.parametrize("name", ["slurm", "local"])
+def test_a_dry_run_warns_where_the_submission_would_miss_its_data(name: str, tmp_path: Path) -> None:
+    words = ("--cluster", name, "--profile", "imagenet", "--steps", "gelu", "kernel_7")
+    missing = dry_run(tmp_path, *words, "--set", f"system.data_dir={tmp_path}/nowhere")
+    assert (missing.returncode, missing.stderr) == (0, "")
+    why = f"{tmp_path}/nowhere does not exist; system.data_dir is the folder that holds the data"
+    assert missing.stdout.endswith(f"\nwarning: without --dry-run, this fails here:\n{why}\n")
+    assert (
+        "warning" not in dry_run(tmp_path, "--cluster", name, "--profile", "digits", "--steps", "gelu").stdout
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_that_there_is_not_is_refused_at_its_place(tmp_path: Path) -> None:
     entries = "  one: {scheduler: slurm, steps: {gelu: {nodes: 2}, resnt50: {nodes: 1}}}\n"
     (tmp_path / "c.yaml").write_text(f"clusters:\n{entries}", encoding="utf-8")
