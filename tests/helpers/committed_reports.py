@@ -17,6 +17,8 @@ from roadmap.report.records_archive import NAME
 # by folder, the options of collect.py
 REPORTS = {
     "cifar10_small": "--profile cifar10_small --set data.dataset=folder --set data.val_split=val",
+    "digits_noisy": "--profile digits_noisy",
+    "digits_noisy_references": "--profile digits_noisy",
 }
 
 
