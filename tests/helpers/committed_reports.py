@@ -18,6 +18,7 @@ from roadmap.report.records_archive import NAME
 REPORTS = {
     "cifar10_small": "--profile cifar10_small --set data.dataset=folder --set data.val_split=val",
     "digits_noisy": "--profile digits_noisy",
+    "digits_noisy_beyond": "--roadmap beyond --profile digits_noisy",
     "digits_noisy_factorial": "--ablate factorial:32 --profile digits_noisy",
     "digits_noisy_references": "--profile digits_noisy",
 }
