@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from blocks.spec import Spec
 from roadmap.config import RunConfig, flatten
@@ -99,6 +99,9 @@ class RunDir:
 WAITING = 0.1  # a share of waiting for data in the training time above which it is reported
 
 
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 class Result(Spec):
     """The outcome of a finished run; accuracies are in percent, of the last epoch, never of the best one.
 
@@ -120,11 +123,11 @@ class Result(Spec):
     profile: str | None
     seed: int
     hash: str
-    top1: float | None
-    top5: float | None
+    top1: Percent | None
+    top5: Percent | None
     val_loss: float | None
     train_loss: float | None
-    ema_top1: float | None
+    ema_top1: Percent | None
     val_images: int | None = None
     epochs: int
     iterations: int

@@ -244,3 +244,20 @@ def test_records_are_those_of_one_folder(words: Sequence[str], tmp_path: Path) -
     assert done.returncode == 2
     assert "--records takes one folder of RUNS and no --watch" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("roadmap: convnext_t\n", "is damaged: it has no section 'system'"), ("system: [\n", "config.yaml:")],
+)
+def test_a_damaged_configuration_is_named_before_anything_is_written(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    fill(tmp_path / "runs")
+    finish(tmp_path / "runs", "gelu", 0, 86.0).config.write_text(text, encoding="utf-8")
+    command = [sys.executable, str(ROOT / "collect.py"), "runs", "--records", "--out", "out"]
+    done = commands.run(command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "gelu/seed0-" in done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()

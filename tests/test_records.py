@@ -100,6 +100,15 @@ def test_a_damaged_result_is_named_and_made_again(text: str, finished: RunDir) -
     assert (again.top1, again.iterations) == (before["top1"], before["iterations"])
 
 
+@pytest.mark.parametrize("key", ["top1", "top5", "ema_top1"])
+@pytest.mark.parametrize("percent", [163.0, -1.0, float("nan")])
+def test_an_accuracy_that_is_no_percentage_is_damage(key: str, percent: float, finished: RunDir) -> None:
+    document = json.loads(finished.result.read_text(encoding="utf-8"))
+    finished.result.write_text(json.dumps(document | {key: percent}), encoding="utf-8")
+    with pytest.raises(DamagedResult, match=rf"result\.json is damaged: {key}"):
+        read_result(finished)
+
+
 def test_the_next_attempt_takes_the_system_that_was_asked_for_last(tmp_path: Path) -> None:
     run = prepare(tmp_path, config_of())
     os.utime(run.config, (1000, 1000))

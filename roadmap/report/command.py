@@ -10,9 +10,10 @@ from pathlib import Path
 
 from roadmap.cli.arguments import read_overrides, read_precision
 from roadmap.errors import ConfigError, Problem, config_error, one_of_these, relative
+from roadmap.files import write_atomic, write_errors
 from roadmap.report.ablation import Ablation, published
 from roadmap.report.columns import ALL, COLUMNS
-from roadmap.report.records_archive import write_records
+from roadmap.report.records_archive import NAME, pack_records
 from roadmap.report.runs import Experiment, read_experiment
 from roadmap.report.tolerance import check, published_top1, read_expected
 from roadmap.report.write import AblationReport
@@ -40,10 +41,13 @@ def make_report(arguments: argparse.Namespace) -> int:
     ]
     if arguments.check is not None and expected is None:
         expected = published_top1(ablations[0])
+    records = pack_records(experiments[0].all_runs) if arguments.records else None
     report = AblationReport(ablations, columns)
     files = report.write(arguments.out, costs, tables_only=arguments.tables_only)
-    if arguments.records:
-        files["records"] = [write_records(experiments[0].all_runs, arguments.out)]
+    if records is not None:
+        files["records"] = [arguments.out / NAME]
+        with write_errors(arguments.out):
+            write_atomic(arguments.out / NAME, records)
     report.show()
     for kind, paths in files.items():
         console().print(f"{kind}: {', '.join(map(relative, paths))}", soft_wrap=True)

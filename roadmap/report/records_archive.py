@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from roadmap.files import write_atomic, write_errors
+from roadmap.errors import config_error, relative
 from roadmap.records import RunDir, Status
 from roadmap.strict_yaml import read_yaml, write_yaml
 
@@ -16,11 +16,11 @@ NAME = "records.tar.xz"
 PATHS = ("data_dir", "stage_dir", "init_from")
 
 
-def write_records(runs: Sequence[Status], folder: Path) -> Path:
-    """Writes an archive of the finished ones of `runs`, to be unpacked into a folder of runs.
+def pack_records(runs: Sequence[Status]) -> bytes:
+    """An archive of the finished ones of `runs`, to be unpacked into a folder of runs.
 
     It holds each run's configuration, metrics, and result; no checkpoints, and no paths of the machine. The
-    same runs give the same bytes. ConfigError where the folder cannot be written to.
+    same runs give the same bytes. ConfigError for a configuration that is damaged.
     """
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:xz") as archive:
@@ -29,13 +29,13 @@ def write_records(runs: Sequence[Status], folder: Path) -> Path:
                 entry = tarfile.TarInfo(f"{run.name}/{path.name}")  # of no owner and no time
                 entry.size = len(text)
                 archive.addfile(entry, io.BytesIO(text))
-    with write_errors(folder):
-        write_atomic(folder / NAME, content.getvalue())
-    return folder / NAME
+    return content.getvalue()
 
 
 def _records(run: RunDir) -> list[tuple[Path, bytes]]:
     config = read_yaml(run.config).plain()
+    if not isinstance(config, dict) or not isinstance(config.get("system"), dict):
+        raise config_error(relative(run.config), "is damaged: it has no section 'system'")
     config["system"] |= dict.fromkeys(PATHS)
     written = [(run.config, write_yaml(config).encode())]
     return written + [(path, path.read_bytes()) for path in (run.metrics, run.result) if path.exists()]
