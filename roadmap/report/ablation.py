@@ -409,10 +409,12 @@ def _caveats(
         else "'yes' means that the interval excludes zero, as it does by chance for one in twenty steps that"
         " change nothing."
     )
+    has_interval = any(row.delta and row.delta.margin is not None for row in rows)
+    about = f", with its 95 % interval ({_method(precision)}); {resolved}"
     notes = [
         f"{finished} of {count(planned, 'run')}; top-1 in % of the last epoch, mean ± sample standard"
         " deviation over n seeds.",
-        f"{DELTA_NOTE}, with its 95 % interval ({_method(precision)}); {resolved}",
+        DELTA_NOTE + (about if has_interval else "; an interval takes two seeds of a row and of its parent."),
     ]
     if precision:
         compared = [row.two_stage for row in rows if row.parent]
