@@ -346,7 +346,8 @@ def test_a_committed_report_follows_from_its_records(report: str, tmp_path: Path
 @pytest.mark.parametrize("report", REPORTS)
 def test_a_committed_report_is_of_finished_runs_that_are_alike(report: str) -> None:
     text = (ROOT / "reports" / report / "ablation.md").read_text(encoding="utf-8")
-    assert re.search(r"^- (\d+) of \1 runs;", text, re.MULTILINE)
+    # a few steps alone are compared with timm's
+    assert re.search(r"^- (\d+) of \1 runs;", text, re.MULTILINE) or report == "digits_as_timm"
     assert "Hardware:" in text
     # of the references, timm's ResNet was trained later than the others
     assert "MIXED" not in text or report == "digits_noisy_references"
@@ -365,4 +366,5 @@ def test_the_committed_reports_are_complete() -> None:
     )
     for report in REPORTS:
         files = {path.name for path in (ROOT / "reports" / report).iterdir()}
-        assert figures | {"report.html", "runs.csv", NAME} <= files
+        drawn = set() if "--tables-only" in REPORTS[report] else figures | {"report.html"}
+        assert drawn | {"runs.csv", NAME} <= files

@@ -302,6 +302,21 @@ def test_timms_network_is_ours_with_the_same_weights(step: str, ours: str) -> No
         torch.testing.assert_close(theirs(images), network(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("step", "ours"),
+    [("resnet50_as_timm", "enhanced_recipe"), ("convnext_t_as_timm", "separate_downsampling")],
+)
+def test_the_example_compares_the_same_networks(step: str, ours: str) -> None:
+    roadmap = load_roadmap(ROOT / "examples/as_timm.yaml")
+    config, other = (resolve(roadmap, name, profile="digits_as_timm") for name in (ours, step))
+    network, theirs = build_model(config.ours).eval(), build_network(other).eval()
+    theirs.load_state_dict(to_timm(config.ours, network.state_dict()))
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), network(images), rtol=1e-4, atol=1e-5)
+    assert (config.recipe, config.data) == (other.recipe, other.data)
+
+
 def moments(tensor: torch.Tensor) -> tuple[float, float, int]:
     """Mean, standard deviation, and number of values, without outliers: of ten million draws, PyTorch's
     truncated normal of std .02 has about one at -2.

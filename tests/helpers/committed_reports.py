@@ -17,6 +17,7 @@ from roadmap.report.records_archive import NAME
 # by folder, the options of collect.py
 REPORTS = {
     "cifar10_small": "--profile cifar10_small --set data.dataset=folder --set data.val_split=val",
+    "digits_as_timm": f"--steps-file {ROOT}/examples/as_timm.yaml --profile digits_as_timm --tables-only",
     "digits_noisy": "--profile digits_noisy",
     "digits_noisy_beyond": "--roadmap beyond --profile digits_noisy",
     "digits_noisy_factorial": "--ablate factorial:32 --profile digits_noisy",
