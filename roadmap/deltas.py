@@ -376,8 +376,10 @@ def _unknown_key(base: Settings, path: str) -> str:
     section, _, name = path.rpartition(".")
     prefix = f"{section}." if section else ""
     siblings = {key.removeprefix(prefix).split(".")[0] for key in base if key.startswith(prefix)}
-    elsewhere = next((f"; did you mean '{key}'?" for key in base if key.endswith(f".{name}")), "")
-    hint = did_you_mean(name, sorted(siblings), prefix) or elsewhere or did_you_mean(path, base)
+    # of the keys of this name in other sections, the one whose path is nearest
+    elsewhere = [key for key in base if key.endswith(f".{name}")]
+    nearest = did_you_mean(path, elsewhere) or (f"; did you mean '{elsewhere[0]}'?" if elsewhere else "")
+    hint = did_you_mean(name, sorted(siblings), prefix) or nearest or did_you_mean(path, base)
     return f"unknown key '{path}'{hint}"
 
 

@@ -728,3 +728,17 @@ def test_the_name_for_running_without_a_profile_is_taken(tmp_path: Path) -> None
         "profile 'paper': the name stands for running without a profile; choose another"
     )
     assert resolve(load_roadmap(), "gelu", profile="paper").hash == resolve(load_roadmap(), "gelu").hash
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model.blok.act.kind", "model.block.act.kind"),
+        ("model.block.spacial.kind", "model.block.spatial.kind"),
+        ("kind", "model.stem.kind"),
+        ("data.crop_padding", "recipe.crop_padding"),
+    ],
+)
+def test_of_keys_with_the_same_name_the_nearest_is_suggested(key: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}'; did you mean '{meant}'\?"):
+        resolve(load_roadmap(), "gelu", overrides={key: 1})
