@@ -326,7 +326,8 @@ def find_runs(root: Path) -> list[RunDir]:
         return [RunDir(path) for path in sorted(map(Path, _run_folders(str(tree))))]
     except OSError as error:
         where = relative(Path(error.filename or root))
-        raise config_error(where, f"cannot be read as a folder of runs: {error.strerror}") from error
+        fix = f"; unpack it: mkdir -p runs && tar xJf {where} -C runs" if where.endswith(".tar.xz") else ""
+        raise config_error(where, f"cannot be read as a folder of runs: {error.strerror}{fix}") from error
 
 
 def run_tree(root: Path) -> Path:

@@ -236,6 +236,15 @@ def test_from_the_records_the_same_report_is_made_without_paths_and_unfinished_r
     assert RunConfig.read(other / "runs" / f"{done.name}/config.yaml").hash == config.hash
 
 
+def test_records_that_are_not_unpacked_are_named_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "records.tar.xz").write_bytes(b"records")
+    done = commands.run(
+        [sys.executable, str(ROOT / "collect.py"), "records.tar.xz", "--out", "out"], cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "; unpack it: mkdir -p runs && tar xJf records.tar.xz -C runs" in done.stderr
+
+
 @pytest.mark.parametrize("words", [["runs", "runs"], ["runs", "--watch"]])
 def test_records_are_those_of_one_folder(words: Sequence[str], tmp_path: Path) -> None:
     fill(tmp_path / "runs")
