@@ -26,8 +26,8 @@ from roadmap.downstream_options import (
     FineTuning,
     LayerDecay,
     LayerDecayBy,
-    add_device_option,
     add_options,
+    add_prediction_options,
 )
 
 
@@ -52,15 +52,9 @@ def parser() -> argparse.ArgumentParser:
     training = commands.add_parser(
         "train", help="train, or resume, and print recall and mask IoU of each class"
     )
-    training.add_argument(
-        "data", type=Path, metavar="DATA", help="folder with train/images, train/masks, val/images, val/masks"
-    )
     add_options(training, Detection)
     prediction = commands.add_parser("predict", help="write the objects in each image of a folder")
-    prediction.add_argument("run", type=Path, metavar="DIR", help="the --out of a training")
-    prediction.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
-    prediction.add_argument("objects", type=Path, metavar="OBJECTS", help="folder of the masks to write")
-    add_device_option(prediction)
+    add_prediction_options(prediction, "objects")
     conversion = commands.add_parser("coco", help="write the masks of annotations in COCO's format")
     conversion.add_argument("annotations", type=Path, metavar="FILE", help="such as instances_train2017.json")
     conversion.add_argument("data", type=Path, metavar="DATA", help="folder for SPLIT/masks and classes.txt")

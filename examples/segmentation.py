@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from pydantic import Field
 
 from blocks.spec import Count
 from roadmap.cli.options import Parser, main_of
 from roadmap.config import NonNegative
-from roadmap.downstream_options import FineTuning, add_device_option, add_options
+from roadmap.downstream_options import FineTuning, add_options, add_prediction_options
 
 
 class Segmentation(FineTuning):
@@ -41,15 +40,9 @@ def parser() -> argparse.ArgumentParser:
     options = Parser(description="Semantic segmentation with a UPerNet on any step's backbone.")
     commands = options.add_subparsers(dest="command", required=True, metavar="COMMAND")
     training = commands.add_parser("train", help="train, or resume, and print the IoU of each class")
-    training.add_argument(
-        "data", type=Path, metavar="DATA", help="folder with train/images, train/masks, val/images, val/masks"
-    )
     add_options(training, Segmentation)
     prediction = commands.add_parser("predict", help="write a mask for each image in a folder")
-    prediction.add_argument("run", type=Path, metavar="DIR", help="the --out of a training")
-    prediction.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
-    prediction.add_argument("masks", type=Path, metavar="MASKS", help="folder of the masks to write")
-    add_device_option(prediction)
+    add_prediction_options(prediction, "masks")
     commands.add_parser("parameters", help="print the parameters of the paper's UPerNets")
     return options
 

@@ -111,7 +111,10 @@ Settings = TypeVar("Settings", bound=FineTuning)
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[FineTuning]) -> None:
-    """An option for each field of `settings`, and --out, --device, and --workers."""
+    """The folder DATA, an option for each field of `settings`, and --out, --device, and --workers."""
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="folder with train/images, train/masks, val/images, val/masks"
+    )
     for name, field in settings.model_fields.items():
         option, metavar = option_of(name), field.title or f"{{{','.join(get_args(field.annotation))}}}"
         default = "" if field.default is None else " (default: %(default)s)"
@@ -141,6 +144,14 @@ def add_options(parser: argparse.ArgumentParser, settings: type[FineTuning]) -> 
         metavar="PROCESSES",
         help="processes that load images; 0 loads them in the training process (default: 4)",
     )
+
+
+def add_prediction_options(parser: argparse.ArgumentParser, written: str) -> None:
+    """The folders DIR of a training, IMAGES, and that of the masks, which is named `written`; --device."""
+    parser.add_argument("run", type=Path, metavar="DIR", help="the --out of a training")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
+    parser.add_argument(written, type=Path, metavar=written.upper(), help="folder of the masks to write")
+    add_device_option(parser)
 
 
 def option_of(name: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from blocks.spec import Spec
 from roadmap.config import RunConfig, flatten
@@ -21,6 +21,7 @@ from roadmap.disk import reason
 from roadmap.errors import ConfigError, Problem, config_error, relative
 from roadmap.files import read_json_lines, write_atomic, write_errors
 from roadmap.lease import attempts, owner, read_attempt
+from roadmap.steps_file import Percent
 
 RUN_FOLDER = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 LONGEST_ID = 250
@@ -97,9 +98,6 @@ class RunDir:
 
 
 WAITING = 0.1  # a share of waiting for data in the training time above which it is reported
-
-
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Result(Spec):

@@ -283,8 +283,8 @@ def _planned(roadmap: Roadmap, found: Mapping[str, int]) -> dict[str, int]:
     Steps that an ablation shares with the roadmap may have more seeds from there, and ask for none of others.
     """
     shared = roadmap.whole.tree if roadmap.whole else {}
-    most = max((found[name] for name in roadmap.steps if name not in shared), default=0)
-    most = most or max(found[name] for name in roadmap.steps)
+    own = [found[name] for name in roadmap.steps if name not in shared]
+    most = max(own, default=0) or max(found[name] for name in roadmap.steps)
     return {
         name: number if name in roadmap.references else max(number, most) for name, number in found.items()
     }

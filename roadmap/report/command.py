@@ -92,10 +92,12 @@ def _check_options(arguments: argparse.Namespace) -> None:
     ]
     if arguments.against is not None and arguments.check is None:
         problems.append(Problem("--against", "is the table for --check TOLERANCE; give both"))
-    if arguments.check is not None and (len(arguments.runs) > 1 or arguments.watch is not None):
-        problems.append(Problem("--check", "takes one folder of RUNS and no --watch"))
-    if arguments.records and (len(arguments.runs) > 1 or arguments.watch is not None):
-        problems.append(Problem("--records", "takes one folder of RUNS and no --watch"))
+    of_one_folder = {"--check": arguments.check is not None, "--records": arguments.records}
+    problems += [
+        Problem(name, "takes one folder of RUNS and no --watch")
+        for name, is_given in of_one_folder.items()
+        if is_given and (len(arguments.runs) > 1 or arguments.watch is not None)
+    ]
     if arguments.precision is not None and len(arguments.runs) > 1:
         problems.append(Problem("--precision", "takes one folder of RUNS"))
     if arguments.precision is None and arguments.seeds is not None:

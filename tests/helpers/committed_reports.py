@@ -25,10 +25,15 @@ REPORTS = {
 }
 
 
+def unpack(archive: Path, runs: Path) -> None:
+    """Unpacks records into a folder of runs."""
+    with tarfile.open(archive) as opened:
+        opened.extractall(runs, filter="data")
+
+
 def collect(report: str, out: Path, folder: Path, *options: str) -> None:
     """Makes a report from its records, which are unpacked into `folder`."""
-    with tarfile.open(ROOT / "reports" / report / NAME) as archive:
-        archive.extractall(folder / "runs", filter="data")
+    unpack(ROOT / "reports" / report / NAME, folder / "runs")
     words = ["runs", "--out", str(out), *shlex.split(REPORTS[report]), *options]
     subprocess.run([sys.executable, str(ROOT / "collect.py"), *words], cwd=folder, check=True, timeout=600)
 
